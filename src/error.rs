@@ -1,0 +1,142 @@
+//! The one error type of the program: what went wrong in one line, and the exit code that goes with it.
+
+use std::fmt;
+use std::path::Path;
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a run ended without success; decides the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The run failed for a reason that has no code of its own.
+    Failed,
+    /// Bad usage: unknown flag, value out of range, options that exclude each other.
+    Usage,
+    /// Malformed data in a file, or a prompt longer than the context.
+    Malformed,
+    /// An input file is missing, unreadable, or not a regular file.
+    Input,
+    /// Well-formed, but pp-run does not know it: architecture, tensor type, tokenizer.
+    Unsupported,
+    /// A bug in pp-run.
+    Internal,
+    /// Not enough memory.
+    Memory,
+    /// An output file cannot be created.
+    CannotCreate,
+    /// Reading or writing failed, or a file changed while in use.
+    Io,
+    /// Ctrl-C ended the run.
+    Interrupted,
+    /// SIGTERM ended the run.
+    Terminated,
+}
+
+impl Kind {
+    /// Exit code of the process.
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Kind::Failed => 1,
+            Kind::Usage => 2,
+            Kind::Malformed => 65,
+            Kind::Input => 66,
+            Kind::Unsupported => 69,
+            Kind::Internal => 70,
+            Kind::Memory => 71,
+            Kind::CannotCreate => 73,
+            Kind::Io => 74,
+            Kind::Interrupted => 130,
+            Kind::Terminated => 143,
+        }
+    }
+}
+
+/// What went wrong: one line for the user.
+///
+/// The text may hold anything a file held; it is escaped when it is displayed, so that it can never
+/// steer a terminal and never takes more than one line.
+#[derive(Debug, Clone)]
+pub struct Error {
+    kind: Kind,
+    message: String,
+}
+
+impl Error {
+    /// A new error of the given kind.
+    #[cold]
+    pub fn new(kind: Kind, message: impl Into<String>) -> Error {
+        Error { kind, message: message.into() }
+    }
+
+    /// Why the run ended.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The same error with the file it is about in front: `model.gguf: ...`.
+    #[must_use]
+    pub fn in_file(self, path: &Path) -> Error {
+        Error { kind: self.kind, message: format!("{}: {}", path.display(), self.message) }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&escape(&self.message))
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Shorthands for the kinds that are raised in many places.
+macro_rules! constructors {
+    ($($name:ident => $kind:ident),* $(,)?) => {
+        impl Error {
+            $(
+                #[doc = concat!("An error of kind [`Kind::", stringify!($kind), "`].")]
+                #[cold]
+                pub fn $name(message: impl Into<String>) -> Error {
+                    Error::new(Kind::$kind, message)
+                }
+            )*
+        }
+    };
+}
+
+constructors! {
+    failed => Failed,
+    usage => Usage,
+    malformed => Malformed,
+    input => Input,
+    unsupported => Unsupported,
+    internal => Internal,
+    memory => Memory,
+    io => Io,
+}
+
+/// `text` with control characters, line breaks and bidirectional marks as `\xNN` / `\u{NN}`: safe to print on a
+/// terminal.
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => out.extend(c.escape_unicode()),
+            c if c.is_control() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_from_a_file_cannot_steer_a_terminal() {
+        let e = Error::malformed("name '\u{1b}[2J\n\u{202e}x'").in_file(Path::new("a.gguf"));
+        assert_eq!(e.to_string(), "a.gguf: name '\\x1b[2J\\x0a\\u{202e}x'");
+        assert_eq!(e.kind().exit_code(), 65);
+    }
+}

@@ -1,0 +1,4 @@
+//! pp-run
+pub mod cli;
+pub mod error;
+pub mod gguf;
