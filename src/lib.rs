@@ -1,4 +1,23 @@
-//! pp-run
+//! pp-run: runs a quantised GGUF model on its own ggml graphs, in the terminal, offline.
+//!
+//! The flow, top to bottom; a module uses only what stands below it:
+//!
+//! ```text
+//! main      parse, run, print the error, exit code
+//! cli       argv -> Options, resolved and checked
+//! commands  one file per command; the only code that writes to stdout
+//! chat      turns, template, line editor, terminal
+//! generate  tokens out: stop rules, UTF-8 stream
+//! session   one timeline: tokens, KV cache, last logits
+//! model     hparams, weights, KV cache, graph
+//! blocks    pure graph functions: norm, qkv, rope, attention, ffn
+//! gguf      open, check, metadata, tensor table, memory map
+//! ggml      (vendor) the five beats of ggml, and the parts of libllama that are used
+//! ```
+//!
+//! `sampler`, `tokenizer`, `stats` and `error` are leaves.
 pub mod cli;
 pub mod error;
 pub mod gguf;
+pub mod model;
+pub mod session;

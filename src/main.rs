@@ -1,1 +1,2 @@
-fn main(){}
+//! pp-run.
+fn main() {}

@@ -73,8 +73,17 @@ impl Type {
         let s = s.to_string_lossy();
         match &*s {
             "f32" | "f16" | "bf16" | "f64" | "i8" | "i16" | "i32" | "i64" => s.to_uppercase(),
-            _ => s.replace("iq", "IQ").replace('q', "Q").replace("xxs", "XXS").replace("xs", "XS").replace("_nl", "_NL")
-                .replace("_s", "_S").replace("_m", "_M").replace("tQ", "TQ").replace("mxfp", "MXFP").replace("nvfp", "NVFP"),
+            _ => s
+                .replace("iq", "IQ")
+                .replace('q', "Q")
+                .replace("xxs", "XXS")
+                .replace("xs", "XS")
+                .replace("_nl", "_NL")
+                .replace("_s", "_S")
+                .replace("_m", "_M")
+                .replace("tQ", "TQ")
+                .replace("mxfp", "MXFP")
+                .replace("nvfp", "NVFP"),
         }
     }
 
