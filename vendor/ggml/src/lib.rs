@@ -1,3 +1,19 @@
 //! A safe wrapper over ggml, and over the parts of libllama that pp-run uses.
+//!
+//! ggml works in five beats: build a graph ([`Graph::build`]), allocate it ([`Executor::load`]), set its inputs
+//! ([`Executor::set`]), compute ([`Executor::compute`]), get its outputs ([`Executor::get`]). Tensors that outlive a
+//! graph are in a [`Store`]. ggml aborts the process when a precondition fails, so every precondition is checked here
+//! first: a violation is a bug of the caller and panics.
+mod device;
+mod exec;
+mod graph;
+mod map;
+mod store;
 mod types;
+
+pub use device::{BufferType, Device, Usage};
+pub use exec::{ComputeError, Element, Executor, F16};
+pub use graph::{Builder, Graph, Rope, Slot, Tensor};
+pub use map::Map;
+pub use store::{AllocError, MAPPED_ALIGNMENT, Place, Store, TensorId, TensorSpec};
 pub use types::Type;

@@ -1,0 +1,223 @@
+//! Running graphs: allocate, set inputs, compute, get outputs.
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use llama_cpp_sys_2 as sys;
+
+use crate::device::Device;
+use crate::graph::{Graph, Slot};
+use crate::types::Type;
+
+/// Why a computation has no result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ComputeError {
+    /// The interrupt flag was set.
+    Interrupted,
+    /// Memory for the graph's intermediate results could not be had.
+    OutOfMemory,
+    /// A device failed.
+    Failed,
+}
+
+/// An element that moves between the program and a tensor.
+pub trait Element: Copy + sealed::Sealed {
+    /// The tensor's type.
+    const TYPE: Type;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! elements {
+    ($($t:ty => $ty:expr),* $(,)?) => {
+        $(
+            impl sealed::Sealed for $t {}
+            impl Element for $t {
+                const TYPE: Type = $ty;
+            }
+        )*
+    };
+}
+
+/// Bits of a 16-bit float.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct F16(pub u16);
+
+elements! { f32 => Type::F32, i32 => Type::I32, i64 => Type::I64, F16 => Type::F16 }
+
+/// Runs one graph at a time on the given devices and the CPU.
+///
+/// Lives on one thread, like the tensors that its graphs refer to.
+#[derive(Debug)]
+pub struct Executor {
+    sched: NonNull<sys::ggml_backend_sched>,
+    backends: Vec<Backend>,
+    pool: NonNull<sys::ggml_threadpool>,
+    graph: Option<Graph>,
+    interrupt: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+struct Backend {
+    ptr: NonNull<sys::ggml_backend>,
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        // SAFETY: this owner made the backend and frees it once.
+        unsafe { sys::ggml_backend_free(self.ptr.as_ptr()) }
+    }
+}
+
+/// ggml asks this between operations whether to go on.
+unsafe extern "C" fn interrupted(flag: *mut c_void) -> bool {
+    // SAFETY: the pointer is to the AtomicBool in the executor's Arc, which outlives the backend that calls this.
+    unsafe { &*flag.cast::<AtomicBool>() }.load(Ordering::Relaxed)
+}
+
+impl Executor {
+    /// An executor over `gpus` and the CPU with `n_threads` threads at most, for graphs of up to `max_tensors`
+    /// tensors. A computation ends early once `interrupt` is set.
+    pub fn new(
+        gpus: &[Device],
+        n_threads: usize,
+        max_tensors: usize,
+        interrupt: Arc<AtomicBool>,
+    ) -> Result<Executor, ComputeError> {
+        let mut backends = Vec::new();
+        for device in gpus.iter().copied().chain([Device::cpu()]) {
+            // SAFETY: the device is registered; no parameters.
+            let ptr = unsafe { sys::ggml_backend_dev_init(device.as_ptr(), std::ptr::null()) };
+            backends.push(Backend { ptr: NonNull::new(ptr).ok_or(ComputeError::Failed)? });
+        }
+        let n_threads = i32::try_from(n_threads).expect("thread counts are small");
+        // SAFETY: takes a number, returns a struct by value.
+        let mut params = unsafe { sys::ggml_threadpool_params_default(n_threads) };
+        // SAFETY: params is a live local.
+        let pool = unsafe { sys::ggml_threadpool_new(&mut params) };
+        let Some(pool) = NonNull::new(pool) else { return Err(ComputeError::Failed) };
+        let mut pointers: Vec<_> = backends.iter().map(|b| b.ptr.as_ptr()).collect();
+        let cpu = *pointers.last().expect("the CPU is always there");
+        // SAFETY: cpu is a live CPU backend; the pool outlives it (see `Drop`).
+        unsafe { sys::ggml_backend_cpu_set_threadpool(cpu, pool.as_ptr()) };
+        // SAFETY: cpu is live; the flag is kept by the executor for longer than the backend.
+        unsafe {
+            sys::ggml_backend_cpu_set_abort_callback(cpu, Some(interrupted), Arc::as_ptr(&interrupt).cast_mut().cast());
+        }
+        let n = i32::try_from(pointers.len()).expect("devices are few");
+        // SAFETY: the array holds n live backends, the CPU last as ggml asks; null selects their own buffer types.
+        let sched = unsafe {
+            sys::ggml_backend_sched_new(pointers.as_mut_ptr(), std::ptr::null_mut(), n, max_tensors, false, true)
+        };
+        let sched = NonNull::new(sched).expect("ggml_backend_sched_new never fails");
+        Ok(Executor { sched, backends, pool, graph: None, interrupt })
+    }
+
+    /// Bytes of intermediate results that `graph` needs, summed over the devices, without reserving them.
+    pub fn measure(&mut self, graph: &Graph) -> usize {
+        self.graph = None;
+        let mut sizes = vec![0usize; self.backends.len()];
+        // SAFETY: scheduler and graph are live; sizes has one element per backend.
+        unsafe { sys::ggml_backend_sched_reserve_size(self.sched.as_ptr(), graph.as_ptr(), sizes.as_mut_ptr()) };
+        // SAFETY: the scheduler is live.
+        unsafe { sys::ggml_backend_sched_reset(self.sched.as_ptr()) };
+        sizes.iter().sum()
+    }
+
+    /// Reserves the memory for graphs up to the size of this one.
+    pub fn reserve(&mut self, graph: &Graph) -> Result<(), ComputeError> {
+        self.graph = None;
+        // SAFETY: the scheduler is live and holds no other graph.
+        unsafe { sys::ggml_backend_sched_reset(self.sched.as_ptr()) };
+        // SAFETY: scheduler and graph are live.
+        let reserved = unsafe { sys::ggml_backend_sched_reserve(self.sched.as_ptr(), graph.as_ptr()) };
+        if reserved { Ok(()) } else { Err(ComputeError::OutOfMemory) }
+    }
+
+    /// Makes `graph` the current one and gives its tensors memory.
+    pub fn load(&mut self, graph: Graph) -> Result<(), ComputeError> {
+        self.graph = None;
+        // SAFETY: the scheduler is live.
+        unsafe { sys::ggml_backend_sched_reset(self.sched.as_ptr()) };
+        // SAFETY: scheduler and graph are live; the graph is kept until the next one.
+        if !unsafe { sys::ggml_backend_sched_alloc_graph(self.sched.as_ptr(), graph.as_ptr()) } {
+            return Err(ComputeError::OutOfMemory);
+        }
+        self.graph = Some(graph);
+        Ok(())
+    }
+
+    fn tensor(&self, slot: Slot) -> NonNull<sys::ggml_tensor> {
+        self.graph.as_ref().expect("a graph is loaded").slot(slot)
+    }
+
+    /// Sets an input of the current graph; `data` holds all its elements.
+    pub fn set<T: Element>(&mut self, slot: Slot, data: &[T]) {
+        let tensor = self.tensor(slot);
+        // SAFETY: the tensor is live while its graph is.
+        let t = unsafe { tensor.as_ref() };
+        assert_eq!(t.type_, T::TYPE.raw(), "element type of an input");
+        // SAFETY: as above.
+        let bytes = unsafe { sys::ggml_nbytes(tensor.as_ptr()) };
+        assert_eq!(bytes, size_of_val(data), "size of an input");
+        if t.buffer.is_null() {
+            // Nothing in the graph reads it.
+            return;
+        }
+        // SAFETY: the tensor has memory of exactly this many bytes.
+        unsafe { sys::ggml_backend_tensor_set(tensor.as_ptr(), data.as_ptr().cast(), 0, bytes) };
+    }
+
+    /// Computes the current graph with `n_threads` CPU threads.
+    pub fn compute(&mut self, n_threads: usize) -> Result<(), ComputeError> {
+        let graph = self.graph.as_ref().expect("a graph is loaded").as_ptr();
+        let cpu = self.backends.last().expect("the CPU is always there").ptr;
+        let n_threads = i32::try_from(n_threads).expect("thread counts are small");
+        // SAFETY: cpu is a live CPU backend.
+        unsafe { sys::ggml_backend_cpu_set_n_threads(cpu.as_ptr(), n_threads) };
+        // SAFETY: scheduler and graph are live, and the graph was allocated by `load`.
+        let status = unsafe { sys::ggml_backend_sched_graph_compute(self.sched.as_ptr(), graph) };
+        match status {
+            sys::GGML_STATUS_SUCCESS => Ok(()),
+            sys::GGML_STATUS_ABORTED => Err(ComputeError::Interrupted),
+            sys::GGML_STATUS_ALLOC_FAILED => Err(ComputeError::OutOfMemory),
+            _ => Err(ComputeError::Failed),
+        }
+    }
+
+    /// Copies the first elements of an output of the current graph.
+    pub fn get<T: Element>(&self, slot: Slot, data: &mut [T]) {
+        let tensor = self.tensor(slot);
+        // SAFETY: the tensor is live while its graph is.
+        let t = unsafe { tensor.as_ref() };
+        assert_eq!(t.type_, T::TYPE.raw(), "element type of an output");
+        let bytes = size_of_val(data);
+        // SAFETY: as above.
+        assert!(bytes <= unsafe { sys::ggml_nbytes(tensor.as_ptr()) }, "size of an output");
+        assert!(!t.buffer.is_null(), "the output was computed");
+        // SAFETY: the tensor has memory of at least this many bytes; every bit pattern is a valid element.
+        unsafe { sys::ggml_backend_tensor_get(tensor.as_ptr(), data.as_mut_ptr().cast(), 0, bytes) };
+    }
+
+    /// The flag that ends a computation early.
+    pub fn interrupt(&self) -> &Arc<AtomicBool> {
+        &self.interrupt
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        self.graph = None;
+        // SAFETY: this owner made the scheduler and frees it once, before the backends that it refers to.
+        unsafe { sys::ggml_backend_sched_free(self.sched.as_ptr()) };
+        // The backends are freed before the pool that one of them uses.
+        self.backends.clear();
+        // SAFETY: this owner made the pool and frees it once; no backend uses it any more.
+        unsafe { sys::ggml_threadpool_free(self.pool.as_ptr()) };
+    }
+}
