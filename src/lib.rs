@@ -16,6 +16,7 @@
 //! ```
 //!
 //! `sampler`, `tokenizer`, `stats` and `error` are leaves.
+pub mod blocks;
 pub mod cli;
 pub mod error;
 pub mod gguf;

@@ -1,56 +1,125 @@
-//! The model: hyper-parameters, weights, KV cache and graph.
+//! The model: hyper-parameters, weights, KV cache and graph. Knows tensors and tokens, never text.
+
+mod builder;
+mod hparams;
+mod kv_cache;
+mod llama;
+pub mod memory;
+mod weights;
 
 use std::ops::ControlFlow;
+use std::rc::Rc;
 use std::sync::Arc;
 
+use ggml::{BufferType, Device, Graph, Store};
+
 use crate::cli::options::{ModelOptions, RopeOptions};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gguf::Gguf;
+
+pub use builder::{Shape, Slots};
+pub use hparams::{ARCHITECTURES, Hparams};
+pub use kv_cache::{CacheParams, KvCache, hadamard};
+use weights::{Loader, Placement};
 
 /// A model in memory, ready to compute.
 #[derive(Debug)]
-pub struct Model {}
+pub struct Model {
+    gguf: Arc<Gguf>,
+    hparams: Hparams,
+    placement: Placement,
+    store: Rc<Store>,
+    tensors: llama::Tensors,
+}
 
 impl Model {
-    /// Checks the tensors against the hyper-parameters and brings the weights into memory. `progress` is told the
-    /// share done (0 to 1) and may stop the load, which then ends with `Kind::Interrupted`.
+    /// Checks the tensors against the hyper-parameters and brings the weights into memory with `n_threads` threads.
+    /// `progress` is told the share done (0 to 1) and may stop the load, which then ends with
+    /// [`crate::error::Kind::Interrupted`].
     pub fn load(
-        _gguf: Arc<Gguf>,
-        _options: &ModelOptions,
-        _rope: &RopeOptions,
-        _n_threads: u32,
-        _progress: &mut dyn FnMut(f32) -> ControlFlow<()>,
+        gguf: Arc<Gguf>,
+        options: &ModelOptions,
+        rope: &RopeOptions,
+        n_threads: usize,
+        progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send),
     ) -> Result<Model> {
-        todo!()
+        let hparams = Hparams::read(&gguf, rope)?;
+        let placement = Placement::new(&gguf, hparams.n_layer, options.n_gpu_layers);
+        let load = |progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send)| {
+            let mut loader = Loader::new(&gguf, &placement, options);
+            let wanted = llama::Tensors::want(&mut loader, &hparams)?;
+            if options.check_tensors {
+                check_values(&gguf)?;
+            }
+            let (store, ids) = loader.finish(n_threads, progress)?;
+            Ok((store, wanted.resolve(&ids)))
+        };
+        let (store, tensors) = load(progress).map_err(|e: Error| e.in_file(gguf.path()))?;
+        Ok(Model { gguf: gguf.clone(), hparams, placement, store, tensors })
+    }
+
+    /// The model's shape.
+    pub fn hparams(&self) -> &Hparams {
+        &self.hparams
     }
 
     /// Number of tokens in the vocabulary (the width of the logits).
     pub fn n_vocab(&self) -> usize {
-        todo!()
+        self.hparams.n_vocab
     }
 
-    /// Context length in tokens that the model was trained with.
-    pub fn n_ctx_train(&self) -> u32 {
-        todo!()
+    /// The file that the model was loaded from.
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
     }
 
-    /// What llama-bench calls it: `llama 7B Q4_0`, or `llama ?B Q4_0`.
-    pub fn description(&self) -> String {
-        todo!()
-    }
-
-    /// Bytes of all weights.
+    /// Bytes of all weights in the file.
     pub fn n_bytes(&self) -> u64 {
-        todo!()
+        self.gguf.tensors().iter().map(|t| t.n_bytes).sum()
     }
 
-    /// Number of elements of all weights.
+    /// Number of elements of all weights in the file.
     pub fn n_params(&self) -> u64 {
-        todo!()
+        self.gguf.tensors().iter().map(|t| t.n_elements()).sum()
     }
 
-    /// `CPU`, or the names of the backends in use as llama-bench writes them: `CUDA,CPU`.
+    /// The backends in use as llama-bench names them: `CPU`, or `Vulkan,CPU`.
     pub fn backend(&self) -> String {
-        todo!()
+        match self.placement.gpu {
+            Some(gpu) => format!("{},CPU", gpu.backend_name()),
+            None => "CPU".to_owned(),
+        }
+    }
+
+    /// The GPUs that layers are on.
+    pub(crate) fn gpus(&self) -> Vec<Device> {
+        self.placement.gpu.into_iter().collect()
+    }
+
+    /// The memory of each layer's cache.
+    pub(crate) fn cache_buffer_types(&self) -> Vec<BufferType> {
+        (0..self.hparams.n_layer).map(|il| self.placement.device(il).buffer_type()).collect()
+    }
+
+    /// Room that a graph of this model needs, in tensors.
+    pub(crate) fn max_tensors(&self) -> usize {
+        // A block has some 40 nodes and views, with biases and rotated caches some 70.
+        128 + 96 * self.hparams.n_layer
+    }
+
+    /// The graph of a micro-batch.
+    pub(crate) fn graph(&self, cache: &KvCache, shape: Shape) -> (Graph, Slots) {
+        Graph::build(self.max_tensors(), |g| {
+            let builder = builder::BatchBuilder::new(g, &self.hparams, &self.store, cache, shape);
+            self.tensors.graph(builder)
+        })
+    }
+}
+
+/// `--check-tensors`: no NaN and no infinity in any weight or scale.
+fn check_values(gguf: &Gguf) -> Result<()> {
+    match gguf.tensors().iter().find(|t| !t.ty.validate(gguf.data(t))) {
+        Some(t) => Err(Error::malformed(format!("tensor '{}' holds invalid values (NaN or infinity)", t.name))),
+        None => Ok(()),
     }
 }

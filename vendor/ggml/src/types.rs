@@ -105,6 +105,12 @@ impl Type {
         (ne0 % b == 0).then(|| (ne0 / b).checked_mul(s))?
     }
 
+    /// Whether `data`, whole rows of this type, holds no NaN and no infinity.
+    pub fn validate(self, data: &[u8]) -> bool {
+        // SAFETY: the pointer and the length are of one slice; ggml checks that it is whole blocks.
+        unsafe { sys::ggml_validate_row_data(self.raw(), data.as_ptr().cast(), data.len()) }
+    }
+
     /// Whether the type stores blocks with scales.
     pub fn is_quantized(self) -> bool {
         // SAFETY: as in `block_size`.

@@ -1,0 +1,355 @@
+//! Typed access to metadata.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use crate::cli::options::OverrideValue;
+use crate::error::{Error, Result};
+
+/// Type of a value, with the ids of the GGUF specification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are the types")]
+#[repr(u32)]
+pub enum ValueType {
+    U8 = 0,
+    I8,
+    U16,
+    I16,
+    U32,
+    I32,
+    F32,
+    Bool,
+    Str,
+    Array,
+    U64,
+    I64,
+    F64,
+}
+
+impl ValueType {
+    /// The type of this id.
+    pub fn from_id(id: u32) -> Option<ValueType> {
+        use ValueType::*;
+        [U8, I8, U16, I16, U32, I32, F32, Bool, Str, Array, U64, I64, F64].get(id as usize).copied()
+    }
+
+    /// Name as in gguf-dump, in lower case.
+    pub fn name(self) -> &'static str {
+        use ValueType::*;
+        match self {
+            U8 => "u8",
+            I8 => "i8",
+            U16 => "u16",
+            I16 => "i16",
+            U32 => "u32",
+            I32 => "i32",
+            F32 => "f32",
+            Bool => "bool",
+            Str => "string",
+            Array => "array",
+            U64 => "u64",
+            I64 => "i64",
+            F64 => "f64",
+        }
+    }
+
+    /// Bytes of a value; strings and arrays vary.
+    pub fn size(self) -> Option<usize> {
+        use ValueType::*;
+        match self {
+            U8 | I8 | Bool => Some(1),
+            U16 | I16 => Some(2),
+            U32 | I32 | F32 => Some(4),
+            U64 | I64 | F64 => Some(8),
+            Str | Array => None,
+        }
+    }
+}
+
+/// A value of the metadata.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "the names are the types")]
+pub enum Value {
+    U8(u8),
+    I8(i8),
+    U16(u16),
+    I16(i16),
+    U32(u32),
+    I32(i32),
+    F32(f32),
+    Bool(bool),
+    /// Bytes that need not be UTF-8.
+    Str(Vec<u8>),
+    Array(Array),
+    U64(u64),
+    I64(i64),
+    F64(f64),
+}
+
+/// An array, left where it is in the file: vocabularies have hundreds of thousands of entries.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Array {
+    /// Type of the elements; never an array.
+    pub ty: ValueType,
+    /// Number of elements.
+    pub len: usize,
+    /// Bytes of the elements in the file.
+    pub(super) data: Range<usize>,
+}
+
+impl Array {
+    /// The elements of an array of strings; `file` is the file that the array was read from.
+    pub fn strings<'a>(&self, file: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        assert_eq!(self.ty, ValueType::Str, "an array of strings");
+        let mut rest = &file[self.data.clone()];
+        std::iter::from_fn(move || {
+            let (length, after) = rest.split_first_chunk::<8>()?;
+            let (string, after) = after.split_at(u64::from_le_bytes(*length) as usize);
+            rest = after;
+            Some(string)
+        })
+    }
+
+    /// The elements of an array of numbers or bools.
+    pub fn values<'a>(&self, file: &'a [u8]) -> impl Iterator<Item = Value> + use<'a> {
+        let ty = self.ty;
+        let size = ty.size().expect("an array of numbers");
+        file[self.data.clone()].chunks_exact(size).map(move |bytes| Value::decode(ty, bytes))
+    }
+}
+
+impl Value {
+    /// The value of a fixed-size type in its little-endian bytes.
+    pub(super) fn decode(ty: ValueType, bytes: &[u8]) -> Value {
+        fn le<const N: usize>(bytes: &[u8]) -> [u8; N] {
+            bytes.try_into().expect("as many bytes as the type has")
+        }
+        match ty {
+            ValueType::U8 => Value::U8(bytes[0]),
+            ValueType::I8 => Value::I8(bytes[0] as i8),
+            ValueType::U16 => Value::U16(u16::from_le_bytes(le(bytes))),
+            ValueType::I16 => Value::I16(i16::from_le_bytes(le(bytes))),
+            ValueType::U32 => Value::U32(u32::from_le_bytes(le(bytes))),
+            ValueType::I32 => Value::I32(i32::from_le_bytes(le(bytes))),
+            ValueType::F32 => Value::F32(f32::from_le_bytes(le(bytes))),
+            ValueType::Bool => Value::Bool(bytes[0] == 1),
+            ValueType::U64 => Value::U64(u64::from_le_bytes(le(bytes))),
+            ValueType::I64 => Value::I64(i64::from_le_bytes(le(bytes))),
+            ValueType::F64 => Value::F64(f64::from_le_bytes(le(bytes))),
+            ValueType::Str | ValueType::Array => unreachable!("strings and arrays have no fixed size"),
+        }
+    }
+
+    /// The value's type.
+    pub fn value_type(&self) -> ValueType {
+        match self {
+            Value::U8(_) => ValueType::U8,
+            Value::I8(_) => ValueType::I8,
+            Value::U16(_) => ValueType::U16,
+            Value::I16(_) => ValueType::I16,
+            Value::U32(_) => ValueType::U32,
+            Value::I32(_) => ValueType::I32,
+            Value::F32(_) => ValueType::F32,
+            Value::Bool(_) => ValueType::Bool,
+            Value::Str(_) => ValueType::Str,
+            Value::Array(_) => ValueType::Array,
+            Value::U64(_) => ValueType::U64,
+            Value::I64(_) => ValueType::I64,
+            Value::F64(_) => ValueType::F64,
+        }
+    }
+
+    /// Any integer.
+    pub fn as_i128(&self) -> Option<i128> {
+        Some(match *self {
+            Value::U8(n) => n.into(),
+            Value::I8(n) => n.into(),
+            Value::U16(n) => n.into(),
+            Value::I16(n) => n.into(),
+            Value::U32(n) => n.into(),
+            Value::I32(n) => n.into(),
+            Value::U64(n) => n.into(),
+            Value::I64(n) => n.into(),
+            _ => return None,
+        })
+    }
+}
+
+/// A key and its value.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The key.
+    pub key: String,
+    /// The value.
+    pub value: Value,
+    /// Its bytes in the file; none for overrides.
+    pub(super) raw: Option<Range<usize>>,
+}
+
+/// The metadata of a file, in its order.
+#[derive(Debug)]
+pub struct Metadata {
+    entries: Vec<Entry>,
+    by_key: HashMap<String, usize>,
+}
+
+impl Metadata {
+    pub(super) fn new(entries: Vec<Entry>) -> Metadata {
+        let by_key = entries.iter().enumerate().map(|(i, e)| (e.key.clone(), i)).collect();
+        Metadata { entries, by_key }
+    }
+
+    /// All entries.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.by_key.get(key).map(|&i| &self.entries[i].value)
+    }
+
+    /// `general.architecture`, or an empty string.
+    pub fn architecture(&self) -> &str {
+        self.str("general.architecture").ok().flatten().unwrap_or("")
+    }
+
+    fn wrong(key: &str, got: &Value, expected: &str) -> Error {
+        Error::malformed(format!("metadata '{key}' is of type {}, expected {expected}", got.value_type().name()))
+    }
+
+    /// An integer that fits in u32.
+    pub fn u32(&self, key: &str) -> Result<Option<u32>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let n = value.as_i128().ok_or_else(|| Metadata::wrong(key, value, "u32"))?;
+        u32::try_from(n).map(Some).map_err(|_| Error::malformed(format!("metadata '{key}' is {n}, expected 0 to {}", u32::MAX)))
+    }
+
+    /// A float.
+    pub fn f32(&self, key: &str) -> Result<Option<f32>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::F32(x)) => Ok(Some(*x)),
+            Some(Value::F64(x)) => Ok(Some(*x as f32)),
+            Some(other) => Err(Metadata::wrong(key, other, "f32")),
+        }
+    }
+
+    /// A bool.
+    pub fn bool(&self, key: &str) -> Result<Option<bool>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(b)) => Ok(Some(*b)),
+            Some(other) => Err(Metadata::wrong(key, other, "bool")),
+        }
+    }
+
+    /// A text.
+    pub fn str(&self, key: &str) -> Result<Option<&str>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Str(bytes)) => match std::str::from_utf8(bytes) {
+                Ok(text) => Ok(Some(text)),
+                Err(_) => Err(Error::malformed(format!("metadata '{key}' is not UTF-8 text"))),
+            },
+            Some(other) => Err(Metadata::wrong(key, other, "string")),
+        }
+    }
+
+    /// An array whose elements are of one of the types.
+    pub fn array(&self, key: &str, types: &[ValueType]) -> Result<Option<&Array>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Array(array)) if types.contains(&array.ty) => Ok(Some(array)),
+            Some(Value::Array(array)) => Err(Error::malformed(format!(
+                "metadata '{key}' is an array of {}, expected an array of {}",
+                array.ty.name(),
+                types[0].name()
+            ))),
+            Some(other) => Err(Metadata::wrong(key, other, &format!("array of {}", types[0].name()))),
+        }
+    }
+
+    /// Replaces or adds a value. As in llama.cpp the new value must be of the old one's kind.
+    pub(super) fn replace(&mut self, key: &str, value: &OverrideValue) -> Result<()> {
+        let old = self.get(key);
+        let value = match (value, old.map(Value::value_type)) {
+            (OverrideValue::Int(n), Some(ty)) => integer(*n, ty)?,
+            (OverrideValue::Int(n), None) => match u32::try_from(*n) {
+                Ok(n) => Value::U32(n),
+                Err(_) => Value::I64(*n),
+            },
+            (OverrideValue::Float(x), Some(ValueType::F32) | None) => Value::F32(*x as f32),
+            (OverrideValue::Float(x), Some(ValueType::F64)) => Value::F64(*x),
+            (OverrideValue::Bool(b), Some(ValueType::Bool) | None) => Value::Bool(*b),
+            (OverrideValue::Str(s), Some(ValueType::Str) | None) => Value::Str(s.clone().into_bytes()),
+            (_, Some(ty)) => return Err(Error::usage(format!("the file has a value of type {} there", ty.name()))),
+        };
+        let entry = Entry { key: key.to_owned(), value, raw: None };
+        match self.by_key.get(key) {
+            Some(&i) => self.entries[i] = entry,
+            None => {
+                self.by_key.insert(key.to_owned(), self.entries.len());
+                self.entries.push(entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// A GGUF file with the general and the tokenizer's metadata and no tensors.
+    pub(super) fn write(&self, file: &[u8]) -> Vec<u8> {
+        let wanted = |e: &&Entry| {
+            e.key.starts_with("tokenizer.") || (e.key.starts_with("general.") && e.key != "general.alignment")
+        };
+        let mut out = b"GGUF".to_vec();
+        out.extend(3u32.to_le_bytes());
+        out.extend(0u64.to_le_bytes());
+        out.extend((self.entries.iter().filter(wanted).count() as u64).to_le_bytes());
+        for entry in self.entries.iter().filter(wanted) {
+            if let Some(raw) = &entry.raw {
+                out.extend_from_slice(&file[raw.clone()]);
+                continue;
+            }
+            out.extend((entry.key.len() as u64).to_le_bytes());
+            out.extend(entry.key.as_bytes());
+            out.extend((entry.value.value_type() as u32).to_le_bytes());
+            match &entry.value {
+                Value::U8(n) => out.extend(n.to_le_bytes()),
+                Value::I8(n) => out.extend(n.to_le_bytes()),
+                Value::U16(n) => out.extend(n.to_le_bytes()),
+                Value::I16(n) => out.extend(n.to_le_bytes()),
+                Value::U32(n) => out.extend(n.to_le_bytes()),
+                Value::I32(n) => out.extend(n.to_le_bytes()),
+                Value::F32(n) => out.extend(n.to_le_bytes()),
+                Value::Bool(b) => out.push(u8::from(*b)),
+                Value::U64(n) => out.extend(n.to_le_bytes()),
+                Value::I64(n) => out.extend(n.to_le_bytes()),
+                Value::F64(n) => out.extend(n.to_le_bytes()),
+                Value::Str(s) => {
+                    out.extend((s.len() as u64).to_le_bytes());
+                    out.extend(s);
+                }
+                Value::Array(_) => unreachable!("overrides are never arrays"),
+            }
+        }
+        // The data section begins aligned, even if it is empty.
+        out.resize(out.len().next_multiple_of(32), 0);
+        out
+    }
+}
+
+/// `n` as a value of the integer type `ty`.
+fn integer(n: i64, ty: ValueType) -> Result<Value> {
+    let range = || Error::usage(format!("{n} does not fit in the file's type {}", ty.name()));
+    Ok(match ty {
+        ValueType::U8 => Value::U8(n.try_into().map_err(|_| range())?),
+        ValueType::I8 => Value::I8(n.try_into().map_err(|_| range())?),
+        ValueType::U16 => Value::U16(n.try_into().map_err(|_| range())?),
+        ValueType::I16 => Value::I16(n.try_into().map_err(|_| range())?),
+        ValueType::U32 => Value::U32(n.try_into().map_err(|_| range())?),
+        ValueType::I32 => Value::I32(n.try_into().map_err(|_| range())?),
+        ValueType::U64 => Value::U64(n.try_into().map_err(|_| range())?),
+        ValueType::I64 => Value::I64(n),
+        other => return Err(Error::usage(format!("the file has a value of type {} there", other.name()))),
+    })
+}

@@ -1,0 +1,174 @@
+//! The KV cache: keys and values of the tokens so far, one row of cells per sequence.
+//!
+//! Cell number = position: a sequence occupies its cells from 0 on, and forgetting is a matter of counting fewer.
+
+use std::rc::Rc;
+
+use ggml::{AllocError, BufferType, Builder, Place, Store, Tensor, TensorId, TensorSpec, Type};
+
+use super::hparams::Hparams;
+use crate::cli::options::CacheType;
+
+/// Type, size and layout of a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheParams {
+    /// Cells of a sequence.
+    pub n_cells: usize,
+    /// Number of sequences.
+    pub n_seq: usize,
+    /// Element type of keys.
+    pub type_k: CacheType,
+    /// Element type of values.
+    pub type_v: CacheType,
+    /// Values lie as flash attention reads them; without it they are transposed.
+    pub flash_attn: bool,
+}
+
+/// Keys and values of all layers.
+#[derive(Debug)]
+pub struct KvCache {
+    params: CacheParams,
+    store: Rc<Store>,
+    k: Vec<TensorId>,
+    v: Vec<TensorId>,
+    /// Width of the rotation that spreads outliers before a key is quantised; see [`rotation`].
+    pub rot_k: Option<usize>,
+    /// The same for values.
+    pub rot_v: Option<usize>,
+    n_embd_head: usize,
+    n_head_kv: usize,
+}
+
+fn ggml_type(ty: CacheType) -> Type {
+    match ty {
+        CacheType::F32 => Type::F32,
+        CacheType::F16 => Type::F16,
+        CacheType::Q8_0 => Type::Q8_0,
+    }
+}
+
+impl CacheParams {
+    /// Bytes of the cache of a model.
+    pub fn bytes(&self, hparams: &Hparams) -> u64 {
+        let row = |ty: CacheType| ggml_type(ty).row_bytes(hparams.n_embd_gqa()).unwrap_or(0) as u64;
+        (row(self.type_k) + row(self.type_v)) * (self.n_cells * self.n_seq * hparams.n_layer) as u64
+    }
+
+    /// Why a model cannot have this cache, if so.
+    pub fn refusal(&self, hparams: &Hparams) -> Option<String> {
+        if self.type_v == CacheType::Q8_0 && !self.flash_attn {
+            return Some("a quantised cache of values (-ctv q8_0) needs flash attention (-fa on)".into());
+        }
+        let head = hparams.n_embd_head;
+        if (self.type_k == CacheType::Q8_0 || self.type_v == CacheType::Q8_0) && !head.is_multiple_of(32) {
+            return Some(format!("a q8_0 cache needs heads of a multiple of 32 in width; this model's have {head}: use f16"));
+        }
+        None
+    }
+}
+
+impl KvCache {
+    /// An empty cache; `buffer_types` names the memory of each layer.
+    pub fn new(hparams: &Hparams, params: CacheParams, buffer_types: &[BufferType]) -> Result<KvCache, AllocError> {
+        let ne = [hparams.n_embd_gqa() as u64, params.n_cells as u64, params.n_seq as u64, 1];
+        let mut specs = Vec::new();
+        for (name, ty) in [("k", params.type_k), ("v", params.type_v)] {
+            for (il, kind) in buffer_types.iter().enumerate() {
+                let name = format!("cache_{name}_l{il}");
+                specs.push(TensorSpec { name, ty: ggml_type(ty), ne, place: Place::Buffer(*kind) });
+            }
+        }
+        let mut store = Store::new(&specs, None)?;
+        // Cells that hold nothing yet are masked, but 0 times an old NaN is NaN.
+        store.zero();
+        let k: Vec<TensorId> = store.ids().take(hparams.n_layer).collect();
+        let v = store.ids().skip(hparams.n_layer).collect();
+        Ok(KvCache {
+            params,
+            store: Rc::new(store),
+            k,
+            v,
+            rot_k: rotation(params.type_k, hparams.n_embd_head, true),
+            rot_v: rotation(params.type_v, hparams.n_embd_head, false),
+            n_embd_head: hparams.n_embd_head,
+            n_head_kv: hparams.n_head_kv,
+        })
+    }
+
+    /// Size and layout.
+    pub fn params(&self) -> CacheParams {
+        self.params
+    }
+
+    /// Writes keys and values `[n_embd_head, n_head_kv, n_tokens]` of layer `il` into the cells `k_ids` and `v_ids`
+    /// (see [`KvCache::value_ids`]).
+    pub fn write<'g>(&self, g: &Builder<'g>, il: usize, k: Tensor<'g>, v: Tensor<'g>, k_ids: Tensor<'g>, v_ids: Tensor<'g>) {
+        let n_embd = self.n_embd_head * self.n_head_kv;
+        let n_tokens = k.ne()[2];
+        let cells = self.params.n_cells * self.params.n_seq;
+        let rows = |t: Tensor<'g>| g.view(t, [n_embd, n_tokens, 1, 1], [t.nb()[2], t.nb()[2] * n_tokens, t.nb()[2] * n_tokens], 0);
+        let flat = |id: TensorId| g.reshape(g.leaf(&self.store, id), [n_embd, cells, 1, 1]);
+        g.expand(g.set_rows(flat(self.k[il]), rows(k), k_ids));
+        if self.params.flash_attn {
+            g.expand(g.set_rows(flat(self.v[il]), rows(v), v_ids));
+        } else {
+            let elements = g.reshape(g.leaf(&self.store, self.v[il]), [1, n_embd * cells, 1, 1]);
+            g.expand(g.set_rows(elements, g.reshape(v, [1, n_embd * n_tokens, 1, 1]), v_ids));
+        }
+    }
+
+    /// Rows that the values of tokens at `cells` are written to: the cells themselves, or one per element if the values
+    /// are transposed. A cell counts through all sequences: `seq * n_cells + position`.
+    pub fn value_ids(&self, cells: &[i64]) -> Vec<i64> {
+        if self.params.flash_attn {
+            return cells.to_vec();
+        }
+        let n_embd = (self.n_embd_head * self.n_head_kv) as i64;
+        let n_cells = self.params.n_cells as i64;
+        cells
+            .iter()
+            .flat_map(|cell| {
+                let (seq, pos) = (cell / n_cells, cell % n_cells);
+                (0..n_embd).map(move |i| seq * n_cells * n_embd + i * n_cells + pos)
+            })
+            .collect()
+    }
+
+    /// Keys of the first `n_kv` cells of the first `n_seq` sequences: `[n_embd_head, n_head_kv, n_kv, n_seq]`.
+    pub fn k<'g>(&self, g: &Builder<'g>, il: usize, n_kv: usize, n_seq: usize) -> Tensor<'g> {
+        self.by_cell(g, g.leaf(&self.store, self.k[il]), n_kv, n_seq)
+    }
+
+    /// Values of the same cells: as the keys, or `[n_kv, n_head_kv, n_embd_head, n_seq]` if transposed.
+    pub fn v<'g>(&self, g: &Builder<'g>, il: usize, n_kv: usize, n_seq: usize) -> Tensor<'g> {
+        let v = g.leaf(&self.store, self.v[il]);
+        if self.params.flash_attn {
+            return self.by_cell(g, v, n_kv, n_seq);
+        }
+        let column = v.ty().row_bytes(self.params.n_cells).expect("plain types have no blocks");
+        let nb = [column * self.n_embd_head, column, column * self.n_embd_head * self.n_head_kv];
+        g.view(v, [n_kv, self.n_head_kv, self.n_embd_head, n_seq], nb, 0)
+    }
+
+    fn by_cell<'g>(&self, g: &Builder<'g>, t: Tensor<'g>, n_kv: usize, n_seq: usize) -> Tensor<'g> {
+        let head = t.ty().row_bytes(self.n_embd_head).expect("checked in CacheParams::refusal");
+        g.view(t, [self.n_embd_head, self.n_head_kv, n_kv, n_seq], [head, t.nb()[1], t.nb()[2]], 0)
+    }
+}
+
+/// Width of the Hadamard rotation of quantised keys and values: as llama.cpp, the largest power of two that divides a
+/// head for keys, 64 for values, and none for heads that are not a multiple of 64.
+fn rotation(ty: CacheType, n_embd_head: usize, largest: bool) -> Option<usize> {
+    if ty != CacheType::Q8_0 || !n_embd_head.is_multiple_of(64) {
+        return None;
+    }
+    Some(if largest { 1 << n_embd_head.trailing_zeros() } else { 64 })
+}
+
+/// The orthonormal, symmetric Hadamard matrix of `n` (a power of two) by Sylvester's construction, row by row.
+pub fn hadamard(n: usize) -> Vec<f32> {
+    let scale = 1.0 / (n as f32).sqrt();
+    (0..n * n)
+        .map(|i| if ((i / n) & (i % n)).count_ones() % 2 == 0 { scale } else { -scale })
+        .collect()
+}

@@ -1,0 +1,78 @@
+//! How much memory can be had, and errors that say so before it is taken.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+
+/// Bytes of memory that a process can still take without swapping: what the kernel estimates, or what the control group
+/// leaves, if that is less. `None` where the system does not say (then nothing is refused in advance).
+pub fn available() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(cgroup_available().map_or(kib * 1024, |c| c.min(kib * 1024)))
+}
+
+/// What the limits of the process's control group and its parents leave; version 2, else version 1.
+fn cgroup_available() -> Option<u64> {
+    let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mut least: Option<u64> = None;
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let (root, limit, usage, cache) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+            c if c.split(',').any(|c| c == "memory") => {
+                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            }
+            _ => continue,
+        };
+        let mut dir = PathBuf::from(format!("{root}{path}"));
+        // Inside a container the path may be the host's: then the root of the mount is the group itself.
+        if !dir.is_dir() {
+            dir = PathBuf::from(root);
+        }
+        loop {
+            if let (Some(limit), Some(usage)) = (number(dir.join(limit)), number(dir.join(usage))) {
+                let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
+                // Pages of files that were not used lately are given back before the limit bites.
+                let reclaimable = stat
+                    .lines()
+                    .find_map(|l| l.strip_prefix(cache)?.trim().parse::<u64>().ok())
+                    .unwrap_or(0);
+                let left = limit.saturating_sub(usage.saturating_sub(reclaimable));
+                least = Some(least.map_or(left, |l| l.min(left)));
+            }
+            if dir.as_os_str() == root || !dir.pop() {
+                break;
+            }
+        }
+    }
+    least
+}
+
+/// `n` bytes as people read them.
+pub fn human(n: u64) -> String {
+    let mut value = n as f64;
+    for unit in ["bytes", "KiB", "MiB", "GiB", "TiB"] {
+        if value < 1024.0 || unit == "TiB" {
+            return if unit == "bytes" { format!("{n} bytes") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1024.0;
+    }
+    unreachable!("the last unit returns")
+}
+
+/// Refuses what cannot fit: `bytes` for `what`; `advice` is what the user can do.
+pub fn require(bytes: u64, what: &str, advice: &str) -> Result<()> {
+    match available() {
+        Some(left) if bytes > left => Err(Error::memory(format!(
+            "{what} would take {}, but only {} of memory are available: {advice}",
+            human(bytes),
+            human(left)
+        ))),
+        _ => Ok(()),
+    }
+}
