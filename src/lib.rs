@@ -22,3 +22,4 @@ pub mod error;
 pub mod gguf;
 pub mod model;
 pub mod session;
+pub mod tokenizer;

@@ -8,9 +8,7 @@ use ggml::{ComputeError, Executor, F16};
 use crate::cli::options::{CacheType, ContextOptions, Tristate};
 use crate::error::{Error, Kind, Result};
 use crate::model::{CacheParams, KvCache, Model, Shape, Slots, hadamard, memory};
-
-/// Id of a token in the vocabulary.
-pub type Token = i32;
+use crate::tokenizer::Token;
 
 /// Cells are counted in steps, so that a graph serves many tokens (as llama.cpp).
 const KV_STEP: usize = 256;
@@ -57,8 +55,7 @@ impl<'m> Session<'m> {
         interrupt: Arc<AtomicBool>,
     ) -> Result<Self> {
         let hparams = model.hparams();
-        let n_threads = options.n_threads.map_or(1, |n| n as usize);
-        let n_threads_batch = options.n_threads_batch.map_or(n_threads, |n| n as usize);
+        let (n_threads, n_threads_batch) = (options.n_threads, options.n_threads_batch);
         let mut executor =
             Executor::new(&model.gpus(), n_threads.max(n_threads_batch), model.max_tensors() * 2, interrupt).map_err(failure)?;
 
@@ -188,6 +185,11 @@ impl<'m> Session<'m> {
         self.read_logits();
         self.tokens.push(token);
         Ok(())
+    }
+
+    /// Lets the worker threads sleep until the next computation, for whoever computes in between.
+    pub fn pause(&self) {
+        self.executor.pause();
     }
 
     /// Forgets all tokens from position `n_past` on.

@@ -49,6 +49,21 @@ pub struct ModelOptions {
     pub warmup: bool,
 }
 
+impl ModelOptions {
+    /// The defaults, for this file.
+    pub fn new(path: impl Into<PathBuf>) -> ModelOptions {
+        ModelOptions {
+            path: path.into(),
+            n_gpu_layers: None,
+            no_mmap: false,
+            mlock: false,
+            check_tensors: false,
+            override_kv: Vec::new(),
+            warmup: true,
+        }
+    }
+}
+
 /// Value of an `--override-kv`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum OverrideValue {
@@ -127,10 +142,10 @@ pub struct ContextOptions {
     pub n_batch: u32,
     /// Physical (micro-) batch.
     pub n_ubatch: u32,
-    /// Threads for decoding; `None` = choose.
-    pub n_threads: Option<u32>,
-    /// Threads for prompts; `None` = as for decoding.
-    pub n_threads_batch: Option<u32>,
+    /// Threads for decoding.
+    pub n_threads: usize,
+    /// Threads for prompts.
+    pub n_threads_batch: usize,
     /// Type of cached keys.
     pub cache_type_k: CacheType,
     /// Type of cached values.
@@ -139,6 +154,23 @@ pub struct ContextOptions {
     pub flash_attn: Tristate,
     /// RoPE settings that replace the file's.
     pub rope: RopeOptions,
+}
+
+impl ContextOptions {
+    /// llama.cpp's defaults, with `n_threads` threads.
+    pub fn new(n_threads: usize) -> ContextOptions {
+        ContextOptions {
+            n_ctx: None,
+            n_batch: 2048,
+            n_ubatch: 512,
+            n_threads,
+            n_threads_batch: n_threads,
+            cache_type_k: CacheType::F16,
+            cache_type_v: CacheType::F16,
+            flash_attn: Tristate::Auto,
+            rope: RopeOptions::default(),
+        }
+    }
 }
 
 /// How the next token is drawn. Defaults are llama.cpp's.
@@ -164,6 +196,23 @@ pub struct SamplingOptions {
     pub frequency_penalty: f32,
     /// Never draw an end-of-generation token.
     pub ignore_eos: bool,
+}
+
+impl Default for SamplingOptions {
+    fn default() -> SamplingOptions {
+        SamplingOptions {
+            seed: None,
+            temperature: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            repeat_penalty: 1.0,
+            repeat_last_n: 64,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            ignore_eos: false,
+        }
+    }
 }
 
 /// How many tokens an answer may have.
@@ -339,7 +388,7 @@ pub struct BenchOptions {
     /// `-r`
     pub repetitions: u32,
     /// `-t` list
-    pub n_threads: Vec<u32>,
+    pub n_threads: Vec<usize>,
     /// `-o`
     pub format: TableFormat,
     /// `--baseline llama.cpp`: run libllama alternately, print both and the ratio

@@ -204,6 +204,13 @@ impl Executor {
         unsafe { sys::ggml_backend_tensor_get(tensor.as_ptr(), data.as_mut_ptr().cast(), 0, bytes) };
     }
 
+    /// Lets the worker threads sleep until the next computation. Otherwise they wait for it by spinning for a while, which
+    /// takes the core from whatever else runs.
+    pub fn pause(&self) {
+        // SAFETY: the pool is live.
+        unsafe { sys::ggml_threadpool_pause(self.pool.as_ptr()) };
+    }
+
     /// The flag that ends a computation early.
     pub fn interrupt(&self) -> &Arc<AtomicBool> {
         &self.interrupt

@@ -7,7 +7,10 @@
 mod device;
 mod exec;
 mod graph;
+pub mod llama;
 mod map;
+mod quantize;
+mod sampler;
 mod store;
 mod types;
 
@@ -15,5 +18,7 @@ pub use device::{BufferType, Device, Usage};
 pub use exec::{ComputeError, Element, Executor, F16};
 pub use graph::{Builder, Graph, Rope, Slot, Tensor};
 pub use map::Map;
+pub use quantize::quantize;
+pub use sampler::{SamplerChain, SamplerParams};
 pub use store::{AllocError, MAPPED_ALIGNMENT, Place, Store, TensorId, TensorSpec};
 pub use types::Type;

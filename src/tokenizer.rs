@@ -1,0 +1,75 @@
+//! Text to tokens and back: libllama's vocabularies, loaded from metadata that has passed our check.
+
+use ggml::llama::Vocab;
+
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+
+/// Id of a token in the vocabulary.
+pub type Token = i32;
+
+/// The tokenizer of a model.
+#[derive(Debug)]
+pub struct Tokenizer {
+    vocab: Vocab,
+}
+
+impl Tokenizer {
+    /// Checks the vocabulary's metadata and loads it.
+    pub fn load(gguf: &Gguf) -> Result<Tokenizer> {
+        gguf.require_vocab()?;
+        let vocab = Vocab::new(&gguf.vocab_header())
+            .map_err(|e| Error::unsupported(format!("the tokenizer cannot be loaded: {}", e.0)).in_file(gguf.path()))?;
+        // libllama would abort when it adds a token that there is not.
+        for (wanted, token, name) in [(vocab.add_bos(), vocab.bos(), "bos"), (vocab.add_eos(), vocab.eos(), "eos")] {
+            if wanted && token.is_none() {
+                let message = format!("the tokenizer adds a {name} token, but tokenizer.ggml.{name}_token_id names none");
+                return Err(Error::malformed(message).in_file(gguf.path()));
+            }
+        }
+        Ok(Tokenizer { vocab })
+    }
+
+    /// Tokens of `text`. `add_special` adds BOS and EOS as the model wants them; `parse_special` reads the names of control
+    /// tokens as these tokens.
+    pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>> {
+        self.vocab
+            .tokenize(text, add_special, parse_special)
+            .ok_or_else(|| Error::malformed(format!("a text of {} bytes is too long for the tokenizer", text.len())))
+    }
+
+    /// Bytes of a token; control tokens have none unless `special`.
+    pub fn piece(&self, token: Token, special: bool) -> Vec<u8> {
+        self.vocab.piece(token, special)
+    }
+
+    /// Whether the token ends a generation.
+    pub fn is_eog(&self, token: Token) -> bool {
+        self.vocab.is_eog(token)
+    }
+
+    /// All tokens that end a generation.
+    pub fn eog_tokens(&self) -> Vec<Token> {
+        (0..self.vocab.n_tokens() as Token).filter(|&t| self.vocab.is_eog(t)).collect()
+    }
+
+    /// Number of tokens.
+    pub fn n_vocab(&self) -> usize {
+        self.vocab.n_tokens()
+    }
+
+    /// Beginning of a text.
+    pub fn bos(&self) -> Option<Token> {
+        self.vocab.bos()
+    }
+
+    /// End of a text.
+    pub fn eos(&self) -> Option<Token> {
+        self.vocab.eos()
+    }
+
+    /// Whether texts begin with BOS.
+    pub fn add_bos(&self) -> bool {
+        self.vocab.add_bos()
+    }
+}

@@ -1,0 +1,58 @@
+//! What several tests need.
+#![allow(dead_code, reason = "each test uses a part")]
+
+pub mod forge;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use pp_run::cli::options::{ContextOptions, ModelOptions};
+use pp_run::gguf::Gguf;
+use pp_run::model::Model;
+use pp_run::session::Session;
+
+/// SmolLM2-135M-Instruct, which `models/get` fetches.
+pub fn smollm2() -> PathBuf {
+    let path = match std::env::var_os("PP_RUN_TEST_MODEL") {
+        Some(path) => PathBuf::from(path),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("models/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    };
+    assert!(path.is_file(), "{} is missing: run models/get", path.display());
+    path
+}
+
+/// A model with two threads and the default options.
+pub fn load(path: &Path, context: &ContextOptions) -> Model {
+    let gguf = Arc::new(Gguf::open(path).unwrap());
+    let options = ModelOptions::new(path);
+    Model::load(gguf, &options, &context.rope, 2, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+/// A session for one sequence, one output.
+pub fn session<'m>(model: &'m Model, context: &ContextOptions) -> Session<'m> {
+    Session::new(model, context, 1, 1, Arc::new(AtomicBool::new(false))).unwrap()
+}
+
+/// Normalised mean squared error of `got` against `want`.
+pub fn nmse(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let (mut error, mut power) = (0.0f64, 0.0f64);
+    for (&g, &w) in got.iter().zip(want) {
+        error += (f64::from(g) - f64::from(w)).powi(2);
+        power += f64::from(w).powi(2);
+    }
+    error / power
+}
+
+/// The most likely token; the first of equals, as libllama's greedy sampler.
+pub fn argmax(logits: &[f32]) -> i32 {
+    let mut best = 0;
+    for (i, l) in logits.iter().enumerate() {
+        if *l > logits[best] {
+            best = i;
+        }
+    }
+    best as i32
+}

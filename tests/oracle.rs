@@ -1,0 +1,217 @@
+//! Our graphs against libllama's, in one process, on the same files with the same settings.
+
+mod common;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::AtomicBool;
+
+use common::forge::{Forge, RopeKind};
+use common::{argmax, load, nmse, session, smollm2};
+use ggml::Type;
+use ggml::llama::{Context, ContextParams, Model as LlamaModel};
+use pp_run::cli::options::{CacheType, ContextOptions, Tristate};
+use pp_run::gguf::Gguf;
+use pp_run::session::Session;
+use pp_run::tokenizer::Tokenizer;
+
+/// One test computes at a time: two pools of threads that wait for each other by spinning starve on few cores.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// The agreement that is asked for.
+const MAX_NMSE: f64 = 1e-6;
+
+fn options() -> ContextOptions {
+    ContextOptions { n_ctx: Some(2048), ..ContextOptions::new(2) }
+}
+
+/// libllama's settings for the same run.
+fn llama_params(options: &ContextOptions, n_seq_max: u32) -> ContextParams {
+    let ty = |t: CacheType| match t {
+        CacheType::F32 => Type::F32,
+        CacheType::F16 => Type::F16,
+        CacheType::Q8_0 => Type::Q8_0,
+    };
+    ContextParams {
+        n_ctx: options.n_ctx.unwrap() * n_seq_max,
+        n_batch: options.n_batch,
+        n_ubatch: options.n_ubatch,
+        n_seq_max,
+        n_threads: options.n_threads as u32,
+        n_threads_batch: options.n_threads_batch as u32,
+        type_k: ty(options.cache_type_k),
+        type_v: ty(options.cache_type_v),
+        flash_attn: options.flash_attn != Tristate::Off,
+    }
+}
+
+/// Prefills, then decodes `n_decode` tokens greedily: tokens must be identical and logits agree at every step.
+fn compare(path: &Path, options: &ContextOptions, prompts: &[Vec<i32>], n_decode: usize) {
+    let model = load(path, options);
+    let mut ours = session(&model, options);
+    let llama = LlamaModel::load(path, 0).unwrap();
+    let mut theirs = Context::new(&llama, &llama_params(options, 1)).unwrap();
+    for (number, prompt) in prompts.iter().enumerate() {
+        theirs.clear();
+        ours.rewind(0);
+        let batch: Vec<_> = prompt.iter().enumerate().map(|(i, &t)| (t, i as i32, 0, i + 1 == prompt.len())).collect();
+        assert!(theirs.decode(&batch), "libllama decodes prompt {number}");
+        theirs.pause();
+        ours.sync(prompt, &mut |_, _| {}).unwrap();
+        ours.pause();
+        let mut index = prompt.len() - 1;
+        for step in 0..=n_decode {
+            let want = theirs.logits(index).unwrap();
+            let got = ours.logits();
+            let error = nmse(got, want);
+            assert!(error < MAX_NMSE, "{}: prompt {number}, step {step}: NMSE {error:e}", path.display());
+            let token = argmax(want);
+            assert_eq!(argmax(got), token, "{}: prompt {number}, step {step}", path.display());
+            if step < n_decode {
+                ours.decode(token).unwrap();
+                ours.pause();
+                assert!(theirs.decode(&[(token, (prompt.len() + step) as i32, 0, true)]));
+                theirs.pause();
+                index = 0;
+            }
+        }
+    }
+}
+
+fn smollm2_prompts(path: &Path) -> Vec<Vec<i32>> {
+    let tokenizer = Tokenizer::load(&Gguf::open(path).unwrap()).unwrap();
+    let long = "The committee met again on Tuesday and could not agree on the colour of the bridge. ".repeat(75);
+    let texts = [
+        "The capital of France is",
+        "Write a haiku about the sea.",
+        "fn main() {\n    let numbers = vec![1, 2, 3];\n",
+        "Größe, naïveté, 日本語のテキスト, Привет 👋🏽 — and then",
+        "<|im_start|>user\nWhat is gravity?<|im_end|>\n<|im_start|>assistant\n",
+        "1, 1, 2, 3, 5, 8, 13,",
+        "Once upon a time, there was a little girl who lived in a village near the forest.",
+        &long,
+    ];
+    let mut prompts: Vec<Vec<i32>> = texts.iter().map(|t| tokenizer.encode(t, true, true).unwrap()).collect();
+    assert!(prompts.last().unwrap().len() > 2 * 512, "longer than two micro-batches");
+    prompts.push(vec![28]);
+    prompts
+}
+
+#[test]
+fn smollm2_agrees_with_libllama() {
+    let _turn = turn();
+    let path = smollm2();
+    compare(&path, &options(), &smollm2_prompts(&path), 128);
+}
+
+#[test]
+fn smollm2_agrees_without_flash_attention_and_with_other_caches() {
+    let _turn = turn();
+    let path = smollm2();
+    let prompts: Vec<_> = smollm2_prompts(&path).into_iter().skip(6).collect();
+    let off = ContextOptions { flash_attn: Tristate::Off, ..options() };
+    compare(&path, &off, &prompts, 32);
+    for ty in [CacheType::F32, CacheType::Q8_0] {
+        let o = ContextOptions { cache_type_k: ty, cache_type_v: ty, ..options() };
+        compare(&path, &o, &prompts, 32);
+    }
+    let mixed = ContextOptions { cache_type_k: CacheType::Q8_0, flash_attn: Tristate::Off, ..options() };
+    compare(&path, &mixed, &prompts, 32);
+}
+
+/// Tokens that a random model has all of.
+fn random_prompts(n_vocab: usize) -> Vec<Vec<i32>> {
+    let prompt = |n: usize, step: usize| (0..n).map(|i| ((i * step + 7) % n_vocab) as i32).collect();
+    vec![prompt(1, 1), prompt(17, 5), prompt(70, 31), prompt(300, 101)]
+}
+
+fn compare_forged(forge: &Forge, options: &ContextOptions) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(format!("{}-{}-{}.gguf", forge.ty.name(), forge.n_head, forge.n_head_kv));
+    forge.write(&path);
+    compare(&path, options, &random_prompts(forge.n_vocab), 32);
+}
+
+const TYPES: [Type; 8] =
+    [Type::F32, Type::F16, Type::Q8_0, Type::Q4_0, Type::Q4_1, Type::Q5_0, Type::Q4_K, Type::Q6_K];
+
+/// Micro-batches of 128, so that the longest prompt takes three.
+fn small_options() -> ContextOptions {
+    ContextOptions { n_ctx: Some(512), n_ubatch: 128, ..ContextOptions::new(2) }
+}
+
+#[test]
+fn random_models_agree_for_every_weight_type() {
+    let _turn = turn();
+    for ty in TYPES {
+        for n_head_kv in [4, 2] {
+            compare_forged(&Forge::tiny(ty, 4, n_head_kv), &small_options());
+        }
+    }
+}
+
+#[test]
+fn random_models_agree_for_every_variant() {
+    let _turn = turn();
+    let base = Forge::tiny(Type::Q4_0, 8, 2);
+    for tied in [false, true] {
+        for biases in [false, true] {
+            for rope in [RopeKind::Plain, RopeKind::Linear, RopeKind::Yarn, RopeKind::Llama3] {
+                compare_forged(&Forge { tied, biases, rope, ..base.clone() }, &small_options());
+            }
+        }
+    }
+}
+
+#[test]
+fn random_models_agree_for_every_cache() {
+    let _turn = turn();
+    for n_head in [4, 8] {
+        let forge = Forge::tiny(Type::F16, n_head, 2);
+        for ty in [CacheType::F16, CacheType::F32, CacheType::Q8_0] {
+            let o = ContextOptions { cache_type_k: ty, cache_type_v: ty, ..small_options() };
+            compare_forged(&forge, &o);
+            if ty != CacheType::Q8_0 {
+                compare_forged(&forge, &ContextOptions { flash_attn: Tristate::Off, ..o });
+            }
+        }
+    }
+}
+
+#[test]
+fn sequences_side_by_side_agree_with_libllama() {
+    let _turn = turn();
+    let path = smollm2();
+    let text = smollm2_prompts(&path).swap_remove(7);
+    let seqs: Vec<&[i32]> = text.chunks_exact(300).take(3).collect();
+    for flash_attn in [Tristate::On, Tristate::Off] {
+        let options = ContextOptions { n_ctx: Some(512), n_ubatch: 512, flash_attn, ..ContextOptions::new(2) };
+        let model = load(&path, &options);
+        let mut ours = Session::new(&model, &options, 4, 512, Arc::new(AtomicBool::new(false))).unwrap();
+        let llama = LlamaModel::load(&path, 0).unwrap();
+        let mut theirs = Context::new(&llama, &llama_params(&options, 1)).unwrap();
+        let first = 150;
+        let mut want = Vec::new();
+        for seq in &seqs {
+            theirs.clear();
+            let batch: Vec<_> = seq.iter().enumerate().map(|(i, &t)| (t, i as i32, 0, i >= first)).collect();
+            assert!(theirs.decode(&batch));
+            theirs.pause();
+            want.push((first..300).map(|i| theirs.logits(i).unwrap().to_vec()).collect::<Vec<_>>());
+        }
+        let mut seen = Vec::new();
+        ours.score(&seqs, first, &mut |pos, rows| {
+            seen.push(pos);
+            for (s, row) in rows.chunks_exact(model.n_vocab()).enumerate() {
+                let error = nmse(row, &want[s][pos - first]);
+                assert!(error < MAX_NMSE, "sequence {s}, position {pos}: NMSE {error:e}");
+            }
+        })
+        .unwrap();
+        assert_eq!(seen, (first..300).collect::<Vec<_>>());
+    }
+}
