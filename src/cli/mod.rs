@@ -1,2 +1,504 @@
-//! The command line.
+//! The command line: from arguments to options that are resolved and checked.
+
+mod args;
+mod normalise;
 pub mod options;
+mod threads;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{CommandFactory, FromArgMatches};
+
+use crate::error::{Error, Result};
+use args::{BenchArgs, Cli, ContextArgs, LogArgs, ModelArgs, PerplexityArgs, RunArgs, SamplingArgs, Sub, TokenizeArgs};
+use options::*;
+
+/// What the user asked for.
+#[derive(Debug)]
+pub enum Parsed {
+    /// A command, with lines to print on stderr first.
+    Command(Box<Command>, Vec<String>),
+    /// Text to print on stdout: `--help`, `--version`.
+    Text(String),
+}
+
+/// Parses an argument list, the program's name first. Errors are of kind [`crate::error::Kind::Usage`].
+pub fn parse(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Parsed> {
+    let command = command();
+    let normalised = normalise::normalise(&command, args, env)?;
+    let matches = match command.try_get_matches_from(normalised.args) {
+        Ok(matches) => matches,
+        Err(e) if !e.use_stderr() => return Ok(Parsed::Text(e.render().to_string())),
+        Err(e) => return Err(Error::usage(one_line(&e.render().to_string()))),
+    };
+    let cli = Cli::from_arg_matches(&matches).map_err(|e| Error::usage(one_line(&e.render().to_string())))?;
+    let command = match cli.command {
+        None => Command::Run(run(cli.run)?),
+        Some(Sub::Show(a)) => Command::Show(ShowOptions {
+            path: a.path.or(a.model).ok_or_else(|| Error::usage("which model? pp-run show MODEL"))?,
+            tensors: a.tensors,
+            json: a.json,
+        }),
+        Some(Sub::Tokenize(a)) => Command::Tokenize(tokenize(a)),
+        Some(Sub::Perplexity(a)) => Command::Perplexity(perplexity(a)?),
+        Some(Sub::Bench(a)) => Command::Bench(bench(a)?),
+        Some(Sub::Completions { shell }) => Command::Completions(shell),
+        Some(Sub::Man) => Command::Man,
+    };
+    Ok(Parsed::Command(Box::new(command), normalised.warnings))
+}
+
+/// The command line as clap describes it, for completions and the manual.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// clap's message without its prefix, usage and line breaks.
+fn one_line(message: &str) -> String {
+    let message = message.split("\n\nUsage:").next().unwrap_or(message);
+    let message = message.split("\n\nFor more").next().unwrap_or(message);
+    let words: Vec<&str> = message.trim_start_matches("error: ").split_whitespace().collect();
+    words.join(" ")
+}
+
+fn run(a: RunArgs) -> Result<RunOptions> {
+    let model = a.model.ok_or_else(|| Error::usage("no model: pp-run -m MODEL.gguf -p \"prompt\" (or PP_ARG_MODEL; see --help)"))?;
+    if a.no_jinja {
+        return Err(Error::usage("--no-jinja: pp-run renders templates with Jinja only; --no-conversation goes without one"));
+    }
+    let text = |s: String| if a.no_escape { s } else { unescape(&s) };
+    let predict = match a.predict {
+        -1 => Predict::Unlimited,
+        -2 => Predict::FillContext,
+        n => Predict::AtMost(u64::try_from(n).map_err(|_| out_of_range("-n", n, "-2, -1 or more"))?),
+    };
+    let conversation = match (a.conversation, a.no_conversation) {
+        (_, true) => Conversation::Off,
+        (true, _) => Conversation::On,
+        _ => Conversation::Auto,
+    };
+    let template = match (a.chat_template, a.chat_template_file) {
+        (Some(t), _) => Some(TemplateSource::TextOrName(t)),
+        (None, Some(f)) => Some(TemplateSource::File(f)),
+        (None, None) => None,
+    };
+    let template_kwargs = match a.chat_template_kwargs.map(|j| serde_json::from_str(&j)) {
+        None => None,
+        Some(Ok(serde_json::Value::Object(map))) => Some(map),
+        Some(Ok(_)) => return Err(Error::usage("--chat-template-kwargs must be a JSON object")),
+        Some(Err(e)) => return Err(Error::usage(format!("--chat-template-kwargs is not JSON: {e}"))),
+    };
+    let output_format = match a.output_format.as_str() {
+        "text" => OutputFormat::Text,
+        "json" => OutputFormat::Json,
+        other => return Err(not_one_of("--output-format", other, "text, json")),
+    };
+    if a.prompt.is_some() && a.file.is_some() {
+        return Err(Error::usage("-p and -f both give a prompt: use one of them (text on stdin is added to -p)"));
+    }
+    Ok(RunOptions {
+        log: log(a.log),
+        model: model_options(model, a.model_args)?,
+        context: context(a.context)?,
+        sampling: sampling(a.sampling)?,
+        prompt: a.prompt.map(text),
+        prompt_file: a.file,
+        system: a.system_prompt,
+        system_file: a.system_prompt_file,
+        predict,
+        stop: a.stop.into_iter().map(text).filter(|s| !s.is_empty()).collect(),
+        conversation,
+        single_turn: a.single_turn,
+        template,
+        template_kwargs,
+        display_prompt: a.display_prompt,
+        special: a.special,
+        parse_special: a.parse_special,
+        multiline_input: a.multiline_input,
+        color: tristate("--color", &a.color)?,
+        simple_io: a.simple_io,
+        output_format,
+        output_file: a.output_file,
+        in_prefix: text(a.in_prefix),
+        in_suffix: text(a.in_suffix),
+        show_timings: !a.no_show_timings,
+    })
+}
+
+fn tokenize(a: TokenizeArgs) -> TokenizeOptions {
+    TokenizeOptions {
+        path: a.model,
+        prompt: a.prompt.map(|p| if a.no_escape { p } else { unescape(&p) }),
+        prompt_file: a.file,
+        ids: a.ids,
+        show_count: a.show_count,
+        no_bos: a.no_bos,
+        no_parse_special: a.no_parse_special,
+    }
+}
+
+fn perplexity(a: PerplexityArgs) -> Result<PerplexityOptions> {
+    let mut context = context(a.context)?;
+    context.n_ctx = Some(context.n_ctx.unwrap_or(512));
+    let chunks = match a.chunks {
+        -1 => None,
+        n => Some(usize::try_from(n).ok().filter(|&n| n > 0).ok_or_else(|| out_of_range("--chunks", n, "-1, or 1 or more"))?),
+    };
+    Ok(PerplexityOptions { log: log(a.log), model: model_options(a.model, a.model_args)?, context, file: a.file, chunks })
+}
+
+fn bench(mut a: BenchArgs) -> Result<BenchOptions> {
+    let n_threads = match a.context.threads.take() {
+        None => vec![threads::default_threads()],
+        Some(list) => numbers("-t", &[list])?.into_iter().map(|n| n as usize).collect(),
+    };
+    let format = match a.output.as_str() {
+        "md" => TableFormat::Md,
+        "json" => TableFormat::Json,
+        "csv" => TableFormat::Csv,
+        other => return Err(not_one_of("-o", other, "md, json, csv")),
+    };
+    let baseline = match a.baseline.as_deref() {
+        None => false,
+        Some("llama.cpp") => true,
+        Some(other) => return Err(not_one_of("--baseline", other, "llama.cpp")),
+    };
+    let pair = |s: &String| -> Result<(u32, u32)> {
+        match numbers("-pg", std::slice::from_ref(s))?[..] {
+            [p, g] if p > 0 && g > 0 => Ok((p, g)),
+            _ => Err(Error::usage(format!("-pg wants two numbers, such as 512,128; got '{s}'"))),
+        }
+    };
+    let prompt_gen = a.prompt_gen.iter().map(pair).collect::<Result<Vec<_>>>()?;
+    let either = a.n_prompt.is_empty() && a.n_gen.is_empty() && prompt_gen.is_empty();
+    let tests = |list: &[String], default: u32, flag: &str| -> Result<Vec<u32>> {
+        let all = if list.is_empty() && either { vec![default] } else { numbers(flag, list)? };
+        Ok(all.into_iter().filter(|&n| n > 0).collect())
+    };
+    // As llama-bench: a list that is not given has its default, unless only -pg is.
+    let default_prompt = if prompt_gen.is_empty() && a.n_prompt.is_empty() { vec![512] } else { tests(&a.n_prompt, 512, "-p")? };
+    let default_gen = if prompt_gen.is_empty() && a.n_gen.is_empty() { vec![128] } else { tests(&a.n_gen, 128, "-n")? };
+    if a.repetitions == 0 {
+        return Err(out_of_range("-r", 0, "1 or more"));
+    }
+    Ok(BenchOptions {
+        log: log(a.log),
+        model: model_options(a.model.first().cloned().unwrap_or_default(), a.model_args)?,
+        models: a.model,
+        context: context(a.context)?,
+        n_prompt: default_prompt,
+        n_gen: default_gen,
+        prompt_gen,
+        n_depth: numbers("-d", &a.n_depth)?,
+        repetitions: a.repetitions,
+        n_threads,
+        format,
+        baseline,
+    })
+}
+
+/// `512,1024` and `128-512+128` (or `*2`), several times.
+fn numbers(flag: &str, lists: &[String]) -> Result<Vec<u32>> {
+    let bad = |part: &str| Error::usage(format!("{flag}: '{part}' is no number, list or range (first-last+step)"));
+    let mut out = Vec::new();
+    for part in lists.iter().flat_map(|l| l.split(',')).map(str::trim) {
+        let Some((first, rest)) = part.split_once('-') else {
+            out.push(part.parse().map_err(|_| bad(part))?);
+            continue;
+        };
+        let split = rest.find(['+', '*']);
+        let (last, step) = split.map_or((rest, "+1"), |i| rest.split_at(i));
+        let (mut n, last): (u32, u32) = (first.parse().map_err(|_| bad(part))?, last.parse().map_err(|_| bad(part))?);
+        let by: u32 = step[1..].parse().map_err(|_| bad(part))?;
+        if n > last || by == 0 || (step.starts_with('*') && (by < 2 || n == 0)) || (last - n) / by > 10_000 {
+            return Err(bad(part));
+        }
+        while n <= last {
+            out.push(n);
+            let next = if step.starts_with('*') { n.checked_mul(by) } else { n.checked_add(by) };
+            let Some(next) = next else { break };
+            n = next;
+        }
+    }
+    Ok(out)
+}
+
+fn log(a: LogArgs) -> LogOptions {
+    let verbosity = if a.quiet {
+        1
+    } else if a.verbose {
+        5
+    } else {
+        a.verbosity.unwrap_or(3)
+    };
+    LogOptions { verbosity, file: a.log_file }
+}
+
+fn model_options(path: PathBuf, a: ModelArgs) -> Result<ModelOptions> {
+    let n_gpu_layers = match a.n_gpu_layers.as_deref() {
+        None | Some("auto" | "-1") => None,
+        Some("all" | "-2") => Some(u32::MAX),
+        Some(n) => Some(n.parse().map_err(|_| not_one_of("-ngl", n, "a number, all, auto"))?),
+    };
+    let (no_mmap, mlock) = match a.load_mode.as_deref() {
+        None | Some("auto") => (a.no_mmap || a.direct_io, a.mlock),
+        Some("mmap") => (false, a.mlock),
+        Some("none" | "dio") => (true, a.mlock),
+        Some("mlock") => (true, true),
+        Some("mmap+mlock") => (false, true),
+        Some(other) => return Err(not_one_of("--load-mode", other, "auto, mmap, none, mlock, mmap+mlock")),
+    };
+    let overrides = a.override_kv.iter().flat_map(|list| list.split(',')).map(override_kv).collect::<Result<_>>()?;
+    Ok(ModelOptions {
+        path,
+        n_gpu_layers,
+        no_mmap,
+        mlock,
+        check_tensors: a.check_tensors,
+        override_kv: overrides,
+        warmup: !a.no_warmup,
+    })
+}
+
+/// `key=type:value`
+fn override_kv(text: &str) -> Result<(String, OverrideValue)> {
+    let bad = || Error::usage(format!("--override-kv: '{text}' is not KEY=TYPE:VALUE with the type int, float, bool or str"));
+    let (key, typed) = text.split_once('=').ok_or_else(bad)?;
+    let (ty, value) = typed.split_once(':').ok_or_else(bad)?;
+    let value = match ty {
+        "int" => OverrideValue::Int(value.parse().map_err(|_| bad())?),
+        "float" => OverrideValue::Float(value.parse().map_err(|_| bad())?),
+        "bool" => OverrideValue::Bool(value.parse().map_err(|_| bad())?),
+        "str" => OverrideValue::Str(value.to_owned()),
+        _ => return Err(bad()),
+    };
+    Ok((key.to_owned(), value))
+}
+
+fn context(a: ContextArgs) -> Result<ContextOptions> {
+    let n_threads = match a.threads.as_deref() {
+        None => threads::default_threads(),
+        Some(t) => n_threads("-t", t.parse().map_err(|_| not_one_of("-t", t, "a number"))?)?,
+    };
+    let size = |flag: &str, n: i64| {
+        u32::try_from(n).ok().filter(|&n| (1..=1 << 24).contains(&n)).ok_or_else(|| out_of_range(flag, n, "1 to 16777216"))
+    };
+    let scaling = match a.rope_scaling.as_deref() {
+        None => None,
+        Some("none") => Some(RopeScaling::None),
+        Some("linear") => Some(RopeScaling::Linear),
+        Some("yarn") => Some(RopeScaling::Yarn),
+        Some(other) => return Err(not_one_of("--rope-scaling", other, "none, linear, yarn")),
+    };
+    let positive = |flag: &str, x: Option<f32>| match x {
+        Some(x) if !(x.is_finite() && x > 0.0) => Err(out_of_range(flag, x, "more than 0")),
+        x => Ok(x),
+    };
+    // llama.cpp's "not set" is a negative number (or 0 for the context).
+    let unless_negative = |x: Option<f32>| x.filter(|x| *x >= 0.0);
+    Ok(ContextOptions {
+        n_ctx: match a.ctx_size {
+            None => None,
+            Some(0) => Some(0),
+            Some(n) => Some(u32::try_from(n).ok().filter(|&n| n <= 1 << 30).ok_or_else(|| out_of_range("-c", n, "0 to 1073741824"))?),
+        },
+        n_batch: size("-b", a.batch_size)?,
+        n_ubatch: size("-ub", a.ubatch_size)?,
+        n_threads,
+        n_threads_batch: match a.threads_batch {
+            None => n_threads,
+            Some(-1) => n_threads,
+            Some(n) => self::n_threads("-tb", n)?,
+        },
+        cache_type_k: cache_type("-ctk", &a.cache_type_k)?,
+        cache_type_v: cache_type("-ctv", &a.cache_type_v)?,
+        flash_attn: tristate("-fa", &a.flash_attn)?,
+        rope: RopeOptions {
+            freq_base: positive("--rope-freq-base", a.rope_freq_base.filter(|&x| x != 0.0))?,
+            freq_scale: positive("--rope-freq-scale", a.rope_freq_scale.or(a.rope_scale.map(|s| 1.0 / s)).filter(|&x| x != 0.0))?,
+            scaling,
+            yarn_orig_ctx: match a.yarn_orig_ctx {
+                None | Some(0) => None,
+                Some(n) => Some(size("--yarn-orig-ctx", n)?),
+            },
+            yarn_ext_factor: unless_negative(a.yarn_ext_factor),
+            yarn_attn_factor: unless_negative(a.yarn_attn_factor),
+            yarn_beta_slow: unless_negative(a.yarn_beta_slow),
+            yarn_beta_fast: unless_negative(a.yarn_beta_fast),
+        },
+    })
+}
+
+fn n_threads(flag: &str, n: i64) -> Result<usize> {
+    match n {
+        -1 | 0 => Ok(threads::default_threads()),
+        1..=512 => Ok(n as usize),
+        _ => Err(out_of_range(flag, n, "-1, or 1 to 512")),
+    }
+}
+
+fn sampling(a: SamplingArgs) -> Result<SamplingOptions> {
+    let seed = match a.seed {
+        None | Some(-1) => None,
+        Some(n) => Some(u32::try_from(n).map_err(|_| out_of_range("--seed", n, "-1 to 4294967295"))?),
+    };
+    let finite = |flag: &str, x: f32| if x.is_finite() { Ok(x) } else { Err(out_of_range(flag, x, "a number")) };
+    let share = |flag: &str, x: f32| if (0.0..=1.0).contains(&x) { Ok(x) } else { Err(out_of_range(flag, x, "0 to 1")) };
+    if a.repeat_last_n < -1 {
+        return Err(out_of_range("--repeat-last-n", a.repeat_last_n, "-1 or more"));
+    }
+    if a.repeat_penalty.is_nan() || a.repeat_penalty <= 0.0 {
+        return Err(out_of_range("--repeat-penalty", a.repeat_penalty, "more than 0"));
+    }
+    Ok(SamplingOptions {
+        seed,
+        temperature: finite("--temp", a.temp)?,
+        top_k: a.top_k,
+        top_p: share("--top-p", a.top_p)?,
+        min_p: share("--min-p", a.min_p)?,
+        repeat_penalty: finite("--repeat-penalty", a.repeat_penalty)?,
+        repeat_last_n: a.repeat_last_n,
+        presence_penalty: finite("--presence-penalty", a.presence_penalty)?,
+        frequency_penalty: finite("--frequency-penalty", a.frequency_penalty)?,
+        ignore_eos: a.ignore_eos,
+    })
+}
+
+fn cache_type(flag: &str, text: &str) -> Result<CacheType> {
+    match text.to_ascii_lowercase().as_str() {
+        "f32" => Ok(CacheType::F32),
+        "f16" => Ok(CacheType::F16),
+        "q8_0" => Ok(CacheType::Q8_0),
+        _ => Err(not_one_of(flag, text, "f16, f32, q8_0")),
+    }
+}
+
+fn tristate(flag: &str, text: &str) -> Result<Tristate> {
+    match text.to_ascii_lowercase().as_str() {
+        "on" | "1" | "true" | "yes" | "enabled" => Ok(Tristate::On),
+        "off" | "0" | "false" | "no" | "disabled" => Ok(Tristate::Off),
+        "auto" | "-1" => Ok(Tristate::Auto),
+        _ => Err(not_one_of(flag, text, "on, off, auto")),
+    }
+}
+
+fn out_of_range(flag: &str, got: impl std::fmt::Display, expected: &str) -> Error {
+    Error::usage(format!("{flag} is {got}, expected {expected}"))
+}
+
+fn not_one_of(flag: &str, got: &str, expected: &str) -> Error {
+    Error::usage(format!("{flag}: '{got}' is not one of: {expected}"))
+}
+
+/// llama.cpp's escapes: `\n \r \t \' \" \\ \xNN`; anything else stays as it is.
+fn unescape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        let (c, length) = match rest.as_bytes() {
+            [b'n', ..] => ('\n', 1),
+            [b'r', ..] => ('\r', 1),
+            [b't', ..] => ('\t', 1),
+            [b'\'', ..] => ('\'', 1),
+            [b'"', ..] => ('"', 1),
+            [b'\\', ..] => ('\\', 1),
+            [b'x', a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => {
+                (char::from(u8::from_str_radix(&rest[1..3], 16).expect("two hexadecimal digits")), 3)
+            }
+            _ => ('\\', 0),
+        };
+        out.push(c);
+        rest = &rest[length..];
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_line(line: &[&str]) -> Result<Parsed> {
+        let args = std::iter::once("pp-run").chain(line.iter().copied()).map(OsString::from).collect();
+        parse(args, &|_| None)
+    }
+
+    fn run_options(line: &[&str]) -> RunOptions {
+        let all: Vec<&str> = ["-m", "x.gguf"].iter().chain(line).copied().collect();
+        match parse_line(&all).unwrap() {
+            Parsed::Command(c, _) => match *c {
+                Command::Run(o) => o,
+                other => panic!("{other:?}"),
+            },
+            Parsed::Text(t) => panic!("{t}"),
+        }
+    }
+
+    #[test]
+    fn clap_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_llama_cpps() {
+        let o = run_options(&[]);
+        assert_eq!(o.sampling, SamplingOptions::default());
+        assert_eq!((o.context.n_ctx, o.context.n_batch, o.context.n_ubatch), (None, 2048, 512));
+        assert_eq!(o.predict, Predict::Unlimited);
+    }
+
+    #[test]
+    fn values_are_understood() {
+        let o = run_options(&["-n", "-2", "-c", "0", "-fa", "-ctk", "q8_0", "--temp", "-1", "-p", r"a\n\x41\q", "-s", "-1"]);
+        assert_eq!(o.predict, Predict::FillContext);
+        assert_eq!(o.context.n_ctx, Some(0));
+        assert_eq!(o.context.flash_attn, Tristate::On);
+        assert_eq!(o.context.cache_type_k, CacheType::Q8_0);
+        assert_eq!(o.sampling.temperature, -1.0);
+        assert_eq!(o.sampling.seed, None);
+        assert_eq!(o.prompt.as_deref(), Some("a\nA\\q"));
+        let o = run_options(&["-p", r"a\n", "--no-escape", "-r", "x", "--stop", "y", "-cnv", "-no-cnv", "-ngl", "all"]);
+        assert_eq!(o.prompt.as_deref(), Some(r"a\n"));
+        assert_eq!(o.stop, ["x", "y"]);
+        assert_eq!(o.conversation, Conversation::Off);
+        assert_eq!(o.model.n_gpu_layers, Some(u32::MAX));
+        let o = run_options(&["--override-kv", "a.b=int:3,c=str:x"]);
+        assert_eq!(o.model.override_kv, [("a.b".into(), OverrideValue::Int(3)), ("c".into(), OverrideValue::Str("x".into()))]);
+    }
+
+    #[test]
+    fn bad_values_are_refused_in_one_line() {
+        for line in [
+            &["-n", "-3"][..],
+            &["-c", "-1"],
+            &["-b", "0"],
+            &["--top-p", "2"],
+            &["-t", "1000"],
+            &["-ctk", "q4_9"],
+            &["-fa", "maybe"],
+            &["--temp", "warm"],
+            &["--temp", "nan"],
+            &["--override-kv", "a=b"],
+            &["--chat-template-kwargs", "[]"],
+            &["-p", "a", "-f", "b"],
+            &["-n"],
+        ] {
+            let all: Vec<&str> = ["-m", "x.gguf"].iter().chain(line).copied().collect();
+            let error = parse_line(&all).unwrap_err();
+            assert_eq!(error.kind().exit_code(), 2, "{line:?}");
+            assert!(!error.to_string().contains('\n') && error.to_string().len() < 200, "{error}");
+        }
+        assert!(parse_line(&["-p", "x"]).unwrap_err().to_string().contains("no model"));
+    }
+
+    #[test]
+    fn lists_and_ranges() {
+        assert_eq!(numbers("-p", &["1,2".into(), "4-8+2".into(), "1-8*2".into()]).unwrap(), [1, 2, 4, 6, 8, 1, 2, 4, 8]);
+        for bad in ["x", "3-1", "1-5+0", "0-5*2", "-1"] {
+            assert!(numbers("-p", &[bad.into()]).is_err(), "{bad}");
+        }
+    }
+}

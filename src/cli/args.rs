@@ -1,0 +1,385 @@
+//! The command line as clap sees it, after [`super::normalise`].
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+/// Runs a GGUF language model in the terminal, offline.
+///
+/// With -p (or -f, or text on stdin) pp-run answers and exits; on a terminal without a prompt it chats. llama.cpp's
+/// flags keep their names and meanings, single-dash ones such as -ngl or -ctk included.
+#[derive(Debug, Parser)]
+#[command(name = "pp-run", bin_name = "pp-run", version, max_term_width = 110)]
+#[command(args_override_self = true, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Sub>,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What else pp-run does.
+#[derive(Debug, Subcommand)]
+#[command(args_override_self = true)]
+pub enum Sub {
+    /// What is in a GGUF file
+    Show(ShowArgs),
+    /// Tokens of a text
+    Tokenize(TokenizeArgs),
+    /// Perplexity of a model on a text, as llama-perplexity computes it
+    #[command(alias = "ppl")]
+    Perplexity(PerplexityArgs),
+    /// Speed of prompt processing and generation, as llama-bench measures it
+    Bench(BenchArgs),
+    /// Shell completions on stdout
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// The manual page (roff) on stdout
+    Man,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// Layers on the GPU: a number, 'all' or 'auto' [-ngl]
+    #[arg(long, alias = "gpu-layers", value_name = "N", allow_hyphen_values = true)]
+    pub n_gpu_layers: Option<String>,
+    /// How the file is read: auto, mmap, none, mlock, mmap+mlock [-lm]
+    #[arg(long, value_name = "MODE")]
+    pub load_mode: Option<String>,
+    /// Read the weights into memory instead of mapping the file
+    #[arg(long)]
+    pub no_mmap: bool,
+    #[arg(long, hide = true)]
+    pub mmap: bool,
+    #[arg(long, hide = true, alias = "dio")]
+    pub direct_io: bool,
+    /// Keep the weights from being swapped out
+    #[arg(long)]
+    pub mlock: bool,
+    /// Look for invalid values in the weights first
+    #[arg(long)]
+    pub check_tensors: bool,
+    /// Replace metadata: KEY=TYPE:VALUE with int, float, bool or str
+    #[arg(long, value_name = "K=T:V", action = ArgAction::Append)]
+    pub override_kv: Vec<String>,
+    #[arg(long, hide = true, overrides_with = "no_warmup")]
+    pub warmup: bool,
+    /// Skip the run before the first that brings the weights into memory
+    #[arg(long)]
+    pub no_warmup: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Context")]
+pub struct ContextArgs {
+    /// Context in tokens; 0 = as trained [default: as trained, less if memory is short]
+    #[arg(long, short = 'c', value_name = "N", allow_hyphen_values = true)]
+    pub ctx_size: Option<i64>,
+    /// Logical batch
+    #[arg(long, short = 'b', value_name = "N", default_value_t = 2048, allow_hyphen_values = true)]
+    pub batch_size: i64,
+    /// Micro-batch: tokens of a prompt computed at once [-ub]
+    #[arg(long, value_name = "N", default_value_t = 512, allow_hyphen_values = true)]
+    pub ubatch_size: i64,
+    /// Threads for generation; -1 = one per core
+    #[arg(long, short = 't', value_name = "N", allow_hyphen_values = true)]
+    pub threads: Option<String>,
+    /// Threads for prompts [-tb] [default: as -t]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub threads_batch: Option<i64>,
+    /// Type of cached keys: f16, f32, q8_0 [-ctk]
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub cache_type_k: String,
+    /// Type of cached values: f16, f32, q8_0 [-ctv]
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub cache_type_v: String,
+    /// Flash attention: on, off, auto [-fa]
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, default_missing_value = "on", default_value = "auto", allow_negative_numbers = true)]
+    pub flash_attn: String,
+    /// Base of the RoPE frequencies
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    pub rope_freq_base: Option<f32>,
+    /// Factor on RoPE positions
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    pub rope_freq_scale: Option<f32>,
+    /// Divisor of RoPE positions: 1 / --rope-freq-scale
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    pub rope_scale: Option<f32>,
+    /// RoPE scaling: none, linear, yarn
+    #[arg(long, value_name = "KIND")]
+    pub rope_scaling: Option<String>,
+    /// YaRN: context of the training
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub yarn_orig_ctx: Option<i64>,
+    /// YaRN: share of extrapolation
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    pub yarn_ext_factor: Option<f32>,
+    /// YaRN: factor on the magnitude
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    pub yarn_attn_factor: Option<f32>,
+    /// YaRN: low end of the correction range
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    pub yarn_beta_slow: Option<f32>,
+    /// YaRN: high end of the correction range
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    pub yarn_beta_fast: Option<f32>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Messages (stderr)")]
+pub struct LogArgs {
+    /// All messages
+    #[arg(long, short = 'v', alias = "log-verbose")]
+    pub verbose: bool,
+    /// 0 output, 1 errors, 2 warnings, 3 notes and statistics, 4 trace, 5 debug [-lv]
+    #[arg(long, alias = "log-verbosity", value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5))]
+    pub verbosity: Option<u8>,
+    /// Errors only
+    #[arg(long, short = 'q', alias = "log-disable")]
+    pub quiet: bool,
+    /// Copy messages to a file (appended)
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Seed of the draw; -1 = random
+    #[arg(long, short = 's', value_name = "N", allow_hyphen_values = true)]
+    pub seed: Option<i64>,
+    /// Temperature; 0 = always the most likely token
+    #[arg(long, alias = "temperature", value_name = "X", default_value_t = 0.8, allow_hyphen_values = true)]
+    pub temp: f32,
+    /// Draw from the K most likely tokens; 0 = all
+    #[arg(long, value_name = "K", default_value_t = 40, allow_hyphen_values = true)]
+    pub top_k: i32,
+    /// Draw from the tokens that make up this probability; 1 = all
+    #[arg(long, value_name = "P", default_value_t = 0.95, allow_hyphen_values = true)]
+    pub top_p: f32,
+    /// Least probability, relative to the best; 0 = off
+    #[arg(long, value_name = "P", default_value_t = 0.05, allow_hyphen_values = true)]
+    pub min_p: f32,
+    /// Penalty on tokens that occurred; 1 = off
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_hyphen_values = true)]
+    pub repeat_penalty: f32,
+    /// Tokens that penalties look back at; -1 = the context
+    #[arg(long, value_name = "N", default_value_t = 64, allow_hyphen_values = true)]
+    pub repeat_last_n: i32,
+    /// Penalty on presence; 0 = off
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_hyphen_values = true)]
+    pub presence_penalty: f32,
+    /// Penalty on frequency; 0 = off
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_hyphen_values = true)]
+    pub frequency_penalty: f32,
+    /// Never end an answer before -n or the context does
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The model, a GGUF file
+    #[arg(long, short = 'm', value_name = "FILE", allow_hyphen_values = true)]
+    pub model: Option<PathBuf>,
+    /// The prompt; text on stdin is added below it
+    #[arg(long, short = 'p', value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// The prompt from a file, less one final line break; '-' = stdin
+    #[arg(long, short = 'f', value_name = "FILE", allow_hyphen_values = true)]
+    pub file: Option<PathBuf>,
+    /// System prompt [-sys]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system_prompt: Option<String>,
+    /// System prompt from a file [-sysf]
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    pub system_prompt_file: Option<PathBuf>,
+    /// Tokens to generate; -1 = until the model ends, -2 = until the context is full
+    #[arg(long, alias = "n-predict", short = 'n', value_name = "N", default_value_t = -1, allow_hyphen_values = true)]
+    pub predict: i64,
+    /// End the answer before this text (repeatable) [-r]
+    #[arg(long, alias = "reverse-prompt", short = 'r', value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// Use the chat template [-cnv] [default: if the model has one]
+    #[arg(long, visible_alias = "instruct", alias = "chatml", overrides_with = "no_conversation")]
+    pub conversation: bool,
+    /// Complete the raw prompt, without a chat template [-no-cnv]
+    #[arg(long)]
+    pub no_conversation: bool,
+    #[arg(long, short = 'i', hide = true, alias = "interactive-first")]
+    pub interactive: bool,
+    /// One turn, then exit [-st]
+    #[arg(long)]
+    pub single_turn: bool,
+    /// A chat template (Jinja), or the name of a well-known one
+    #[arg(long, value_name = "TEXT|NAME", allow_hyphen_values = true)]
+    pub chat_template: Option<String>,
+    /// A chat template (Jinja) in a file
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true, conflicts_with = "chat_template")]
+    pub chat_template_file: Option<PathBuf>,
+    /// Variables for the chat template, a JSON object
+    #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
+    pub chat_template_kwargs: Option<String>,
+    #[arg(long, hide = true, overrides_with = "no_jinja")]
+    pub jinja: bool,
+    #[arg(long, hide = true)]
+    pub no_jinja: bool,
+    /// Print the prompt before the answer
+    #[arg(long, overrides_with = "no_display_prompt")]
+    pub display_prompt: bool,
+    #[arg(long, hide = true)]
+    pub no_display_prompt: bool,
+    /// Process escapes such as \n in -p, -r, --in-prefix and --in-suffix [default]
+    #[arg(long, short = 'e', overrides_with = "no_escape")]
+    pub escape: bool,
+    /// Take them literally
+    #[arg(long)]
+    pub no_escape: bool,
+    /// Print special tokens too [-sp]
+    #[arg(long)]
+    pub special: bool,
+    /// Names of special tokens in your text stand for the tokens
+    #[arg(long)]
+    pub parse_special: bool,
+    /// Lines of the chat end with a lone '/' instead of at each Enter [-mli]
+    #[arg(long)]
+    pub multiline_input: bool,
+    /// Colours: on, off, auto [-co]
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, default_missing_value = "on", default_value = "auto", allow_negative_numbers = true)]
+    pub color: String,
+    /// No cursor control
+    #[arg(long)]
+    pub simple_io: bool,
+    /// text, or json for one object with text, counts, timings and stop reason
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub output_format: String,
+    /// Copy the conversation to a file
+    #[arg(long, short = 'o', value_name = "FILE", allow_hyphen_values = true)]
+    pub output_file: Option<PathBuf>,
+    /// Text before each input
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    pub in_prefix: String,
+    /// Text after each input
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    pub in_suffix: String,
+    #[arg(long, hide = true, alias = "perf", overrides_with = "no_show_timings")]
+    pub show_timings: bool,
+    /// No closing line of statistics
+    #[arg(long, alias = "no-perf")]
+    pub no_show_timings: bool,
+    #[arg(long, hide = true)]
+    pub offline: bool,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    #[command(flatten)]
+    pub model_args: ModelArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The model
+    #[arg(value_name = "MODEL", required_unless_present = "model")]
+    pub path: Option<PathBuf>,
+    #[arg(long, short = 'm', value_name = "FILE", hide = true)]
+    pub model: Option<PathBuf>,
+    /// List the tensors too
+    #[arg(long)]
+    pub tensors: bool,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct TokenizeArgs {
+    /// The model
+    #[arg(long, short = 'm', value_name = "FILE", allow_hyphen_values = true)]
+    pub model: PathBuf,
+    /// The text
+    #[arg(long, short = 'p', value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// The text from a file; '-' = stdin [default: stdin]
+    #[arg(long, short = 'f', value_name = "FILE", allow_hyphen_values = true, conflicts_with = "prompt")]
+    pub file: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    pub stdin: bool,
+    /// Print the numbers only, as a JSON array
+    #[arg(long)]
+    pub ids: bool,
+    /// Print the number of tokens only
+    #[arg(long)]
+    pub show_count: bool,
+    /// Add no BOS
+    #[arg(long)]
+    pub no_bos: bool,
+    /// Names of special tokens are plain text
+    #[arg(long)]
+    pub no_parse_special: bool,
+    /// Take \n and the like in -p literally
+    #[arg(long)]
+    pub no_escape: bool,
+    #[arg(long, short = 'e', hide = true, overrides_with = "no_escape")]
+    pub escape: bool,
+    #[arg(long, hide = true)]
+    pub log_disable: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PerplexityArgs {
+    /// The model
+    #[arg(long, short = 'm', value_name = "FILE", allow_hyphen_values = true)]
+    pub model: PathBuf,
+    /// The text
+    #[arg(long, short = 'f', value_name = "FILE", allow_hyphen_values = true)]
+    pub file: PathBuf,
+    /// Windows to compute; -1 = all
+    #[arg(long, value_name = "N", default_value_t = -1, allow_hyphen_values = true)]
+    pub chunks: i64,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    #[command(flatten)]
+    pub model_args: ModelArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// The model (repeatable)
+    #[arg(long, short = 'm', value_name = "FILE", action = ArgAction::Append, required = true, allow_hyphen_values = true)]
+    pub model: Vec<PathBuf>,
+    /// Lengths of prompts: a list such as 512,2048 or a range first-last+step; 0 = none [default: 512]
+    #[arg(long, short = 'p', value_name = "N,..", allow_hyphen_values = true)]
+    pub n_prompt: Vec<String>,
+    /// Tokens to generate; 0 = none [default: 128]
+    #[arg(long, short = 'n', value_name = "N,..", allow_hyphen_values = true)]
+    pub n_gen: Vec<String>,
+    /// Prompt and generation in one test [-pg]
+    #[arg(long, value_name = "PP,TG")]
+    pub prompt_gen: Vec<String>,
+    /// Tokens in the cache before the test
+    #[arg(long, short = 'd', value_name = "N,..", default_value = "0")]
+    pub n_depth: Vec<String>,
+    /// Repetitions of each test
+    #[arg(long, short = 'r', value_name = "N", default_value_t = 5)]
+    pub repetitions: u32,
+    /// Format: md, json, csv
+    #[arg(long, short = 'o', value_name = "FORMAT", default_value = "md")]
+    pub output: String,
+    /// Run llama.cpp's own engine alternately in the same process, and print the ratio
+    #[arg(long, value_name = "ENGINE")]
+    pub baseline: Option<String>,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    #[command(flatten)]
+    pub model_args: ModelArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}

@@ -1,0 +1,407 @@
+//! From what llama.cpp's users type to what clap reads.
+//!
+//! clap knows `-c` and `--ctx-size`; llama.cpp's users also type `-ngl 99`, `--top_k 40`, and flags that mean nothing here.
+//! The walk knows which flags take a value, so that a value that looks like a flag (`-p "-ngl"`) stays a value.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+
+use clap::{ArgAction, Command};
+
+use crate::error::{Error, Result};
+
+/// Single-dash names of several letters, and the long names that they stand for.
+const SHORT: &[(&str, &str)] = &[
+    ("-ngl", "--n-gpu-layers"),
+    ("-lm", "--load-mode"),
+    ("-dio", "--direct-io"),
+    ("-ub", "--ubatch-size"),
+    ("-tb", "--threads-batch"),
+    ("-ctk", "--cache-type-k"),
+    ("-ctv", "--cache-type-v"),
+    ("-fa", "--flash-attn"),
+    ("-sys", "--system-prompt"),
+    ("-sysf", "--system-prompt-file"),
+    ("-st", "--single-turn"),
+    ("-cnv", "--conversation"),
+    ("-no-cnv", "--no-conversation"),
+    ("-ins", "--conversation"),
+    ("-cml", "--conversation"),
+    ("-if", "--interactive"),
+    ("-sp", "--special"),
+    ("-mli", "--multiline-input"),
+    ("-co", "--color"),
+    ("-lv", "--verbosity"),
+    ("-pg", "--prompt-gen"),
+    ("-jf", "--json-schema-file"),
+    ("-j", "--json-schema"),
+    ("-l", "--logit-bias"),
+    ("-hf", "--hf-repo"),
+    ("-sm", "--split-mode"),
+    ("-ts", "--tensor-split"),
+    ("-mg", "--main-gpu"),
+    ("-dev", "--device"),
+    ("-nkvo", "--no-kv-offload"),
+    ("-kvo", "--kv-offload"),
+    ("-fit", "--fit"),
+    ("-fitt", "--fit-target"),
+    ("-fitc", "--fit-ctx"),
+    ("-np", "--parallel"),
+    ("-cb", "--cont-batching"),
+    ("-nocb", "--no-cont-batching"),
+    ("-dt", "--defrag-thold"),
+];
+
+/// Flags without a meaning here, and whether they take a value.
+const IGNORED: &[(&str, bool)] = &[
+    ("--split-mode", true),
+    ("--tensor-split", true),
+    ("--main-gpu", true),
+    ("--device", true),
+    ("--no-kv-offload", false),
+    ("--kv-offload", false),
+    ("--fit", true),
+    ("--fit-target", true),
+    ("--fit-ctx", true),
+    ("--numa", true),
+    ("--parallel", true),
+    ("--cont-batching", false),
+    ("--no-cont-batching", false),
+    ("--swa-full", false),
+    ("--defrag-thold", true),
+    ("--log-colors", true),
+    ("--log-prefix", false),
+    ("--log-timestamps", false),
+    ("--no-context-shift", false),
+    ("--no-repack", false),
+    ("--no-host", false),
+];
+
+/// Flags of llama.cpp that pp-run does not have yet, and what it lacks.
+const NOT_YET: &[(&str, &str)] = &[
+    ("--grammar", "constrained output"),
+    ("--grammar-file", "constrained output"),
+    ("--json-schema", "constrained output"),
+    ("--json-schema-file", "constrained output"),
+    ("--prompt-cache", "saved prompts"),
+    ("--prompt-cache-all", "saved prompts"),
+    ("--prompt-cache-ro", "saved prompts"),
+    ("--context-shift", "shifting a full context"),
+    ("--keep", "shifting a full context"),
+    ("--lora", "adapters"),
+    ("--lora-scaled", "adapters"),
+    ("--control-vector", "control vectors"),
+    ("--mmproj", "images"),
+    ("--image", "images"),
+    ("--logit-bias", "logit biases"),
+    ("--hf-repo", "downloads (it is always offline)"),
+    ("--model-url", "downloads (it is always offline)"),
+    ("--mirostat", "this sampler"),
+    ("--samplers", "orders of samplers"),
+    ("--dry-multiplier", "this sampler"),
+    ("--xtc-probability", "this sampler"),
+    ("--typical", "this sampler"),
+    ("--dynatemp-range", "this sampler"),
+    ("--model-draft", "speculative decoding"),
+];
+
+/// Long names and their environment variables, without the prefix `PP_ARG_` or `LLAMA_ARG_`.
+const ENVIRONMENT: &[(&str, &str)] = &[
+    ("model", "MODEL"),
+    ("predict", "N_PREDICT"),
+    ("ctx-size", "CTX_SIZE"),
+    ("batch-size", "BATCH"),
+    ("ubatch-size", "UBATCH"),
+    ("threads", "THREADS"),
+    ("threads-batch", "THREADS_BATCH"),
+    ("n-gpu-layers", "N_GPU_LAYERS"),
+    ("flash-attn", "FLASH_ATTN"),
+    ("cache-type-k", "CACHE_TYPE_K"),
+    ("cache-type-v", "CACHE_TYPE_V"),
+    ("load-mode", "LOAD_MODE"),
+    ("chat-template", "CHAT_TEMPLATE"),
+    ("chat-template-file", "CHAT_TEMPLATE_FILE"),
+    ("top-k", "TOP_K"),
+    ("temp", "TEMP"),
+    ("rope-freq-base", "ROPE_FREQ_BASE"),
+    ("rope-freq-scale", "ROPE_FREQ_SCALE"),
+];
+
+/// An argument list for clap, and notes for the user.
+#[derive(Debug)]
+pub struct Normalised {
+    /// Arguments, the program's name first.
+    pub args: Vec<OsString>,
+    /// One line each.
+    pub warnings: Vec<String>,
+}
+
+/// What the walk needs to know of a flag.
+struct Flag {
+    long: String,
+    takes_value: bool,
+    /// The value may be left out.
+    optional_value: bool,
+    repeatable: bool,
+}
+
+/// Flags of `command` by every spelling with its dashes.
+fn flags(command: &Command) -> HashMap<String, Flag> {
+    let mut flags = HashMap::new();
+    for arg in command.get_arguments().filter(|a| !a.is_positional()) {
+        let values = arg.get_num_args();
+        let takes_value = arg.get_action().takes_values();
+        let flag = || Flag {
+            long: arg.get_long().unwrap_or_default().to_owned(),
+            takes_value,
+            optional_value: takes_value && values.is_some_and(|v| v.min_values() == 0),
+            repeatable: matches!(arg.get_action(), ArgAction::Append),
+        };
+        for name in arg.get_long().into_iter().chain(arg.get_all_aliases().into_iter().flatten()) {
+            flags.insert(format!("--{name}"), flag());
+        }
+        if let Some(c) = arg.get_short() {
+            flags.insert(format!("-{c}"), flag());
+        }
+    }
+    flags
+}
+
+/// Rewrites `args` (the program's name first) for `cli`.
+pub fn normalise(cli: &Command, args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Normalised> {
+    let mut args = args.into_iter();
+    let mut out: Vec<OsString> = vec![args.next().unwrap_or_else(|| "pp-run".into())];
+    let mut rest: Vec<OsString> = args.collect();
+    if let Some(name) = called_as(&out[0]) {
+        rest.insert(0, name.into());
+    }
+    let mut command = cli;
+    if let Some(word) = rest.first().and_then(|w| w.to_str()).filter(|w| !w.starts_with('-') && !w.is_empty()) {
+        match cli.find_subcommand(word) {
+            Some(sub) => {
+                out.push(rest.remove(0));
+                command = sub;
+            }
+            // The default command by name.
+            None if ["run", "chat", "complete", "completion", "cli"].contains(&word) => drop(rest.remove(0)),
+            None if word == "help" => {
+                rest.remove(0);
+                match rest.first().and_then(|w| w.to_str()).and_then(|w| cli.find_subcommand(w)) {
+                    Some(_) => out.push(rest.remove(0)),
+                    None => rest.clear(),
+                }
+                out.push("--help".into());
+            }
+            None => return Err(unknown_command(cli, word)),
+        }
+    }
+    let flags = flags(command);
+    let mut warnings = Vec::new();
+    let mut given: Vec<String> = Vec::new();
+    let mut rest = rest.into_iter().peekable();
+    while let Some(arg) = rest.next() {
+        let Some(text) = arg.to_str().filter(|t| t.len() > 1 && t.starts_with('-')) else {
+            out.push(arg);
+            continue;
+        };
+        if text == "--" {
+            out.push(arg);
+            out.extend(rest);
+            break;
+        }
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) if name.starts_with("--") => (name, Some(value)),
+            _ => (text, None),
+        };
+        let short = SHORT.iter().find(|(s, _)| *s == name).map(|(_, long)| (*long).to_owned());
+        let name = match (&short, name.strip_prefix("--")) {
+            // A letter that this command uses otherwise keeps its meaning there.
+            (Some(_), _) if flags.contains_key(name) => name.to_owned(),
+            (Some(long), _) => long.clone(),
+            (None, Some(long)) => format!("--{}", long.replace('_', "-")),
+            (None, None) => name.to_owned(),
+        };
+        let Some(flag) = flags.get(&name) else {
+            if let Some((_, takes_value)) = IGNORED.iter().find(|(n, _)| *n == name) {
+                if *takes_value && value.is_none() {
+                    rest.next();
+                }
+                warnings.push(format!("{text} has no effect in pp-run"));
+                continue;
+            }
+            if let Some((_, what)) = NOT_YET.iter().find(|(n, _)| *n == name) {
+                return Err(Error::usage(format!("{text}: pp-run does not have {what} yet")));
+            }
+            if is_cluster(&name, &flags) || ["-h", "--help", "-V", "--version"].contains(&name.as_str()) {
+                out.push(arg);
+                continue;
+            }
+            if name == "--usage" {
+                out.push("--help".into());
+                continue;
+            }
+            return Err(unknown_flag(&name, text, &flags));
+        };
+        if given.contains(&flag.long) && !flag.repeatable {
+            warnings.push(format!("--{} is given more than once: the last one counts", flag.long));
+        }
+        given.push(flag.long.clone());
+        match value {
+            Some(value) => out.push(format!("{name}={value}").into()),
+            None => {
+                out.push(name.into());
+                if flag.takes_value && !flag.optional_value {
+                    out.extend(rest.next());
+                }
+            }
+        }
+    }
+    for (long, variable) in ENVIRONMENT {
+        if !flags.contains_key(&format!("--{long}")) {
+            continue;
+        }
+        let found = ["PP_ARG_", "LLAMA_ARG_"].iter().find_map(|p| {
+            let name = format!("{p}{variable}");
+            env(&name).filter(|v| !v.is_empty()).map(|v| (name, v))
+        });
+        match found {
+            Some((name, _)) if given.iter().any(|g| g == long) => {
+                warnings.push(format!("--{long} on the command line replaces {name}"));
+            }
+            Some((_, value)) => {
+                let mut arg = OsString::from(format!("--{long}="));
+                arg.push(value);
+                out.push(arg);
+            }
+            None => {}
+        }
+    }
+    Ok(Normalised { args: out, warnings })
+}
+
+/// The sub-command that a link named after one of llama.cpp's tools stands for.
+fn called_as(program: &OsString) -> Option<&'static str> {
+    let name = std::path::Path::new(program).file_stem()?.to_str()?;
+    match name {
+        "llama-bench" => Some("bench"),
+        "llama-perplexity" => Some("perplexity"),
+        "llama-tokenize" => Some("tokenize"),
+        _ => None,
+    }
+}
+
+/// `-n64`, `-vq`: a one-letter flag with its value, or several of them.
+fn is_cluster(name: &str, flags: &HashMap<String, Flag>) -> bool {
+    let mut letters = name.chars().skip(1).peekable();
+    if name.starts_with("--") || letters.peek().is_none() {
+        return false;
+    }
+    while let Some(c) = letters.next() {
+        match flags.get(&format!("-{c}")) {
+            // The value of a flag with a number follows at once; other texts are more likely a misspelt name.
+            Some(flag) if flag.takes_value => {
+                return letters.peek().is_some_and(|c| c.is_ascii_digit() || "-./".contains(*c));
+            }
+            Some(_) => {}
+            None => return c == 'h' || c == 'V',
+        }
+    }
+    true
+}
+
+fn unknown_command(cli: &Command, word: &str) -> Error {
+    let names = cli.get_subcommands().map(|s| s.get_name()).chain(["run", "chat"]);
+    if word.ends_with(".gguf") {
+        return Error::usage(format!("'{word}' is no command; to run a model: pp-run -m {word}"));
+    }
+    let hint = nearest(word, names).map_or_else(|| "see pp-run --help".to_owned(), |n| format!("did you mean '{n}'?"));
+    Error::usage(format!("unknown command '{word}': {hint}"))
+}
+
+fn unknown_flag(name: &str, typed: &str, flags: &HashMap<String, Flag>) -> Error {
+    let shorts = SHORT.iter().filter(|(_, long)| flags.contains_key(*long)).map(|(s, _)| *s);
+    let hint = nearest(name, flags.keys().map(String::as_str).chain(shorts))
+        .map_or_else(|| "see --help".to_owned(), |n| format!("did you mean '{n}'?"));
+    Error::usage(format!("unknown flag '{typed}': {hint}"))
+}
+
+/// The most similar name, if one is similar at all; the first in the alphabet of equals.
+fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    names
+        .map(|n| (n, strsim::jaro_winkler(word, n)))
+        .filter(|(_, similarity)| *similarity > 0.8)
+        .max_by(|a, b| a.1.total_cmp(&b.1).then_with(|| b.0.cmp(a.0)))
+        .map(|(n, _)| n)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::cli::args::Cli;
+
+    fn run(line: &[&str]) -> Result<Normalised> {
+        let args = std::iter::once("pp-run").chain(line.iter().copied()).map(OsString::from).collect();
+        normalise(&Cli::command(), args, &|_| None)
+    }
+
+    fn words(line: &[&str]) -> Vec<String> {
+        run(line).unwrap().args[1..].iter().map(|a| a.to_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn names_become_long_and_values_stay() {
+        let table: &[(&[&str], &[&str])] = &[
+            (&["-ngl", "99"], &["--n-gpu-layers", "99"]),
+            (&["--top_k", "5"], &["--top-k", "5"]),
+            (&["--top_k=5"], &["--top-k=5"]),
+            (&["-p", "-ngl"], &["-p", "-ngl"]),
+            (&["-p", "--top_k"], &["-p", "--top_k"]),
+            (&["-sys", "-st", "-st"], &["--system-prompt", "-st", "--single-turn"]),
+            (&["-n64", "-t8"], &["-n64", "-t8"]),
+            (&["-n", "-1"], &["-n", "-1"]),
+            (&["-fa", "-cnv"], &["--flash-attn", "--conversation"]),
+            (&["-fa", "off"], &["--flash-attn", "off"]),
+            (&["--temp=0.5"], &["--temp=0.5"]),
+            (&["run", "-q"], &["-q"]),
+            (&["bench", "-p", "512", "-pg", "8,8"], &["bench", "-p", "512", "--prompt-gen", "8,8"]),
+            (&["-np", "4", "-q"], &["-q"]),
+            (&["--", "-ngl"], &["--", "-ngl"]),
+        ];
+        for (typed, expected) in table {
+            assert_eq!(words(typed), *expected, "{typed:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_names_get_a_suggestion() {
+        let table = [
+            ("--tempp", "'--temp'"),
+            ("-nlg", "'-ngl'"),
+            ("--ctx", "'--ctx-size'"),
+            ("benhc", "'bench'"),
+            ("model.gguf", "pp-run -m model.gguf"),
+            ("--grammar", "does not have constrained output yet"),
+        ];
+        for (typed, expected) in table {
+            let error = run(&[typed]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{typed}: {error}");
+        }
+    }
+
+    #[test]
+    fn repeated_and_ignored_flags_are_noted() {
+        let n = run(&["-c", "1", "-c", "2", "-r", "a", "-r", "b", "--numa", "distribute"]).unwrap();
+        assert_eq!(n.warnings.len(), 2, "{:?}", n.warnings);
+    }
+
+    #[test]
+    fn the_environment_fills_in() {
+        let env = |name: &str| (name == "LLAMA_ARG_CTX_SIZE").then(|| OsString::from("77"));
+        let n = normalise(&Cli::command(), vec!["pp-run".into()], &env).unwrap();
+        assert_eq!(n.args[1], "--ctx-size=77");
+        let n = normalise(&Cli::command(), vec!["pp-run".into(), "-c".into(), "5".into()], &env).unwrap();
+        assert_eq!((n.args.len(), n.warnings.len()), (3, 1));
+    }
+}
