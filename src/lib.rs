@@ -17,9 +17,14 @@
 //!
 //! `sampler`, `tokenizer`, `stats` and `error` are leaves.
 pub mod blocks;
+pub mod chat;
 pub mod cli;
+pub mod commands;
 pub mod error;
+pub mod generate;
 pub mod gguf;
 pub mod model;
+pub mod sampler;
 pub mod session;
+pub mod stats;
 pub mod tokenizer;

@@ -1,2 +1,36 @@
-//! pp-run.
-fn main() {}
+//! pp-run: parse, run, print the error, exit code.
+
+use std::panic;
+use std::process::ExitCode;
+
+use pp_run::cli::{self, Parsed};
+use pp_run::commands;
+use pp_run::error::{Error, Result};
+
+fn main() -> ExitCode {
+    // The message of a panic is part of the one line that ends the run.
+    panic::set_hook(Box::new(|_| {}));
+    let result = panic::catch_unwind(start).unwrap_or_else(|cause| {
+        let message = cause.downcast_ref::<String>().map(String::as_str).or(cause.downcast_ref::<&str>().copied());
+        Err(Error::internal(format!("internal error, please report it: {}", message.unwrap_or("no message"))))
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("pp-run: error: {e}");
+            ExitCode::from(e.kind().exit_code())
+        }
+    }
+}
+
+fn start() -> Result<()> {
+    match cli::parse(std::env::args_os().collect(), &|name| std::env::var_os(name))? {
+        Parsed::Text(text) => commands::print(&text),
+        Parsed::Command(command, warnings) => {
+            for warning in warnings {
+                eprintln!("pp-run: warning: {warning}");
+            }
+            commands::run(&command)
+        }
+    }
+}

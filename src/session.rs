@@ -266,6 +266,7 @@ impl<'m> Session<'m> {
             n_kv: end.next_multiple_of(KV_STEP).min(params.n_cells),
             n_outputs: batch.outputs.len() * n_seq,
         };
+        self.cache.prepare(shape.n_kv);
         let slots = match self.current {
             Some((current, slots)) if current == shape => slots,
             _ => {

@@ -65,11 +65,6 @@ pub struct ModelArgs {
     /// Replace metadata: KEY=TYPE:VALUE with int, float, bool or str
     #[arg(long, value_name = "K=T:V", action = ArgAction::Append)]
     pub override_kv: Vec<String>,
-    #[arg(long, hide = true, overrides_with = "no_warmup")]
-    pub warmup: bool,
-    /// Skip the run before the first that brings the weights into memory
-    #[arg(long)]
-    pub no_warmup: bool,
 }
 
 #[derive(Debug, Args)]

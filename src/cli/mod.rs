@@ -257,7 +257,6 @@ fn model_options(path: PathBuf, a: ModelArgs) -> Result<ModelOptions> {
         mlock,
         check_tensors: a.check_tensors,
         override_kv: overrides,
-        warmup: !a.no_warmup,
     })
 }
 

@@ -73,6 +73,8 @@ const IGNORED: &[(&str, bool)] = &[
     ("--log-prefix", false),
     ("--log-timestamps", false),
     ("--no-context-shift", false),
+    ("--warmup", false),
+    ("--no-warmup", false),
     ("--no-repack", false),
     ("--no-host", false),
 ];

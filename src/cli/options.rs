@@ -45,8 +45,6 @@ pub struct ModelOptions {
     pub check_tensors: bool,
     /// Metadata replaced before the model is built: `key=type:value`.
     pub override_kv: Vec<(String, OverrideValue)>,
-    /// Process a token before the first prompt, so that the prompt's time does not hold the loading of pages.
-    pub warmup: bool,
 }
 
 impl ModelOptions {
@@ -59,7 +57,6 @@ impl ModelOptions {
             mlock: false,
             check_tensors: false,
             override_kv: Vec::new(),
-            warmup: true,
         }
     }
 }

@@ -296,11 +296,9 @@ impl Metadata {
         Ok(())
     }
 
-    /// A GGUF file with the general and the tokenizer's metadata and no tensors.
-    pub(super) fn write(&self, file: &[u8]) -> Vec<u8> {
-        let wanted = |e: &&Entry| {
-            e.key.starts_with("tokenizer.") || (e.key.starts_with("general.") && e.key != "general.alignment")
-        };
+    /// A GGUF file with the entries whose keys are `wanted`, and no tensors.
+    pub(super) fn write(&self, file: &[u8], wanted: impl Fn(&str) -> bool) -> Vec<u8> {
+        let wanted = |e: &&Entry| wanted(&e.key);
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
         out.extend(0u64.to_le_bytes());

@@ -2,6 +2,7 @@
 //!
 //! Cell number = position: a sequence occupies its cells from 0 on, and forgetting is a matter of counting fewer.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use ggml::{AllocError, BufferType, Builder, Place, Store, Tensor, TensorId, TensorSpec, Type};
@@ -37,6 +38,8 @@ pub struct KvCache {
     pub rot_v: Option<usize>,
     n_embd_head: usize,
     n_head_kv: usize,
+    /// Cells of each sequence that are known to hold numbers.
+    clean: Cell<usize>,
 }
 
 fn ggml_type(ty: CacheType) -> Type {
@@ -78,9 +81,7 @@ impl KvCache {
                 specs.push(TensorSpec { name, ty: ggml_type(ty), ne, place: Place::Buffer(*kind) });
             }
         }
-        let mut store = Store::new(&specs, None)?;
-        // Cells that hold nothing yet are masked, but 0 times an old NaN is NaN.
-        store.zero();
+        let store = Store::new(&specs, None)?;
         let k: Vec<TensorId> = store.ids().take(hparams.n_layer).collect();
         let v = store.ids().skip(hparams.n_layer).collect();
         Ok(KvCache {
@@ -92,12 +93,39 @@ impl KvCache {
             rot_v: rotation(params.type_v, hparams.n_embd_head, false),
             n_embd_head: hparams.n_embd_head,
             n_head_kv: hparams.n_head_kv,
+            clean: Cell::new(0),
         })
     }
 
     /// Size and layout.
     pub fn params(&self) -> CacheParams {
         self.params
+    }
+
+    /// Makes the first `n_kv` cells readable. A cell that holds nothing yet is masked, but 0 times an old NaN is NaN; so
+    /// cells are zeroed before they are first looked at, and memory that a short text never needs is never touched.
+    pub fn prepare(&self, n_kv: usize) {
+        let clean = self.clean.get();
+        if n_kv <= clean {
+            return;
+        }
+        let CacheParams { n_cells, n_seq, flash_attn, .. } = self.params;
+        for (ids, by_cell) in [(&self.k, true), (&self.v, flash_attn)] {
+            for &id in ids {
+                let cell = self.store.n_bytes(id) / (n_cells * n_seq);
+                if !by_cell {
+                    // Transposed values of a cell are all over the tensor.
+                    if clean == 0 {
+                        self.store.zero(id, 0, cell * n_cells * n_seq);
+                    }
+                    continue;
+                }
+                for s in 0..n_seq {
+                    self.store.zero(id, (s * n_cells + clean) * cell, (n_kv - clean) * cell);
+                }
+            }
+        }
+        self.clean.set(n_kv);
     }
 
     /// Writes keys and values `[n_embd_head, n_head_kv, n_tokens]` of layer `il` into the cells `k_ids` and `v_ids`

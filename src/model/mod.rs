@@ -83,6 +83,20 @@ impl Model {
         self.gguf.tensors().iter().map(|t| t.n_elements()).sum()
     }
 
+    /// Architecture, size and the type that most bytes are of, such as `llama 6.7B Q4_0`.
+    pub fn description(&self) -> String {
+        let mut types: std::collections::HashMap<String, u64> = Default::default();
+        for t in self.gguf.tensors() {
+            *types.entry(t.ty.name()).or_default() += t.n_bytes;
+        }
+        let main = types.into_iter().max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(&a.0))).map(|t| t.0).unwrap_or_default();
+        let size = match self.n_params() as f64 {
+            n if n >= 1e9 => format!("{:.1}B", n / 1e9),
+            n => format!("{:.0}M", n / 1e6),
+        };
+        format!("{} {size} {main}", self.gguf.metadata().architecture())
+    }
+
     /// The backends in use as llama-bench names them: `CPU`, or `Vulkan,CPU`.
     pub fn backend(&self) -> String {
         match self.placement.gpu {

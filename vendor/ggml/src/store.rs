@@ -60,8 +60,8 @@ pub struct AllocError {
 pub struct Store {
     tensors: Vec<NonNull<sys::ggml_tensor>>,
     buffers: Vec<Buffer>,
-    _context: Context,
-    _map: Option<Arc<Map>>,
+    context: Context,
+    map: Option<Arc<Map>>,
     /// No graph has used the store yet.
     fresh: Cell<bool>,
 }
@@ -87,13 +87,13 @@ impl Store {
     pub fn new(specs: &[TensorSpec], map: Option<Arc<Map>>) -> Result<Store, AllocError> {
         let context = init_context(specs.len());
         let mut store =
-            Store { tensors: Vec::new(), buffers: Vec::new(), _context: context, _map: map, fresh: Cell::new(true) };
+            Store { tensors: Vec::new(), buffers: Vec::new(), context, map, fresh: Cell::new(true) };
         for spec in specs {
             assert!(spec.ty.row_bytes(usize::try_from(spec.ne[0]).unwrap()).is_some(), "{}: ne0 is not whole blocks", spec.name);
             spec.ne.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).expect("number of elements overflows");
             let ne = spec.ne.map(|n| i64::try_from(n).expect("a dimension overflows"));
             // SAFETY: the context is live, has room for all tensors, and allocates no data; the type is ggml's.
-            let tensor = unsafe { sys::ggml_new_tensor(store._context.as_ptr(), spec.ty.raw(), 4, ne.as_ptr()) };
+            let tensor = unsafe { sys::ggml_new_tensor(store.context.as_ptr(), spec.ty.raw(), 4, ne.as_ptr()) };
             let tensor = NonNull::new(tensor).expect("the context has room for all tensors");
             let name = CString::new(spec.name.replace('\0', "")).expect("no NUL is left");
             // SAFETY: the tensor is live; ggml copies at most 63 bytes of the C string.
@@ -119,7 +119,7 @@ impl Store {
             }
         }
         for (device, first, last, largest) in spans {
-            let map = self._map.as_ref().expect("mapped tensors need a map");
+            let map = self.map.as_ref().expect("mapped tensors need a map");
             let bytes = &map[first..last];
             assert!(first.is_multiple_of(MAPPED_ALIGNMENT), "a mapped tensor is not aligned");
             // SAFETY: the bytes belong to the map, which the store keeps for as long as the buffer; they are only read,
@@ -222,13 +222,22 @@ impl Store {
         }
     }
 
-    /// Fills all buffers with zeros. Not for weights that are mapped.
-    pub fn zero(&mut self) {
-        assert!(self._map.is_none(), "a map is read-only");
-        for b in &self.buffers {
-            // SAFETY: the buffer is live and in memory of its own.
-            unsafe { sys::ggml_backend_buffer_clear(b.ptr.as_ptr(), 0) };
-        }
+    /// Size of a tensor in bytes.
+    pub fn n_bytes(&self, id: TensorId) -> usize {
+        // SAFETY: the tensor is live.
+        unsafe { sys::ggml_nbytes(self.tensors[id.0].as_ptr()) }
+    }
+
+    /// Writes zeros into `length` bytes of a tensor from `offset` on.
+    ///
+    /// # Panics
+    /// If the store has a map, which is read-only, or if the bytes are not the tensor's.
+    pub fn zero(&self, id: TensorId, offset: usize, length: usize) {
+        assert!(self.map.is_none(), "a map is read-only");
+        assert!(offset.checked_add(length).is_some_and(|end| end <= self.n_bytes(id)), "bytes of the tensor");
+        // SAFETY: the tensor is live, in memory of its own, and holds the bytes; the store is used by one thread, and no
+        // graph runs while it is here.
+        unsafe { sys::ggml_backend_tensor_memset(self.tensors[id.0].as_ptr(), 0, offset, length) };
     }
 
     /// Copies data into tensors that are in buffers, in the layout of the buffer's kind, on `n_threads` threads.

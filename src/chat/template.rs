@@ -1,0 +1,244 @@
+//! Chat templates: Jinja, rendered by minijinja with the habits of Hugging Face's transformers.
+
+use std::fs;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind, Value, context};
+
+use crate::cli::options::TemplateSource;
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+
+/// Who says something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Instructions that come first.
+    System,
+    /// The user.
+    User,
+    /// The model.
+    Assistant,
+}
+
+impl Role {
+    /// Name in templates.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        }
+    }
+}
+
+/// One turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Who.
+    pub role: Role,
+    /// What.
+    pub content: String,
+}
+
+/// Steps that a template may take: a thousand times what real ones need.
+const FUEL: u64 = 50_000_000;
+
+/// What to do about a template that does not work.
+const ADVICE: &str = "give one with --chat-template NAME or --chat-template-file FILE, or use --no-conversation";
+
+/// Well-known templates, for files that have none.
+const KNOWN: &[(&str, &str)] = &[
+    (
+        "chatml",
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+         {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    ),
+    (
+        "llama2",
+        "{% set ns = namespace(system='') %}{% for m in messages %}\
+         {% if m.role == 'system' %}{% set ns.system = '<<SYS>>\n' + m.content + '\n<</SYS>>\n\n' %}\
+         {% elif m.role == 'user' %}{{ bos_token + '[INST] ' + ns.system + m.content + ' [/INST]' }}{% set ns.system = '' %}\
+         {% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}",
+    ),
+    (
+        "llama3",
+        "{{ bos_token }}{% for m in messages %}\
+         {{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}\
+         {% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    ),
+    (
+        "mistral",
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}\
+         {% elif m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}\
+         {% else %}{{ raise_exception('no system role') }}{% endif %}{% endfor %}",
+    ),
+    (
+        "zephyr",
+        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}{% endfor %}\
+         {% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}",
+    ),
+    (
+        "gemma",
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}\
+         {{ '<start_of_turn>' + ('model' if m.role == 'assistant' else 'user') + '\n' + m.content | trim + '<end_of_turn>\n' }}\
+         {% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
+    ),
+    (
+        "vicuna",
+        "{% for m in messages %}{% if m.role == 'system' %}{{ m.content + '\n\n' }}\
+         {% elif m.role == 'user' %}{{ 'USER: ' + m.content + '\n' }}\
+         {% else %}{{ 'ASSISTANT: ' + m.content + eos_token + '\n' }}{% endif %}{% endfor %}\
+         {% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
+    ),
+];
+
+/// A compiled chat template.
+#[derive(Debug)]
+pub struct Template {
+    env: Environment<'static>,
+    source_name: String,
+    bos: String,
+    eos: String,
+    kwargs: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Template {
+    /// The template that `source` names, or the model's own; `None` if there is neither. `bos` and `eos` are the texts of
+    /// these tokens. A template that does not compile is an error of kind [`crate::error::Kind::Malformed`].
+    pub fn load(
+        source: Option<&TemplateSource>,
+        gguf: &Gguf,
+        bos: String,
+        eos: String,
+        kwargs: serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Option<Template>> {
+        let (name, text) = match source {
+            None => match gguf.metadata().str("tokenizer.chat_template").map_err(|e| e.in_file(gguf.path()))? {
+                None => return Ok(None),
+                Some(text) => ("the model's chat template".to_owned(), text.to_owned()),
+            },
+            Some(TemplateSource::TextOrName(text)) => match KNOWN.iter().find(|(name, _)| name == text) {
+                Some((name, known)) => (format!("the chat template '{name}'"), (*known).to_owned()),
+                None if text.contains("{{") || text.contains("{%") => ("--chat-template".to_owned(), text.clone()),
+                None => {
+                    let names: Vec<&str> = KNOWN.iter().map(|k| k.0).collect();
+                    return Err(Error::usage(format!(
+                        "--chat-template: '{text}' is neither a Jinja template nor one of: {}",
+                        names.join(", ")
+                    )));
+                }
+            },
+            Some(TemplateSource::File(path)) => {
+                let text = fs::read_to_string(path).map_err(|e| Error::input(format!("{e}")).in_file(path))?;
+                (path.display().to_string(), text)
+            }
+        };
+        Template::new(name, text, bos, eos, kwargs).map(Some)
+    }
+
+    fn new(
+        source_name: String,
+        text: String,
+        bos: String,
+        eos: String,
+        kwargs: serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Template> {
+        let mut env = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        env.set_syntax(syntax.expect("the delimiters are the default ones"));
+        env.set_fuel(Some(FUEL));
+        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.add_function("raise_exception", |message: String| -> std::result::Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        env.add_function("strftime_now", |format: String| {
+            jiff::fmt::strtime::format(format, &jiff::Zoned::now())
+                .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}")))
+        });
+        env.add_template_owned("chat", text).map_err(|e| {
+            Error::malformed(format!("{source_name} is broken ({e}): {ADVICE}"))
+        })?;
+        Ok(Template { env, source_name, bos, eos, kwargs })
+    }
+
+    /// The text of a conversation; `add_generation_prompt` ends it where an answer begins.
+    ///
+    /// A template that refuses the system role gets the system's text in front of the first user's.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_plain(messages, add_generation_prompt).or_else(|e| match messages {
+            [system, user, rest @ ..] if system.role == Role::System && user.role == Role::User => {
+                let content = format!("{}\n\n{}", system.content, user.content);
+                let mut folded = vec![Message { role: Role::User, content }];
+                folded.extend_from_slice(rest);
+                self.render_plain(&folded, add_generation_prompt)
+            }
+            _ => Err(e),
+        })
+    }
+
+    fn render_plain(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let template = self.env.get_template("chat").expect("the template was added");
+        let messages: Vec<Value> = messages
+            .iter()
+            .map(|m| context! { role => m.role.name(), content => m.content.as_str() })
+            .collect();
+        let context = context! {
+            messages => messages,
+            add_generation_prompt => add_generation_prompt,
+            bos_token => self.bos.as_str(),
+            eos_token => self.eos.as_str(),
+            ..Value::from(Serde(&self.kwargs))
+        };
+        template.render(context).map_err(|e| {
+            Error::malformed(format!("{} fails ({}): {ADVICE}", self.source_name, e.detail().unwrap_or(&e.kind().to_string())))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(text: &str) -> Result<Template> {
+        Template::new("t".into(), text.into(), "<s>".into(), "</s>".into(), Default::default())
+    }
+
+    fn message(role: Role, content: &str) -> Message {
+        Message { role, content: content.into() }
+    }
+
+    #[test]
+    fn known_templates_render() {
+        let turns = [message(Role::System, "S"), message(Role::User, "U"), message(Role::Assistant, "A"), message(Role::User, "V")];
+        let expected = [
+            ("chatml", "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n<|im_start|>user\nV<|im_end|>\n<|im_start|>assistant\n"),
+            ("llama2", "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nU [/INST] A </s><s>[INST] V [/INST]"),
+            ("mistral", "<s>[INST] S\n\nU [/INST] A</s>[INST] V [/INST]"),
+            ("gemma", "<s><start_of_turn>user\nS\n\nU<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\n<start_of_turn>user\nV<end_of_turn>\n<start_of_turn>model\n"),
+        ];
+        for (name, text) in KNOWN {
+            let rendered = template(text).unwrap().render(&turns, true).unwrap();
+            if let Some((_, want)) = expected.iter().find(|e| e.0 == *name) {
+                assert_eq!(rendered, *want, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn habits_of_transformers_work() {
+        let t = template("{%- for m in messages if m['role'] == 'user' %}\n  {{- m['content'].strip().upper() }}{% endfor %}\n{{ strftime_now('%Y')|length }}{{ messages|tojson|length > 3 }}").unwrap();
+        assert_eq!(t.render(&[message(Role::User, " a ")], true).unwrap(), "A4True");
+    }
+
+    #[test]
+    fn broken_and_endless_templates_say_so() {
+        let error = template("{% for %}").unwrap_err().to_string();
+        assert!(error.contains("is broken") && error.contains("--chat-template"), "{error}");
+        let refuses = template("{{ raise_exception('no!') }}").unwrap();
+        let error = refuses.render(&[message(Role::User, "x")], true).unwrap_err().to_string();
+        assert!(error.contains("no!") && error.contains("--chat-template"), "{error}");
+        let endless = template("{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}").unwrap();
+        assert!(endless.render(&[message(Role::User, "x")], true).is_err());
+    }
+}

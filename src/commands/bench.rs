@@ -1,0 +1,398 @@
+//! `pp-run bench`: llama-bench's tests and columns, and llama.cpp's own engine alternately in the same process.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use ggml::llama::{Context, ContextParams, Model as LlamaModel};
+use serde_json::{Value, json};
+
+use super::load::{Signals, load};
+use super::print;
+use crate::cli::options::{BenchOptions, CacheType, ContextOptions, TableFormat, Tristate};
+use crate::error::{Error, Result};
+use crate::model::{Model, memory};
+use crate::session::Session;
+use crate::stats::Log;
+use crate::tokenizer::Token;
+
+/// What is timed: a prompt, then generated tokens, after `n_depth` tokens that are not timed.
+#[derive(Debug, Clone, Copy)]
+struct Test {
+    n_prompt: usize,
+    n_gen: usize,
+    n_depth: usize,
+}
+
+impl Test {
+    /// llama-bench's name.
+    fn name(&self) -> String {
+        let mut name = match (self.n_prompt, self.n_gen) {
+            (p, 0) => format!("pp{p}"),
+            (0, g) => format!("tg{g}"),
+            (p, g) => format!("pp{p}+tg{g}"),
+        };
+        if self.n_depth > 0 {
+            name.push_str(&format!(" @ d{}", self.n_depth));
+        }
+        name
+    }
+
+    fn n_tokens(&self) -> usize {
+        self.n_prompt + self.n_gen
+    }
+}
+
+/// One of the two engines.
+enum Engine<'m> {
+    Ours(Box<Session<'m>>),
+    Llama { context: Context<'m>, n_batch: usize },
+}
+
+impl Engine<'_> {
+    fn name(&self) -> &'static str {
+        match self {
+            Engine::Ours(_) => "pp-run",
+            Engine::Llama { .. } => "llama.cpp",
+        }
+    }
+
+    fn clear(&mut self) {
+        match self {
+            Engine::Ours(session) => session.rewind(0),
+            Engine::Llama { context, .. } => context.clear(),
+        }
+    }
+
+    /// Processes `tokens` from position `start` on.
+    fn prompt(&mut self, tokens: &[Token], start: usize) -> Result<()> {
+        match self {
+            Engine::Ours(session) => {
+                let mut all = session.tokens().to_vec();
+                all.extend_from_slice(tokens);
+                session.sync(&all, &mut |_, _| {}).map(drop)
+            }
+            Engine::Llama { context, n_batch } => {
+                for (i, piece) in tokens.chunks(*n_batch).enumerate() {
+                    let first = start + i * *n_batch;
+                    let batch: Vec<_> =
+                        piece.iter().enumerate().map(|(j, &t)| (t, (first + j) as i32, 0, j + 1 == piece.len())).collect();
+                    if !context.decode(&batch) {
+                        return Err(Error::failed("llama.cpp failed to compute"));
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn decode(&mut self, token: Token, position: usize) -> Result<()> {
+        match self {
+            Engine::Ours(session) => session.decode(token),
+            Engine::Llama { .. } => self.prompt(&[token], position),
+        }
+    }
+
+    /// The threads sleep while the other engine runs.
+    fn pause(&self) {
+        match self {
+            Engine::Ours(session) => session.pause(),
+            Engine::Llama { context, .. } => context.pause(),
+        }
+    }
+
+    /// Runs a test on the given tokens (depth, prompt and generated ones) and times it.
+    fn time(&mut self, test: &Test, tokens: &[Token]) -> Result<Duration> {
+        self.clear();
+        let (depth, rest) = tokens.split_at(test.n_depth);
+        let (prompt, generated) = rest.split_at(test.n_prompt);
+        if !depth.is_empty() {
+            self.prompt(depth, 0)?;
+        }
+        let start = Instant::now();
+        if !prompt.is_empty() {
+            self.prompt(prompt, test.n_depth)?;
+        }
+        for (i, &token) in generated.iter().enumerate() {
+            self.decode(token, test.n_depth + test.n_prompt + i)?;
+        }
+        let time = start.elapsed();
+        self.pause();
+        Ok(time)
+    }
+}
+
+/// Times of one engine on one test.
+struct Row {
+    engine: &'static str,
+    test: Test,
+    n_threads: usize,
+    samples: Vec<Duration>,
+    /// Median over the repetitions of the baseline's time by ours.
+    ratio: Option<f64>,
+}
+
+/// Runs the tests on every model.
+pub fn run(options: &BenchOptions) -> Result<()> {
+    let log = Log::new(&options.log)?;
+    let signals = Signals::catch()?;
+    let mut tests = Vec::new();
+    for &n_depth in &options.n_depth {
+        let mut add = |p: u32, g: u32| tests.push(Test { n_prompt: p as usize, n_gen: g as usize, n_depth: n_depth as usize });
+        options.n_prompt.iter().for_each(|&p| add(p, 0));
+        options.n_gen.iter().for_each(|&g| add(0, g));
+        options.prompt_gen.iter().for_each(|&(p, g)| add(p, g));
+    }
+    if tests.is_empty() {
+        return Err(Error::usage("nothing to measure: -p and -n are both 0"));
+    }
+    let mut table = Table::new(options.format, options.baseline);
+    for path in &options.models {
+        let mut model_options = options.model.clone();
+        model_options.path = path.clone();
+        let (model, _) = load(&model_options, &options.context, &log, &signals)?;
+        let n_gpu_layers = options.model.n_gpu_layers.unwrap_or(u32::MAX);
+        let llama = if options.baseline {
+            let refused = |e: ggml::llama::LlamaError| Error::failed(format!("llama.cpp: {}", e.0)).in_file(path);
+            Some(LlamaModel::load(path, n_gpu_layers).map_err(refused)?)
+        } else {
+            None
+        };
+        for &n_threads in &options.n_threads {
+            for test in &tests {
+                for row in measure(options, &model, llama.as_ref(), n_threads, *test, &log, &signals)? {
+                    table.add(&row, &model, options)?;
+                }
+            }
+        }
+    }
+    table.finish()
+}
+
+/// One test on one or both engines, alternately.
+fn measure(
+    options: &BenchOptions,
+    model: &Model,
+    llama: Option<&LlamaModel>,
+    n_threads: usize,
+    test: Test,
+    log: &Log,
+    signals: &Signals,
+) -> Result<Vec<Row>> {
+    let n_ctx = u32::try_from(test.n_depth + test.n_tokens()).unwrap_or(u32::MAX);
+    let context =
+        ContextOptions { n_ctx: Some(n_ctx), n_threads, n_threads_batch: n_threads, ..options.context.clone() };
+    let interrupt: Arc<AtomicBool> = signals.interrupt.clone();
+    let mut engines = vec![Engine::Ours(Box::new(Session::new(model, &context, 1, 1, interrupt)?))];
+    if let Some(llama) = llama {
+        let params = llama_params(&context);
+        let refused = |e: ggml::llama::LlamaError| Error::failed(format!("llama.cpp: {}", e.0));
+        let n_batch = context.n_batch as usize;
+        engines.push(Engine::Llama { context: Context::new(llama, &params).map_err(refused)?, n_batch });
+    }
+    // Any tokens will do; these are spread over the vocabulary.
+    let n_vocab = model.n_vocab() as u64;
+    let tokens: Vec<Token> =
+        (0..n_ctx as u64).map(|i| ((i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % n_vocab) as Token).collect();
+
+    let name = test.name();
+    let bar = log.progress(&name, u64::from(options.repetitions));
+    for engine in &mut engines {
+        let warm = Test { n_gen: test.n_gen.min(1), ..test };
+        engine.time(&warm, &tokens[..warm.n_depth + warm.n_tokens()])?;
+    }
+    let mut samples = vec![Vec::new(); engines.len()];
+    for repetition in 0..options.repetitions {
+        let mut order: Vec<usize> = (0..engines.len()).collect();
+        if repetition % 2 == 1 {
+            order.reverse();
+        }
+        for i in order {
+            let time = engines[i].time(&test, &tokens);
+            samples[i].push(time.map_err(|e| if e.kind() == crate::error::Kind::Interrupted { signals.error() } else { e })?);
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let ratio = (engines.len() == 2).then(|| {
+        let pairs = samples[1].iter().zip(&samples[0]);
+        median(pairs.map(|(theirs, ours)| theirs.as_secs_f64() / ours.as_secs_f64()).collect())
+    });
+    // The baseline comes first, what is compared with it second.
+    let rows = engines.iter().zip(samples).enumerate().rev().map(|(i, (engine, samples))| Row {
+        engine: engine.name(),
+        test,
+        n_threads,
+        samples,
+        ratio: if i == 0 { ratio } else { None },
+    });
+    Ok(rows.collect())
+}
+
+/// libllama's settings for the same run.
+fn llama_params(context: &ContextOptions) -> ContextParams {
+    let ty = |t: CacheType| match t {
+        CacheType::F32 => ggml::Type::F32,
+        CacheType::F16 => ggml::Type::F16,
+        CacheType::Q8_0 => ggml::Type::Q8_0,
+    };
+    ContextParams {
+        n_ctx: context.n_ctx.unwrap_or(0),
+        n_batch: context.n_batch,
+        n_ubatch: context.n_ubatch,
+        n_seq_max: 1,
+        n_threads: context.n_threads as u32,
+        n_threads_batch: context.n_threads_batch as u32,
+        type_k: ty(context.cache_type_k),
+        type_v: ty(context.cache_type_v),
+        flash_attn: context.flash_attn != Tristate::Off,
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    if n % 2 == 1 { values[n / 2] } else { (values[n / 2 - 1] + values[n / 2]) / 2.0 }
+}
+
+/// Mean and sample standard deviation.
+fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    if values.len() < 2 {
+        return (mean, 0.0);
+    }
+    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+    (mean, (squares / (n - 1.0)).sqrt())
+}
+
+/// Rows as they come (Markdown, CSV) or all at once (JSON).
+struct Table {
+    format: TableFormat,
+    baseline: bool,
+    rows: Vec<Value>,
+}
+
+impl Table {
+    fn new(format: TableFormat, baseline: bool) -> Table {
+        Table { format, baseline, rows: Vec::new() }
+    }
+
+    fn add(&mut self, row: &Row, model: &Model, options: &BenchOptions) -> Result<()> {
+        let n = row.test.n_tokens() as f64;
+        let speeds: Vec<f64> = row.samples.iter().map(|t| n / t.as_secs_f64()).collect();
+        let times: Vec<f64> = row.samples.iter().map(|t| t.as_nanos() as f64).collect();
+        let (avg_ts, stddev_ts) = mean_and_deviation(&speeds);
+        let (avg_ns, stddev_ns) = mean_and_deviation(&times);
+        let c = &options.context;
+        let mut value = json!({
+            "engine": row.engine,
+            "test": row.test.name(),
+            "backends": model.backend(),
+            "model_filename": model.gguf().path().display().to_string(),
+            "model_type": model.description(),
+            "model_size": model.n_bytes(),
+            "model_n_params": model.n_params(),
+            "n_batch": c.n_batch,
+            "n_ubatch": c.n_ubatch,
+            "n_threads": row.n_threads,
+            "type_k": c.cache_type_k.name(),
+            "type_v": c.cache_type_v.name(),
+            "flash_attn": c.flash_attn != Tristate::Off,
+            "n_prompt": row.test.n_prompt,
+            "n_gen": row.test.n_gen,
+            "n_depth": row.test.n_depth,
+            "avg_ns": avg_ns,
+            "stddev_ns": stddev_ns,
+            "avg_ts": avg_ts,
+            "stddev_ts": stddev_ts,
+            "samples_ns": times,
+            "samples_ts": speeds,
+        });
+        if let Some(ratio) = row.ratio {
+            value["ratio"] = ratio.into();
+        }
+        match self.format {
+            TableFormat::Json => {}
+            TableFormat::Md => self.markdown(row, model, avg_ts, stddev_ts)?,
+            TableFormat::Csv => self.csv(&value)?,
+        }
+        self.rows.push(value);
+        Ok(())
+    }
+
+    fn markdown(&self, row: &Row, model: &Model, avg: f64, deviation: f64) -> Result<()> {
+        let mut names = vec!["model", "size", "params", "backend", "threads", "test", "t/s"];
+        let mut cells = vec![
+            model.description(),
+            memory::human(model.n_bytes()),
+            format!("{:.2} M", model.n_params() as f64 / 1e6),
+            model.backend(),
+            row.n_threads.to_string(),
+            row.test.name(),
+            format!("{avg:.2} \u{b1} {deviation:.2}"),
+        ];
+        if self.baseline {
+            names.extend(["engine", "ratio"]);
+            cells.extend([row.engine.to_owned(), row.ratio.map_or_else(String::new, |r| format!("{r:.3}"))]);
+        }
+        let widths = [24, 10, 10, 10, 7, 16, 20, 9, 6];
+        let line = |cells: Vec<String>| {
+            let cells: Vec<String> = cells
+                .iter()
+                .zip(widths)
+                .enumerate()
+                .map(|(i, (c, w))| if i == 0 { format!(" {c:<w$} ") } else { format!(" {c:>w$} ") })
+                .collect();
+            format!("|{}|\n", cells.join("|"))
+        };
+        if self.rows.is_empty() {
+            let rules = (0..names.len()).map(|i| format!("{}{}", "-".repeat(widths[i] - 1), if i == 0 { "-" } else { ":" }));
+            print(&(line(names.iter().map(|n| (*n).to_owned()).collect()) + &line(rules.collect())))?;
+        }
+        print(&line(cells))
+    }
+
+    fn csv(&self, value: &Value) -> Result<()> {
+        // Every row has the same columns; lists are for JSON.
+        let object = value.as_object().expect("a row is an object");
+        let mut columns: Vec<&str> =
+            object.iter().filter(|(k, v)| !v.is_array() && *k != "ratio").map(|(k, _)| k.as_str()).collect();
+        if self.baseline {
+            columns.push("ratio");
+        }
+        let quote = |v: &Value| match v {
+            Value::String(s) => format!("\"{}\"", s.replace('"', "\"\"")),
+            Value::Null => String::new(),
+            v => v.to_string(),
+        };
+        if self.rows.is_empty() {
+            print(&(columns.join(",") + "\n"))?;
+        }
+        let cells: Vec<String> = columns.iter().map(|c| quote(object.get(*c).unwrap_or(&Value::Null))).collect();
+        print(&(cells.join(",") + "\n"))
+    }
+
+    fn finish(self) -> Result<()> {
+        match self.format {
+            TableFormat::Json => {
+                let text = serde_json::to_string_pretty(&self.rows).map_err(|e| Error::failed(e.to_string()))?;
+                print(&(text + "\n"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_and_deviations() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert_eq!(mean_and_deviation(&[1.0, 3.0]), (2.0, 2.0f64.sqrt()));
+        assert_eq!(mean_and_deviation(&[5.0]), (5.0, 0.0));
+    }
+}

@@ -1,0 +1,92 @@
+//! Bringing a model and its tokenizer into memory, with progress.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crate::cli::options::{ContextOptions, ModelOptions};
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+use crate::model::{Model, memory};
+use crate::stats::Log;
+use crate::tokenizer::Tokenizer;
+
+/// Flags that signals set.
+#[derive(Debug, Clone)]
+pub struct Signals {
+    /// Ctrl-C or SIGTERM: stop what runs.
+    pub interrupt: Arc<AtomicBool>,
+    /// SIGTERM
+    pub terminate: Arc<AtomicBool>,
+}
+
+impl Signals {
+    /// Catches Ctrl-C and SIGTERM. A second Ctrl-C while the first has not been heard ends the process.
+    pub fn catch() -> Result<Signals> {
+        use signal_hook::consts::{SIGINT, SIGTERM};
+        use signal_hook::flag;
+        let signals = Signals { interrupt: Arc::default(), terminate: Arc::default() };
+        let register = || -> std::io::Result<()> {
+            flag::register_conditional_shutdown(SIGINT, 130, signals.interrupt.clone())?;
+            flag::register(SIGINT, signals.interrupt.clone())?;
+            flag::register(SIGTERM, signals.terminate.clone())?;
+            flag::register(SIGTERM, signals.interrupt.clone())?;
+            Ok(())
+        };
+        register().map_err(|e| Error::failed(format!("signals cannot be handled: {e}")))?;
+        Ok(signals)
+    }
+
+    /// The error that ends an interrupted run.
+    pub fn error(&self) -> Error {
+        use crate::error::Kind;
+        match self.terminate.load(Ordering::Relaxed) {
+            true => Error::new(Kind::Terminated, "terminated"),
+            false => Error::new(Kind::Interrupted, "interrupted"),
+        }
+    }
+}
+
+/// Opens a file, and loads its weights and its tokenizer at the same time.
+pub fn load(model: &ModelOptions, context: &ContextOptions, log: &Log, signals: &Signals) -> Result<(Model, Tokenizer)> {
+    let start = Instant::now();
+    let mut gguf = Gguf::open(&model.path)?;
+    gguf.override_kv(&model.override_kv)?;
+    let gguf = Arc::new(gguf);
+    if model.mlock && !gguf.map().lock() {
+        log.warn("the weights cannot be locked in memory (see ulimit -l); they are used unlocked");
+    }
+    let bar = log.progress("loading", 1000);
+    let interrupt = signals.interrupt.clone();
+    let mut progress = |share: f32| {
+        bar.set_position((share * 1000.0) as u64);
+        if interrupt.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let (loaded, tokenizer) = std::thread::scope(|scope| {
+        let tokenizer = scope.spawn(|| Tokenizer::load(&gguf));
+        let loaded = Model::load(gguf.clone(), model, &context.rope, context.n_threads_batch, &mut progress);
+        (loaded, tokenizer.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
+    });
+    bar.finish_and_clear();
+    if signals.interrupt.load(Ordering::Relaxed) {
+        return Err(signals.error());
+    }
+    let (loaded, tokenizer) = (loaded?, tokenizer?);
+    if tokenizer.n_vocab() != loaded.n_vocab() {
+        let message = format!(
+            "tensor 'token_embd.weight' has {} rows, but the tokenizer has {} tokens",
+            loaded.n_vocab(),
+            tokenizer.n_vocab()
+        );
+        return Err(Error::malformed(message).in_file(&model.path));
+    }
+    log.trace(&format!(
+        "loaded {} ({}) in {:.3} s on {}",
+        model.path.display(),
+        memory::human(loaded.n_bytes()),
+        start.elapsed().as_secs_f64(),
+        loaded.backend()
+    ));
+    Ok((loaded, tokenizer))
+}

@@ -1,0 +1,78 @@
+//! One file per command: the only code that writes to stdout.
+
+mod bench;
+mod chat;
+mod completions;
+mod load;
+mod perplexity;
+mod run;
+mod show;
+mod tokenize;
+
+use std::fs;
+use std::io::{self, Read, Write, stdin, stdout};
+use std::path::Path;
+
+use crate::cli::options::Command;
+use crate::error::{Error, Result};
+
+/// Runs a command.
+pub fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Run(o) => run::run(o),
+        Command::Show(o) => show::run(o),
+        Command::Tokenize(o) => tokenize::run(o),
+        Command::Perplexity(o) => perplexity::run(o),
+        Command::Bench(o) => bench::run(o),
+        Command::Completions(shell) => completions::completions(*shell),
+        Command::Man => completions::man(),
+    }
+}
+
+/// Writes to stdout and flushes. A reader that has closed the pipe has what it wanted: that ends the process with success.
+pub fn print(text: &str) -> Result<()> {
+    print_bytes(text.as_bytes())
+}
+
+fn print_bytes(bytes: &[u8]) -> Result<()> {
+    let mut out = stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => Err(Error::io(format!("writing to stdout failed: {e}"))),
+    }
+}
+
+/// The text of a file, or of stdin for `-`, less one final line break.
+fn read_text(path: &Path) -> Result<String> {
+    let mut text = if path == Path::new("-") {
+        read_stdin()?
+    } else {
+        let reading = |e: io::Error| match e.kind() {
+            io::ErrorKind::NotFound => Error::input("no such file").in_file(path),
+            io::ErrorKind::InvalidData => Error::malformed("is not UTF-8 text").in_file(path),
+            _ => Error::input(format!("cannot be read: {e}")).in_file(path),
+        };
+        fs::read_to_string(path).map_err(reading)?
+    };
+    drop_line_break(&mut text);
+    Ok(text)
+}
+
+fn read_stdin() -> Result<String> {
+    let mut text = String::new();
+    stdin().lock().read_to_string(&mut text).map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidData => Error::malformed("stdin is not UTF-8 text"),
+        _ => Error::io(format!("reading stdin failed: {e}")),
+    })?;
+    Ok(text)
+}
+
+fn drop_line_break(text: &mut String) {
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! `pp-run -m MODEL -p PROMPT`: one answer on stdout. Without a prompt, on a terminal: a chat.
+
+use std::io::{IsTerminal, stdin, stdout};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::load::{Signals, load};
+use super::{chat, drop_line_break, print, read_stdin, read_text};
+use crate::chat::{Conversation, Message, Role, Template};
+use crate::cli::options::{Conversation as Mode, OutputFormat, Predict, RunOptions};
+use crate::error::{Error, Kind, Result};
+use crate::generate::{Generate, Limits, StopReason};
+use crate::model::Model;
+use crate::sampler::Sampler;
+use crate::session::Session;
+use crate::stats::{Log, Stats, logits_hash};
+use crate::tokenizer::{Token, Tokenizer};
+
+/// Answers, or chats.
+pub fn run(options: &RunOptions) -> Result<()> {
+    let log = Log::new(&options.log)?;
+    let signals = Signals::catch()?;
+    let interactive = stdin().is_terminal() && stdout().is_terminal() && options.output_format == OutputFormat::Text;
+    let prompt = prompt(options)?;
+    let system = match (&options.system, &options.system_file) {
+        (Some(text), _) => Some(text.clone()),
+        (None, Some(path)) => Some(read_text(path)?),
+        (None, None) => None,
+    };
+    // -cnv with a prompt is llama.cpp's way to ask for a chat that begins with it.
+    let chats = interactive && !options.single_turn && (prompt.is_none() || options.conversation == Mode::On);
+    if prompt.is_none() && !interactive {
+        return Err(Error::usage("no prompt: give one with -p or -f, or on stdin"));
+    }
+    if prompt.is_none() && options.conversation == Mode::Off {
+        return Err(Error::usage("no prompt to complete: give one with -p or -f"));
+    }
+
+    let start = Instant::now();
+    let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
+    let template = template(options, &model, &tokenizer)?;
+    let run = Run { options, log, signals, model: &model, tokenizer: &tokenizer, start };
+    match (template, prompt) {
+        (Some(template), prompt) if chats => chat::chat(&run, &template, system.as_deref(), prompt.as_deref()),
+        (None, None) => Err(Error::malformed(
+            "this model has no chat template: give one with --chat-template NAME or --chat-template-file FILE, or complete a \
+             text with -p",
+        )
+        .in_file(&options.model.path)),
+        (Some(_), None) if options.single_turn => Err(Error::usage("-st needs a prompt: give one with -p or -f")),
+        (Some(_), None) => unreachable!("no prompt on a terminal is a chat"),
+        (template, Some(prompt)) => one_shot(&run, template.as_ref(), system.as_deref(), &prompt),
+    }
+}
+
+/// What one answer needs.
+pub struct Run<'a> {
+    pub options: &'a RunOptions,
+    pub log: Log,
+    pub signals: Signals,
+    pub model: &'a Model,
+    pub tokenizer: &'a Tokenizer,
+    /// When the load began.
+    start: Instant,
+}
+
+/// An answer's text, tokens and numbers.
+pub struct Answer {
+    pub text: String,
+    pub tokens: Vec<Token>,
+    pub stop: StopReason,
+    pub stats: Stats,
+}
+
+/// The prompt of `-p` or `-f`, with the text on stdin below it; `None` if there is none at all.
+fn prompt(options: &RunOptions) -> Result<Option<String>> {
+    let from_stdin = options.prompt_file.as_deref() == Some(Path::new("-"));
+    let mut prompt = match &options.prompt_file {
+        Some(path) => Some(read_text(path)?),
+        None => options.prompt.clone(),
+    };
+    if !from_stdin && !stdin().is_terminal() {
+        let mut text = read_stdin()?;
+        drop_line_break(&mut text);
+        if !text.is_empty() {
+            prompt = Some(prompt.map_or(text.clone(), |p| format!("{p}\n\n{text}")));
+        }
+    }
+    Ok(prompt)
+}
+
+/// The template to use; `None` for a raw completion.
+fn template(options: &RunOptions, model: &Model, tokenizer: &Tokenizer) -> Result<Option<Template>> {
+    if options.conversation == Mode::Off {
+        return Ok(None);
+    }
+    let text = |token: Option<Token>| {
+        token.map_or_else(String::new, |t| String::from_utf8_lossy(&tokenizer.piece(t, true)).into_owned())
+    };
+    let kwargs = options.template_kwargs.clone().unwrap_or_default();
+    let template =
+        Template::load(options.template.as_ref(), model.gguf(), text(tokenizer.bos()), text(tokenizer.eos()), kwargs)?;
+    if template.is_none() && options.conversation == Mode::On {
+        return Err(Error::malformed(
+            "this model has no chat template: give one with --chat-template NAME or --chat-template-file FILE",
+        )
+        .in_file(&options.model.path));
+    }
+    Ok(template)
+}
+
+/// One prompt, one answer.
+fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: &str) -> Result<()> {
+    let options = run.options;
+    let content = format!("{}{prompt}{}", options.in_prefix, options.in_suffix);
+    let tokens = match template {
+        Some(template) => Conversation::new(template, run.tokenizer, system, options.parse_special).ask(&content)?.to_vec(),
+        None => {
+            let text = system.map_or(content.clone(), |s| format!("{s}\n\n{content}"));
+            run.tokenizer.encode(&text, true, true)?
+        }
+    };
+    let mut context = options.context.clone();
+    if let (None, Predict::AtMost(n)) = (context.n_ctx, options.predict) {
+        // What the answer can need is known: no more memory than that.
+        let needed = (tokens.len() as u64).saturating_add(n).min(u64::from(run.model.hparams().n_ctx_train));
+        context.n_ctx = Some(u32::try_from(needed.max(1)).unwrap_or(u32::MAX).next_multiple_of(256));
+    }
+    let mut session = Session::new(run.model, &context, 1, 1, run.signals.interrupt.clone())?;
+    let mut sampler = sampler(run, &session);
+    let json = options.output_format == OutputFormat::Json;
+    let load_time = run.start.elapsed();
+    if options.display_prompt && !json {
+        print(prompt)?;
+    }
+    let answer = answer(run, &mut session, &mut sampler, &tokens, &mut |text| if json { Ok(()) } else { print(text) })?;
+    if json {
+        let s = &answer.stats;
+        let object = json!({
+            "model": options.model.path.display().to_string(),
+            "text": answer.text,
+            "stop_reason": answer.stop.name(),
+            "stop_string": if let StopReason::StopString(t) = &answer.stop { Some(t) } else { None },
+            "prompt_tokens": s.prompt_tokens,
+            "generated_tokens": s.generated_tokens,
+            "context_used": s.context_used,
+            "context_size": s.context_size,
+            "seed": s.seed,
+            "logits_hash": format!("{:016x}", s.logits_hash),
+            "timings": {
+                "load_s": load_time.as_secs_f64(),
+                "prompt_s": s.prompt_time.as_secs_f64(),
+                "prompt_tokens_per_s": s.prompt_speed(),
+                "generation_s": s.generation_time.as_secs_f64(),
+                "generated_tokens_per_s": s.generation_speed(),
+                "first_token_s": s.first_token_time.as_secs_f64(),
+            },
+        });
+        print(&format!("{object}\n"))?;
+    } else if !answer.text.ends_with('\n') {
+        print("\n")?;
+    }
+    if options.show_timings {
+        run.log.note(&answer.stats.line());
+    }
+    if let Some(path) = &options.output_file {
+        let mut turns = Vec::new();
+        if let Some(system) = system {
+            turns.push(Message { role: Role::System, content: system.to_owned() });
+        }
+        turns.push(Message { role: Role::User, content });
+        turns.push(Message { role: Role::Assistant, content: answer.text });
+        save(path, &turns)?;
+    }
+    match answer.stop {
+        StopReason::Interrupted => Err(run.signals.error()),
+        StopReason::ContextFull => {
+            run.log.warn(&format!("the answer was cut: the context of {} tokens is full (-c N makes it larger)", session.n_ctx()));
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The sampler of the options.
+pub fn sampler(run: &Run, session: &Session) -> Sampler {
+    Sampler::new(&run.options.sampling, run.model.n_vocab(), session.n_ctx(), &run.tokenizer.eog_tokens())
+}
+
+/// Processes the prompt and generates; `show` gets the text as it comes. An interruption ends the answer, it is no error.
+pub fn answer(
+    run: &Run,
+    session: &mut Session,
+    sampler: &mut Sampler,
+    prompt: &[Token],
+    show: &mut dyn FnMut(&str) -> Result<()>,
+) -> Result<Answer> {
+    let start = Instant::now();
+    let bar = run.log.progress("reading the prompt", prompt.len() as u64);
+    let processed = session.sync(prompt, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    let prompt_time = start.elapsed();
+    let mut stats = Stats {
+        prompt_tokens: prompt.len(),
+        prompt_time,
+        context_size: session.n_ctx(),
+        seed: sampler.seed(),
+        ..Default::default()
+    };
+    let processed = match processed {
+        Err(e) if e.kind() == Kind::Interrupted => {
+            stats.context_used = session.n_past();
+            stats.stop_reason = StopReason::Interrupted.name();
+            stats.processed_tokens = 0;
+            return Ok(Answer { text: String::new(), tokens: Vec::new(), stop: StopReason::Interrupted, stats });
+        }
+        result => result?,
+    };
+    stats.processed_tokens = processed;
+    for &token in prompt {
+        sampler.accept(token);
+    }
+
+    let limits =
+        Limits { predict: run.options.predict, stop: run.options.stop.clone(), special: run.options.special };
+    let mut text = String::new();
+    let mut first = None;
+    let mut generate = Generate::new(session, run.tokenizer, sampler, limits, run.signals.interrupt.clone());
+    while let Some(piece) = generate.next() {
+        let piece = piece?;
+        first.get_or_insert_with(|| start.elapsed());
+        show(&piece)?;
+        text.push_str(&piece);
+    }
+    let total = start.elapsed();
+    let (tokens, stop) = generate.finish();
+    stats.generated_tokens = tokens.len();
+    stats.first_token_time = first.unwrap_or(total);
+    stats.generation_time = total - stats.first_token_time;
+    stats.context_used = session.n_past();
+    stats.logits_hash = logits_hash(session.logits());
+    stats.stop_reason = stop.name();
+    Ok(Answer { text, tokens, stop, stats })
+}
+
+/// Writes a copy of a conversation: under a temporary name first, so that nothing half-written takes a file's place.
+pub fn save(path: &Path, messages: &[Message]) -> Result<()> {
+    use std::io::Write;
+    let mut text = String::new();
+    for m in messages {
+        let who = match m.role {
+            Role::System => "System",
+            Role::User => "User",
+            Role::Assistant => "Assistant",
+        };
+        text.push_str(&format!("{who}:\n{}\n\n", m.content));
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = Path::new(&name);
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(temporary, path)
+    };
+    write().map_err(|e| {
+        let _ = std::fs::remove_file(temporary);
+        Error::new(Kind::CannotCreate, format!("cannot be written: {e}")).in_file(path)
+    })
+}
+
+impl Run<'_> {
+    /// Whether Ctrl-C or SIGTERM came; the flag is ready for the next one.
+    pub fn take_interrupt(&self) -> bool {
+        self.signals.interrupt.swap(false, Ordering::Relaxed)
+    }
+}

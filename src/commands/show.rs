@@ -1,0 +1,145 @@
+//! `pp-run show`: what is in a file.
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+
+use gguf_rs::{ByteOrder, GGUFContainer};
+use serde_json::{Value, json};
+
+use super::print;
+use crate::cli::options::ShowOptions;
+use crate::error::{Error, Result, escape};
+use crate::gguf::{Gguf, TensorInfo};
+use crate::model::memory;
+
+/// Elements of an array that are shown.
+const SHOWN: usize = 6;
+
+/// Prints an overview, the metadata, and with `--tensors` the tensors.
+pub fn run(options: &ShowOptions) -> Result<()> {
+    let gguf = Gguf::open(&options.path)?;
+    let metadata = metadata(&gguf)?;
+    if options.json {
+        let tensors: Vec<Value> = gguf.tensors().iter().map(|t| tensor_json(&gguf, t)).collect();
+        let mut object = json!({
+            "path": options.path.display().to_string(),
+            "file_bytes": gguf.file_bytes(),
+            "version": gguf.version(),
+            "architecture": gguf.metadata().architecture(),
+            "n_params": n_params(&gguf),
+            "n_tensors": gguf.tensors().len(),
+            "types": types(&gguf).into_iter().map(|(name, (count, bytes))| (name, json!({"tensors": count, "bytes": bytes}))).collect::<serde_json::Map<_, _>>(),
+            "metadata": metadata,
+        });
+        if options.tensors {
+            object["tensors"] = tensors.into();
+        }
+        let text = serde_json::to_string_pretty(&object).map_err(|e| Error::failed(e.to_string()))?;
+        return print(&(text + "\n"));
+    }
+    let mut out = overview(&gguf);
+    out.push_str("\nmetadata\n");
+    for (key, value) in &metadata {
+        out.push_str(&format!("  {:<44} {}\n", escape(key), escape(&brief(value))));
+    }
+    if options.tensors {
+        out.push_str(&format!("\n{:<36} {:<8} {:<28} {:>14} {:>16}\n", "tensor", "type", "shape", "bytes", "position"));
+        for t in gguf.tensors() {
+            let shape: Vec<String> = t.ne[..t.n_dims as usize].iter().map(u64::to_string).collect();
+            out.push_str(&format!(
+                "{:<36} {:<8} {:<28} {:>14} {:>16}\n",
+                escape(&t.name),
+                t.ty.name(),
+                shape.join(" x "),
+                t.n_bytes,
+                gguf.position(t)
+            ));
+        }
+    }
+    print(&out)
+}
+
+/// The metadata as gguf-rs decodes it, from a header that has passed our check.
+fn metadata(gguf: &Gguf) -> Result<BTreeMap<String, Value>> {
+    let header = gguf.header_without_tensors();
+    // gguf-rs reads past the four bytes of the magic.
+    let mut container = GGUFContainer::new(ByteOrder::LE, Box::new(Cursor::new(header[4..].to_vec())), u64::MAX);
+    let model = container.decode().map_err(|e| Error::malformed(format!("gguf-rs: {e}")).in_file(gguf.path()))?;
+    Ok(model.metadata().clone())
+}
+
+fn n_params(gguf: &Gguf) -> u64 {
+    gguf.tensors().iter().map(TensorInfo::n_elements).sum()
+}
+
+/// Number and bytes of tensors by type.
+fn types(gguf: &Gguf) -> BTreeMap<String, (usize, u64)> {
+    let mut types: BTreeMap<String, (usize, u64)> = BTreeMap::new();
+    for t in gguf.tensors() {
+        let entry = types.entry(t.ty.name()).or_default();
+        *entry = (entry.0 + 1, entry.1 + t.n_bytes);
+    }
+    types
+}
+
+fn overview(gguf: &Gguf) -> String {
+    let meta = gguf.metadata();
+    let arch = meta.architecture();
+    let number = |key: &str| meta.u32(&format!("{arch}.{key}")).ok().flatten().map(|n| n.to_string());
+    let real = |key: &str| meta.f32(&format!("{arch}.{key}")).ok().flatten().map(|n| n.to_string());
+    let text = |key: &str| meta.str(key).ok().flatten().map(str::to_owned);
+    let total: u64 = gguf.tensors().iter().map(|t| t.n_bytes).sum();
+    let types: Vec<String> = types(gguf)
+        .into_iter()
+        .map(|(name, (count, bytes))| format!("{name} {:.1} % ({count})", 100.0 * bytes as f64 / total.max(1) as f64))
+        .collect();
+    let tokens = meta.array("tokenizer.ggml.tokens", &[crate::gguf::ValueType::Str]).ok().flatten().map(|a| a.len.to_string());
+    let yes_no = |b: bool| Some(if b { "yes" } else { "no" }.to_owned());
+    let rows = [
+        ("file", Some(gguf.path().display().to_string())),
+        ("size", Some(format!("{} (GGUF version {})", memory::human(gguf.file_bytes()), gguf.version()))),
+        ("name", text("general.name")),
+        ("architecture", Some(arch.to_owned())),
+        ("parameters", Some(format!("{:.1} M in {} tensors", n_params(gguf) as f64 / 1e6, gguf.tensors().len()))),
+        ("types", Some(types.join(", "))),
+        ("context length", number("context_length")),
+        ("layers", number("block_count")),
+        ("embedding length", number("embedding_length")),
+        ("feed-forward length", number("feed_forward_length")),
+        ("heads", number("attention.head_count")),
+        ("key/value heads", number("attention.head_count_kv")),
+        ("RoPE base", real("rope.freq_base")),
+        ("RoPE scaling", text(&format!("{arch}.rope.scaling.type"))),
+        ("RoPE scaling factor", real("rope.scaling.factor")),
+        ("tokenizer", text("tokenizer.ggml.model")),
+        ("vocabulary", tokens),
+        ("chat template", yes_no(meta.get("tokenizer.chat_template").is_some())),
+    ];
+    rows.iter()
+        .filter_map(|(name, value)| Some(format!("{name:<22} {}\n", escape(value.as_deref()?))))
+        .collect()
+}
+
+/// A value in one short line.
+fn brief(value: &Value) -> String {
+    match value {
+        Value::String(s) if s.chars().count() > 80 => format!("{}... ({} bytes)", s.chars().take(80).collect::<String>(), s.len()),
+        Value::String(s) => s.clone(),
+        Value::Array(a) => {
+            let shown: Vec<String> = a.iter().take(SHOWN).map(brief).collect();
+            let more = if a.len() > SHOWN { ", ..." } else { "" };
+            format!("[{}{more}] ({})", shown.join(", "), a.len())
+        }
+        other => other.to_string(),
+    }
+}
+
+fn tensor_json(gguf: &Gguf, t: &TensorInfo) -> Value {
+    json!({
+        "name": t.name,
+        "type": t.ty.name(),
+        "shape": t.ne[..t.n_dims as usize],
+        "bytes": t.n_bytes,
+        "position": gguf.position(t),
+    })
+}

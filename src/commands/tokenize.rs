@@ -1,0 +1,34 @@
+//! `pp-run tokenize`: the tokens of a text.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::{print, read_text};
+use crate::cli::options::TokenizeOptions;
+use crate::error::{Error, Result, escape};
+use crate::gguf::Gguf;
+use crate::tokenizer::{Token, Tokenizer};
+
+/// Prints one line per token, or the numbers, or how many there are.
+pub fn run(options: &TokenizeOptions) -> Result<()> {
+    let tokenizer = Tokenizer::load(&Gguf::open(&options.path)?)?;
+    let text = match (&options.prompt, &options.prompt_file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(path)) => read_text(path)?,
+        (None, None) => read_text(Path::new("-"))?,
+    };
+    let tokens = tokenizer.encode(&text, !options.no_bos, !options.no_parse_special)?;
+    if options.show_count {
+        return print(&format!("{}\n", tokens.len()));
+    }
+    if options.ids {
+        let ids = serde_json::to_string(&tokens).map_err(|e| Error::failed(e.to_string()))?;
+        return print(&format!("{ids}\n"));
+    }
+    let piece = |t: Token| escape(&String::from_utf8_lossy(&tokenizer.piece(t, true)));
+    let lines = tokens.iter().fold(String::new(), |mut out, &t| {
+        let _ = writeln!(out, "{t:>6} -> '{}'", piece(t));
+        out
+    });
+    print(&lines)
+}

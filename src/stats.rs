@@ -1,0 +1,150 @@
+//! Messages on stderr: notes by verbosity, progress, and the closing line of statistics.
+
+use std::cell::RefCell;
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Write, stderr};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::cli::options::LogOptions;
+use crate::error::{Error, Kind, Result, escape};
+
+/// Where messages go.
+#[derive(Debug)]
+pub struct Log {
+    verbosity: u8,
+    file: Option<RefCell<File>>,
+}
+
+impl Log {
+    /// Opens the copy of messages, if one is wanted.
+    pub fn new(options: &LogOptions) -> Result<Log> {
+        let file = match &options.file {
+            None => None,
+            Some(path) => {
+                let file = OpenOptions::new().create(true).append(true).open(path);
+                let file = file.map_err(|e| Error::new(Kind::CannotCreate, format!("{e}")).in_file(path))?;
+                Some(RefCell::new(file))
+            }
+        };
+        Ok(Log { verbosity: options.verbosity, file })
+    }
+
+    /// A note or a statistic (verbosity 3, the default).
+    pub fn note(&self, message: &str) {
+        self.write(3, message);
+    }
+
+    /// Something that the user may want to change (verbosity 2).
+    pub fn warn(&self, message: &str) {
+        self.write(2, &format!("warning: {message}"));
+    }
+
+    /// Something that failed while the program goes on (verbosity 1).
+    pub fn error(&self, message: &str) {
+        self.write(1, &format!("error: {message}"));
+    }
+
+    /// A detail (verbosity 4, `--verbose`).
+    pub fn trace(&self, message: &str) {
+        self.write(4, message);
+    }
+
+    fn write(&self, level: u8, message: &str) {
+        let line = format!("pp-run: {}\n", escape(message));
+        if let Some(file) = &self.file {
+            // A full disk must not end an answer; the message is on stderr too.
+            let _ = file.borrow_mut().write_all(line.as_bytes());
+        }
+        if level <= self.verbosity {
+            let _ = stderr().write_all(line.as_bytes());
+        }
+    }
+
+    /// A bar for `what` with `length` steps; nothing is drawn when stderr is no terminal or notes are off.
+    pub fn progress(&self, what: &str, length: u64) -> ProgressBar {
+        let target = if self.verbosity >= 3 && stderr().is_terminal() {
+            ProgressDrawTarget::stderr_with_hz(10)
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {percent:>3}% ETA {eta}");
+        let bar = ProgressBar::with_draw_target(Some(length), target).with_style(style.expect("the template is valid"));
+        bar.set_message(what.to_owned());
+        bar
+    }
+}
+
+/// Counts and times of one answer.
+#[derive(Debug, Clone, Default)]
+pub struct Stats {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Of these, processed now; the others were in the cache.
+    pub processed_tokens: usize,
+    /// Time for them.
+    pub prompt_time: Duration,
+    /// Tokens drawn.
+    pub generated_tokens: usize,
+    /// Time from the first token to the last.
+    pub generation_time: Duration,
+    /// Time from the prompt to the first token.
+    pub first_token_time: Duration,
+    /// Tokens in the context.
+    pub context_used: usize,
+    /// Tokens that fit.
+    pub context_size: usize,
+    /// Seed of the sampler.
+    pub seed: u32,
+    /// See [`logits_hash`].
+    pub logits_hash: u64,
+    /// Why the answer ended.
+    pub stop_reason: &'static str,
+}
+
+/// Tokens per second; 0 for no time.
+pub fn per_second(n: usize, time: Duration) -> f64 {
+    let seconds = time.as_secs_f64();
+    if seconds > 0.0 { n as f64 / seconds } else { 0.0 }
+}
+
+impl Stats {
+    /// Speed of the prompt in tokens per second.
+    pub fn prompt_speed(&self) -> f64 {
+        per_second(self.processed_tokens, self.prompt_time)
+    }
+
+    /// Speed of generation in tokens per second: the first token's time belongs to the prompt.
+    pub fn generation_speed(&self) -> f64 {
+        per_second(self.generated_tokens.saturating_sub(1), self.generation_time)
+    }
+
+    /// The closing line.
+    pub fn line(&self) -> String {
+        let cached = match self.prompt_tokens - self.processed_tokens {
+            0 => String::new(),
+            n => format!(" ({n} cached)"),
+        };
+        format!(
+            "prompt {} tokens{cached}, {:.1} tok/s | generated {} tokens, {:.1} tok/s | first token {:.3} s | context {}/{} | \
+             seed {} | logits {:016x} | {}",
+            self.prompt_tokens,
+            self.prompt_speed(),
+            self.generated_tokens,
+            self.generation_speed(),
+            self.first_token_time.as_secs_f64(),
+            self.context_used,
+            self.context_size,
+            self.seed,
+            self.logits_hash,
+            self.stop_reason
+        )
+    }
+}
+
+/// XXH3 (64 bits) of the logits' bits in little-endian order: equal for runs that computed the same.
+pub fn logits_hash(logits: &[f32]) -> u64 {
+    let bytes: Vec<u8> = logits.iter().flat_map(|l| l.to_le_bytes()).collect();
+    xxhash_rust::xxh3::xxh3_64(&bytes)
+}
