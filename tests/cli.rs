@@ -1,0 +1,216 @@
+//! The built program, as a user types it.
+
+mod common;
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use common::smollm2;
+
+fn pp_run(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn output(args: &[&str]) -> Output {
+    pp_run(args).output().unwrap()
+}
+
+fn model_run(args: &[&str]) -> Output {
+    let model = smollm2();
+    let all: Vec<&str> = ["-m", model.to_str().unwrap(), "--temp", "0"].iter().chain(args).copied().collect();
+    output(&all)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[track_caller]
+fn fails(output: &Output, code: i32, message: &str) {
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    assert!(stderr.contains(message), "{stderr}");
+    assert_eq!(stderr.lines().filter(|l| l.contains("error:")).count(), 1, "one line: {stderr}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn usage_errors_are_one_line_with_a_suggestion() {
+    fails(&output(&["-m", "x", "--tempp", "1"]), 2, "did you mean '--temp'?");
+    fails(&output(&["benhc"]), 2, "did you mean 'bench'?");
+    fails(&output(&["-p", "x"]), 2, "no model");
+    fails(&output(&["-m", "x.gguf", "-n", "many"]), 2, "many");
+    fails(&output(&["-m", "x.gguf", "--grammar", "g"]), 2, "yet");
+    fails(&model_run(&[]), 2, "no prompt");
+}
+
+#[test]
+fn files_that_are_no_models_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("page.gguf");
+    std::fs::write(&path, "<!DOCTYPE html><html>").unwrap();
+    fails(&output(&["-m", path.to_str().unwrap(), "-p", "x"]), 65, "web page");
+    fails(&output(&["-m", "/nonexistent.gguf", "-p", "x"]), 66, "/nonexistent.gguf: no such file");
+    fails(&output(&["-m", dir.path().to_str().unwrap(), "-p", "x"]), 66, "directory");
+    fails(&output(&["show", "/nonexistent.gguf"]), 66, "no such file");
+}
+
+#[test]
+fn help_version_completions_and_manual() {
+    for args in [&["--help"][..], &["-h"], &["help"], &["bench", "--help"], &["help", "perplexity"]] {
+        let o = output(args);
+        assert!(o.status.success() && text(&o.stdout).contains("Usage:"), "{args:?}");
+    }
+    assert!(text(&output(&["--version"]).stdout).starts_with("pp-run "));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(text(&output(&["completions", shell]).stdout).contains("cache-type-k"), "{shell}");
+    }
+    assert!(text(&output(&["man"]).stdout).contains(".TH pp-run"));
+}
+
+#[test]
+fn the_answer_is_on_stdout_and_nothing_else() {
+    let o = model_run(&["-p", "Name three colours.", "-n", "12"]);
+    assert!(o.status.success());
+    let answer = text(&o.stdout);
+    assert!(!answer.trim().is_empty() && answer.ends_with('\n'));
+    let stderr = text(&o.stderr);
+    for part in ["prompt ", " tok/s", "generated 12 tokens", "first token", "context ", "seed ", "logits ", "limit"] {
+        assert!(stderr.contains(part), "'{part}' in {stderr}");
+    }
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    let quiet = model_run(&["-p", "Name three colours.", "-n", "12", "-q"]);
+    assert_eq!((text(&quiet.stdout), text(&quiet.stderr)), (answer, String::new()));
+}
+
+#[test]
+fn prompts_come_from_flags_files_and_stdin() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("prompt.txt");
+    std::fs::write(&path, "Once upon a time\n").unwrap();
+    let common = ["-no-cnv", "-n", "8", "-q"];
+    let run = |args: &[&str]| model_run(&[&common, args].concat());
+    let expected = run(&["-p", "Once upon a time"]).stdout;
+    assert_eq!(run(&["-f", path.to_str().unwrap()]).stdout, expected);
+
+    let piped = |args: &[&str], input: &str| {
+        let model = smollm2();
+        let all = [&["-m", model.to_str().unwrap(), "--temp", "0"], &common[..], args].concat();
+        let mut child = pp_run(&all).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap().stdout
+    };
+    assert_eq!(piped(&[], "Once upon a time\n"), expected);
+    assert_eq!(piped(&["-f", "-"], "Once upon a time\n"), expected);
+    let both = run(&["-p", "Once upon\n\na time"]).stdout;
+    assert_eq!(piped(&["-p", "Once upon"], "a time"), both);
+    fails(&run(&["-f", "/nonexistent.txt"]), 66, "/nonexistent.txt: no such file");
+}
+
+#[test]
+fn json_is_one_object() {
+    let o = model_run(&["-p", "Count to ten.", "-n", "5", "--output-format", "json", "-q", "-s", "7"]);
+    let value: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
+    assert_eq!(value["generated_tokens"], 5);
+    assert_eq!(value["stop_reason"], "limit");
+    assert_eq!(value["seed"], 7);
+    assert!(value["text"].is_string() && value["timings"]["prompt_tokens_per_s"].is_number());
+}
+
+#[test]
+fn stop_strings_limits_and_seeds() {
+    let all = text(&model_run(&["-p", "1, 2, 3, 4,", "-no-cnv", "-n", "16", "-q"]).stdout);
+    assert!(all.contains(" 6"), "{all}");
+    let cut = text(&model_run(&["-p", "1, 2, 3, 4,", "-no-cnv", "-n", "16", "-q", "-r", " 6"]).stdout);
+    assert_eq!(cut.trim_end(), all.split(" 6").next().unwrap().trim_end());
+    let draw = |seed: &str| {
+        let model = smollm2();
+        output(&["-m", model.to_str().unwrap(), "-p", "A poem", "-n", "24", "-q", "-s", seed]).stdout
+    };
+    assert_eq!(draw("11"), draw("11"));
+    assert_ne!(draw("11"), draw("12"));
+}
+
+#[test]
+fn prompts_beyond_the_context_and_contexts_beyond_memory() {
+    let long = "word ".repeat(400);
+    fails(&model_run(&["-p", &long, "-c", "256"]), 65, "the context holds 256");
+    fails(&model_run(&["-p", "x", "-c", "1000000000"]), 71, "available");
+}
+
+#[test]
+fn tokens_of_a_text() {
+    let model = smollm2();
+    let m = model.to_str().unwrap();
+    let ids: Vec<i32> = serde_json::from_slice(&output(&["tokenize", "-m", m, "-p", "Hello world", "--ids"]).stdout).unwrap();
+    assert_eq!(ids, [19556, 905]);
+    assert_eq!(text(&output(&["tokenize", "-m", m, "-p", "Hello world", "--show-count"]).stdout), "2\n");
+    assert!(text(&output(&["tokenize", "-m", m, "-p", "Hello world"]).stdout).contains("905 -> ' world'"));
+}
+
+#[test]
+fn a_model_is_shown() {
+    let model = smollm2();
+    let m = model.to_str().unwrap();
+    let overview = text(&output(&["show", m, "--tensors"]).stdout);
+    for part in ["architecture           llama", "layers                 30", "blk.29.ffn_down.weight", "Q4_1"] {
+        assert!(overview.contains(part), "{part}");
+    }
+    let value: serde_json::Value = serde_json::from_slice(&output(&["show", m, "--json"]).stdout).unwrap();
+    assert_eq!(value["metadata"]["llama.block_count"], 30);
+}
+
+#[test]
+fn perplexity_and_bench_print_what_llama_cpp_prints() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("text.txt");
+    std::fs::write(&path, "The river rose in the night and took the bridge with it. ".repeat(30)).unwrap();
+    let model = smollm2();
+    let m = model.to_str().unwrap();
+    let o = output(&["perplexity", "-m", m, "-f", path.to_str().unwrap(), "-c", "128", "--chunks", "2", "-q"]);
+    let last = text(&o.stdout);
+    let last = last.lines().last().unwrap();
+    assert!(last.starts_with("Final estimate: PPL = ") && last.contains(" +/- "), "{last}");
+    let short = output(&["perplexity", "-m", m, "-f", path.to_str().unwrap(), "-c", "4096", "-q"]);
+    fails(&short, 65, "two windows of 4096");
+
+    let o = output(&["bench", "-m", m, "-p", "16", "-n", "2", "-r", "1", "-o", "json", "-q", "--baseline", "llama.cpp"]);
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&o.stdout).unwrap();
+    let tests: Vec<&str> = rows.iter().map(|r| r["test"].as_str().unwrap()).collect();
+    assert_eq!(tests, ["pp16", "pp16", "tg2", "tg2"]);
+    for row in &rows {
+        assert!(row["avg_ts"].as_f64().unwrap() > 0.0 && row["n_threads"].is_number() && row["stddev_ts"].is_number());
+        assert_eq!(row["engine"] == "pp-run", row["ratio"].is_number());
+    }
+    let table = text(&output(&["bench", "-m", m, "-p", "16", "-n", "0", "-r", "1", "-q"]).stdout);
+    assert!(table.starts_with("| model") && table.contains("| pp16") || table.contains(" pp16 "), "{table}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_is_success_and_signals_have_their_codes() {
+    use std::io::Read;
+    let model = smollm2();
+    let args = ["-m", model.to_str().unwrap(), "--ignore-eos", "-p", "Tell a story.", "-n", "100000", "-c", "8192"];
+    let mut child = pp_run(&args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0; 8]).unwrap();
+    drop(out);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let mut child = pp_run(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut out = child.stdout.take().unwrap();
+        out.read_exact(&mut [0; 8]).unwrap();
+        let killed = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        let mut rest = Vec::new();
+        out.read_to_end(&mut rest).unwrap();
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{stderr}");
+        assert!(stderr.contains("interrupted") && stderr.contains("tok/s"), "what came is accounted for: {stderr}");
+    }
+}
