@@ -180,7 +180,11 @@ impl<'a, D: Decode> Generate<'a, D> {
             self.stop = Some(StopReason::StopString(stop.clone()));
             self.held.truncate(at);
         }
-        let hold = if self.stop.is_some() { 0 } else { self.limits.stop.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0) };
+        let hold = if self.stop.is_some() {
+            0
+        } else {
+            self.limits.stop.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0)
+        };
         let rest = self.held.split_off(self.held.len() - hold);
         let text = std::mem::replace(&mut self.held, rest);
         if !text.is_empty() {

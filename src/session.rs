@@ -57,7 +57,8 @@ impl<'m> Session<'m> {
         let hparams = model.hparams();
         let (n_threads, n_threads_batch) = (options.n_threads, options.n_threads_batch);
         let mut executor =
-            Executor::new(&model.gpus(), n_threads.max(n_threads_batch), model.max_tensors() * 2, interrupt).map_err(failure)?;
+            Executor::new(&model.gpus(), n_threads.max(n_threads_batch), model.max_tensors() * 2, interrupt)
+                .map_err(failure)?;
 
         let trained = hparams.n_ctx_train as usize;
         let (mut n_ctx, shrink) = match options.n_ctx {
@@ -112,8 +113,11 @@ impl<'m> Session<'m> {
         let what = format!("a context of {} tokens", params.n_cells * params.n_seq);
         let cache_bytes = params.bytes(model.hparams());
         memory::require(cache_bytes, &what, advice)?;
-        let out_of_memory = |bytes: u64| Error::memory(format!("{what} would take {}, which could not be had: {advice}", memory::human(bytes)));
-        let cache = KvCache::new(model.hparams(), params, &model.cache_buffer_types()).map_err(|e| out_of_memory(e.bytes as u64))?;
+        let out_of_memory = |bytes: u64| {
+            Error::memory(format!("{what} would take {}, which could not be had: {advice}", memory::human(bytes)))
+        };
+        let cache = KvCache::new(model.hparams(), params, &model.cache_buffer_types())
+            .map_err(|e| out_of_memory(e.bytes as u64))?;
         let n_each = (n_ubatch / n_seq).max(1);
         let n_outputs = n_outputs_max.clamp(1, n_each * n_seq);
         let worst = model.graph(&cache, Shape { n_seq, n_each, n_kv: params.n_cells, n_outputs }).0;
@@ -203,7 +207,10 @@ impl<'m> Session<'m> {
     pub fn score(&mut self, seqs: &[&[Token]], first: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
         let n_seq = seqs.len();
         let length = seqs.first().map_or(0, |s| s.len());
-        assert!(n_seq <= self.cache.params().n_seq && seqs.iter().all(|s| s.len() == length), "equal sequences that fit");
+        assert!(
+            n_seq <= self.cache.params().n_seq && seqs.iter().all(|s| s.len() == length),
+            "equal sequences that fit"
+        );
         if length > self.n_ctx {
             return Err(Error::malformed(format!("{length} tokens do not fit in a context of {}", self.n_ctx)));
         }
@@ -280,8 +287,10 @@ impl<'m> Session<'m> {
 
         let tokens: Vec<Token> = batch.pieces.concat();
         let positions: Vec<i32> = (0..n_seq).flat_map(|_| batch.first..end).map(|p| p as i32).collect();
-        let cells: Vec<i64> = (0..n_seq).flat_map(|s| (batch.first..end).map(move |p| (s * params.n_cells + p) as i64)).collect();
-        let out_ids: Vec<i32> = (0..n_seq).flat_map(|s| batch.outputs.clone().map(move |i| (s * n_each + i) as i32)).collect();
+        let cells: Vec<i64> =
+            (0..n_seq).flat_map(|s| (batch.first..end).map(move |p| (s * params.n_cells + p) as i64)).collect();
+        let out_ids: Vec<i32> =
+            (0..n_seq).flat_map(|s| batch.outputs.clone().map(move |i| (s * n_each + i) as i32)).collect();
         let executor = &mut self.executor;
         executor.set(slots.tokens, &tokens);
         executor.set(slots.pos, &positions);
@@ -315,7 +324,9 @@ fn causal_mask<T: Copy>(shape: Shape, first: usize, keep: T, drop: T) -> Vec<T> 
 fn failure(e: ComputeError) -> Error {
     match e {
         ComputeError::Interrupted => Error::new(Kind::Interrupted, "interrupted"),
-        ComputeError::OutOfMemory => Error::memory("memory for the computation could not be had: use a smaller -c or -ub"),
+        ComputeError::OutOfMemory => {
+            Error::memory("memory for the computation could not be had: use a smaller -c or -ub")
+        }
         ComputeError::Failed => Error::failed("a device failed to compute"),
     }
 }

@@ -23,7 +23,8 @@ impl Tokenizer {
         // libllama would abort when it adds a token that there is not.
         for (wanted, token, name) in [(vocab.add_bos(), vocab.bos(), "bos"), (vocab.add_eos(), vocab.eos(), "eos")] {
             if wanted && token.is_none() {
-                let message = format!("the tokenizer adds a {name} token, but tokenizer.ggml.{name}_token_id names none");
+                let message =
+                    format!("the tokenizer adds a {name} token, but tokenizer.ggml.{name}_token_id names none");
                 return Err(Error::malformed(message).in_file(gguf.path()));
             }
         }

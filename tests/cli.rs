@@ -9,7 +9,8 @@ use common::smollm2;
 
 fn pp_run(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
-    command.args(args).stdin(Stdio::null());
+    // One thread: tests run side by side, and threads that wait for each other by spinning starve.
+    command.args(args).stdin(Stdio::null()).env("PP_ARG_THREADS", "1");
     command
 }
 
@@ -98,7 +99,8 @@ fn prompts_come_from_flags_files_and_stdin() {
     let piped = |args: &[&str], input: &str| {
         let model = smollm2();
         let all = [&["-m", model.to_str().unwrap(), "--temp", "0"], &common[..], args].concat();
-        let mut child = pp_run(&all).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child =
+            pp_run(&all).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         child.wait_with_output().unwrap().stdout
     };
@@ -144,7 +146,8 @@ fn prompts_beyond_the_context_and_contexts_beyond_memory() {
 fn tokens_of_a_text() {
     let model = smollm2();
     let m = model.to_str().unwrap();
-    let ids: Vec<i32> = serde_json::from_slice(&output(&["tokenize", "-m", m, "-p", "Hello world", "--ids"]).stdout).unwrap();
+    let ids: Vec<i32> =
+        serde_json::from_slice(&output(&["tokenize", "-m", m, "-p", "Hello world", "--ids"]).stdout).unwrap();
     assert_eq!(ids, [19556, 905]);
     assert_eq!(text(&output(&["tokenize", "-m", m, "-p", "Hello world", "--show-count"]).stdout), "2\n");
     assert!(text(&output(&["tokenize", "-m", m, "-p", "Hello world"]).stdout).contains("905 -> ' world'"));
@@ -176,7 +179,8 @@ fn perplexity_and_bench_print_what_llama_cpp_prints() {
     let short = output(&["perplexity", "-m", m, "-f", path.to_str().unwrap(), "-c", "4096", "-q"]);
     fails(&short, 65, "two windows of 4096");
 
-    let o = output(&["bench", "-m", m, "-p", "16", "-n", "2", "-r", "1", "-o", "json", "-q", "--baseline", "llama.cpp"]);
+    let o =
+        output(&["bench", "-m", m, "-p", "16", "-n", "2", "-r", "1", "-o", "json", "-q", "--baseline", "llama.cpp"]);
     let rows: Vec<serde_json::Value> = serde_json::from_slice(&o.stdout).unwrap();
     let tests: Vec<&str> = rows.iter().map(|r| r["test"].as_str().unwrap()).collect();
     assert_eq!(tests, ["pp16", "pp16", "tg2", "tg2"]);

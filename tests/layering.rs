@@ -66,7 +66,11 @@ fn imports_point_down() {
                 continue;
             }
             checked += 1;
-            assert!(layer(&name) > layer(&module), "{}: '{module}' uses '{name}', which is not below it", path.display());
+            assert!(
+                layer(&name) > layer(&module),
+                "{}: '{module}' uses '{name}', which is not below it",
+                path.display()
+            );
         }
     }
     assert!(checked > 20, "imports are found at all ({checked})");

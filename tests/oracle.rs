@@ -3,8 +3,8 @@
 mod common;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use common::forge::{Forge, RopeKind};
 use common::{argmax, load, nmse, session, smollm2};
@@ -136,8 +136,7 @@ fn compare_forged(forge: &Forge, options: &ContextOptions) {
     compare(&path, options, &random_prompts(forge.n_vocab), 32);
 }
 
-const TYPES: [Type; 8] =
-    [Type::F32, Type::F16, Type::Q8_0, Type::Q4_0, Type::Q4_1, Type::Q5_0, Type::Q4_K, Type::Q6_K];
+const TYPES: [Type; 8] = [Type::F32, Type::F16, Type::Q8_0, Type::Q4_0, Type::Q4_1, Type::Q5_0, Type::Q4_K, Type::Q6_K];
 
 /// Micro-batches of 128, so that the longest prompt takes three.
 fn small_options() -> ContextOptions {

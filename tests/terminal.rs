@@ -20,7 +20,8 @@ fn chat(args: &[&str]) -> Chat {
     let state = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
     command.args(["-m", smollm2().to_str().unwrap(), "--temp", "0", "-c", "2048"]).args(args);
-    command.env("XDG_STATE_HOME", state.path()).env("TERM", "xterm").env_remove("NO_COLOR");
+    // One thread: tests run side by side, and threads that wait for each other by spinning starve.
+    command.env("PP_ARG_THREADS", "1").env("XDG_STATE_HOME", state.path()).env("TERM", "xterm").env_remove("NO_COLOR");
     let mut session = Session::spawn(command).unwrap();
     session.set_expect_timeout(Some(Duration::from_secs(120)));
     Chat { session, state }

@@ -121,6 +121,7 @@ fn history_file() -> Option<PathBuf> {
     if set("PP_RUN_NO_HISTORY").is_some() {
         return None;
     }
-    let state = set("XDG_STATE_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(set("HOME")?).join(".local/state")))?;
+    let state =
+        set("XDG_STATE_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(set("HOME")?).join(".local/state")))?;
     Some(state.join("pp-run/history"))
 }

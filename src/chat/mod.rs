@@ -104,7 +104,8 @@ impl<'a> Conversation<'a> {
     fn append_prompt(&mut self) -> Result<()> {
         let rendered = self.template.render(&self.messages, true)?;
         // Turns that name special tokens are rendered as marks, so that their text can be tokenised as text.
-        let hidden: Vec<usize> = (0..self.messages.len()).filter(|&i| !self.parse_special && self.names_special(i)).collect();
+        let hidden: Vec<usize> =
+            (0..self.messages.len()).filter(|&i| !self.parse_special && self.names_special(i)).collect();
         let marked = if hidden.is_empty() { rendered.clone() } else { self.render_marked(&hidden)? };
 
         let known = !self.text.is_empty() && rendered.starts_with(&self.text);
@@ -163,7 +164,9 @@ impl<'a> Conversation<'a> {
 
     /// The known text with the hidden turns marked.
     fn mark_known(&self, hidden: &[usize]) -> String {
-        hidden.iter().fold(self.text.clone(), |text, &i| text.replacen(&self.messages[i].content, &Conversation::mark(i), 1))
+        hidden
+            .iter()
+            .fold(self.text.clone(), |text, &i| text.replacen(&self.messages[i].content, &Conversation::mark(i), 1))
     }
 
     fn begins_with_bos(&self, text: &str) -> bool {

@@ -156,9 +156,8 @@ impl Template {
             jiff::fmt::strtime::format(format, &jiff::Zoned::now())
                 .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}")))
         });
-        env.add_template_owned("chat", text).map_err(|e| {
-            Error::malformed(format!("{source_name} is broken ({e}): {ADVICE}"))
-        })?;
+        env.add_template_owned("chat", text)
+            .map_err(|e| Error::malformed(format!("{source_name} is broken ({e}): {ADVICE}")))?;
         Ok(Template { env, source_name, bos, eos, kwargs })
     }
 
@@ -179,10 +178,8 @@ impl Template {
 
     fn render_plain(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let template = self.env.get_template("chat").expect("the template was added");
-        let messages: Vec<Value> = messages
-            .iter()
-            .map(|m| context! { role => m.role.name(), content => m.content.as_str() })
-            .collect();
+        let messages: Vec<Value> =
+            messages.iter().map(|m| context! { role => m.role.name(), content => m.content.as_str() }).collect();
         let context = context! {
             messages => messages,
             add_generation_prompt => add_generation_prompt,
@@ -191,7 +188,11 @@ impl Template {
             ..Value::from(Serde(&self.kwargs))
         };
         template.render(context).map_err(|e| {
-            Error::malformed(format!("{} fails ({}): {ADVICE}", self.source_name, e.detail().unwrap_or(&e.kind().to_string())))
+            Error::malformed(format!(
+                "{} fails ({}): {ADVICE}",
+                self.source_name,
+                e.detail().unwrap_or(&e.kind().to_string())
+            ))
         })
     }
 }
@@ -210,12 +211,23 @@ mod tests {
 
     #[test]
     fn known_templates_render() {
-        let turns = [message(Role::System, "S"), message(Role::User, "U"), message(Role::Assistant, "A"), message(Role::User, "V")];
+        let turns = [
+            message(Role::System, "S"),
+            message(Role::User, "U"),
+            message(Role::Assistant, "A"),
+            message(Role::User, "V"),
+        ];
         let expected = [
-            ("chatml", "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n<|im_start|>user\nV<|im_end|>\n<|im_start|>assistant\n"),
+            (
+                "chatml",
+                "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n<|im_start|>user\nV<|im_end|>\n<|im_start|>assistant\n",
+            ),
             ("llama2", "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nU [/INST] A </s><s>[INST] V [/INST]"),
             ("mistral", "<s>[INST] S\n\nU [/INST] A</s>[INST] V [/INST]"),
-            ("gemma", "<s><start_of_turn>user\nS\n\nU<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\n<start_of_turn>user\nV<end_of_turn>\n<start_of_turn>model\n"),
+            (
+                "gemma",
+                "<s><start_of_turn>user\nS\n\nU<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\n<start_of_turn>user\nV<end_of_turn>\n<start_of_turn>model\n",
+            ),
         ];
         for (name, text) in KNOWN {
             let rendered = template(text).unwrap().render(&turns, true).unwrap();

@@ -63,9 +63,13 @@ fn one_line(message: &str) -> String {
 }
 
 fn run(a: RunArgs) -> Result<RunOptions> {
-    let model = a.model.ok_or_else(|| Error::usage("no model: pp-run -m MODEL.gguf -p \"prompt\" (or PP_ARG_MODEL; see --help)"))?;
+    let model = a
+        .model
+        .ok_or_else(|| Error::usage("no model: pp-run -m MODEL.gguf -p \"prompt\" (or PP_ARG_MODEL; see --help)"))?;
     if a.no_jinja {
-        return Err(Error::usage("--no-jinja: pp-run renders templates with Jinja only; --no-conversation goes without one"));
+        return Err(Error::usage(
+            "--no-jinja: pp-run renders templates with Jinja only; --no-conversation goes without one",
+        ));
     }
     let text = |s: String| if a.no_escape { s } else { unescape(&s) };
     let predict = match a.predict {
@@ -143,9 +147,20 @@ fn perplexity(a: PerplexityArgs) -> Result<PerplexityOptions> {
     context.n_ctx = Some(context.n_ctx.unwrap_or(512));
     let chunks = match a.chunks {
         -1 => None,
-        n => Some(usize::try_from(n).ok().filter(|&n| n > 0).ok_or_else(|| out_of_range("--chunks", n, "-1, or 1 or more"))?),
+        n => Some(
+            usize::try_from(n)
+                .ok()
+                .filter(|&n| n > 0)
+                .ok_or_else(|| out_of_range("--chunks", n, "-1, or 1 or more"))?,
+        ),
     };
-    Ok(PerplexityOptions { log: log(a.log), model: model_options(a.model, a.model_args)?, context, file: a.file, chunks })
+    Ok(PerplexityOptions {
+        log: log(a.log),
+        model: model_options(a.model, a.model_args)?,
+        context,
+        file: a.file,
+        chunks,
+    })
 }
 
 fn bench(mut a: BenchArgs) -> Result<BenchOptions> {
@@ -177,7 +192,8 @@ fn bench(mut a: BenchArgs) -> Result<BenchOptions> {
         Ok(all.into_iter().filter(|&n| n > 0).collect())
     };
     // As llama-bench: a list that is not given has its default, unless only -pg is.
-    let default_prompt = if prompt_gen.is_empty() && a.n_prompt.is_empty() { vec![512] } else { tests(&a.n_prompt, 512, "-p")? };
+    let default_prompt =
+        if prompt_gen.is_empty() && a.n_prompt.is_empty() { vec![512] } else { tests(&a.n_prompt, 512, "-p")? };
     let default_gen = if prompt_gen.is_empty() && a.n_gen.is_empty() { vec![128] } else { tests(&a.n_gen, 128, "-n")? };
     if a.repetitions == 0 {
         return Err(out_of_range("-r", 0, "1 or more"));
@@ -250,19 +266,13 @@ fn model_options(path: PathBuf, a: ModelArgs) -> Result<ModelOptions> {
         Some(other) => return Err(not_one_of("--load-mode", other, "auto, mmap, none, mlock, mmap+mlock")),
     };
     let overrides = a.override_kv.iter().flat_map(|list| list.split(',')).map(override_kv).collect::<Result<_>>()?;
-    Ok(ModelOptions {
-        path,
-        n_gpu_layers,
-        no_mmap,
-        mlock,
-        check_tensors: a.check_tensors,
-        override_kv: overrides,
-    })
+    Ok(ModelOptions { path, n_gpu_layers, no_mmap, mlock, check_tensors: a.check_tensors, override_kv: overrides })
 }
 
 /// `key=type:value`
 fn override_kv(text: &str) -> Result<(String, OverrideValue)> {
-    let bad = || Error::usage(format!("--override-kv: '{text}' is not KEY=TYPE:VALUE with the type int, float, bool or str"));
+    let bad =
+        || Error::usage(format!("--override-kv: '{text}' is not KEY=TYPE:VALUE with the type int, float, bool or str"));
     let (key, typed) = text.split_once('=').ok_or_else(bad)?;
     let (ty, value) = typed.split_once(':').ok_or_else(bad)?;
     let value = match ty {
@@ -281,7 +291,10 @@ fn context(a: ContextArgs) -> Result<ContextOptions> {
         Some(t) => n_threads("-t", t.parse().map_err(|_| not_one_of("-t", t, "a number"))?)?,
     };
     let size = |flag: &str, n: i64| {
-        u32::try_from(n).ok().filter(|&n| (1..=1 << 24).contains(&n)).ok_or_else(|| out_of_range(flag, n, "1 to 16777216"))
+        u32::try_from(n)
+            .ok()
+            .filter(|&n| (1..=1 << 24).contains(&n))
+            .ok_or_else(|| out_of_range(flag, n, "1 to 16777216"))
     };
     let scaling = match a.rope_scaling.as_deref() {
         None => None,
@@ -300,7 +313,12 @@ fn context(a: ContextArgs) -> Result<ContextOptions> {
         n_ctx: match a.ctx_size {
             None => None,
             Some(0) => Some(0),
-            Some(n) => Some(u32::try_from(n).ok().filter(|&n| n <= 1 << 30).ok_or_else(|| out_of_range("-c", n, "0 to 1073741824"))?),
+            Some(n) => Some(
+                u32::try_from(n)
+                    .ok()
+                    .filter(|&n| n <= 1 << 30)
+                    .ok_or_else(|| out_of_range("-c", n, "0 to 1073741824"))?,
+            ),
         },
         n_batch: size("-b", a.batch_size)?,
         n_ubatch: size("-ub", a.ubatch_size)?,
@@ -315,7 +333,10 @@ fn context(a: ContextArgs) -> Result<ContextOptions> {
         flash_attn: tristate("-fa", &a.flash_attn)?,
         rope: RopeOptions {
             freq_base: positive("--rope-freq-base", a.rope_freq_base.filter(|&x| x != 0.0))?,
-            freq_scale: positive("--rope-freq-scale", a.rope_freq_scale.or(a.rope_scale.map(|s| 1.0 / s)).filter(|&x| x != 0.0))?,
+            freq_scale: positive(
+                "--rope-freq-scale",
+                a.rope_freq_scale.or(a.rope_scale.map(|s| 1.0 / s)).filter(|&x| x != 0.0),
+            )?,
             scaling,
             yarn_orig_ctx: match a.yarn_orig_ctx {
                 None | Some(0) => None,
@@ -343,7 +364,8 @@ fn sampling(a: SamplingArgs) -> Result<SamplingOptions> {
         Some(n) => Some(u32::try_from(n).map_err(|_| out_of_range("--seed", n, "-1 to 4294967295"))?),
     };
     let finite = |flag: &str, x: f32| if x.is_finite() { Ok(x) } else { Err(out_of_range(flag, x, "a number")) };
-    let share = |flag: &str, x: f32| if (0.0..=1.0).contains(&x) { Ok(x) } else { Err(out_of_range(flag, x, "0 to 1")) };
+    let share =
+        |flag: &str, x: f32| if (0.0..=1.0).contains(&x) { Ok(x) } else { Err(out_of_range(flag, x, "0 to 1")) };
     if a.repeat_last_n < -1 {
         return Err(out_of_range("--repeat-last-n", a.repeat_last_n, "-1 or more"));
     }
@@ -451,7 +473,21 @@ mod tests {
 
     #[test]
     fn values_are_understood() {
-        let o = run_options(&["-n", "-2", "-c", "0", "-fa", "-ctk", "q8_0", "--temp", "-1", "-p", r"a\n\x41\q", "-s", "-1"]);
+        let o = run_options(&[
+            "-n",
+            "-2",
+            "-c",
+            "0",
+            "-fa",
+            "-ctk",
+            "q8_0",
+            "--temp",
+            "-1",
+            "-p",
+            r"a\n\x41\q",
+            "-s",
+            "-1",
+        ]);
         assert_eq!(o.predict, Predict::FillContext);
         assert_eq!(o.context.n_ctx, Some(0));
         assert_eq!(o.context.flash_attn, Tristate::On);
@@ -465,7 +501,10 @@ mod tests {
         assert_eq!(o.conversation, Conversation::Off);
         assert_eq!(o.model.n_gpu_layers, Some(u32::MAX));
         let o = run_options(&["--override-kv", "a.b=int:3,c=str:x"]);
-        assert_eq!(o.model.override_kv, [("a.b".into(), OverrideValue::Int(3)), ("c".into(), OverrideValue::Str("x".into()))]);
+        assert_eq!(
+            o.model.override_kv,
+            [("a.b".into(), OverrideValue::Int(3)), ("c".into(), OverrideValue::Str("x".into()))]
+        );
     }
 
     #[test]
@@ -495,7 +534,10 @@ mod tests {
 
     #[test]
     fn lists_and_ranges() {
-        assert_eq!(numbers("-p", &["1,2".into(), "4-8+2".into(), "1-8*2".into()]).unwrap(), [1, 2, 4, 6, 8, 1, 2, 4, 8]);
+        assert_eq!(
+            numbers("-p", &["1,2".into(), "4-8+2".into(), "1-8*2".into()]).unwrap(),
+            [1, 2, 4, 6, 8, 1, 2, 4, 8]
+        );
         for bad in ["x", "3-1", "1-5+0", "0-5*2", "-1"] {
             assert!(numbers("-p", &[bad.into()]).is_err(), "{bad}");
         }

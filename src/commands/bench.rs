@@ -75,8 +75,11 @@ impl Engine<'_> {
             Engine::Llama { context, n_batch } => {
                 for (i, piece) in tokens.chunks(*n_batch).enumerate() {
                     let first = start + i * *n_batch;
-                    let batch: Vec<_> =
-                        piece.iter().enumerate().map(|(j, &t)| (t, (first + j) as i32, 0, j + 1 == piece.len())).collect();
+                    let batch: Vec<_> = piece
+                        .iter()
+                        .enumerate()
+                        .map(|(j, &t)| (t, (first + j) as i32, 0, j + 1 == piece.len()))
+                        .collect();
                     if !context.decode(&batch) {
                         return Err(Error::failed("llama.cpp failed to compute"));
                     }
@@ -138,7 +141,8 @@ pub fn run(options: &BenchOptions) -> Result<()> {
     let signals = Signals::catch()?;
     let mut tests = Vec::new();
     for &n_depth in &options.n_depth {
-        let mut add = |p: u32, g: u32| tests.push(Test { n_prompt: p as usize, n_gen: g as usize, n_depth: n_depth as usize });
+        let mut add =
+            |p: u32, g: u32| tests.push(Test { n_prompt: p as usize, n_gen: g as usize, n_depth: n_depth as usize });
         options.n_prompt.iter().for_each(|&p| add(p, 0));
         options.n_gen.iter().for_each(|&g| add(0, g));
         options.prompt_gen.iter().for_each(|&(p, g)| add(p, g));
@@ -209,7 +213,8 @@ fn measure(
         }
         for i in order {
             let time = engines[i].time(&test, &tokens);
-            samples[i].push(time.map_err(|e| if e.kind() == crate::error::Kind::Interrupted { signals.error() } else { e })?);
+            samples[i]
+                .push(time.map_err(|e| if e.kind() == crate::error::Kind::Interrupted { signals.error() } else { e })?);
         }
         bar.inc(1);
     }
@@ -347,7 +352,8 @@ impl Table {
             format!("|{}|\n", cells.join("|"))
         };
         if self.rows.is_empty() {
-            let rules = (0..names.len()).map(|i| format!("{}{}", "-".repeat(widths[i] - 1), if i == 0 { "-" } else { ":" }));
+            let rules =
+                (0..names.len()).map(|i| format!("{}{}", "-".repeat(widths[i] - 1), if i == 0 { "-" } else { ":" }));
             print(&(line(names.iter().map(|n| (*n).to_owned()).collect()) + &line(rules.collect())))?;
         }
         print(&line(cells))

@@ -49,7 +49,12 @@ impl Signals {
 }
 
 /// Opens a file, and loads its weights and its tokenizer at the same time.
-pub fn load(model: &ModelOptions, context: &ContextOptions, log: &Log, signals: &Signals) -> Result<(Model, Tokenizer)> {
+pub fn load(
+    model: &ModelOptions,
+    context: &ContextOptions,
+    log: &Log,
+    signals: &Signals,
+) -> Result<(Model, Tokenizer)> {
     let start = Instant::now();
     let mut gguf = Gguf::open(&model.path)?;
     gguf.override_kv(&model.override_kv)?;

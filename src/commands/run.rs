@@ -117,7 +117,9 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     let options = run.options;
     let content = format!("{}{prompt}{}", options.in_prefix, options.in_suffix);
     let tokens = match template {
-        Some(template) => Conversation::new(template, run.tokenizer, system, options.parse_special).ask(&content)?.to_vec(),
+        Some(template) => {
+            Conversation::new(template, run.tokenizer, system, options.parse_special).ask(&content)?.to_vec()
+        }
         None => {
             let text = system.map_or(content.clone(), |s| format!("{s}\n\n{content}"));
             run.tokenizer.encode(&text, true, true)?
@@ -178,7 +180,10 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     match answer.stop {
         StopReason::Interrupted => Err(run.signals.error()),
         StopReason::ContextFull => {
-            run.log.warn(&format!("the answer was cut: the context of {} tokens is full (-c N makes it larger)", session.n_ctx()));
+            run.log.warn(&format!(
+                "the answer was cut: the context of {} tokens is full (-c N makes it larger)",
+                session.n_ctx()
+            ));
             Ok(())
         }
         _ => Ok(()),
@@ -227,12 +232,11 @@ pub fn answer(
         sampler.accept(token);
     }
 
-    let limits =
-        Limits { predict: run.options.predict, stop: run.options.stop.clone(), special: run.options.special };
+    let limits = Limits { predict: run.options.predict, stop: run.options.stop.clone(), special: run.options.special };
     let mut text = String::new();
     let mut first = None;
     let mut generate = Generate::new(session, run.tokenizer, sampler, limits, run.signals.interrupt.clone());
-    while let Some(piece) = generate.next() {
+    for piece in generate.by_ref() {
         let piece = piece?;
         first.get_or_insert_with(|| start.elapsed());
         show(&piece)?;

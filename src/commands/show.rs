@@ -93,7 +93,8 @@ fn overview(gguf: &Gguf) -> String {
         .into_iter()
         .map(|(name, (count, bytes))| format!("{name} {:.1} % ({count})", 100.0 * bytes as f64 / total.max(1) as f64))
         .collect();
-    let tokens = meta.array("tokenizer.ggml.tokens", &[crate::gguf::ValueType::Str]).ok().flatten().map(|a| a.len.to_string());
+    let tokens =
+        meta.array("tokenizer.ggml.tokens", &[crate::gguf::ValueType::Str]).ok().flatten().map(|a| a.len.to_string());
     let yes_no = |b: bool| Some(if b { "yes" } else { "no" }.to_owned());
     let rows = [
         ("file", Some(gguf.path().display().to_string())),
@@ -115,15 +116,15 @@ fn overview(gguf: &Gguf) -> String {
         ("vocabulary", tokens),
         ("chat template", yes_no(meta.get("tokenizer.chat_template").is_some())),
     ];
-    rows.iter()
-        .filter_map(|(name, value)| Some(format!("{name:<22} {}\n", escape(value.as_deref()?))))
-        .collect()
+    rows.iter().filter_map(|(name, value)| Some(format!("{name:<22} {}\n", escape(value.as_deref()?)))).collect()
 }
 
 /// A value in one short line.
 fn brief(value: &Value) -> String {
     match value {
-        Value::String(s) if s.chars().count() > 80 => format!("{}... ({} bytes)", s.chars().take(80).collect::<String>(), s.len()),
+        Value::String(s) if s.chars().count() > 80 => {
+            format!("{}... ({} bytes)", s.chars().take(80).collect::<String>(), s.len())
+        }
         Value::String(s) => s.clone(),
         Value::Array(a) => {
             let shown: Vec<String> = a.iter().take(SHOWN).map(brief).collect();

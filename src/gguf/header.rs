@@ -66,7 +66,8 @@ impl<'a> Reader<'a> {
             return Err(Error::malformed(format!("{what} is {length} bytes long, expected at most {max}")));
         }
         let bytes = self.take(length, what)?;
-        std::str::from_utf8(bytes).map_err(|_| Error::malformed(format!("{what} is not UTF-8 text: '{}'", String::from_utf8_lossy(bytes))))
+        std::str::from_utf8(bytes)
+            .map_err(|_| Error::malformed(format!("{what} is not UTF-8 text: '{}'", String::from_utf8_lossy(bytes))))
     }
 
     /// A count of things that take at least `least` bytes each.
@@ -102,11 +103,16 @@ pub fn parse(bytes: &[u8]) -> Result<Header> {
         None => DEFAULT_ALIGNMENT,
         Some(Value::U32(n)) => u64::from(*n),
         Some(other) => {
-            return Err(Error::malformed(format!("general.alignment is of type {}, expected u32", other.value_type().name())));
+            return Err(Error::malformed(format!(
+                "general.alignment is of type {}, expected u32",
+                other.value_type().name()
+            )));
         }
     };
     if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
-        return Err(Error::malformed(format!("general.alignment is {alignment}, expected a power of two up to {MAX_ALIGNMENT}")));
+        return Err(Error::malformed(format!(
+            "general.alignment is {alignment}, expected a power of two up to {MAX_ALIGNMENT}"
+        )));
     }
 
     let room = (bytes.len() - r.at) / MIN_TENSOR;
@@ -142,7 +148,8 @@ fn entry(r: &mut Reader, i: usize) -> Result<Entry> {
 
 fn value_type(r: &mut Reader, key: &str) -> Result<ValueType> {
     let id = r.u32(&format!("the type of '{key}'"))?;
-    ValueType::from_id(id).ok_or_else(|| Error::malformed(format!("metadata '{key}' has unknown type {id}, expected 0 to 12")))
+    ValueType::from_id(id)
+        .ok_or_else(|| Error::malformed(format!("metadata '{key}' has unknown type {id}, expected 0 to 12")))
 }
 
 fn scalar(r: &mut Reader, ty: ValueType, key: &str) -> Result<Value> {
@@ -154,7 +161,10 @@ fn scalar(r: &mut Reader, ty: ValueType, key: &str) -> Result<Value> {
     }
     let bytes = r.take(ty.size().expect("neither string nor array") as u64, &what)?;
     if ty == ValueType::Bool && bytes[0] > 1 {
-        return Err(Error::malformed(format!("metadata '{key}' is a bool with the value {}, expected 0 or 1", bytes[0])));
+        return Err(Error::malformed(format!(
+            "metadata '{key}' is a bool with the value {}, expected 0 or 1",
+            bytes[0]
+        )));
     }
     Ok(Value::decode(ty, bytes))
 }
@@ -164,7 +174,9 @@ fn array(r: &mut Reader, key: &str) -> Result<Value> {
     let ty = value_type(r, key)?;
     let size = match ty {
         ValueType::Array => {
-            return Err(Error::unsupported(format!("metadata '{key}' is an array of arrays, which pp-run does not read")));
+            return Err(Error::unsupported(format!(
+                "metadata '{key}' is an array of arrays, which pp-run does not read"
+            )));
         }
         ValueType::Str => 8,
         other => other.size().expect("neither string nor array"),
@@ -225,7 +237,11 @@ fn tensor(r: &mut Reader, i: u64, alignment: u64) -> Result<TensorInfo> {
     })?;
     let block = ty.block_size() as u64;
     if !ne[0].is_multiple_of(block) {
-        return Err(bad(format!("has rows of {} elements, expected a multiple of {block} for type {}", ne[0], ty.name())));
+        return Err(bad(format!(
+            "has rows of {} elements, expected a multiple of {block} for type {}",
+            ne[0],
+            ty.name()
+        )));
     }
     let n_bytes = (elements / block)
         .checked_mul(ty.block_bytes() as u64)
@@ -253,7 +269,9 @@ fn check_data(tensors: &[TensorInfo], data_offset: u64, file_bytes: u64) -> Resu
         })?;
         previous = Some(t);
     }
-    let needed = end.checked_add(data_offset).ok_or_else(|| Error::malformed("tensor data ends beyond the largest possible file"))?;
+    let needed = end
+        .checked_add(data_offset)
+        .ok_or_else(|| Error::malformed("tensor data ends beyond the largest possible file"))?;
     if !tensors.is_empty() && needed > file_bytes {
         return Err(Error::malformed(format!(
             "truncated: the tensors need {needed} bytes, the file has {file_bytes} ({} missing): download it again",

@@ -43,7 +43,11 @@ fn not_gguf(bytes: &[u8]) -> String {
         "a Python pickle (perhaps a PyTorch checkpoint): convert the model to GGUF"
     } else if is_safetensors(bytes) {
         "a safetensors file: convert the model to GGUF"
-    } else if start.starts_with(b"lmgg") || start.starts_with(b"fmgg") || start.starts_with(b"tjgg") || start.starts_with(b"algg") {
+    } else if start.starts_with(b"lmgg")
+        || start.starts_with(b"fmgg")
+        || start.starts_with(b"tjgg")
+        || start.starts_with(b"algg")
+    {
         "a model in a GGML format from before GGUF: convert it again or find a GGUF file"
     } else if start.starts_with(b"FUGG") {
         "a byte-swapped GGUF file: pp-run reads little-endian ones"

@@ -222,7 +222,9 @@ impl Metadata {
     pub fn u32(&self, key: &str) -> Result<Option<u32>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let n = value.as_i128().ok_or_else(|| Metadata::wrong(key, value, "u32"))?;
-        u32::try_from(n).map(Some).map_err(|_| Error::malformed(format!("metadata '{key}' is {n}, expected 0 to {}", u32::MAX)))
+        u32::try_from(n)
+            .map(Some)
+            .map_err(|_| Error::malformed(format!("metadata '{key}' is {n}, expected 0 to {}", u32::MAX)))
     }
 
     /// A float.

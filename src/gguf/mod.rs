@@ -1,8 +1,8 @@
 //! GGUF files: open, check, metadata, tensor table, memory map.
 //!
 //! A file is input from strangers. Everything that a later stage relies on is checked here, on the mapped bytes, before
-//! gguf-rs, libllama or ggml see any of them: [`header`] walks the header once (counts, lengths, types, products,
-//! offsets), [`vocab`] checks the tokenizer's metadata. What passed is handed out as [`Metadata`] and [`TensorInfo`].
+//! gguf-rs, libllama or ggml see any of them: `header` walks the header once (counts, lengths, types, products,
+//! offsets), `vocab` checks the tokenizer's metadata. What passed is handed out as [`Metadata`] and [`TensorInfo`].
 //! [`gguf_rs`] decodes the metadata for display (`pp-run show`) and writes the models of the tests.
 
 mod header;
@@ -153,7 +153,9 @@ impl Gguf {
     /// Replaces values of the metadata (`--override-kv`).
     pub fn override_kv(&mut self, overrides: &[(String, OverrideValue)]) -> Result<()> {
         for (key, value) in overrides {
-            self.metadata.replace(key, value).map_err(|e| Error::new(Kind::Usage, format!("--override-kv {key}: {e}")))?;
+            self.metadata
+                .replace(key, value)
+                .map_err(|e| Error::new(Kind::Usage, format!("--override-kv {key}: {e}")))?;
         }
         Ok(())
     }

@@ -18,11 +18,27 @@ enum Kind {
 
 /// Keys that name a token.
 const SPECIAL: &[&str] = &[
-    "bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask", "fim_pre", "fim_suf", "fim_mid", "fim_pad",
-    "fim_rep", "fim_sep", "prefix", "suffix", "middle",
+    "bos",
+    "eos",
+    "eot",
+    "eom",
+    "unknown",
+    "seperator",
+    "padding",
+    "mask",
+    "fim_pre",
+    "fim_suf",
+    "fim_mid",
+    "fim_pad",
+    "fim_rep",
+    "fim_sep",
+    "prefix",
+    "suffix",
+    "middle",
 ];
 
-const FLAGS: &[&str] = &["add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces"];
+const FLAGS: &[&str] =
+    &["add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces"];
 
 /// LLAMA_TOKEN_TYPE_BYTE
 const TYPE_BYTE: i128 = 6;
@@ -92,7 +108,8 @@ pub fn require(meta: &Metadata, file: &[u8]) -> Result<()> {
         let Some(merges) = merges else {
             return Err(Error::malformed("tokenizer.ggml.merges is missing, which the tokenizer 'gpt2' needs"));
         };
-        if let Some((i, merge)) = merges.strings(file).enumerate().find(|(_, m)| !m.iter().skip(1).any(|&b| b == b' ')) {
+        if let Some((i, merge)) = merges.strings(file).enumerate().find(|(_, m)| !m.iter().skip(1).any(|&b| b == b' '))
+        {
             return Err(Error::malformed(format!(
                 "tokenizer.ggml.merges[{i}] is '{}', expected two parts with a space between",
                 String::from_utf8_lossy(merge)
@@ -105,7 +122,10 @@ pub fn require(meta: &Metadata, file: &[u8]) -> Result<()> {
         if let Some(id) = meta.u32(&key)?
             && id as usize >= n
         {
-            return Err(Error::malformed(format!("{key} is {id}, expected a token of the vocabulary (0 to {})", n - 1)));
+            return Err(Error::malformed(format!(
+                "{key} is {id}, expected a token of the vocabulary (0 to {})",
+                n - 1
+            )));
         }
     }
     for name in FLAGS {

@@ -83,7 +83,13 @@ pub struct BatchBuilder<'a, 'g> {
 
 impl<'a, 'g> BatchBuilder<'a, 'g> {
     /// Makes the inputs.
-    pub fn new(g: &'a Builder<'g>, hparams: &'a Hparams, store: &'a Rc<Store>, cache: &'a KvCache, shape: Shape) -> Self {
+    pub fn new(
+        g: &'a Builder<'g>,
+        hparams: &'a Hparams,
+        store: &'a Rc<Store>,
+        cache: &'a KvCache,
+        shape: Shape,
+    ) -> Self {
         let n = shape.n_tokens();
         let flash_attn = cache.params().flash_attn;
         let v_ids = if flash_attn { n } else { n * hparams.n_embd_gqa() };
@@ -138,7 +144,13 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
     }
 
     /// Attention of layer `il` over the cache, this batch included: `[n_embd_q, n_tokens]`, before the output matrix.
-    pub fn attention(&self, x: Tensor<'g>, w: &blocks::Attention<'g>, rope_freqs: Option<TensorId>, il: usize) -> Tensor<'g> {
+    pub fn attention(
+        &self,
+        x: Tensor<'g>,
+        w: &blocks::Attention<'g>,
+        rope_freqs: Option<TensorId>,
+        il: usize,
+    ) -> Tensor<'g> {
         let g = self.g;
         let freqs = rope_freqs.map(|id| self.weight(id));
         let mut qkv = blocks::qkv(g, x, w, self.pos.0, freqs, &self.hparams.rope);

@@ -95,9 +95,13 @@ impl Hparams {
             return Err(Error::malformed(format!("{arch}.rope.dimension_count is {n_rot}, expected {n_embd_head}")));
         }
 
-        let norm_rms_eps = keys.f32("attention.layer_norm_rms_epsilon")?.ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))?;
+        let norm_rms_eps = keys
+            .f32("attention.layer_norm_rms_epsilon")?
+            .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))?;
         if !(0.0..1.0).contains(&norm_rms_eps) {
-            return Err(Error::malformed(format!("{arch}.attention.layer_norm_rms_epsilon is {norm_rms_eps}, expected 0 to 1")));
+            return Err(Error::malformed(format!(
+                "{arch}.attention.layer_norm_rms_epsilon is {norm_rms_eps}, expected 0 to 1"
+            )));
         }
         let n_vocab = match gguf.tensor("token_embd.weight") {
             Some(t) => usize::try_from(t.ne[1]).expect("dimensions were checked against the file's size"),

@@ -32,7 +32,7 @@ pub struct KvCache {
     store: Rc<Store>,
     k: Vec<TensorId>,
     v: Vec<TensorId>,
-    /// Width of the rotation that spreads outliers before a key is quantised; see [`rotation`].
+    /// Width of the rotation that spreads outliers before a key is quantised; see `rotation`.
     pub rot_k: Option<usize>,
     /// The same for values.
     pub rot_v: Option<usize>,
@@ -64,7 +64,9 @@ impl CacheParams {
         }
         let head = hparams.n_embd_head;
         if (self.type_k == CacheType::Q8_0 || self.type_v == CacheType::Q8_0) && !head.is_multiple_of(32) {
-            return Some(format!("a q8_0 cache needs heads of a multiple of 32 in width; this model's have {head}: use f16"));
+            return Some(format!(
+                "a q8_0 cache needs heads of a multiple of 32 in width; this model's have {head}: use f16"
+            ));
         }
         None
     }
@@ -130,11 +132,21 @@ impl KvCache {
 
     /// Writes keys and values `[n_embd_head, n_head_kv, n_tokens]` of layer `il` into the cells `k_ids` and `v_ids`
     /// (see [`KvCache::value_ids`]).
-    pub fn write<'g>(&self, g: &Builder<'g>, il: usize, k: Tensor<'g>, v: Tensor<'g>, k_ids: Tensor<'g>, v_ids: Tensor<'g>) {
+    pub fn write<'g>(
+        &self,
+        g: &Builder<'g>,
+        il: usize,
+        k: Tensor<'g>,
+        v: Tensor<'g>,
+        k_ids: Tensor<'g>,
+        v_ids: Tensor<'g>,
+    ) {
         let n_embd = self.n_embd_head * self.n_head_kv;
         let n_tokens = k.ne()[2];
         let cells = self.params.n_cells * self.params.n_seq;
-        let rows = |t: Tensor<'g>| g.view(t, [n_embd, n_tokens, 1, 1], [t.nb()[2], t.nb()[2] * n_tokens, t.nb()[2] * n_tokens], 0);
+        let rows = |t: Tensor<'g>| {
+            g.view(t, [n_embd, n_tokens, 1, 1], [t.nb()[2], t.nb()[2] * n_tokens, t.nb()[2] * n_tokens], 0)
+        };
         let flat = |id: TensorId| g.reshape(g.leaf(&self.store, id), [n_embd, cells, 1, 1]);
         g.expand(g.set_rows(flat(self.k[il]), rows(k), k_ids));
         if self.params.flash_attn {
@@ -196,7 +208,5 @@ fn rotation(ty: CacheType, n_embd_head: usize, largest: bool) -> Option<usize> {
 /// The orthonormal, symmetric Hadamard matrix of `n` (a power of two) by Sylvester's construction, row by row.
 pub fn hadamard(n: usize) -> Vec<f32> {
     let scale = 1.0 / (n as f32).sqrt();
-    (0..n * n)
-        .map(|i| if ((i / n) & (i % n)).count_ones() % 2 == 0 { scale } else { -scale })
-        .collect()
+    (0..n * n).map(|i| if ((i / n) & (i % n)).count_ones().is_multiple_of(2) { scale } else { -scale }).collect()
 }

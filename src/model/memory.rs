@@ -38,10 +38,8 @@ fn cgroup_available() -> Option<u64> {
             if let (Some(limit), Some(usage)) = (number(dir.join(limit)), number(dir.join(usage))) {
                 let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
                 // Pages of files that were not used lately are given back before the limit bites.
-                let reclaimable = stat
-                    .lines()
-                    .find_map(|l| l.strip_prefix(cache)?.trim().parse::<u64>().ok())
-                    .unwrap_or(0);
+                let reclaimable =
+                    stat.lines().find_map(|l| l.strip_prefix(cache)?.trim().parse::<u64>().ok()).unwrap_or(0);
                 let left = limit.saturating_sub(usage.saturating_sub(reclaimable));
                 least = Some(least.map_or(left, |l| l.min(left)));
             }

@@ -125,7 +125,11 @@ impl<'a> Loader<'a> {
         let ne = [info.ne[0], info.ne[1]];
         let found = candidates.into_iter().find(|&(device, memory)| device.supports(memory, info.ty, ne, usage));
         let (device, memory) = found.ok_or_else(|| {
-            Error::unsupported(format!("tensor '{}' has type {}, with which no device can compute", info.name, info.ty.name()))
+            Error::unsupported(format!(
+                "tensor '{}' has type {}, with which no device can compute",
+                info.name,
+                info.ty.name()
+            ))
         })?;
         let position = self.gguf.position(info);
         let in_place = !self.no_mmap
@@ -156,12 +160,17 @@ impl<'a> Loader<'a> {
         memory::require(needed, "the weights", "use a smaller model or a smaller quantisation")?;
 
         let out_of_memory = |e: ggml::AllocError| {
-            Error::memory(format!("{} of {} memory for the weights could not be had", memory::human(e.bytes as u64), e.buffer_type))
+            Error::memory(format!(
+                "{} of {} memory for the weights could not be had",
+                memory::human(e.bytes as u64),
+                e.buffer_type
+            ))
         };
         let mut store = Store::new(&self.specs, Some(self.gguf.map().clone())).map_err(out_of_memory)?;
         store.set_weights();
         let ids: Vec<TensorId> = store.ids().collect();
-        let data: Vec<(TensorId, &[u8])> = in_buffers.iter().map(|&i| (ids[i], self.gguf.data(self.sources[i]))).collect();
+        let data: Vec<(TensorId, &[u8])> =
+            in_buffers.iter().map(|&i| (ids[i], self.gguf.data(self.sources[i]))).collect();
         let total: usize = data.iter().map(|d| d.1.len()).sum();
         let done = store.fill(&data, n_threads, &mut |bytes| progress(bytes as f32 / total as f32));
         if !done {

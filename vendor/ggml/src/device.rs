@@ -97,7 +97,8 @@ impl Device {
         // SAFETY: the device is registered.
         let reg = unsafe { sys::ggml_backend_dev_backend_reg(self.as_ptr()) };
         // SAFETY: reg is the device's registry entry; the name is a C string.
-        let address = unsafe { sys::ggml_backend_reg_get_proc_address(reg, c"ggml_backend_dev_get_extra_bufts".as_ptr()) };
+        let address =
+            unsafe { sys::ggml_backend_reg_get_proc_address(reg, c"ggml_backend_dev_get_extra_bufts".as_ptr()) };
         if address.is_null() {
             return Vec::new();
         }
@@ -226,4 +227,3 @@ impl fmt::Debug for BufferType {
         f.write_str(&self.name())
     }
 }
-

@@ -349,7 +349,9 @@ impl<'g> Builder<'g> {
     pub fn reshape(&self, a: Tensor<'g>, ne: [usize; 4]) -> Tensor<'g> {
         assert!(a.is_contiguous() && a.n_elements() == ne.iter().product(), "reshape {:?} {ne:?}", a.ne());
         // SAFETY: a is contiguous and has as many elements.
-        self.wrap(unsafe { sys::ggml_reshape_4d(self.ctx(), a.as_ptr(), int(ne[0]), int(ne[1]), int(ne[2]), int(ne[3])) })
+        self.wrap(unsafe {
+            sys::ggml_reshape_4d(self.ctx(), a.as_ptr(), int(ne[0]), int(ne[1]), int(ne[2]), int(ne[3]))
+        })
     }
 
     /// Part of `a`: shape, strides of dimensions 1 to 3 in bytes, offset in bytes.
@@ -423,7 +425,10 @@ impl<'g> Builder<'g> {
         assert!(nq[0] == nk[0] && nk[1] == nv[1] && nk[2] == nv[2] && nk[3] == nv[3], "flash_attn: k, v");
         assert!(nq[2].is_multiple_of(nk[2]) && nq[3].is_multiple_of(nk[3]), "flash_attn: heads");
         assert!(mask.ty() == Type::F16 && mask.is_contiguous(), "flash_attn: mask");
-        assert!(nm[0] == nk[1] && nm[1] >= nq[1] && nq[2].is_multiple_of(nm[2]) && nq[3].is_multiple_of(nm[3]), "flash_attn: mask");
+        assert!(
+            nm[0] == nk[1] && nm[1] >= nq[1] && nq[2].is_multiple_of(nm[2]) && nq[3].is_multiple_of(nm[3]),
+            "flash_attn: mask"
+        );
         // SAFETY: shapes and types are as ggml asks.
         let t = self.wrap(unsafe {
             sys::ggml_flash_attn_ext(self.ctx(), q.as_ptr(), k.as_ptr(), v.as_ptr(), mask.as_ptr(), scale, 0.0, 0.0)

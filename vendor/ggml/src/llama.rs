@@ -78,7 +78,8 @@ impl Vocab {
     pub fn new(gguf: &[u8]) -> Result<Vocab, LlamaError> {
         start();
         clear_error();
-        let file = open_memory(gguf).ok_or_else(|| LlamaError("the vocabulary cannot be handed over in memory".into()))?;
+        let file =
+            open_memory(gguf).ok_or_else(|| LlamaError("the vocabulary cannot be handed over in memory".into()))?;
         // SAFETY: returns a struct by value.
         let mut params = unsafe { sys::llama_model_default_params() };
         params.vocab_only = true;
@@ -141,9 +142,8 @@ impl Vocab {
         loop {
             let room = i32::try_from(piece.len()).expect("pieces are short");
             // SAFETY: the token exists; piece is a live slice of the given length.
-            let n = unsafe {
-                sys::llama_token_to_piece(self.as_ptr(), token, piece.as_mut_ptr().cast(), room, 0, special)
-            };
+            let n =
+                unsafe { sys::llama_token_to_piece(self.as_ptr(), token, piece.as_mut_ptr().cast(), room, 0, special) };
             if n >= 0 {
                 piece.truncate(n as usize);
                 return piece;
@@ -251,7 +251,8 @@ impl Model {
     pub fn load(path: &Path, n_gpu_layers: u32) -> Result<Model, LlamaError> {
         start();
         clear_error();
-        let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| LlamaError("NUL in the path".into()))?;
+        let path =
+            CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| LlamaError("NUL in the path".into()))?;
         // SAFETY: returns a struct by value.
         let mut params = unsafe { sys::llama_model_default_params() };
         params.n_gpu_layers = i32::try_from(n_gpu_layers).unwrap_or(i32::MAX);

@@ -21,7 +21,15 @@ pub fn quantize(ty: Type, values: &[f32], n_per_row: usize) -> Vec<u8> {
     let (n_rows, n_per_row) = (n_rows.try_into().expect("fits"), n_per_row.try_into().expect("fits"));
     // SAFETY: the source holds n_rows * n_per_row floats, the target as many rows of the type.
     let written = unsafe {
-        sys::ggml_quantize_chunk(ty.raw(), values.as_ptr(), out.as_mut_ptr().cast(), 0, n_rows, n_per_row, std::ptr::null())
+        sys::ggml_quantize_chunk(
+            ty.raw(),
+            values.as_ptr(),
+            out.as_mut_ptr().cast(),
+            0,
+            n_rows,
+            n_per_row,
+            std::ptr::null(),
+        )
     };
     assert_eq!(written, bytes, "bytes written");
     out

@@ -86,10 +86,13 @@ impl Store {
     /// of its type, or if sizes overflow: the caller has checked them.
     pub fn new(specs: &[TensorSpec], map: Option<Arc<Map>>) -> Result<Store, AllocError> {
         let context = init_context(specs.len());
-        let mut store =
-            Store { tensors: Vec::new(), buffers: Vec::new(), context, map, fresh: Cell::new(true) };
+        let mut store = Store { tensors: Vec::new(), buffers: Vec::new(), context, map, fresh: Cell::new(true) };
         for spec in specs {
-            assert!(spec.ty.row_bytes(usize::try_from(spec.ne[0]).unwrap()).is_some(), "{}: ne0 is not whole blocks", spec.name);
+            assert!(
+                spec.ty.row_bytes(usize::try_from(spec.ne[0]).unwrap()).is_some(),
+                "{}: ne0 is not whole blocks",
+                spec.name
+            );
             spec.ne.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).expect("number of elements overflows");
             let ne = spec.ne.map(|n| i64::try_from(n).expect("a dimension overflows"));
             // SAFETY: the context is live, has room for all tensors, and allocates no data; the type is ggml's.

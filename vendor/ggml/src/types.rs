@@ -1,5 +1,7 @@
 //! Element types of tensors.
 
+#![allow(clippy::unnecessary_cast, reason = "C enums are signed on Windows")]
+
 use llama_cpp_sys_2 as sys;
 use std::fmt;
 
@@ -102,7 +104,7 @@ impl Type {
     /// Bytes of a row of `ne0` elements; `None` if `ne0` is not a whole number of blocks or the size overflows.
     pub fn row_bytes(self, ne0: usize) -> Option<usize> {
         let (b, s) = (self.block_size(), self.block_bytes());
-        (ne0 % b == 0).then(|| (ne0 / b).checked_mul(s))?
+        ne0.is_multiple_of(b).then(|| (ne0 / b).checked_mul(s))?
     }
 
     /// Whether `data`, whole rows of this type, holds no NaN and no infinity.
