@@ -241,7 +241,7 @@ fn metadata_and_tensors_that_do_not_fit_are_refused() {
             "'blk.0.attn_q.weight' is missing",
         ),
         (
-            replaced(&good, b"output.weight", b"outpux.weight"),
+            replaced(&good, b"\x0d\0\0\0\0\0\0\0output.weight", b"\x0d\0\0\0\0\0\0\0outpux.weight"),
             Kind::Unsupported,
             "'outpux.weight' that pp-run does not know",
         ),

@@ -86,6 +86,9 @@ pub fn load(
         );
         return Err(Error::malformed(message).in_file(&model.path));
     }
+    if model.n_gpu_layers.is_some_and(|n| n > 0) && loaded.gpus().is_empty() {
+        log.note("-ngl has no effect: there is no GPU, or this build has no support for it (cargo features cuda, metal, vulkan)");
+    }
     log.trace(&format!(
         "loaded {} ({}) in {:.3} s on {}",
         model.path.display(),

@@ -179,7 +179,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     }
     match answer.stop {
         StopReason::Interrupted => Err(run.signals.error()),
-        StopReason::ContextFull => {
+        StopReason::ContextFull if options.predict != Predict::FillContext => {
             run.log.warn(&format!(
                 "the answer was cut: the context of {} tokens is full (-c N makes it larger)",
                 session.n_ctx()

@@ -18,7 +18,7 @@ pub use device::{BufferType, Device, Usage};
 pub use exec::{ComputeError, Element, Executor, F16};
 pub use graph::{Builder, Graph, Rope, Slot, Tensor};
 pub use map::Map;
-pub use quantize::quantize;
+pub use quantize::{can_quantize, quantize};
 pub use sampler::{SamplerChain, SamplerParams};
 pub use store::{AllocError, MAPPED_ALIGNMENT, Place, Store, TensorId, TensorSpec};
 pub use types::Type;

@@ -4,6 +4,13 @@ use llama_cpp_sys_2 as sys;
 
 use crate::types::Type;
 
+/// Whether [`quantize`] can make tensors of this type.
+pub fn can_quantize(ty: Type) -> bool {
+    // SAFETY: the type is ggml's.
+    let needs_importance = unsafe { sys::ggml_quantize_requires_imatrix(ty.raw()) };
+    ty.is_quantized() && !needs_importance && ![Type::Q8_1, Type::Q8_K].contains(&ty)
+}
+
 /// `values`, rows of `n_per_row`, in the given type: plain floats, or ggml's own quantisation without importance matrix.
 ///
 /// # Panics

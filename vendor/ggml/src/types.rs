@@ -36,6 +36,10 @@ impl Type {
     pub const Q5_0: Type = Type(sys::GGML_TYPE_Q5_0 as u32);
     /// 8-bit blocks of 32, scale
     pub const Q8_0: Type = Type(sys::GGML_TYPE_Q8_0 as u32);
+    /// 8-bit blocks of 32 of activations; never in a file
+    pub(crate) const Q8_1: Type = Type(sys::GGML_TYPE_Q8_1 as u32);
+    /// 8-bit super-blocks of 256 of activations; never in a file
+    pub(crate) const Q8_K: Type = Type(sys::GGML_TYPE_Q8_K as u32);
     /// 4-bit super-blocks of 256
     pub const Q4_K: Type = Type(sys::GGML_TYPE_Q4_K as u32);
     /// 6-bit super-blocks of 256
