@@ -151,6 +151,11 @@ impl Chat<'_, '_> {
         if !text.ends_with('\n') {
             print("\n")?;
         }
+        // The tokens of an answer that a stop string ended hold the stop string too.
+        let tokens = match stop {
+            StopReason::StopString(_) => self.run.tokenizer.encode(&text, false, false)?,
+            _ => tokens,
+        };
         self.conversation.answer(&text, &tokens);
         self.report(&stop, &stats);
         Ok(())

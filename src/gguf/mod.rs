@@ -3,7 +3,7 @@
 //! A file is input from strangers. Everything that a later stage relies on is checked here, on the mapped bytes, before
 //! gguf-rs, libllama or ggml see any of them: `header` walks the header once (counts, lengths, types, products,
 //! offsets), `vocab` checks the tokenizer's metadata. What passed is handed out as [`Metadata`] and [`TensorInfo`].
-//! [`gguf_rs`] decodes the metadata for display (`pp-run show`) and writes the models of the tests.
+//! [`gguf_rs`] decodes the metadata for display (`pp-run show`).
 
 mod header;
 mod look;

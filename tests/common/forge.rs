@@ -1,9 +1,10 @@
 //! Models of architecture `llama` made of random numbers, from a seed: tiny ones for tests, wide ones for benchmarks.
 
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use ggml::Type;
-use gguf_rs::writer::{GGUFWriter, MetadataValue, TensorInfo};
 
 /// RoPE metadata of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -60,41 +61,48 @@ impl Forge {
 
     /// Writes the model.
     pub fn write(&self, path: &Path) {
-        let mut writer = GGUFWriter::new(path, 3).unwrap();
-        self.metadata(&mut writer);
+        let mut head = Head::default();
+        self.metadata(&mut head);
         let tensors = self.tensors();
+        let mut offset = 0u64;
         for (name, shape, ty) in &tensors {
-            let shape = shape.iter().map(|&n| n as u64).collect();
-            writer.add_tensor(TensorInfo { name: name.clone(), shape, dtype: ty.id() });
+            head.tensor(name, shape, *ty, offset);
+            let bytes = ty.row_bytes(shape[0]).unwrap() * shape[1..].iter().product::<usize>();
+            offset += (bytes as u64).next_multiple_of(ALIGNMENT);
         }
-        writer.write().unwrap();
+        let mut file = BufWriter::new(File::create(path).unwrap());
+        let head = head.finish();
+        file.write_all(&head).unwrap();
+        pad(&mut file, head.len());
         let mut random = Random(self.seed);
-        for (i, (name, shape, ty)) in tensors.iter().enumerate() {
-            writer.write_tensor_data(i, &self.data(name, shape, *ty, &mut random)).unwrap();
+        for (name, shape, ty) in &tensors {
+            let data = self.data(name, shape, *ty, &mut random);
+            file.write_all(&data).unwrap();
+            pad(&mut file, data.len());
         }
-        writer.finalize().unwrap();
+        file.flush().unwrap();
     }
 
-    fn metadata(&self, w: &mut GGUFWriter) {
-        w.add_metadata("general.architecture", "llama");
-        w.add_metadata("general.name", "random");
-        w.add_metadata_u32("llama.context_length", self.n_ctx);
-        w.add_metadata_u32("llama.embedding_length", self.n_embd as u32);
-        w.add_metadata_u32("llama.block_count", self.n_layer as u32);
-        w.add_metadata_u32("llama.feed_forward_length", self.n_ff as u32);
-        w.add_metadata_u32("llama.attention.head_count", self.n_head as u32);
-        w.add_metadata_u32("llama.attention.head_count_kv", self.n_head_kv as u32);
-        w.add_metadata_u32("llama.rope.dimension_count", (self.n_embd / self.n_head) as u32);
-        w.add_metadata_f32("llama.attention.layer_norm_rms_epsilon", 1e-5);
+    fn metadata(&self, w: &mut Head) {
+        w.str("general.architecture", "llama");
+        w.str("general.name", "random");
+        w.u32("llama.context_length", self.n_ctx);
+        w.u32("llama.embedding_length", self.n_embd as u32);
+        w.u32("llama.block_count", self.n_layer as u32);
+        w.u32("llama.feed_forward_length", self.n_ff as u32);
+        w.u32("llama.attention.head_count", self.n_head as u32);
+        w.u32("llama.attention.head_count_kv", self.n_head_kv as u32);
+        w.u32("llama.rope.dimension_count", (self.n_embd / self.n_head) as u32);
+        w.f32("llama.attention.layer_norm_rms_epsilon", 1e-5);
         match self.rope {
             RopeKind::Plain => {}
             RopeKind::Linear | RopeKind::Yarn => {
                 let kind = if self.rope == RopeKind::Linear { "linear" } else { "yarn" };
-                w.add_metadata("llama.rope.scaling.type", kind);
-                w.add_metadata_f32("llama.rope.scaling.factor", 4.0);
-                w.add_metadata_u32("llama.rope.scaling.original_context_length", self.n_ctx / 4);
+                w.str("llama.rope.scaling.type", kind);
+                w.f32("llama.rope.scaling.factor", 4.0);
+                w.u32("llama.rope.scaling.original_context_length", self.n_ctx / 4);
             }
-            RopeKind::Llama3 => w.add_metadata_f32("llama.rope.freq_base", 500000.0),
+            RopeKind::Llama3 => w.f32("llama.rope.freq_base", 500000.0),
         }
         // A SentencePiece vocabulary: control tokens, bytes, letters, then words that never occur.
         let mut tokens = vec!["<unk>".to_owned(), "<s>".to_owned(), "</s>".to_owned()];
@@ -109,15 +117,12 @@ impl Forge {
             3..259 => 6,
             _ => 1,
         });
-        w.add_metadata("tokenizer.ggml.model", "llama");
-        w.add_metadata_array("tokenizer.ggml.tokens", tokens.into_iter().map(MetadataValue::String).collect());
-        w.add_metadata_array(
-            "tokenizer.ggml.scores",
-            (0..self.n_vocab).map(|i| MetadataValue::Float32(-(i as f32))).collect(),
-        );
-        w.add_metadata_array("tokenizer.ggml.token_type", types.map(MetadataValue::Int32).collect());
-        w.add_metadata_u32("tokenizer.ggml.bos_token_id", 1);
-        w.add_metadata_u32("tokenizer.ggml.eos_token_id", 2);
+        w.str("tokenizer.ggml.model", "llama");
+        w.array("tokenizer.ggml.tokens", STRING, tokens.iter().map(|t| string(t)));
+        w.array("tokenizer.ggml.scores", F32, (0..self.n_vocab).map(|i| (-(i as f32)).to_le_bytes().to_vec()));
+        w.array("tokenizer.ggml.token_type", I32, types.map(|t: i32| t.to_le_bytes().to_vec()));
+        w.u32("tokenizer.ggml.bos_token_id", 1);
+        w.u32("tokenizer.ggml.eos_token_id", 2);
     }
 
     /// Names, shapes and types.
@@ -177,6 +182,82 @@ impl Forge {
             data.extend_from_slice(&rows[..more]);
         }
         data
+    }
+}
+
+/// Value types of the GGUF specification.
+const U32: u32 = 4;
+const I32: u32 = 5;
+const F32: u32 = 6;
+const STRING: u32 = 8;
+const ARRAY: u32 = 9;
+
+const ALIGNMENT: u64 = 32;
+
+/// The header of a GGUF file. gguf-rs has a writer, but it knows the sizes of some types wrongly (BF16, IQ4_NL).
+#[derive(Default)]
+struct Head {
+    entries: Vec<u8>,
+    n_entries: u64,
+    tensors: Vec<u8>,
+    n_tensors: u64,
+}
+
+fn string(s: &str) -> Vec<u8> {
+    let mut out = (s.len() as u64).to_le_bytes().to_vec();
+    out.extend(s.as_bytes());
+    out
+}
+
+fn pad(file: &mut impl Write, length: usize) {
+    let zeros = length.next_multiple_of(ALIGNMENT as usize) - length;
+    file.write_all(&vec![0; zeros]).unwrap();
+}
+
+impl Head {
+    fn entry(&mut self, key: &str, ty: u32, value: &[u8]) {
+        self.n_entries += 1;
+        self.entries.extend(string(key));
+        self.entries.extend(ty.to_le_bytes());
+        self.entries.extend(value);
+    }
+
+    fn str(&mut self, key: &str, value: &str) {
+        self.entry(key, STRING, &string(value));
+    }
+
+    fn u32(&mut self, key: &str, value: u32) {
+        self.entry(key, U32, &value.to_le_bytes());
+    }
+
+    fn f32(&mut self, key: &str, value: f32) {
+        self.entry(key, F32, &value.to_le_bytes());
+    }
+
+    fn array(&mut self, key: &str, ty: u32, values: impl ExactSizeIterator<Item = Vec<u8>>) {
+        let mut out = ty.to_le_bytes().to_vec();
+        out.extend((values.len() as u64).to_le_bytes());
+        values.for_each(|v| out.extend(v));
+        self.entry(key, ARRAY, &out);
+    }
+
+    fn tensor(&mut self, name: &str, shape: &[usize], ty: Type, offset: u64) {
+        self.n_tensors += 1;
+        self.tensors.extend(string(name));
+        self.tensors.extend((shape.len() as u32).to_le_bytes());
+        shape.iter().for_each(|&n| self.tensors.extend((n as u64).to_le_bytes()));
+        self.tensors.extend(ty.id().to_le_bytes());
+        self.tensors.extend(offset.to_le_bytes());
+    }
+
+    fn finish(self) -> Vec<u8> {
+        let mut out = b"GGUF".to_vec();
+        out.extend(3u32.to_le_bytes());
+        out.extend(self.n_tensors.to_le_bytes());
+        out.extend(self.n_entries.to_le_bytes());
+        out.extend(self.entries);
+        out.extend(self.tensors);
+        out
     }
 }
 
