@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 use llama_cpp_sys_2 as sys;
 
 use crate::graph::init_context;
+use crate::llama::start;
 use crate::types::Type;
 
 /// A CPU or GPU that ggml was built for and found. Devices live as long as the process.
@@ -33,6 +34,7 @@ pub enum Usage {
 impl Device {
     /// The CPU, which every build has.
     pub fn cpu() -> Device {
+        start();
         // SAFETY: the registry is initialised on first use and never torn down; the call takes no pointer.
         let ptr = unsafe { sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU) };
         Device { ptr: NonNull::new(ptr).expect("ggml is always built with its CPU backend") }
@@ -40,6 +42,7 @@ impl Device {
 
     /// The GPUs, integrated ones last; empty in a build without GPU features.
     pub fn gpus() -> Vec<Device> {
+        start();
         let mut found = Vec::new();
         for kind in [sys::GGML_BACKEND_DEVICE_TYPE_GPU, sys::GGML_BACKEND_DEVICE_TYPE_IGPU] {
             // SAFETY: reads the length of the process-wide registry.

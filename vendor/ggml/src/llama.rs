@@ -13,8 +13,8 @@ use crate::types::Type;
 /// What libllama and ggml last called an error.
 static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
 
-/// Starts libllama once, and keeps it from writing to stderr.
-fn start() {
+/// Starts ggml and libllama once, and keeps them from writing to stderr.
+pub(crate) fn start() {
     static START: Once = Once::new();
     START.call_once(|| {
         // SAFETY: the callback is a function of the right type and needs no data.
