@@ -101,14 +101,15 @@ struct Chat<'a, 'm> {
     sampler: Sampler,
 }
 
-impl Chat<'_, '_> {
+impl<'a> Chat<'a, '_> {
     /// One turn of the user's, and the answer.
     fn ask(&mut self, text: &str) -> Result<()> {
         let options = self.run.options;
         let content = format!("{}{text}{}", options.in_prefix, options.in_suffix);
+        let before = self.conversation.clone();
         let tokens = self.conversation.ask(&content)?.to_vec();
         if tokens.len() >= self.session.n_ctx() {
-            self.conversation.undo();
+            self.conversation = before;
             return Err(Error::malformed(format!(
                 "the context is full: with this message the conversation has {} tokens, and {} fit; /clear starts anew, and \
                  -c {} would hold it",
@@ -117,25 +118,27 @@ impl Chat<'_, '_> {
                 (tokens.len() * 2).next_multiple_of(1024)
             )));
         }
-        self.answer(&tokens)
+        self.answer(&tokens, before)
     }
 
     /// Another answer to the last turn.
     fn regenerate(&mut self) -> Result<()> {
+        let before = self.conversation.clone();
         match self.conversation.retry().map(<[_]>::to_vec) {
-            Some(tokens) => self.answer(&tokens),
+            Some(tokens) => self.answer(&tokens, before),
             None => Err(Error::failed("there is no answer to make again")),
         }
     }
 
-    fn answer(&mut self, tokens: &[i32]) -> Result<()> {
+    /// Answers the prompt; `before` is the conversation if nothing comes of it.
+    fn answer(&mut self, tokens: &[i32], before: Conversation<'a>) -> Result<()> {
         self.run.take_interrupt();
         let result = answer(self.run, self.session, &mut self.sampler, tokens, &mut print);
         let terminated = self.run.signals.terminate.load(Ordering::Relaxed);
         self.run.take_interrupt();
         let Answer { text, tokens, stop, stats } = match result {
             Err(e) => {
-                self.conversation.undo();
+                self.conversation = before;
                 return Err(e);
             }
             Ok(answer) => answer,
@@ -144,8 +147,8 @@ impl Chat<'_, '_> {
             return Err(self.run.signals.error());
         }
         if stop == StopReason::Interrupted && tokens.is_empty() {
-            self.conversation.undo();
-            self.run.log.note("stopped before the answer; the message is not part of the conversation");
+            self.conversation = before;
+            self.run.log.note("stopped before an answer came: the conversation is as it was");
             return Ok(());
         }
         if !text.ends_with('\n') {
