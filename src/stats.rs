@@ -14,12 +14,13 @@ use crate::error::{Error, Kind, Result, escape};
 #[derive(Debug)]
 pub struct Log {
     verbosity: u8,
+    simple: bool,
     file: Option<RefCell<File>>,
 }
 
 impl Log {
-    /// Opens the copy of messages, if one is wanted.
-    pub fn new(options: &LogOptions) -> Result<Log> {
+    /// Opens the copy of messages, if one is wanted. `simple` is for terminals without cursor control: no progress bars.
+    pub fn new(options: &LogOptions, simple: bool) -> Result<Log> {
         let file = match &options.file {
             None => None,
             Some(path) => {
@@ -28,7 +29,7 @@ impl Log {
                 Some(RefCell::new(file))
             }
         };
-        Ok(Log { verbosity: options.verbosity, file })
+        Ok(Log { verbosity: options.verbosity, simple, file })
     }
 
     /// A note or a statistic (verbosity 3, the default).
@@ -64,7 +65,7 @@ impl Log {
 
     /// A bar for `what` with `length` steps; nothing is drawn when stderr is no terminal or notes are off.
     pub fn progress(&self, what: &str, length: u64) -> ProgressBar {
-        let target = if self.verbosity >= 3 && stderr().is_terminal() {
+        let target = if self.verbosity >= 3 && !self.simple && stderr().is_terminal() {
             ProgressDrawTarget::stderr_with_hz(10)
         } else {
             ProgressDrawTarget::hidden()

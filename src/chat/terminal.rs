@@ -51,7 +51,9 @@ pub fn exit_cleanly_on_sigterm() -> Result<()> {
             if let Some(saved) = &saved {
                 let _ = rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Now, saved);
             }
-            std::process::exit(i32::from(crate::error::Kind::Terminated.exit_code()));
+            let _ = crossterm::execute!(std::io::stderr(), crossterm::event::DisableBracketedPaste);
+            // Without handlers that run at exit: other threads may be computing.
+            signal_hook::low_level::exit(i32::from(crate::error::Kind::Terminated.exit_code()));
         }
     });
     Ok(())

@@ -245,7 +245,7 @@ pub struct RunArgs {
     /// Colours: on, off, auto [-co]
     #[arg(long, value_name = "WHEN", num_args = 0..=1, default_missing_value = "on", default_value = "auto", allow_negative_numbers = true)]
     pub color: String,
-    /// No cursor control
+    /// No cursor control: no colours, no progress bars
     #[arg(long)]
     pub simple_io: bool,
     /// text, or json for one object with text, counts, timings and stop reason

@@ -137,7 +137,7 @@ struct Row {
 
 /// Runs the tests on every model.
 pub fn run(options: &BenchOptions) -> Result<()> {
-    let log = Log::new(&options.log)?;
+    let log = Log::new(&options.log, false)?;
     let signals = Signals::catch()?;
     let mut tests = Vec::new();
     for &n_depth in &options.n_depth {

@@ -2,9 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use super::print;
 use super::run::{Answer, Run, answer, sampler, save};
+use super::{print, print_answer};
 use crate::chat::{Conversation, Editor, Input, Style, Template, exit_cleanly_on_sigterm};
+use crate::cli::options::Tristate;
 use crate::error::{Error, Kind, Result};
 use crate::generate::StopReason;
 use crate::sampler::Sampler;
@@ -34,11 +35,12 @@ pub fn chat(run: &Run, template: &Template, system: Option<&str>, first: Option<
         conversation: Conversation::new(template, run.tokenizer, system, options.parse_special),
         session: &mut session,
     };
-    let style = Style::new(options.color);
+    let style = Style::new(if options.simple_io { Tristate::Off } else { options.color });
     let mut editor = Editor::new(options.multiline_input)?;
     run.log.note(&format!("context of {} tokens; /help lists commands, Ctrl-D leaves", chat.session.n_ctx()));
     let mut next = first.map(str::to_owned);
     let mut warned = false;
+    let mut turns = 0;
     let result = loop {
         let input = match next.take() {
             Some(text) => Input::Text(text),
@@ -71,13 +73,19 @@ pub fn chat(run: &Run, template: &Template, system: Option<&str>, first: Option<
                 run.log.error(&unknown(word));
                 Ok(())
             }
-            _ => chat.ask(text.strip_prefix('/').filter(|t| t.starts_with('/')).unwrap_or(&text)),
+            _ => {
+                turns += 1;
+                chat.ask(text.strip_prefix('/').filter(|t| t.starts_with('/')).unwrap_or(&text))
+            }
         };
         match done {
             Ok(()) => {}
             // What concerns one turn does not end the chat.
             Err(e) if matches!(e.kind(), Kind::Malformed | Kind::Failed) => run.log.error(&e.to_string()),
             Err(e) => break Err(e),
+        }
+        if options.single_turn && turns > 0 {
+            break Ok(());
         }
     };
     match &options.output_file {
@@ -133,7 +141,7 @@ impl<'a> Chat<'a, '_> {
     /// Answers the prompt; `before` is the conversation if nothing comes of it.
     fn answer(&mut self, tokens: &[i32], before: Conversation<'a>) -> Result<()> {
         self.run.take_interrupt();
-        let result = answer(self.run, self.session, &mut self.sampler, tokens, &mut print);
+        let result = answer(self.run, self.session, &mut self.sampler, tokens, &mut print_answer);
         let terminated = self.run.signals.terminate.load(Ordering::Relaxed);
         self.run.take_interrupt();
         let Answer { text, tokens, stop, stats } = match result {
@@ -154,11 +162,6 @@ impl<'a> Chat<'a, '_> {
         if !text.ends_with('\n') {
             print("\n")?;
         }
-        // The tokens of an answer that a stop string ended hold the stop string too.
-        let tokens = match stop {
-            StopReason::StopString(_) => self.run.tokenizer.encode(&text, false, false)?,
-            _ => tokens,
-        };
         self.conversation.answer(&text, &tokens);
         self.report(&stop, &stats);
         Ok(())

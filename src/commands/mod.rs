@@ -10,7 +10,7 @@ mod show;
 mod tokenize;
 
 use std::fs;
-use std::io::{self, Read, Write, stdin, stdout};
+use std::io::{self, IsTerminal, Read, Write, stdin, stdout};
 use std::path::Path;
 
 use crate::cli::options::Command;
@@ -32,6 +32,15 @@ pub fn run(command: &Command) -> Result<()> {
 /// Writes to stdout and flushes. A reader that has closed the pipe has what it wanted: that ends the process with success.
 pub fn print(text: &str) -> Result<()> {
     print_bytes(text.as_bytes())
+}
+
+/// Writes a piece of an answer: what could steer a terminal does not reach one.
+fn print_answer(text: &str) -> Result<()> {
+    let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if stdout().is_terminal() && text.contains(steers) {
+        return print(&text.replace(steers, "\u{fffd}"));
+    }
+    print(text)
 }
 
 fn print_bytes(bytes: &[u8]) -> Result<()> {

@@ -43,7 +43,7 @@ fn negative_log_likelihood(logits: &[f32], token: Token) -> f64 {
 /// Cuts the text into windows of `-c` tokens, each beginning with BOS if the model wants it, and scores the second half of
 /// each.
 pub fn run(options: &PerplexityOptions) -> Result<()> {
-    let log = Log::new(&options.log)?;
+    let log = Log::new(&options.log, false)?;
     let signals = Signals::catch()?;
     let text = read_text(&options.file)?;
     let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;

@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::load::{Signals, load};
-use super::{chat, drop_line_break, print, read_stdin, read_text};
+use super::{chat, drop_line_break, print, print_answer, read_stdin, read_text};
 use crate::chat::{Conversation, Message, Role, Template};
 use crate::cli::options::{Conversation as Mode, OutputFormat, Predict, RunOptions};
 use crate::error::{Error, Kind, Result};
@@ -21,7 +21,7 @@ use crate::tokenizer::{Token, Tokenizer};
 
 /// Answers, or chats.
 pub fn run(options: &RunOptions) -> Result<()> {
-    let log = Log::new(&options.log)?;
+    let log = Log::new(&options.log, options.simple_io)?;
     let signals = Signals::catch()?;
     let interactive = stdin().is_terminal() && stdout().is_terminal() && options.output_format == OutputFormat::Text;
     let prompt = prompt(options)?;
@@ -31,7 +31,7 @@ pub fn run(options: &RunOptions) -> Result<()> {
         (None, None) => None,
     };
     // -cnv with a prompt is llama.cpp's way to ask for a chat that begins with it.
-    let chats = interactive && !options.single_turn && (prompt.is_none() || options.conversation == Mode::On);
+    let chats = interactive && (prompt.is_none() || (options.conversation == Mode::On && !options.single_turn));
     if prompt.is_none() && !interactive {
         return Err(Error::usage("no prompt: give one with -p or -f, or on stdin"));
     }
@@ -50,7 +50,6 @@ pub fn run(options: &RunOptions) -> Result<()> {
              text with -p",
         )
         .in_file(&options.model.path)),
-        (Some(_), None) if options.single_turn => Err(Error::usage("-st needs a prompt: give one with -p or -f")),
         (Some(_), None) => unreachable!("no prompt on a terminal is a chat"),
         (template, Some(prompt)) => one_shot(&run, template.as_ref(), system.as_deref(), &prompt),
     }
@@ -138,7 +137,8 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     if options.display_prompt && !json {
         print(prompt)?;
     }
-    let answer = answer(run, &mut session, &mut sampler, &tokens, &mut |text| if json { Ok(()) } else { print(text) })?;
+    let answer =
+        answer(run, &mut session, &mut sampler, &tokens, &mut |text| if json { Ok(()) } else { print_answer(text) })?;
     if json {
         let s = &answer.stats;
         let object = json!({

@@ -93,15 +93,13 @@ impl SamplerChain {
         chain
     }
 
-    /// Draws a token. `None` if no logit is a number.
+    /// Draws a token. `None` if no logit is finite, or one is NaN or infinite: libllama's draw must not see these.
     pub fn sample(&mut self, logits: &[f32]) -> Option<i32> {
-        // libllama's draw must not see NaN; a token without a probability cannot be drawn.
-        let finite = logits.iter().zip(0..).filter(|(l, _)| !l.is_nan());
-        self.candidates.clear();
-        self.candidates.extend(finite.map(|(&logit, id)| sys::llama_token_data { id, logit, p: 0.0 }));
-        if !self.candidates.iter().any(|c| c.logit.is_finite()) {
+        if !logits.iter().all(|&l| l < f32::INFINITY) || !logits.iter().any(|l| l.is_finite()) {
             return None;
         }
+        self.candidates.clear();
+        self.candidates.extend(logits.iter().zip(0..).map(|(&logit, id)| sys::llama_token_data { id, logit, p: 0.0 }));
         let mut array = sys::llama_token_data_array {
             data: self.candidates.as_mut_ptr(),
             size: self.candidates.len(),
