@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use crate::cli::options::Predict;
 use crate::error::{Kind, Result};
@@ -90,6 +91,7 @@ pub struct Generate<'a, D> {
     /// Drawn, but not yet in the model.
     pending: Option<Token>,
     tokens: Vec<Token>,
+    first_token: Option<Instant>,
     utf8: Utf8Stream,
     /// Text that may turn out to be the beginning of a stop string.
     held: String,
@@ -115,6 +117,7 @@ impl<'a, D: Decode> Generate<'a, D> {
             interrupt,
             pending: None,
             tokens: Vec::new(),
+            first_token: None,
             utf8: Utf8Stream::default(),
             held: String::new(),
             ready: VecDeque::new(),
@@ -122,14 +125,9 @@ impl<'a, D: Decode> Generate<'a, D> {
         }
     }
 
-    /// The tokens drawn so far, an ending one included.
-    pub fn tokens(&self) -> &[Token] {
-        &self.tokens
-    }
-
-    /// Why the answer ended; `None` while it has not.
-    pub fn stop_reason(&self) -> Option<&StopReason> {
-        self.stop.as_ref()
+    /// When the first token was drawn.
+    pub fn first_token(&self) -> Option<Instant> {
+        self.first_token
     }
 
     /// Ends the answer and gives back the tokens drawn and why it ended.
@@ -157,6 +155,7 @@ impl<'a, D: Decode> Generate<'a, D> {
             }
         }
         let token = self.sampler.sample(self.model.logits())?;
+        self.first_token.get_or_insert_with(Instant::now);
         self.tokens.push(token);
         let text = self.utf8.push(&self.tokenizer.piece(token, self.limits.special));
         self.show(&text);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ggml::{ComputeError, Executor, F16};
 
-use crate::cli::options::{CacheType, ContextOptions, Tristate};
+use crate::cli::options::{ContextOptions, Tristate};
 use crate::error::{Error, Kind, Result};
 use crate::model::{CacheParams, KvCache, Model, Shape, Slots, hadamard, memory};
 use crate::tokenizer::Token;
@@ -328,16 +328,5 @@ fn failure(e: ComputeError) -> Error {
             Error::memory("memory for the computation could not be had: use a smaller -c or -ub")
         }
         ComputeError::Failed => Error::failed("a device failed to compute"),
-    }
-}
-
-impl CacheType {
-    /// Name as in flags.
-    pub fn name(self) -> &'static str {
-        match self {
-            CacheType::F32 => "f32",
-            CacheType::F16 => "f16",
-            CacheType::Q8_0 => "q8_0",
-        }
     }
 }

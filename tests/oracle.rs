@@ -31,11 +31,6 @@ fn options() -> ContextOptions {
 
 /// libllama's settings for the same run.
 fn llama_params(options: &ContextOptions, n_seq_max: u32) -> ContextParams {
-    let ty = |t: CacheType| match t {
-        CacheType::F32 => Type::F32,
-        CacheType::F16 => Type::F16,
-        CacheType::Q8_0 => Type::Q8_0,
-    };
     ContextParams {
         n_ctx: options.n_ctx.unwrap() * n_seq_max,
         n_batch: options.n_batch,
@@ -43,8 +38,8 @@ fn llama_params(options: &ContextOptions, n_seq_max: u32) -> ContextParams {
         n_seq_max,
         n_threads: options.n_threads as u32,
         n_threads_batch: options.n_threads_batch as u32,
-        type_k: ty(options.cache_type_k),
-        type_v: ty(options.cache_type_v),
+        type_k: options.cache_type_k.tensor_type(),
+        type_v: options.cache_type_v.tensor_type(),
         flash_attn: options.flash_attn != Tristate::Off,
     }
 }

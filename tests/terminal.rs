@@ -98,6 +98,20 @@ fn ctrl_c_stops_an_answer_and_twice_leaves() {
 }
 
 #[test]
+fn several_lines_make_one_message_and_sigterm_has_its_code() {
+    let mut c = chat(&["-n", "4"]);
+    c.expect("> ");
+    c.type_line("\"\"\"One line");
+    c.expect("... ");
+    c.type_line("and another\"\"\"");
+    c.expect("generated 4 tokens");
+    c.expect("> ");
+    let pid = c.session.get_process().pid().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    c.ends_with(143);
+}
+
+#[test]
 fn a_full_context_is_announced() {
     let mut c = chat(&["-c", "96", "-n", "4"]);
     c.expect("> ");

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::load::{Signals, load};
 use super::print;
-use crate::cli::options::{BenchOptions, CacheType, ContextOptions, TableFormat, Tristate};
+use crate::cli::options::{BenchOptions, ContextOptions, TableFormat, Tristate};
 use crate::error::{Error, Result};
 use crate::model::{Model, memory};
 use crate::session::Session;
@@ -236,11 +236,6 @@ fn measure(
 
 /// libllama's settings for the same run.
 fn llama_params(context: &ContextOptions) -> ContextParams {
-    let ty = |t: CacheType| match t {
-        CacheType::F32 => ggml::Type::F32,
-        CacheType::F16 => ggml::Type::F16,
-        CacheType::Q8_0 => ggml::Type::Q8_0,
-    };
     ContextParams {
         n_ctx: context.n_ctx.unwrap_or(0),
         n_batch: context.n_batch,
@@ -248,8 +243,8 @@ fn llama_params(context: &ContextOptions) -> ContextParams {
         n_seq_max: 1,
         n_threads: context.n_threads as u32,
         n_threads_batch: context.n_threads_batch as u32,
-        type_k: ty(context.cache_type_k),
-        type_v: ty(context.cache_type_v),
+        type_k: context.cache_type_k.tensor_type(),
+        type_v: context.cache_type_v.tensor_type(),
         flash_attn: context.flash_attn != Tristate::Off,
     }
 }

@@ -234,15 +234,14 @@ pub fn answer(
 
     let limits = Limits { predict: run.options.predict, stop: run.options.stop.clone(), special: run.options.special };
     let mut text = String::new();
-    let mut first = None;
     let mut generate = Generate::new(session, run.tokenizer, sampler, limits, run.signals.interrupt.clone());
     for piece in generate.by_ref() {
         let piece = piece?;
-        first.get_or_insert_with(|| start.elapsed());
         show(&piece)?;
         text.push_str(&piece);
     }
     let total = start.elapsed();
+    let first = generate.first_token().map(|at| at - start);
     let (tokens, stop) = generate.finish();
     stats.generated_tokens = tokens.len();
     stats.first_token_time = first.unwrap_or(total);

@@ -199,11 +199,6 @@ impl Metadata {
         Metadata { entries, by_key }
     }
 
-    /// All entries.
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
-    }
-
     /// The value of a key.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.by_key.get(key).map(|&i| &self.entries[i].value)

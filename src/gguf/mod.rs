@@ -119,11 +119,6 @@ impl Gguf {
         &self.metadata
     }
 
-    /// Strings of an array of the metadata, as bytes: they need not be UTF-8.
-    pub fn strings(&self, array: &Array) -> impl Iterator<Item = &[u8]> {
-        array.strings(&self.map)
-    }
-
     /// The tensors in the file's order.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors

@@ -53,15 +53,6 @@ pub struct Slots {
     pub logits: Slot,
 }
 
-/// A weight matrix and its bias in the store.
-#[derive(Debug, Clone, Copy)]
-pub struct LinearId {
-    /// The matrix.
-    pub weight: TensorId,
-    /// The bias.
-    pub bias: Option<TensorId>,
-}
-
 /// Builds the graph of one micro-batch.
 pub struct BatchBuilder<'a, 'g> {
     /// The graph.
@@ -118,8 +109,8 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
     }
 
     /// A matrix of the weights with its bias.
-    pub fn linear(&self, id: LinearId) -> Linear<'g> {
-        Linear { weight: self.weight(id.weight), bias: id.bias.map(|b| self.weight(b)) }
+    pub fn linear(&self, weight: TensorId, bias: Option<TensorId>) -> Linear<'g> {
+        Linear { weight: self.weight(weight), bias: bias.map(|b| self.weight(b)) }
     }
 
     /// Names a node as llama.cpp does: `name-layer`.

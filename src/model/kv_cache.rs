@@ -42,18 +42,30 @@ pub struct KvCache {
     clean: Cell<usize>,
 }
 
-fn ggml_type(ty: CacheType) -> Type {
-    match ty {
-        CacheType::F32 => Type::F32,
-        CacheType::F16 => Type::F16,
-        CacheType::Q8_0 => Type::Q8_0,
+impl CacheType {
+    /// The tensors' type.
+    pub fn tensor_type(self) -> Type {
+        match self {
+            CacheType::F32 => Type::F32,
+            CacheType::F16 => Type::F16,
+            CacheType::Q8_0 => Type::Q8_0,
+        }
+    }
+
+    /// Name as in flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            CacheType::F32 => "f32",
+            CacheType::F16 => "f16",
+            CacheType::Q8_0 => "q8_0",
+        }
     }
 }
 
 impl CacheParams {
     /// Bytes of the cache of a model.
     pub fn bytes(&self, hparams: &Hparams) -> u64 {
-        let row = |ty: CacheType| ggml_type(ty).row_bytes(hparams.n_embd_gqa()).unwrap_or(0) as u64;
+        let row = |ty: CacheType| ty.tensor_type().row_bytes(hparams.n_embd_gqa()).unwrap_or(0) as u64;
         (row(self.type_k) + row(self.type_v)) * (self.n_cells * self.n_seq * hparams.n_layer) as u64
     }
 
@@ -80,7 +92,7 @@ impl KvCache {
         for (name, ty) in [("k", params.type_k), ("v", params.type_v)] {
             for (il, kind) in buffer_types.iter().enumerate() {
                 let name = format!("cache_{name}_l{il}");
-                specs.push(TensorSpec { name, ty: ggml_type(ty), ne, place: Place::Buffer(*kind) });
+                specs.push(TensorSpec { name, ty: ty.tensor_type(), ne, place: Place::Buffer(*kind) });
             }
         }
         let store = Store::new(&specs, None)?;

@@ -2,7 +2,7 @@
 
 use ggml::{TensorId, Usage};
 
-use super::builder::{BatchBuilder, LinearId, Slots};
+use super::builder::{BatchBuilder, Slots};
 use super::hparams::Hparams;
 use super::weights::{Loader, Wanted};
 use crate::blocks::{self, Attention, Ffn};
@@ -98,7 +98,7 @@ impl Tensors {
     /// Builds the graph of a micro-batch, node by node as llama.cpp (models/llama.cpp), so that results agree bit by bit.
     pub fn graph(&self, b: BatchBuilder) -> Slots {
         let g = b.g;
-        let linear = |(weight, bias): Pair<TensorId>| b.linear(LinearId { weight, bias });
+        let linear = |(weight, bias): Pair<TensorId>| b.linear(weight, bias);
         let last = self.layers.len() - 1;
         let mut x = b.embed(self.tok_embd);
         for (il, l) in self.layers.iter().enumerate() {

@@ -135,12 +135,6 @@ impl Graph {
     pub(crate) fn slot(&self, slot: Slot) -> NonNull<sys::ggml_tensor> {
         self.slots[slot.0]
     }
-
-    /// Number of operations.
-    pub fn n_nodes(&self) -> usize {
-        // SAFETY: the graph is live.
-        usize::try_from(unsafe { sys::ggml_graph_n_nodes(self.graph.as_ptr()) }).unwrap_or(0)
-    }
 }
 
 impl<'g> Tensor<'g> {
@@ -385,12 +379,6 @@ impl<'g> Builder<'g> {
         let [x, y, z, w] = axes.map(i32::from);
         // SAFETY: the axes are a permutation.
         self.wrap(unsafe { sys::ggml_permute(self.ctx(), a.as_ptr(), x, y, z, w) })
-    }
-
-    /// `a` with dimensions 0 and 1 exchanged (a view).
-    pub fn transpose(&self, a: Tensor<'g>) -> Tensor<'g> {
-        // SAFETY: any tensor of this graph.
-        self.wrap(unsafe { sys::ggml_transpose(self.ctx(), a.as_ptr()) })
     }
 
     /// A contiguous copy of `a` in the given shape.

@@ -261,14 +261,6 @@ impl Model {
         Ok(Model { ptr: NonNull::new(ptr).ok_or_else(take_error)? })
     }
 
-    /// Type of the model as llama-bench names it, such as `llama 7B Q4_0`.
-    pub fn description(&self) -> String {
-        let mut text = [0u8; 256];
-        // SAFETY: the model is live; the buffer is of the given length.
-        unsafe { sys::llama_model_desc(self.ptr.as_ptr(), text.as_mut_ptr().cast(), text.len()) };
-        CStr::from_bytes_until_nul(&text).map(|t| t.to_string_lossy().into_owned()).unwrap_or_default()
-    }
-
     /// Number of tokens in the vocabulary.
     pub fn n_vocab(&self) -> usize {
         // SAFETY: the model is live.

@@ -211,12 +211,6 @@ impl Store {
         self.tensors[id.0]
     }
 
-    /// Bytes in buffers of the program's or a device's memory, maps included.
-    pub fn buffer_bytes(&self) -> usize {
-        // SAFETY: the buffers are live.
-        self.buffers.iter().map(|b| unsafe { sys::ggml_backend_buffer_get_size(b.ptr.as_ptr()) }).sum()
-    }
-
     /// Marks the buffers as weights, which ggml's scheduler runs operations next to.
     pub fn set_weights(&mut self) {
         for b in &self.buffers {
