@@ -202,9 +202,9 @@ impl<'m> Session<'m> {
     }
 
     /// Runs independent sequences of equal length side by side from an empty cache, and hands out the logits of positions
-    /// `first..` in order: `each(position, rows)` with one row `[n_vocab]` per sequence, for one position after the other.
-    /// The session's own tokens are forgotten.
-    pub fn score(&mut self, seqs: &[&[Token]], first: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+    /// `first..`: `each(sequence, position, rows)` with rows `[n_vocab]` of consecutive positions from `position` on, a
+    /// micro-batch at a time. The session's own tokens are forgotten.
+    pub fn score(&mut self, seqs: &[&[Token]], first: usize, each: &mut dyn FnMut(usize, usize, &[f32])) -> Result<()> {
         let n_seq = seqs.len();
         let length = seqs.first().map_or(0, |s| s.len());
         assert!(
@@ -232,13 +232,8 @@ impl<'m> Session<'m> {
             rows.resize(n_seq * n_each * n_vocab, 0.0);
             let slots = self.current.as_ref().expect("run leaves a graph").1;
             self.executor.get(slots.logits, &mut rows);
-            let mut row = vec![0.0f32; n_seq * n_vocab];
-            for i in 0..n_each {
-                for s in 0..n_seq {
-                    let from = (s * n_each + i) * n_vocab;
-                    row[s * n_vocab..][..n_vocab].copy_from_slice(&rows[from..from + n_vocab]);
-                }
-                each(wanted + i, &row);
+            for (seq, rows) in rows.chunks_exact(n_each * n_vocab).enumerate() {
+                each(seq, wanted, rows);
             }
         }
         Ok(())

@@ -212,15 +212,15 @@ fn sequences_side_by_side_agree_with_libllama() {
             theirs.pause();
             want.push((first..300).map(|i| theirs.logits(i).unwrap().to_vec()).collect::<Vec<_>>());
         }
-        let mut seen = Vec::new();
-        ours.score(&seqs, first, &mut |pos, rows| {
-            seen.push(pos);
-            for (s, row) in rows.chunks_exact(model.n_vocab()).enumerate() {
-                let error = nmse(row, &want[s][pos - first]);
-                assert!(error < MAX_NMSE, "sequence {s}, position {pos}: NMSE {error:e}");
+        let mut seen = vec![Vec::new(); seqs.len()];
+        ours.score(&seqs, first, &mut |seq, pos, rows| {
+            for (i, row) in rows.chunks_exact(model.n_vocab()).enumerate() {
+                seen[seq].push(pos + i);
+                let error = nmse(row, &want[seq][pos + i - first]);
+                assert!(error < MAX_NMSE, "sequence {seq}, position {}: NMSE {error:e}", pos + i);
             }
         })
         .unwrap();
-        assert_eq!(seen, (first..300).collect::<Vec<_>>());
+        assert!(seen.iter().all(|s| s.iter().copied().eq(first..300)));
     }
 }

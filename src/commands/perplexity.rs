@@ -40,6 +40,19 @@ fn negative_log_likelihood(logits: &[f32], token: Token) -> f64 {
     sum.ln() - f64::from(logits[token as usize] - max)
 }
 
+/// Scores of the tokens `next` by the rows of logits before them, on `n_threads` threads.
+fn score_rows(rows: &[&[f32]], next: &[Token], n_threads: usize) -> Vec<f64> {
+    let pairs: Vec<(&[f32], Token)> = rows.iter().copied().zip(next.iter().copied()).collect();
+    let share = pairs.len().div_ceil(n_threads).max(1);
+    let score = |part: &[(&[f32], Token)]| -> Vec<f64> {
+        part.iter().map(|(logits, token)| negative_log_likelihood(logits, *token)).collect()
+    };
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = pairs.chunks(share).map(|part| scope.spawn(move || score(part))).collect();
+        parts.into_iter().flat_map(|p| p.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
+    })
+}
+
 /// Cuts the text into windows of `-c` tokens, each beginning with BOS if the model wants it, and scores the second half of
 /// each.
 pub fn run(options: &PerplexityOptions) -> Result<()> {
@@ -87,14 +100,12 @@ pub fn run(options: &PerplexityOptions) -> Result<()> {
     for group in windows.chunks(n_seq) {
         let seqs: Vec<&[Token]> = group.iter().map(Vec::as_slice).collect();
         let mut scores = vec![Vec::with_capacity(n_ctx - first); group.len()];
-        let scored = session.score(&seqs, first, &mut |pos, rows| {
+        let scored = session.score(&seqs, first, &mut |seq, pos, rows| {
+            let rows: Vec<&[f32]> = rows.chunks_exact(model.n_vocab()).collect();
+            // Row i predicts the token after its own; nothing is known to follow the last.
+            let next = &seqs[seq][pos + 1..n_ctx.min(pos + 1 + rows.len())];
+            scores[seq].extend(score_rows(&rows, next, context.n_threads_batch));
             bar.set_position((done * n_ctx + pos * seqs.len()) as u64);
-            if pos + 1 == n_ctx {
-                return;
-            }
-            for ((window, row), scores) in seqs.iter().zip(rows.chunks_exact(model.n_vocab())).zip(&mut scores) {
-                scores.push(negative_log_likelihood(row, window[pos + 1]));
-            }
         });
         scored.map_err(|e| if e.kind() == Kind::Interrupted { signals.error() } else { e })?;
         for window in scores {
