@@ -1,5 +1,6 @@
 //! pp-run: parse, run, print the error, exit code.
 
+use std::io::Write;
 use std::panic;
 use std::process::ExitCode;
 
@@ -17,7 +18,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("pp-run: error: {e}");
+            say(&format!("error: {e}"));
             ExitCode::from(e.kind().exit_code())
         }
     }
@@ -28,9 +29,14 @@ fn start() -> Result<()> {
         Parsed::Text(text) => commands::print(&text),
         Parsed::Command(command, warnings) => {
             for warning in warnings {
-                eprintln!("pp-run: warning: {warning}");
+                say(&format!("warning: {warning}"));
             }
             commands::run(&command)
         }
     }
+}
+
+/// One line on stderr; if nobody reads it, so be it.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "pp-run: {line}");
 }
