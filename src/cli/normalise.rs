@@ -72,6 +72,8 @@ const IGNORED: &[(&str, bool)] = &[
     ("--log-colors", true),
     ("--log-prefix", false),
     ("--log-timestamps", false),
+    // What is kept when the context shifts, which it does not by default.
+    ("--keep", true),
     ("--no-context-shift", false),
     ("--warmup", false),
     ("--no-warmup", false),
@@ -89,7 +91,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("--prompt-cache-all", "saved prompts"),
     ("--prompt-cache-ro", "saved prompts"),
     ("--context-shift", "shifting a full context"),
-    ("--keep", "shifting a full context"),
     ("--lora", "adapters"),
     ("--lora-scaled", "adapters"),
     ("--control-vector", "control vectors"),
