@@ -82,7 +82,9 @@ impl Log {
 pub struct Stats {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Of these, processed now; the others were in the cache.
+    /// Of these, in the cache already.
+    pub cached_tokens: usize,
+    /// Of these, processed now: all others, unless the run was interrupted.
     pub processed_tokens: usize,
     /// Time for them.
     pub prompt_time: Duration,
@@ -90,8 +92,8 @@ pub struct Stats {
     pub generated_tokens: usize,
     /// Time from the first token to the last.
     pub generation_time: Duration,
-    /// Time from the prompt to the first token.
-    pub first_token_time: Duration,
+    /// Time from the prompt to the first token; `None` if there is none.
+    pub first_token_time: Option<Duration>,
     /// Tokens in the context.
     pub context_used: usize,
     /// Tokens that fit.
@@ -123,18 +125,18 @@ impl Stats {
 
     /// The closing line.
     pub fn line(&self) -> String {
-        let cached = match self.prompt_tokens - self.processed_tokens {
+        let cached = match self.cached_tokens {
             0 => String::new(),
             n => format!(" ({n} cached)"),
         };
+        let first = self.first_token_time.map_or_else(|| "none".to_owned(), |t| format!("{:.3} s", t.as_secs_f64()));
         format!(
-            "prompt {} tokens{cached}, {:.1} tok/s | generated {} tokens, {:.1} tok/s | first token {:.3} s | context {}/{} | \
+            "prompt {} tokens{cached}, {:.1} tok/s | generated {} tokens, {:.1} tok/s | first token {first} | context {}/{} | \
              seed {} | logits {:016x} | {}",
             self.prompt_tokens,
             self.prompt_speed(),
             self.generated_tokens,
             self.generation_speed(),
-            self.first_token_time.as_secs_f64(),
             self.context_used,
             self.context_size,
             self.seed,

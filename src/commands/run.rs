@@ -158,7 +158,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
                 "prompt_tokens_per_s": s.prompt_speed(),
                 "generation_s": s.generation_time.as_secs_f64(),
                 "generated_tokens_per_s": s.generation_speed(),
-                "first_token_s": s.first_token_time.as_secs_f64(),
+                "first_token_s": s.first_token_time.map(|t| t.as_secs_f64()),
             },
         });
         print(&format!("{object}\n"))?;
@@ -205,29 +205,32 @@ pub fn answer(
 ) -> Result<Answer> {
     let start = Instant::now();
     let bar = run.log.progress("reading the prompt", prompt.len() as u64);
-    let processed = session.sync(prompt, &mut |done, total| {
+    let mut processed = 0;
+    let synced = session.sync(prompt, &mut |done, total| {
+        processed = done;
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     });
     bar.finish_and_clear();
-    let prompt_time = start.elapsed();
     let mut stats = Stats {
         prompt_tokens: prompt.len(),
-        prompt_time,
+        cached_tokens: session.n_past() - processed,
+        processed_tokens: processed,
+        prompt_time: start.elapsed(),
+        context_used: session.n_past(),
         context_size: session.n_ctx(),
         seed: sampler.seed(),
+        logits_hash: logits_hash(session.logits()),
         ..Default::default()
     };
-    let processed = match processed {
+    match synced {
         Err(e) if e.kind() == Kind::Interrupted => {
-            stats.context_used = session.n_past();
-            stats.stop_reason = StopReason::Interrupted.name();
-            stats.processed_tokens = 0;
-            return Ok(Answer { text: String::new(), tokens: Vec::new(), stop: StopReason::Interrupted, stats });
+            let stop = StopReason::Interrupted;
+            stats.stop_reason = stop.name();
+            return Ok(Answer { text: String::new(), tokens: Vec::new(), stop, stats });
         }
         result => result?,
     };
-    stats.processed_tokens = processed;
     for &token in prompt {
         sampler.accept(token);
     }
@@ -244,8 +247,8 @@ pub fn answer(
     let first = generate.first_token().map(|at| at - start);
     let (tokens, stop) = generate.finish();
     stats.generated_tokens = tokens.len();
-    stats.first_token_time = first.unwrap_or(total);
-    stats.generation_time = total - stats.first_token_time;
+    stats.first_token_time = first;
+    stats.generation_time = total - first.unwrap_or(total);
     stats.context_used = session.n_past();
     stats.logits_hash = logits_hash(session.logits());
     stats.stop_reason = stop.name();
