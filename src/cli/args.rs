@@ -49,7 +49,7 @@ pub struct ModelArgs {
     /// How the file is read: auto, mmap, none, mlock, mmap+mlock [-lm]
     #[arg(long, value_name = "MODE")]
     pub load_mode: Option<String>,
-    /// Read the weights into memory instead of mapping the file
+    /// Copy the weights into memory instead of using the mapped file in place
     #[arg(long)]
     pub no_mmap: bool,
     #[arg(long, hide = true)]

@@ -37,7 +37,7 @@ pub struct ModelOptions {
     pub path: PathBuf,
     /// Layers on the GPU; `None` = as many as fit; counted from the last layer, the output counts as one more.
     pub n_gpu_layers: Option<u32>,
-    /// Read the file instead of mapping it.
+    /// Copy the weights instead of using the mapped file in place.
     pub no_mmap: bool,
     /// Lock the weights in memory.
     pub mlock: bool,

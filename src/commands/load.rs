@@ -59,9 +59,6 @@ pub fn load(
     let mut gguf = Gguf::open(&model.path)?;
     gguf.override_kv(&model.override_kv)?;
     let gguf = Arc::new(gguf);
-    if model.mlock && !gguf.map().lock() {
-        log.warn("the weights cannot be locked in memory (see ulimit -l); they are used unlocked");
-    }
     let bar = log.progress("loading", 1000);
     let interrupt = signals.interrupt.clone();
     let mut progress = |share: f32| {
@@ -88,6 +85,9 @@ pub fn load(
     }
     if model.n_gpu_layers.is_some_and(|n| n > 0) && loaded.gpus().is_empty() {
         log.note("-ngl has no effect: there is no GPU, or this build has no support for it (cargo features cuda, metal, vulkan)");
+    }
+    if model.mlock && !loaded.lock() {
+        log.warn("the weights cannot be locked in memory (see ulimit -l); they are used unlocked");
     }
     log.trace(&format!(
         "loaded {} ({}) in {:.3} s on {}",

@@ -83,6 +83,11 @@ impl Model {
         self.gguf.tensors().iter().map(|t| t.n_elements()).sum()
     }
 
+    /// Keeps the weights from being swapped out; `false` if the operating system refuses.
+    pub fn lock(&self) -> bool {
+        self.store.lock()
+    }
+
     /// Architecture, size and the type that most bytes are of, such as `llama 6.7B Q4_0`.
     pub fn description(&self) -> String {
         let mut types: std::collections::HashMap<String, u64> = Default::default();

@@ -155,7 +155,7 @@ impl<'a> Loader<'a> {
         }
         let in_buffers: Vec<usize> =
             (0..self.specs.len()).filter(|&i| matches!(self.specs[i].place, Place::Buffer(_))).collect();
-        let on_host = |i: &&usize| matches!(self.specs[**i].place, Place::Buffer(b) if b.is_host() || b.name().starts_with("CPU"));
+        let on_host = |i: &&usize| matches!(self.specs[**i].place, Place::Buffer(b) if b.in_program_memory());
         let needed: u64 = in_buffers.iter().filter(on_host).map(|&i| self.sources[i].n_bytes).sum();
         memory::require(needed, "the weights", "use a smaller model or a smaller quantisation")?;
 

@@ -212,10 +212,18 @@ impl BufferType {
         unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
     }
 
-    /// Whether the memory is the program's own, not a device's.
-    pub fn is_host(self) -> bool {
+    fn is_host(self) -> bool {
         // SAFETY: the buffer type lives as long as the process.
         unsafe { sys::ggml_backend_buft_is_host(self.as_ptr()) }
+    }
+
+    pub(crate) fn from_ptr(ptr: NonNull<sys::ggml_backend_buffer_type>) -> BufferType {
+        BufferType { ptr }
+    }
+
+    /// Whether buffers take the program's own memory, be it in a layout that only some operations read (CPU_REPACK).
+    pub fn in_program_memory(self) -> bool {
+        self.is_host() || self.name().starts_with("CPU")
     }
 
     /// Alignment of tensors in bytes.

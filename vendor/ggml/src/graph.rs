@@ -399,6 +399,12 @@ impl<'g> Builder<'g> {
     pub fn set_rows(&self, a: Tensor<'g>, rows: Tensor<'g>, ids: Tensor<'g>) -> Tensor<'g> {
         let (m, n) = (a.ne(), rows.ne());
         assert!(m[0] == n[0] && m[2..] == [1, 1] && n[2..] == [1, 1], "set_rows {m:?} {n:?}");
+        // SAFETY: the tensor that a view is of lives as long as the view.
+        let root = unsafe { a.raw().view_src.as_ref() }.unwrap_or(a.raw());
+        // SAFETY: a tensor's buffer is live while the tensor is.
+        let weights = !root.buffer.is_null()
+            && unsafe { sys::ggml_backend_buffer_get_usage(root.buffer) } == sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+        assert!(!weights, "set_rows: weights may be mapped and are read-only");
         assert!(rows.ty() == Type::F32 && rows.rows_are_contiguous(), "set_rows: rows");
         assert!(ids.ty() == Type::I64 && ids.ne() == [n[1], 1, 1, 1], "set_rows: ids");
         // SAFETY: shapes and types are as ggml asks; ids are checked by the kernel against ne1.

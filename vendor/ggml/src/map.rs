@@ -22,18 +22,6 @@ impl Map {
         Ok(Map { map })
     }
 
-    /// Keeps the file in memory; `false` if the operating system refuses.
-    #[cfg(unix)]
-    pub fn lock(&self) -> bool {
-        self.map.lock().is_ok()
-    }
-
-    /// Keeps the file in memory; `false` if the operating system refuses.
-    #[cfg(not(unix))]
-    pub fn lock(&self) -> bool {
-        false
-    }
-
     /// Tells the operating system that these bytes are not needed in memory for now. They stay readable.
     #[cfg(unix)]
     pub fn release(&self, range: Range<usize>) {

@@ -62,6 +62,8 @@ pub struct Store {
     buffers: Vec<Buffer>,
     context: Context,
     map: Option<Arc<Map>>,
+    /// Which tensors are in the map, by id: these are read-only.
+    mapped: Vec<bool>,
     /// No graph has used the store yet.
     fresh: Cell<bool>,
 }
@@ -79,14 +81,16 @@ impl Drop for Buffer {
 }
 
 impl Store {
-    /// Makes the tensors. Those in buffers hold zeros (or whatever the device's memory holds) until filled.
+    /// Makes the tensors. Those in buffers hold anything until they are filled.
     ///
     /// # Panics
     /// If a mapped tensor is not inside the map or not aligned to [`MAPPED_ALIGNMENT`], if a shape is not whole blocks
     /// of its type, or if sizes overflow: the caller has checked them.
     pub fn new(specs: &[TensorSpec], map: Option<Arc<Map>>) -> Result<Store, AllocError> {
         let context = init_context(specs.len());
-        let mut store = Store { tensors: Vec::new(), buffers: Vec::new(), context, map, fresh: Cell::new(true) };
+        let mapped = specs.iter().map(|s| matches!(s.place, Place::Mapped(..))).collect();
+        let (tensors, buffers) = Default::default();
+        let mut store = Store { tensors, buffers, context, map, mapped, fresh: Cell::new(true) };
         for spec in specs {
             assert!(
                 spec.ty.row_bytes(usize::try_from(spec.ne[0]).unwrap()).is_some(),
@@ -219,6 +223,32 @@ impl Store {
         }
     }
 
+    /// Keeps what is in the program's memory from being swapped out; `false` if the operating system refuses.
+    #[cfg(unix)]
+    pub fn lock(&self) -> bool {
+        self.buffers.iter().all(|b| {
+            let buffer = b.ptr.as_ptr();
+            // SAFETY: the buffer is live.
+            let kind = unsafe { sys::ggml_backend_buffer_get_type(buffer) };
+            let kind = BufferType::from_ptr(NonNull::new(kind).expect("every buffer has a type"));
+            if !kind.in_program_memory() {
+                return true;
+            }
+            // SAFETY: the buffer is live.
+            let base = unsafe { sys::ggml_backend_buffer_get_base(buffer) };
+            // SAFETY: the buffer is live.
+            let size = unsafe { sys::ggml_backend_buffer_get_size(buffer) };
+            // SAFETY: the bytes are the buffer's; locking does not change them.
+            unsafe { libc::mlock(base, size) == 0 }
+        })
+    }
+
+    /// Keeps what is in the program's memory from being swapped out; `false` if the operating system refuses.
+    #[cfg(not(unix))]
+    pub fn lock(&self) -> bool {
+        false
+    }
+
     /// Size of a tensor in bytes.
     pub fn n_bytes(&self, id: TensorId) -> usize {
         // SAFETY: the tensor is live.
@@ -228,9 +258,9 @@ impl Store {
     /// Writes zeros into `length` bytes of a tensor from `offset` on.
     ///
     /// # Panics
-    /// If the store has a map, which is read-only, or if the bytes are not the tensor's.
+    /// If the tensor is mapped, which is read-only, or if the bytes are not the tensor's.
     pub fn zero(&self, id: TensorId, offset: usize, length: usize) {
-        assert!(self.map.is_none(), "a map is read-only");
+        assert!(!self.mapped[id.0], "a mapped tensor is read-only");
         assert!(offset.checked_add(length).is_some_and(|end| end <= self.n_bytes(id)), "bytes of the tensor");
         // SAFETY: the tensor is live, in memory of its own, and holds the bytes; the store is used by one thread, and no
         // graph runs while it is here.
@@ -242,7 +272,7 @@ impl Store {
     /// Returns whether all was copied.
     ///
     /// # Panics
-    /// If a tensor is given twice, if a length differs from the tensor's size, or if a graph has used the store.
+    /// If a tensor is mapped or given twice, if a length differs from the tensor's size, or if a graph has used the store.
     pub fn fill(
         &mut self,
         data: &[(TensorId, &[u8])],
@@ -259,6 +289,7 @@ impl Store {
             .iter()
             .map(|&(id, bytes)| {
                 assert!(!std::mem::replace(&mut seen[id.0], true), "a tensor is given twice");
+                assert!(!self.mapped[id.0], "a mapped tensor is read-only");
                 let tensor = self.tensors[id.0];
                 // SAFETY: the tensor is live.
                 assert_eq!(unsafe { sys::ggml_nbytes(tensor.as_ptr()) }, bytes.len(), "length of a tensor's data");
