@@ -109,9 +109,9 @@ pub struct Ffn<'g> {
     pub down: Linear<'g>,
 }
 
-/// Gated MLP: `down(silu(gate(x)) * up(x))`.
-pub fn ffn<'g>(g: &Builder<'g>, x: Tensor<'g>, w: &Ffn<'g>) -> Tensor<'g> {
+/// The inside of a gated MLP, `[n_ff, n_tokens]`: `silu(gate(x)) * up(x)`.
+pub fn ffn_mid<'g>(g: &Builder<'g>, x: Tensor<'g>, w: &Ffn<'g>) -> Tensor<'g> {
     let up = w.up.apply(g, x);
     let gate = w.gate.apply(g, x);
-    w.down.apply(g, g.swiglu(gate, up))
+    g.swiglu(gate, up)
 }

@@ -10,6 +10,7 @@
 //! generate  tokens out: stop rules, UTF-8 stream
 //! session   one timeline: tokens, KV cache, last logits
 //! model     hparams, weights, KV cache, graph
+//! prune     the Probe Pruning pass: plan, probe, history, score, select, reduce
 //! blocks    pure graph functions: norm, qkv, rope, attention, ffn
 //! gguf      open, check, metadata, tensor table, memory map
 //! ggml      (vendor) the five beats of ggml, and the parts of libllama that are used
@@ -24,6 +25,7 @@ pub mod error;
 pub mod generate;
 pub mod gguf;
 pub mod model;
+pub mod prune;
 pub mod sampler;
 pub mod session;
 pub mod stats;

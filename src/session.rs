@@ -1,13 +1,18 @@
 //! One timeline on a model: its tokens, KV cache and last logits.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use ggml::{ComputeError, Executor, F16};
 
 use crate::cli::options::{ContextOptions, Tristate};
 use crate::error::{Error, Kind, Result};
-use crate::model::{CacheParams, KvCache, Model, Shape, Slots, hadamard, memory};
+use crate::model::{CacheParams, Compact, KvCache, Model, Pass, Shape, Slots, hadamard, memory};
+use crate::prune::plan::Block;
+use crate::prune::record::{Record, Summary};
+use crate::prune::{BlockSlots, Masks, Mode, Observed, Pruning, probe};
 use crate::tokenizer::Token;
 
 /// Cells are counted in steps, so that a graph serves many tokens (as llama.cpp).
@@ -23,15 +28,102 @@ pub struct Session<'m> {
     // Before the cache: the executor's graph refers to it.
     executor: Executor,
     cache: KvCache,
-    /// Shape and slots of the executor's graph.
-    current: Option<(Shape, Slots)>,
+    /// What the executor's graph is, and its slots.
+    current: Option<(Task, Slots)>,
     n_ctx: usize,
     n_ubatch: usize,
     n_threads: usize,
     n_threads_batch: usize,
     tokens: Vec<Token>,
     logits: Vec<f32>,
+    prune: Option<Prune>,
 }
+
+/// Pruning on this timeline.
+#[derive(Debug)]
+struct Prune {
+    pruning: Pruning,
+    /// Reduced weights of masks that are fixed: of the method, or of the prompt.
+    compact: Option<Compact>,
+    /// The masks are the method's: they hold for prompts too.
+    is_fixed: bool,
+    /// Rows that the frozen masks were chosen by.
+    frozen_rows: f64,
+    /// Shortest piece that is pruned; not measured yet if there is none.
+    min_tokens: Option<usize>,
+    /// Batches so far, if they are to be dumped.
+    records: Option<Vec<Record>>,
+    /// Batches to come, if they are given.
+    replay: Option<std::vec::IntoIter<Record>>,
+    report: PruneReport,
+}
+
+/// What pruning did to the last prompt and the answer after it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PruneReport {
+    /// Rows that ran ahead
+    pub probe_rows: usize,
+    /// Tokens that ran on reduced tensors
+    pub pruned_tokens: usize,
+    /// Tokens that ran whole
+    pub dense_tokens: usize,
+    /// Tokens from which on pruning pays
+    pub break_even: usize,
+    /// Share of the blocks' weights that reduced tensors have
+    pub kept: f64,
+    /// Masks are the same for all batches
+    pub is_fixed: bool,
+    /// Time that making reduced weights for generation took, and their bytes
+    pub frozen: Option<(Duration, u64)>,
+}
+
+impl PruneReport {
+    /// How the prompt was run, as the statistics say it.
+    pub fn line(&self) -> String {
+        let n = self.pruned_tokens + self.dense_tokens;
+        let kept = format!("kept {:.1}%", 100.0 * self.kept);
+        let prompt = match (self.pruned_tokens, self.dense_tokens) {
+            (0, _) if self.break_even == usize::MAX => "dense: pruning does not pay for prompts of this model here".into(),
+            (0, _) => format!("dense: prompt below break-even ({} tokens)", self.break_even),
+            _ if self.is_fixed => format!("fixed masks, {kept}"),
+            (_, 0) => format!("probe {} of {n} tokens, {kept}", self.probe_rows),
+            (p, d) => format!("probe {} of {p} tokens, {kept}; {d} tokens dense", self.probe_rows),
+        };
+        match self.frozen {
+            Some((time, bytes)) if !self.is_fixed => format!(
+                "{prompt}; answer on {} of reduced weights made in {:.2} s",
+                memory::human(bytes),
+                time.as_secs_f64()
+            ),
+            _ => prompt,
+        }
+    }
+}
+
+/// Everything that a graph depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Task {
+    shape: Shape,
+    mode: Option<Mode>,
+    /// Note what decoding is frozen by
+    observe: bool,
+    /// Note energies by position
+    positions: bool,
+}
+
+/// Moments of the inputs of a block's last matrix over a batch.
+#[derive(Debug, Clone, Default)]
+pub struct Moments {
+    /// Mean of each channel
+    pub mean: Vec<f32>,
+    /// Mean of squares of each channel
+    pub energy: Vec<f32>,
+    /// The same by position, `[n_each, n_channels]`; empty unless asked for
+    pub positions: Vec<f32>,
+}
+
+/// Rows that the output matrix multiplies at once when texts are scored.
+const OUTPUT_ROWS: usize = 512;
 
 /// One micro-batch: tokens of sequences 0.. at consecutive positions.
 struct Batch<'a> {
@@ -92,6 +184,7 @@ impl<'m> Session<'m> {
                         n_threads_batch,
                         tokens: Vec::new(),
                         logits: Vec::new(),
+                        prune: None,
                     });
                 }
                 Err(e) if e.kind() == Kind::Memory && shrink && n_ctx > LEAST_CTX => n_ctx = (n_ctx / 2).max(LEAST_CTX),
@@ -120,8 +213,15 @@ impl<'m> Session<'m> {
             .map_err(|e| out_of_memory(e.bytes as u64))?;
         let n_each = (n_ubatch / n_seq).max(1);
         let n_outputs = n_outputs_max.clamp(1, n_each * n_seq);
-        let worst = model.graph(&cache, Shape { n_seq, n_each, n_kv: params.n_cells, n_outputs }).0;
-        let compute_bytes = executor.measure(&worst) as u64;
+        // Scores come from the states of all tokens, generation from the logits of the last of each sequence.
+        let logits = n_outputs <= n_seq;
+        let shape = Shape { n_seq, n_each, n_kv: params.n_cells, n_outputs, logits, whole: false };
+        let worst = model.graph(&cache, shape, None).0;
+        let mut compute_bytes = executor.measure(&worst) as u64;
+        if !logits {
+            let output = model.output_graph(OUTPUT_ROWS.min(n_outputs)).0;
+            compute_bytes = compute_bytes.max(executor.measure(&output) as u64);
+        }
         memory::require(cache_bytes + compute_bytes, &what, advice)?;
         executor.reserve(&worst).map_err(|_| out_of_memory(cache_bytes + compute_bytes))?;
         Ok(cache)
@@ -165,13 +265,23 @@ impl<'m> Session<'m> {
         }
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         self.rewind(common.min(prompt.len() - 1));
+        if let Some(prune) = &mut self.prune {
+            let PruneReport { break_even, kept, is_fixed, .. } = prune.report;
+            prune.report = PruneReport { break_even, kept, is_fixed, ..Default::default() };
+            if self.tokens.is_empty() {
+                // Another text.
+                prune.pruning.observed = Observed::default();
+                prune.frozen_rows = 0.0;
+            }
+        }
         let total = prompt.len() - self.n_past();
         while self.n_past() < prompt.len() {
             let start = self.n_past();
             let piece = &prompt[start..prompt.len().min(start + self.n_ubatch)];
             let n_threads = if piece.len() > 1 { self.n_threads_batch } else { self.n_threads };
             let outputs = piece.len() - 1..piece.len();
-            self.run(&Batch { pieces: &[piece], first: start, outputs }, n_threads)?;
+            let mode = self.mode(piece.len())?;
+            self.run(&Batch { pieces: &[piece], first: start, outputs }, Run { mode, ..Run::text(n_threads) })?;
             self.read_logits();
             self.tokens.extend_from_slice(piece);
             progress(self.n_past() + total - prompt.len(), total);
@@ -185,9 +295,171 @@ impl<'m> Session<'m> {
         if first >= self.n_ctx {
             return Err(Error::malformed(format!("the context of {} tokens is full", self.n_ctx)));
         }
-        self.run(&Batch { pieces: &[&[token]], first, outputs: 0..1 }, self.n_threads)?;
+        self.freeze()?;
+        let mode = self.prune.as_ref().and_then(|p| p.compact.as_ref()).map(|_| Mode::Fixed);
+        self.run(&Batch { pieces: &[&[token]], first, outputs: 0..1 }, Run { mode, ..Run::text(self.n_threads) })?;
         self.read_logits();
         self.tokens.push(token);
+        Ok(())
+    }
+
+    /// Prunes from now on, or no longer. `fixed` are masks that hold for all batches, with the mean inputs that stand in for what
+    /// they leave out; `replay` are batches to follow; `dump` keeps a record of each.
+    pub fn set_pruning(
+        &mut self,
+        pruning: Option<Pruning>,
+        fixed: Option<(Masks, BTreeMap<Block, Vec<f32>>)>,
+        replay: Option<Vec<Record>>,
+        dump: bool,
+    ) -> Result<()> {
+        self.current = None;
+        self.prune = None;
+        let Some(mut pruning) = pruning else { return Ok(()) };
+        let mut fixed = fixed;
+        let mut replay = replay.map(Vec::into_iter);
+        if let Some(records) = &mut replay {
+            let records = records.as_slice();
+            if let Some(first) = records.iter().find(|r| !r.kept.is_empty()) {
+                pruning.plan.set_counts(first.kept.iter().map(|(&b, k)| (b, k.len())).collect());
+                if records[0].frozen {
+                    fixed = Some((first.kept.clone(), BTreeMap::new()));
+                }
+            }
+        }
+        let is_fixed = fixed.is_some();
+        let mut records = dump.then(Vec::new);
+        let compact = match fixed {
+            None => None,
+            Some((masks, left_out)) => {
+                let compact = Compact::new(self.model, &masks, &left_out, self.n_threads_batch)?;
+                if let Some(records) = &mut records {
+                    records.push(Record { frozen: true, kept: masks, ..Default::default() });
+                }
+                Some(compact)
+            }
+        };
+        let min_tokens = if replay.is_some() || pruning.probes_all() { Some(2) } else { pruning.options.min_tokens };
+        let report = PruneReport {
+            kept: pruning.plan.kept_share(true),
+            is_fixed,
+            break_even: min_tokens.unwrap_or(0),
+            ..Default::default()
+        };
+        self.prune =
+            Some(Prune { pruning, compact, is_fixed, frozen_rows: 0.0, min_tokens, records, replay, report });
+        Ok(())
+    }
+
+    /// What pruning did lately.
+    pub fn prune_report(&self) -> Option<&PruneReport> {
+        self.prune.as_ref().map(|p| &p.report)
+    }
+
+    /// The batches so far, if they are recorded.
+    pub fn records(&self) -> Option<&[Record]> {
+        self.prune.as_ref()?.records.as_deref()
+    }
+
+    /// How a piece of a prompt runs.
+    fn mode(&mut self, n: usize) -> Result<Option<Mode>> {
+        let Some(prune) = &self.prune else { return Ok(None) };
+        if prune.is_fixed {
+            return Ok(Some(Mode::Fixed));
+        }
+        if prune.replay.is_some() {
+            return Ok(Some(Mode::Given));
+        }
+        let min_tokens = match prune.min_tokens {
+            Some(n) => n,
+            None => {
+                let n = self.break_even()?;
+                let prune = self.prune.as_mut().expect("checked above");
+                (prune.min_tokens, prune.report.break_even) = (Some(n), n);
+                n
+            }
+        };
+        Ok(Some(if n >= min_tokens.max(2) { Mode::Probe } else { Mode::Observe }))
+    }
+
+    /// Measures from how many tokens on pruning pays: one MLP of this model, whole and pruned, with few and with more tokens;
+    /// between them time is a line. `usize::MAX` if it never pays.
+    fn break_even(&mut self) -> Result<usize> {
+        const FEW: usize = 32;
+        const MORE: usize = 128;
+        let block = {
+            let plan = &self.prune.as_ref().expect("only with pruning").pruning.plan;
+            let mut blocks = plan.blocks().filter(|&b| b.kind == crate::prune::plan::Kind::Mlp && plan.kept(b).is_some());
+            let Some(block) = blocks.next() else { return Ok(usize::MAX) };
+            block
+        };
+        self.current = None;
+        let mut times = [[0.0f64; 2]; 2];
+        for (i, n) in [FEW, MORE].into_iter().enumerate() {
+            for (j, mode) in [Mode::Calibrate, Mode::Probe].into_iter().enumerate() {
+                let shape = Shape { n_seq: 1, n_each: n, n_kv: n, n_outputs: n, logits: false, whole: true };
+                let prune = self.prune.as_ref().expect("only with pruning");
+                let pass = Pass { mode, pruning: Some(&prune.pruning), compact: None, observe: true, positions: false };
+                // The dense run is observed as well.
+                let pass = if mode == Mode::Calibrate { Pass { mode: Mode::Observe, ..pass } } else { pass };
+                let (graph, (input, slots)) = self.model.ffn_graph(&self.cache, shape, pass, block.il);
+                self.executor.load(graph).map_err(failure)?;
+                let states: Vec<f32> = (0..n * self.model.hparams().n_embd).map(|i| (i as f32).sin()).collect();
+                let rows = probe::evenly(prune.pruning.probe(1, n), 1, n);
+                let mut best = f64::INFINITY;
+                for _ in 0..3 {
+                    self.executor.set(input, &states);
+                    if let Some(slot) = slots.probe_rows {
+                        self.executor.set(slot, &rows);
+                    }
+                    let start = Instant::now();
+                    self.executor.compute(self.n_threads_batch).map_err(failure)?;
+                    best = best.min(start.elapsed().as_secs_f64());
+                }
+                times[i][j] = best;
+            }
+        }
+        let slope = |j: usize| (times[1][j] - times[0][j]) / (MORE - FEW) as f64;
+        let fixed = |j: usize| times[0][j] - slope(j) * FEW as f64;
+        let saved = slope(0) - slope(1);
+        if saved <= 0.0 {
+            return Ok(usize::MAX);
+        }
+        Ok(((fixed(1) - fixed(0)) / saved).ceil().clamp(2.0, 1e9) as usize)
+    }
+
+    /// Makes the reduced weights that answers run on, once the prompt has shown which: again only when much more was seen.
+    fn freeze(&mut self) -> Result<()> {
+        let Some(prune) = &mut self.prune else { return Ok(()) };
+        if prune.is_fixed {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let masks = if let Some(replay) = &mut prune.replay {
+            let next = replay.as_slice().iter().position(|r| r.frozen);
+            match next.and_then(|i| replay.nth(i)) {
+                Some(record) => record.kept,
+                None => return Ok(()),
+            }
+        } else {
+            let rows = prune.pruning.observed.n_rows();
+            if rows == 0.0 || (prune.compact.is_some() && rows < 1.25 * prune.frozen_rows) {
+                return Ok(());
+            }
+            prune.frozen_rows = rows;
+            match prune.pruning.observed.masks(&prune.pruning.plan) {
+                Some(masks) => masks,
+                None => return Ok(()),
+            }
+        };
+        // The old ones go first: both at once may not fit. No graph may refer to them.
+        self.current = None;
+        prune.compact = None;
+        let compact = Compact::new(self.model, &masks, &BTreeMap::new(), self.n_threads_batch)?;
+        prune.report.frozen = Some((start.elapsed(), compact.n_bytes()));
+        prune.compact = Some(compact);
+        if let Some(records) = &mut prune.records {
+            records.push(Record { frozen: true, kept: masks, ..Default::default() });
+        }
         Ok(())
     }
 
@@ -201,52 +473,121 @@ impl<'m> Session<'m> {
         self.tokens.truncate(n_past);
     }
 
-    /// Runs independent sequences of equal length side by side from an empty cache, and hands out the logits of positions
-    /// `first..`: `each(sequence, position, rows)` with rows `[n_vocab]` of consecutive positions from `position` on, a
-    /// micro-batch at a time. The session's own tokens are forgotten.
-    pub fn score(&mut self, seqs: &[&[Token]], first: usize, each: &mut dyn FnMut(usize, usize, &[f32])) -> Result<()> {
+    /// Runs independent sequences of equal length side by side from an empty cache: the states before the output matrix of the
+    /// positions `first..`, sequence by sequence, `[n_embd]` each. `prune` says whether [`Session::set_pruning`] applies. The
+    /// session's own tokens are forgotten.
+    pub fn states(&mut self, seqs: &[&[Token]], first: usize, prune: bool) -> Result<Vec<f32>> {
+        let length = self.begin(seqs)?;
         let n_seq = seqs.len();
+        let n_embd = self.model.hparams().n_embd;
+        let step = (self.n_ubatch / n_seq).max(1);
+        let mut states = vec![0.0f32; n_seq * (length - first) * n_embd];
+        let mut rows = Vec::new();
+        for start in (0..length).step_by(step) {
+            let end = length.min(start + step);
+            let pieces: Vec<&[Token]> = seqs.iter().map(|s| &s[start..end]).collect();
+            let mode = if prune { self.mode(n_seq * (end - start))? } else { None };
+            // A graph has at least one output; and a batch that is pruned is pruned as a whole, the last layer included.
+            let wanted = first.clamp(start, end);
+            let from = if mode.is_some() { start } else { wanted.min(end - 1) };
+            let batch = Batch { pieces: &pieces, first: start, outputs: from - start..end - start };
+            let run = Run { mode, logits: false, whole: end - start == length, observe: false, ..Run::text(self.n_threads_batch) };
+            self.run(&batch, run)?;
+            let n = end - from;
+            rows.resize(n_seq * n * n_embd, 0.0);
+            let slot = self.current.as_ref().expect("run leaves a graph").1.result;
+            self.executor.get(slot, &mut rows);
+            for (seq, rows) in rows.chunks_exact(n * n_embd).enumerate() {
+                let at = (seq * (length - first) + wanted - first) * n_embd;
+                let new = &rows[(wanted - from) * n_embd..];
+                states[at..at + new.len()].copy_from_slice(new);
+            }
+        }
+        Ok(states)
+    }
+
+    /// Logits of states `[n_embd, n]`, a part of the rows at a time: `each(row, logits)` with logits `[n_vocab]` of consecutive
+    /// rows from `row` on.
+    pub fn outputs(&mut self, states: &[f32], each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        let (n_embd, n_vocab) = (self.model.hparams().n_embd, self.model.n_vocab());
+        let mut loaded = None;
+        self.current = None;
+        let mut logits = Vec::new();
+        for (i, part) in states.chunks(OUTPUT_ROWS * n_embd).enumerate() {
+            let n = part.len() / n_embd;
+            let (input, output) = match loaded {
+                Some((rows, slots)) if rows == n => slots,
+                _ => {
+                    let (graph, slots) = self.model.output_graph(n);
+                    self.executor.load(graph).map_err(failure)?;
+                    loaded = Some((n, slots));
+                    slots
+                }
+            };
+            self.executor.set(input, part);
+            self.executor.compute(self.n_threads_batch).map_err(failure)?;
+            logits.resize(n * n_vocab, 0.0);
+            self.executor.get(output, &mut logits);
+            each(i * OUTPUT_ROWS, &logits);
+        }
+        Ok(())
+    }
+
+    /// Runs sequences side by side, whole, and returns the moments of each block over the batch.
+    pub fn moments(&mut self, seqs: &[&[Token]], positions: bool) -> Result<BTreeMap<Block, Moments>> {
+        let length = self.begin(seqs)?;
+        assert!(seqs.len() * length <= self.n_ubatch, "one micro-batch");
+        let batch = Batch { pieces: seqs, first: 0, outputs: 0..length };
+        let run = Run { mode: Some(Mode::Calibrate), logits: false, positions, ..Run::text(self.n_threads_batch) };
+        self.run(&batch, run)?;
+        let slots = &self.current.as_ref().expect("run leaves a graph").1;
+        let dims = self.model.dims();
+        let moments = |b: &BlockSlots| {
+            let n = dims.channels(b.block.kind);
+            let mut both = vec![0.0f32; 2 * n];
+            self.executor.get(b.moments.expect("noted of every block"), &mut both);
+            let mut by_position = vec![0.0f32; if positions { n * length } else { 0 }];
+            if let Some(slot) = b.energy {
+                self.executor.get(slot, &mut by_position);
+            }
+            let [mean, energy] = [0, 1].map(|i| both.iter().skip(i).step_by(2).copied().collect());
+            (b.block, Moments { mean, energy, positions: by_position })
+        };
+        Ok(slots.blocks.iter().map(moments).collect())
+    }
+
+    /// Appends one token to each of several texts that grow in step, at position `pos`: logits `[n_vocab]` of each.
+    pub fn step(&mut self, tokens: &[Token], pos: usize) -> Result<Vec<f32>> {
+        self.tokens.clear();
+        let pieces: Vec<&[Token]> = tokens.chunks(1).collect();
+        self.run(&Batch { pieces: &pieces, first: pos, outputs: 0..1 }, Run::text(self.n_threads_batch))?;
+        let mut logits = vec![0.0f32; tokens.len() * self.model.n_vocab()];
+        self.executor.get(self.current.as_ref().expect("run leaves a graph").1.result, &mut logits);
+        Ok(logits)
+    }
+
+    /// Checks sequences that are to run side by side from the start; their length.
+    fn begin(&mut self, seqs: &[&[Token]]) -> Result<usize> {
         let length = seqs.first().map_or(0, |s| s.len());
         assert!(
-            n_seq <= self.cache.params().n_seq && seqs.iter().all(|s| s.len() == length),
+            length > 0 && seqs.len() <= self.cache.params().n_seq && seqs.iter().all(|s| s.len() == length),
             "equal sequences that fit"
         );
         if length > self.n_ctx {
             return Err(Error::malformed(format!("{length} tokens do not fit in a context of {}", self.n_ctx)));
         }
         self.tokens.clear();
-        let n_vocab = self.model.n_vocab();
-        let step = (self.n_ubatch / n_seq.max(1)).max(1);
-        let mut rows = vec![0.0f32; 0];
-        for start in (0..length).step_by(step) {
-            let end = length.min(start + step);
-            let pieces: Vec<&[Token]> = seqs.iter().map(|s| &s[start..end]).collect();
-            let wanted = first.clamp(start, end);
-            // A graph has at least one output.
-            let outputs = wanted.min(end - 1) - start..end - start;
-            let n_each = outputs.len();
-            self.run(&Batch { pieces: &pieces, first: start, outputs }, self.n_threads_batch)?;
-            if wanted == end {
-                continue;
-            }
-            rows.resize(n_seq * n_each * n_vocab, 0.0);
-            let slots = self.current.as_ref().expect("run leaves a graph").1;
-            self.executor.get(slots.logits, &mut rows);
-            for (seq, rows) in rows.chunks_exact(n_each * n_vocab).enumerate() {
-                each(seq, wanted, rows);
-            }
-        }
-        Ok(())
+        Ok(length)
     }
 
     fn read_logits(&mut self) {
         self.logits.resize(self.model.n_vocab(), 0.0);
-        let slots = self.current.as_ref().expect("run leaves a graph").1;
-        self.executor.get(slots.logits, &mut self.logits);
+        let slot = self.current.as_ref().expect("run leaves a graph").1.result;
+        self.executor.get(slot, &mut self.logits);
     }
 
     /// Computes one micro-batch.
-    fn run(&mut self, batch: &Batch, n_threads: usize) -> Result<()> {
+    fn run(&mut self, batch: &Batch, how: Run) -> Result<()> {
         if self.executor.interrupt().load(Ordering::Relaxed) {
             return Err(failure(ComputeError::Interrupted));
         }
@@ -260,6 +601,12 @@ impl<'m> Session<'m> {
             }
             return Err(Error::malformed(format!("token {token} is not in the model's vocabulary of {n_vocab}")));
         }
+        let given = match (how.mode, &mut self.prune) {
+            (Some(Mode::Given), Some(prune)) => Some(prune.next_given()?),
+            _ => None,
+        };
+        // A batch that ran whole when it was recorded does so again.
+        let mode = how.mode.filter(|_| given.as_ref().is_none_or(|g| !g.kept.is_empty()));
         let params = self.cache.params();
         let end = batch.first + n_each;
         let shape = Shape {
@@ -267,18 +614,25 @@ impl<'m> Session<'m> {
             n_each,
             n_kv: end.next_multiple_of(KV_STEP).min(params.n_cells),
             n_outputs: batch.outputs.len() * n_seq,
+            logits: how.logits,
+            whole: how.whole,
         };
         self.cache.prepare(shape.n_kv);
-        let slots = match self.current {
-            Some((current, slots)) if current == shape => slots,
-            _ => {
-                self.current = None;
-                let (graph, slots) = self.model.graph(&self.cache, shape);
-                self.executor.load(graph).map_err(failure)?;
-                self.current = Some((shape, slots));
-                slots
-            }
-        };
+        let task = Task { shape, mode, observe: how.observe, positions: how.positions };
+        if self.current.as_ref().is_none_or(|c| c.0 != task) {
+            self.current = None;
+            let pass = mode.map(|mode| Pass {
+                mode,
+                pruning: self.prune.as_ref().map(|p| &p.pruning).filter(|_| mode != Mode::Calibrate),
+                compact: self.prune.as_ref().and_then(|p| p.compact.as_ref()).filter(|_| mode == Mode::Fixed),
+                observe: how.observe,
+                positions: how.positions,
+            });
+            let (graph, slots) = self.model.graph(&self.cache, shape, pass);
+            self.executor.load(graph).map_err(failure)?;
+            self.current = Some((task, slots));
+        }
+        let slots = &self.current.as_ref().expect("made above").1;
 
         let tokens: Vec<Token> = batch.pieces.concat();
         let positions: Vec<i32> = (0..n_seq).flat_map(|_| batch.first..end).map(|p| p as i32).collect();
@@ -298,12 +652,110 @@ impl<'m> Session<'m> {
                 executor.set(slot, &hadamard(n));
             }
         }
-        if params.flash_attn {
-            executor.set(slots.mask, &causal_mask(shape, batch.first, F16(0), F16(0xfc00)));
-        } else {
-            executor.set(slots.mask, &causal_mask(shape, batch.first, 0.0, f32::NEG_INFINITY));
+        let probe_shape = slots.probe_mask.map(|(_, n)| Shape { n_seq: 1, n_each: n, n_kv: n, ..shape });
+        let masks = [Some((slots.mask, shape, batch.first)), slots.probe_mask.zip(probe_shape).map(|((m, _), s)| (m, s, 0))];
+        for (slot, shape, first) in masks.into_iter().flatten() {
+            if params.flash_attn {
+                executor.set(slot, &causal_mask(shape, first, F16(0), F16(0xfc00)));
+            } else {
+                executor.set(slot, &causal_mask(shape, first, 0.0, f32::NEG_INFINITY));
+            }
         }
-        executor.compute(n_threads).map_err(failure)
+        if let (Some(slot), Some(prune)) = (slots.probe_rows, &self.prune) {
+            executor.set(slot, &probe::evenly(prune.pruning.probe(n_seq, n_each), n_seq, n_each));
+        }
+        if let Some(given) = &given {
+            for block in &slots.blocks {
+                if let Some(slot) = block.kept {
+                    let plan = &self.prune.as_ref().expect("it gave them").pruning.plan;
+                    let kept = given.kept.get(&block.block).filter(|k| Some(k.len()) == plan.kept(block.block));
+                    let Some(kept) = kept else {
+                        return Err(Error::malformed("the batches of the dump keep different numbers of heads or channels"));
+                    };
+                    executor.set(slot, kept);
+                }
+            }
+        }
+        executor.compute(how.n_threads).map_err(failure)?;
+        if let (Some(mode), Some(prune)) = (mode.or(how.mode), &mut self.prune) {
+            prune.collect(mode, &self.executor, slots, batch, given);
+        }
+        Ok(())
+    }
+}
+
+/// How a micro-batch is computed.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    mode: Option<Mode>,
+    logits: bool,
+    whole: bool,
+    observe: bool,
+    positions: bool,
+    n_threads: usize,
+}
+
+impl Run {
+    /// A piece of the timeline's text, whole.
+    fn text(n_threads: usize) -> Run {
+        Run { mode: None, logits: true, whole: false, observe: true, positions: false, n_threads }
+    }
+}
+
+impl Prune {
+    /// The next batch of a replay.
+    fn next_given(&mut self) -> Result<Record> {
+        let replay = self.replay.as_mut().expect("a replay gives batches");
+        replay.find(|r| !r.frozen).ok_or_else(|| Error::malformed("the dump has fewer batches than this run"))
+    }
+
+    /// Takes in what a batch's graph noted.
+    fn collect(&mut self, mode: Mode, executor: &Executor, slots: &Slots, batch: &Batch, given: Option<Record>) {
+        let (n_seq, n_each) = (batch.pieces.len(), batch.pieces[0].len());
+        let n_tokens = n_seq * n_each;
+        let dims = *self.pruning.plan.dims();
+        let mut record = Record { n_seq, n_each, first: batch.first, ..Default::default() };
+        for slots in &slots.blocks {
+            let block = slots.block;
+            if let Some((slot, n)) = slots.observed {
+                let mut mean = vec![0.0f32; dims.channels(block.kind)];
+                executor.get(slot, &mut mean);
+                self.pruning.observed.add(block, n, &mean);
+            }
+            let (Some(kept_slot), Mode::Probe) = (slots.kept, mode) else { continue };
+            let n = self.pruning.plan.kept(block).expect("a block that is pruned");
+            let mut kept = vec![0i32; n];
+            executor.get(kept_slot, &mut kept);
+            if let Some(slot) = slots.energy {
+                let rows = if self.pruning.keeps_history() == Some(true) { n_each } else { 1 };
+                let mut energy = vec![0.0f32; n * dims.width(block.kind) * rows];
+                executor.get(slot, &mut energy);
+                self.pruning.update_history(block, batch.first, &kept, &energy);
+            }
+            if let (Some(slot), true) = (slots.scores, self.records.is_some()) {
+                let mut scores = vec![0.0f32; dims.units(block.kind)];
+                executor.get(slot, &mut scores);
+                record.scores.insert(block, Summary::of(&scores, n));
+                record.kept.insert(block, kept);
+            }
+        }
+        if n_tokens == 1 && mode == Mode::Fixed {
+            return;
+        }
+        if let Some(given) = given {
+            record.kept = given.kept;
+        }
+        match mode {
+            Mode::Probe => {
+                self.report.pruned_tokens += n_tokens;
+                self.report.probe_rows += self.pruning.probe(n_seq, n_each).n_rows();
+            }
+            Mode::Fixed | Mode::Given => self.report.pruned_tokens += n_tokens,
+            Mode::Observe | Mode::Calibrate => self.report.dense_tokens += n_tokens,
+        }
+        if let (Some(records), false) = (&mut self.records, mode == Mode::Fixed) {
+            records.push(record);
+        }
     }
 }
 

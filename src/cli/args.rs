@@ -29,6 +29,8 @@ pub enum Sub {
     /// Perplexity of a model on a text, as llama-perplexity computes it
     #[command(alias = "ppl")]
     Perplexity(PerplexityArgs),
+    /// Statistics of a model for pruning, written next to it
+    Calibrate(CalibrateArgs),
     /// Speed of prompt processing and generation, as llama-bench measures it
     Bench(BenchArgs),
     /// Shell completions on stdout
@@ -176,6 +178,56 @@ pub struct SamplingArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Probe Pruning")]
+pub struct PruneArgs {
+    /// Share of heads and MLP channels to leave out, 0 to 0.8: each batch runs on those that matter for it
+    #[arg(long, value_name = "R", allow_hyphen_values = true)]
+    pub prune: Option<f64>,
+    /// The paper's own configuration, for batches of many samples; the other flags change it
+    #[arg(long)]
+    pub prune_paper: bool,
+    /// What decides: pp, full-batch, static, wanda-sp, flap, flap-as-coded [default: pp]
+    #[arg(long, value_name = "METHOD")]
+    pub prune_method: Option<String>,
+    /// Tokens and samples of the probe: even (at even distances), residual (of the largest norm) [default: even]
+    #[arg(long, value_name = "PICKER")]
+    pub prune_picker: Option<String>,
+    /// Share of the tokens in the probe [default: 0.1]
+    #[arg(long, value_name = "SHARE", allow_hyphen_values = true)]
+    pub prune_tokens: Option<f64>,
+    /// Share of the samples in the probe [default: 1]
+    #[arg(long, value_name = "SHARE", allow_hyphen_values = true)]
+    pub prune_samples: Option<f64>,
+    /// What a channel is worth: normalised, ppsp (the paper's) [default: normalised]
+    #[arg(long, value_name = "METRIC")]
+    pub prune_metric: Option<String>,
+    /// First layers that stay whole [default: 3]
+    #[arg(long, value_name = "N")]
+    pub prune_skip: Option<usize>,
+    /// Attention stays whole
+    #[arg(long)]
+    pub prune_mlp_only: bool,
+    /// What the probe is fused with: none, channel, position (both need pp-run calibrate) [default: none]
+    #[arg(long, value_name = "KIND")]
+    pub prune_history: Option<String>,
+    /// Share of the old in the history after each batch; 1 = it never changes [default: 0.99]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    pub prune_momentum: Option<f64>,
+    /// The number of kept channels is a multiple of this [default: 64]
+    #[arg(long, value_name = "N")]
+    pub prune_multiple: Option<usize>,
+    /// Statistics from pp-run calibrate [default: the model's name with .ppcal]
+    #[arg(long, value_name = "FILE")]
+    pub prune_calibration: Option<PathBuf>,
+    /// Write what each block of each batch kept, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub prune_dump: Option<PathBuf>,
+    /// Keep what a dump says
+    #[arg(long, value_name = "FILE")]
+    pub prune_replay: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 pub struct RunArgs {
     /// The model, a GGUF file
     #[arg(long, short = 'm', value_name = "FILE", allow_hyphen_values = true)]
@@ -267,6 +319,11 @@ pub struct RunArgs {
     pub no_show_timings: bool,
     #[arg(long, hide = true)]
     pub offline: bool,
+    /// Shortest prompt that is pruned, in tokens; auto = where it begins to pay, measured [default: auto]
+    #[arg(long, value_name = "N", help_heading = "Probe Pruning")]
+    pub prune_min_tokens: Option<String>,
+    #[command(flatten)]
+    pub prune: PruneArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
@@ -287,6 +344,9 @@ pub struct ShowArgs {
     /// List the tensors too
     #[arg(long)]
     pub tensors: bool,
+    /// List what can be pruned
+    #[arg(long)]
+    pub prunable: bool,
     /// One JSON object
     #[arg(long)]
     pub json: bool,
@@ -337,6 +397,48 @@ pub struct PerplexityArgs {
     /// Windows to compute; -1 = all
     #[arg(long, value_name = "N", default_value_t = -1, allow_hyphen_values = true)]
     pub chunks: i64,
+    /// Probe Pruning's protocol: so many consecutive windows in one pass, all positions counted, no BOS added
+    #[arg(long, value_name = "B", requires = "seq")]
+    pub batch: Option<u32>,
+    /// Probe Pruning's protocol: tokens of a window
+    #[arg(long, value_name = "T", requires = "batch")]
+    pub seq: Option<u32>,
+    /// Compare with the dense model in the same run: KL divergence, top-1 agreement and both perplexities
+    #[arg(long)]
+    pub kl: bool,
+    #[command(flatten)]
+    pub prune: PruneArgs,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    #[command(flatten)]
+    pub model_args: ModelArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct CalibrateArgs {
+    /// The model
+    #[arg(long, short = 'm', value_name = "FILE", allow_hyphen_values = true)]
+    pub model: PathBuf,
+    /// A text [default: text that the model itself writes]
+    #[arg(long, short = 'f', value_name = "FILE", allow_hyphen_values = true)]
+    pub file: Option<PathBuf>,
+    /// Where to write [default: the model's name with .ppcal]
+    #[arg(long, short = 'o', value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Windows of the text
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub seqs: u32,
+    /// Tokens of a window
+    #[arg(long, value_name = "T", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=1_048_576))]
+    pub seq_len: u32,
+    /// Windows in one pass (FLAP's running means depend on it)
+    #[arg(long, value_name = "B", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch: u32,
+    /// Leave out the means per position: a smaller file, but no --prune-history position and no --prune-paper
+    #[arg(long)]
+    pub no_positions: bool,
     #[command(flatten)]
     pub context: ContextArgs,
     #[command(flatten)]

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use clap::{CommandFactory, FromArgMatches};
 
 use crate::error::{Error, Result};
-use args::{BenchArgs, Cli, ContextArgs, LogArgs, ModelArgs, PerplexityArgs, RunArgs, SamplingArgs, Sub, TokenizeArgs};
+use args::{BenchArgs, CalibrateArgs, Cli, ContextArgs, LogArgs, ModelArgs, PerplexityArgs, PruneArgs, RunArgs, SamplingArgs, Sub, TokenizeArgs};
 use options::*;
 
 /// What the user asked for.
@@ -38,10 +38,12 @@ pub fn parse(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> Res
         Some(Sub::Show(a)) => Command::Show(ShowOptions {
             path: a.path.or(a.model).ok_or_else(|| Error::usage("which model? pp-run show MODEL"))?,
             tensors: a.tensors,
+            prunable: a.prunable,
             json: a.json,
         }),
         Some(Sub::Tokenize(a)) => Command::Tokenize(tokenize(a)),
         Some(Sub::Perplexity(a)) => Command::Perplexity(perplexity(a)?),
+        Some(Sub::Calibrate(a)) => Command::Calibrate(calibrate(a)?),
         Some(Sub::Bench(a)) => Command::Bench(bench(a)?),
         Some(Sub::Completions { shell }) => Command::Completions(shell),
         Some(Sub::Man) => Command::Man,
@@ -106,6 +108,7 @@ fn run(a: RunArgs) -> Result<RunOptions> {
         model: model_options(model, a.model_args)?,
         context: context(a.context)?,
         sampling: sampling(a.sampling)?,
+        prune: prune(a.prune, a.prune_min_tokens)?,
         prompt: a.prompt.map(text),
         prompt_file: a.file,
         system: a.system_prompt,
@@ -145,6 +148,17 @@ fn tokenize(a: TokenizeArgs) -> TokenizeOptions {
 fn perplexity(a: PerplexityArgs) -> Result<PerplexityOptions> {
     let mut context = context(a.context)?;
     context.n_ctx = Some(context.n_ctx.unwrap_or(512));
+    let batch = match (a.batch, a.seq) {
+        (Some(b @ 1..=4096), Some(t @ 2..=1_048_576)) => Some((b as usize, t as usize)),
+        (Some(b), Some(t)) => {
+            return Err(Error::usage(format!("--batch {b} --seq {t}: expected 1 to 4096, and 2 to 1048576")));
+        }
+        _ => None,
+    };
+    let prune = prune(a.prune, Some("2".to_owned()))?;
+    if a.kl && prune.is_none() {
+        return Err(Error::usage("--kl compares the pruned model with the dense one: it needs --prune R"));
+    }
     let chunks = match a.chunks {
         -1 => None,
         n => Some(
@@ -160,7 +174,143 @@ fn perplexity(a: PerplexityArgs) -> Result<PerplexityOptions> {
         context,
         file: a.file,
         chunks,
+        batch,
+        kl: a.kl,
+        prune,
     })
+}
+
+fn calibrate(a: CalibrateArgs) -> Result<CalibrateOptions> {
+    Ok(CalibrateOptions {
+        log: log(a.log),
+        model: model_options(a.model, a.model_args)?,
+        context: context(a.context)?,
+        file: a.file,
+        output: a.output,
+        n_seqs: a.seqs as usize,
+        seq_len: a.seq_len as usize,
+        batch: (a.batch.min(a.seqs)) as usize,
+        positions: !a.no_positions,
+    })
+}
+
+/// What to prune; `None` for nothing. Every flag that would have no effect is refused with the reason.
+fn prune(a: PruneArgs, min_tokens: Option<String>) -> Result<Option<PruneOptions>> {
+    let given = [
+        ("--prune-paper", a.prune_paper),
+        ("--prune-method", a.prune_method.is_some()),
+        ("--prune-picker", a.prune_picker.is_some()),
+        ("--prune-tokens", a.prune_tokens.is_some()),
+        ("--prune-samples", a.prune_samples.is_some()),
+        ("--prune-metric", a.prune_metric.is_some()),
+        ("--prune-skip", a.prune_skip.is_some()),
+        ("--prune-mlp-only", a.prune_mlp_only),
+        ("--prune-history", a.prune_history.is_some()),
+        ("--prune-momentum", a.prune_momentum.is_some()),
+        ("--prune-multiple", a.prune_multiple.is_some()),
+        ("--prune-calibration", a.prune_calibration.is_some()),
+        ("--prune-dump", a.prune_dump.is_some()),
+        ("--prune-replay", a.prune_replay.is_some()),
+    ];
+    let Some(ratio) = a.prune else {
+        return match given.iter().find(|g| g.1) {
+            Some((flag, _)) => Err(Error::usage(format!("{flag} changes what --prune R does: give that too"))),
+            None => Ok(None),
+        };
+    };
+    if !(0.0..=0.8).contains(&ratio) {
+        return Err(out_of_range("--prune", ratio, "0 to 0.8"));
+    }
+    let mut o = if a.prune_paper { PruneOptions::paper(ratio) } else { PruneOptions::new(ratio) };
+    o.method = match a.prune_method.as_deref() {
+        None | Some("pp") => PruneMethod::Pp,
+        Some("full-batch") => PruneMethod::FullBatch,
+        Some("static") => PruneMethod::Static,
+        Some("wanda-sp") => PruneMethod::WandaSp,
+        Some("flap") => PruneMethod::Flap,
+        Some("flap-as-coded") => PruneMethod::FlapAsCoded,
+        Some(other) => {
+            return Err(not_one_of("--prune-method", other, "pp, full-batch, static, wanda-sp, flap, flap-as-coded"));
+        }
+    };
+    if o.method != PruneMethod::Pp {
+        let why = match o.method {
+            PruneMethod::FullBatch => "its probe is the whole batch, without history",
+            _ => "it never looks at the batch",
+        };
+        let of_the_probe = ["--prune-picker", "--prune-tokens", "--prune-samples", "--prune-history", "--prune-momentum"];
+        if let Some((flag, _)) = given.iter().find(|(flag, set)| *set && of_the_probe.contains(flag)) {
+            return Err(Error::usage(format!("{flag} has no effect on --prune-method {}: {why}", o.method.name())));
+        }
+        if o.method != PruneMethod::FullBatch && a.prune_metric.is_some() {
+            let name = o.method.name();
+            return Err(Error::usage(format!("--prune-metric has no effect on --prune-method {name}: it has its own")));
+        }
+        // The published metric, unless another is asked for.
+        o.metric = Metric::Ppsp;
+        o.history = HistoryKind::None;
+    }
+    match a.prune_picker.as_deref() {
+        None => {}
+        Some("even") => o.picker = Picker::Even,
+        Some("residual") => o.picker = Picker::Residual,
+        Some(other) => return Err(not_one_of("--prune-picker", other, "even, residual")),
+    }
+    match a.prune_metric.as_deref() {
+        None => {}
+        Some("normalised" | "normalized") => o.metric = Metric::Normalised,
+        Some("ppsp") => o.metric = Metric::Ppsp,
+        Some(other) => return Err(not_one_of("--prune-metric", other, "normalised, ppsp")),
+    }
+    match a.prune_history.as_deref() {
+        None => {}
+        Some("none") => o.history = HistoryKind::None,
+        Some("channel") => o.history = HistoryKind::Channel,
+        Some("position") => o.history = HistoryKind::Position,
+        Some(other) => return Err(not_one_of("--prune-history", other, "none, channel, position")),
+    }
+    if o.history != HistoryKind::None && o.metric == Metric::Normalised {
+        if a.prune_metric.is_some() || a.prune_paper {
+            return Err(Error::usage(
+                "--prune-metric normalised has no history: a history holds squares of states as they are, not normalised                  (use --prune-metric ppsp or --prune-history none)",
+            ));
+        }
+        o.metric = Metric::Ppsp;
+    }
+    if o.history == HistoryKind::None && a.prune_momentum.is_some() {
+        return Err(Error::usage("--prune-momentum has no effect without a history (--prune-history channel or position)"));
+    }
+    let share = |flag: &str, x: f64| {
+        if x > 0.0 && x <= 1.0 { Ok(x) } else { Err(out_of_range(flag, x, "more than 0, at most 1")) }
+    };
+    o.tokens = share("--prune-tokens", a.prune_tokens.unwrap_or(o.tokens))?;
+    o.samples = share("--prune-samples", a.prune_samples.unwrap_or(o.samples))?;
+    o.momentum = match a.prune_momentum.unwrap_or(o.momentum) {
+        x if (0.0..=1.0).contains(&x) => x,
+        x => return Err(out_of_range("--prune-momentum", x, "0 to 1")),
+    };
+    o.skip = a.prune_skip.unwrap_or(o.skip);
+    o.mlp_only = a.prune_mlp_only;
+    o.multiple = match a.prune_multiple.unwrap_or(o.multiple) {
+        0 => return Err(out_of_range("--prune-multiple", 0, "1 or more")),
+        n => n,
+    };
+    o.min_tokens = match min_tokens.as_deref() {
+        None | Some("auto") => None,
+        Some(n) => Some(n.parse().map_err(|_| not_one_of("--prune-min-tokens", n, "a number, auto"))?),
+    };
+    if a.prune_calibration.is_some() && !o.needs_calibration() {
+        return Err(Error::usage(
+            "--prune-calibration has no effect: neither the method nor its history uses statistics (see --prune-history)",
+        ));
+    }
+    o.calibration = a.prune_calibration;
+    o.dump = a.prune_dump;
+    o.replay = a.prune_replay;
+    if o.replay.is_some() && o.needs_calibration() {
+        return Err(Error::usage("--prune-replay keeps what the dump says: --prune-method and --prune-history have no effect"));
+    }
+    Ok((ratio > 0.0).then_some(o))
 }
 
 fn bench(mut a: BenchArgs) -> Result<BenchOptions> {

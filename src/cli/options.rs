@@ -13,6 +13,8 @@ pub enum Command {
     Tokenize(TokenizeOptions),
     /// `pp-run perplexity -m MODEL -f TEXT`
     Perplexity(PerplexityOptions),
+    /// `pp-run calibrate -m MODEL`
+    Calibrate(CalibrateOptions),
     /// `pp-run bench -m MODEL`
     Bench(BenchOptions),
     /// `pp-run completions SHELL`
@@ -170,6 +172,150 @@ impl ContextOptions {
     }
 }
 
+/// What decides which heads and channels a batch runs on (algorithm.md gives the sources).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PruneMethod {
+    /// Probe Pruning: a small probe of the batch, fused with history
+    Pp,
+    /// The probe is the whole batch: the upper bound on quality, no method to save time
+    FullBatch,
+    /// Probe Pruning's metric on calibration statistics alone
+    Static,
+    /// Wanda on structures
+    WandaSp,
+    /// FLAP
+    Flap,
+    /// FLAP with the means divided by the batch size once more, as Probe Pruning's code has it
+    FlapAsCoded,
+}
+
+impl PruneMethod {
+    /// Name in flags and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            PruneMethod::Pp => "pp",
+            PruneMethod::FullBatch => "full-batch",
+            PruneMethod::Static => "static",
+            PruneMethod::WandaSp => "wanda-sp",
+            PruneMethod::Flap => "flap",
+            PruneMethod::FlapAsCoded => "flap-as-coded",
+        }
+    }
+
+    /// Whether the choice is made anew for each batch.
+    pub fn looks_at_batch(self) -> bool {
+        matches!(self, PruneMethod::Pp | PruneMethod::FullBatch)
+    }
+}
+
+/// Which tokens and samples are the probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Picker {
+    /// At even distances
+    Even,
+    /// Those of the largest residual norm, as in the paper
+    Residual,
+}
+
+/// What a channel's states and weights are worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Metric {
+    /// The paper's: energy times `sqrt(sum_j W_jk^4)`
+    Ppsp,
+    /// Energy of the states of each token divided by their norm, times `sqrt(sum_j W_jk^2)`
+    Normalised,
+}
+
+/// What of earlier batches the probe is fused with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HistoryKind {
+    /// Nothing
+    None,
+    /// One mean for each channel
+    Channel,
+    /// One mean for each channel and position, as in the paper
+    Position,
+}
+
+/// Which heads and channels to leave out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PruneOptions {
+    /// Share of heads and channels to leave out, over all layers: more than 0, at most 0.8
+    pub ratio: f64,
+    /// What decides
+    pub method: PruneMethod,
+    /// The probe
+    pub picker: Picker,
+    /// Share of the tokens in the probe
+    pub tokens: f64,
+    /// Share of the samples in the probe
+    pub samples: f64,
+    /// What a state is worth
+    pub metric: Metric,
+    /// First layers that stay whole
+    pub skip: usize,
+    /// Attention stays whole
+    pub mlp_only: bool,
+    /// What the probe is fused with
+    pub history: HistoryKind,
+    /// Share of the old in the history after a batch; 1 = the history stays as it was calibrated
+    pub momentum: f64,
+    /// The number of kept channels is a multiple of this
+    pub multiple: usize,
+    /// Shortest piece of a prompt that is pruned; `None` = measured
+    pub min_tokens: Option<usize>,
+    /// The statistics; next to the model if not given
+    pub calibration: Option<PathBuf>,
+    /// Where to write what each block kept
+    pub dump: Option<PathBuf>,
+    /// Keep what this dump says
+    pub replay: Option<PathBuf>,
+}
+
+impl PruneOptions {
+    /// For one prompt at a time, by measurement (README): few, evenly spaced tokens, and no history.
+    pub fn new(ratio: f64) -> PruneOptions {
+        PruneOptions {
+            ratio,
+            method: PruneMethod::Pp,
+            picker: Picker::Even,
+            tokens: 0.1,
+            samples: 1.0,
+            metric: Metric::Normalised,
+            skip: 3,
+            mlp_only: false,
+            history: HistoryKind::None,
+            momentum: 0.99,
+            multiple: 64,
+            min_tokens: None,
+            calibration: None,
+            dump: None,
+            replay: None,
+        }
+    }
+
+    /// The paper's own configuration.
+    pub fn paper(ratio: f64) -> PruneOptions {
+        PruneOptions {
+            picker: Picker::Residual,
+            tokens: 0.5,
+            samples: 0.05,
+            metric: Metric::Ppsp,
+            history: HistoryKind::Position,
+            ..PruneOptions::new(ratio)
+        }
+    }
+
+    /// Whether statistics of a calibration are needed.
+    pub fn needs_calibration(&self) -> bool {
+        match self.method {
+            PruneMethod::Pp => self.history != HistoryKind::None,
+            PruneMethod::FullBatch => false,
+            _ => true,
+        }
+    }
+}
+
 /// How the next token is drawn. Defaults are llama.cpp's.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingOptions {
@@ -263,6 +409,8 @@ pub struct RunOptions {
     pub context: ContextOptions,
     /// The sampler.
     pub sampling: SamplingOptions,
+    /// What to prune, if at all
+    pub prune: Option<PruneOptions>,
     /// `-p`, escapes processed
     pub prompt: Option<String>,
     /// `-f`; `-` is stdin
@@ -314,6 +462,8 @@ pub struct ShowOptions {
     pub path: PathBuf,
     /// List the tensors too.
     pub tensors: bool,
+    /// List what can be pruned.
+    pub prunable: bool,
     /// One JSON object instead of text.
     pub json: bool,
 }
@@ -350,6 +500,35 @@ pub struct PerplexityOptions {
     pub file: PathBuf,
     /// `--chunks`; `None` = all
     pub chunks: Option<usize>,
+    /// `--batch`, `--seq`: windows in one pass, tokens of a window
+    pub batch: Option<(usize, usize)>,
+    /// `--kl`
+    pub kl: bool,
+    /// What to prune, if at all
+    pub prune: Option<PruneOptions>,
+}
+
+/// `pp-run calibrate`
+#[derive(Debug, Clone)]
+pub struct CalibrateOptions {
+    /// Messages.
+    pub log: LogOptions,
+    /// The model.
+    pub model: ModelOptions,
+    /// The session.
+    pub context: ContextOptions,
+    /// `-f`; `None` = the model writes the text
+    pub file: Option<PathBuf>,
+    /// `-o`
+    pub output: Option<PathBuf>,
+    /// `--seqs`
+    pub n_seqs: usize,
+    /// `--seq-len`
+    pub seq_len: usize,
+    /// `--batch`: windows in one pass
+    pub batch: usize,
+    /// Means per position too.
+    pub positions: bool,
 }
 
 /// Format of a table on stdout.

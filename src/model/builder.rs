@@ -1,14 +1,47 @@
 //! One micro-batch under construction: the graph, its inputs, and the way to every weight.
 //!
-//! All weight multiplications of a block pass through here.
+//! All weight multiplications of a block pass through here: here a block asks the pruning pass what it keeps.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use ggml::{Builder, Slot, Store, Tensor, TensorId, Type};
 
+use super::compact::{Compact, CompactBlock};
 use super::hparams::Hparams;
 use super::kv_cache::KvCache;
-use crate::blocks::{self, Linear};
+use crate::blocks::{self, Attention, Ffn, Linear, Qkv};
+use crate::prune::plan::{Block, Kind};
+use crate::prune::reduce::{GatherColumns, GatherHeads, GatherRows, Matrix};
+use crate::prune::{self, BlockSlots, Mode, Pruning, probe, score};
+
+/// A matrix with its bias.
+pub type Pair<T> = (T, Option<T>);
+
+/// Weights of an attention block.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionTensors<T> {
+    /// `[n_embd, n_embd_head * n_head]`
+    pub q: Pair<T>,
+    /// `[n_embd, n_embd_head * n_head_kv]`
+    pub k: Pair<T>,
+    /// `[n_embd, n_embd_head * n_head_kv]`
+    pub v: Pair<T>,
+    /// `[n_embd_head * n_head, n_embd]`
+    pub output: Pair<T>,
+}
+
+/// Weights of a gated MLP.
+#[derive(Debug, Clone, Copy)]
+pub struct FfnTensors<T> {
+    /// `[n_embd, n_ff]`
+    pub gate: Pair<T>,
+    /// `[n_embd, n_ff]`
+    pub up: Pair<T>,
+    /// `[n_ff, n_embd]`
+    pub down: Pair<T>,
+}
 
 /// Shape of a micro-batch: equal-length pieces of `n_seq` sequences, side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,8 +52,12 @@ pub struct Shape {
     pub n_each: usize,
     /// Cells of each sequence that attention looks at.
     pub n_kv: usize,
-    /// Tokens whose logits are wanted.
+    /// Tokens whose results are wanted.
     pub n_outputs: usize,
+    /// The results are logits, not the states before the output matrix.
+    pub logits: bool,
+    /// The pieces are whole texts, of which nothing is needed again: the cache may stay untouched.
+    pub whole: bool,
 }
 
 impl Shape {
@@ -31,7 +68,7 @@ impl Shape {
 }
 
 /// Inputs and output of a micro-batch's graph.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Slots {
     /// I32 `[n_tokens]`
     pub tokens: Slot,
@@ -43,14 +80,43 @@ pub struct Slots {
     pub v_ids: Slot,
     /// F16 (flash attention) or F32 `[n_kv, n_each, 1, n_seq]`
     pub mask: Slot,
-    /// I32 `[n_outputs]`: tokens whose logits are wanted
+    /// I32 `[n_outputs]`: tokens whose results are wanted
     pub out_ids: Slot,
     /// F32 Hadamard matrix for keys
     pub rot_k: Option<Slot>,
     /// F32 Hadamard matrix for values
     pub rot_v: Option<Slot>,
-    /// F32 `[n_vocab, n_outputs]`
-    pub logits: Slot,
+    /// I32 `[n_rows]`: the probe's rows, if they are not chosen in the graph
+    pub probe_rows: Option<Slot>,
+    /// Causal mask among `n` tokens, F16 or F32 `[n, n]`
+    pub probe_mask: Option<(Slot, usize)>,
+    /// What the graph notes about pruned blocks
+    pub blocks: Vec<BlockSlots>,
+    /// F32 `[n_vocab, n_outputs]`, or `[n_embd, n_outputs]` for the states before the output matrix
+    pub result: Slot,
+}
+
+/// What a graph does about pruning, and with what.
+#[derive(Debug, Clone, Copy)]
+pub struct Pass<'a> {
+    /// What it does
+    pub mode: Mode,
+    /// The state; absent for a calibration
+    pub pruning: Option<&'a Pruning>,
+    /// The reduced weights of [`Mode::Fixed`]
+    pub compact: Option<&'a Compact>,
+    /// Note what decoding is frozen by
+    pub observe: bool,
+    /// A calibration notes energies by position
+    pub positions: bool,
+}
+
+/// Kept units of a block in the graph.
+struct Kept<'a, 'g> {
+    /// I32 `[n]`
+    ids: Tensor<'g>,
+    n: usize,
+    compact: Option<&'a CompactBlock>,
 }
 
 /// Builds the graph of one micro-batch.
@@ -60,8 +126,10 @@ pub struct BatchBuilder<'a, 'g> {
     /// The model's shape.
     pub hparams: &'a Hparams,
     store: &'a Rc<Store>,
+    matrices: &'a HashMap<TensorId, Matrix>,
     cache: &'a KvCache,
     shape: Shape,
+    pass: Option<Pass<'a>>,
     tokens: (Tensor<'g>, Slot),
     pos: (Tensor<'g>, Slot),
     k_ids: (Tensor<'g>, Slot),
@@ -70,6 +138,11 @@ pub struct BatchBuilder<'a, 'g> {
     out_ids: (Tensor<'g>, Slot),
     rot_k: Option<(Tensor<'g>, Slot)>,
     rot_v: Option<(Tensor<'g>, Slot)>,
+    probe_rows: Option<(Tensor<'g>, Slot)>,
+    probe_mask: Option<(Tensor<'g>, Slot)>,
+    blocks: RefCell<Vec<BlockSlots>>,
+    /// Residual stream of the probe's rows at the last layer's MLP, which else runs on the wanted tokens only.
+    last_probe: RefCell<Option<Tensor<'g>>>,
 }
 
 impl<'a, 'g> BatchBuilder<'a, 'g> {
@@ -78,20 +151,33 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         g: &'a Builder<'g>,
         hparams: &'a Hparams,
         store: &'a Rc<Store>,
+        matrices: &'a HashMap<TensorId, Matrix>,
         cache: &'a KvCache,
         shape: Shape,
+        pass: Option<Pass<'a>>,
     ) -> Self {
         let n = shape.n_tokens();
         let flash_attn = cache.params().flash_attn;
         let v_ids = if flash_attn { n } else { n * hparams.n_embd_gqa() };
         let mask_type = if flash_attn { Type::F16 } else { Type::F32 };
         let rot = |n: Option<usize>, name| n.map(|n| g.input(name, Type::F32, [n, n, 1, 1]));
+        // The rows that a dense run is observed by are those of an even probe.
+        let probe = pass.and_then(|p| Some((p, p.pruning?.probe(shape.n_seq, shape.n_each))));
+        let probe = probe.filter(|(p, _)| matches!(p.mode, Mode::Probe | Mode::Observe));
+        let probe_rows = probe
+            .filter(|(p, _)| p.mode == Mode::Observe || p.pruning.is_some_and(|s| !s.picks_by_residual() && !s.probes_all()))
+            .map(|(_, rows)| g.input("prune_probe_rows", Type::I32, [rows.n_rows(), 1, 1, 1]));
+        let probe_mask = probe
+            .filter(|(p, _)| p.mode == Mode::Probe)
+            .map(|(_, rows)| g.input("prune_probe_mask", mask_type, [rows.n_each, rows.n_each, 1, 1]));
         BatchBuilder {
             g,
             hparams,
             store,
+            matrices,
             cache,
             shape,
+            pass,
             tokens: g.input("inp_tokens", Type::I32, [n, 1, 1, 1]),
             pos: g.input("inp_pos", Type::I32, [n, 1, 1, 1]),
             k_ids: g.input("attn_inp_k_idxs", Type::I64, [n, 1, 1, 1]),
@@ -100,16 +186,20 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
             out_ids: g.input("out_ids", Type::I32, [shape.n_outputs, 1, 1, 1]),
             rot_k: rot(cache.rot_k, "attn_inp_k_rot"),
             rot_v: rot(cache.rot_v, "attn_inp_v_rot"),
+            probe_rows,
+            probe_mask,
+            blocks: RefCell::default(),
+            last_probe: RefCell::default(),
         }
     }
 
     /// A tensor of the weights.
-    pub fn weight(&self, id: TensorId) -> Tensor<'g> {
+    fn weight(&self, id: TensorId) -> Tensor<'g> {
         self.g.leaf(self.store, id)
     }
 
     /// A matrix of the weights with its bias.
-    pub fn linear(&self, weight: TensorId, bias: Option<TensorId>) -> Linear<'g> {
+    fn linear(&self, (weight, bias): Pair<TensorId>) -> Linear<'g> {
         Linear { weight: self.weight(weight), bias: bias.map(|b| self.weight(b)) }
     }
 
@@ -129,25 +219,74 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         blocks::norm(self.g, x, self.weight(weight), self.hparams.norm_rms_eps)
     }
 
-    /// `[n_embd, n_outputs]`: the tokens whose logits are wanted.
-    pub fn outputs(&self, x: Tensor<'g>) -> Tensor<'g> {
-        self.g.get_rows(x, self.out_ids.0)
+    /// The residual stream `x` `[n_embd, n_tokens]` after an attention block; beyond the last one, of the wanted tokens only:
+    /// `[n_embd, n_outputs]`.
+    pub fn residual(&self, attn_out: Tensor<'g>, x: Tensor<'g>, il: usize) -> Tensor<'g> {
+        let g = self.g;
+        if il + 1 < self.hparams.n_layer {
+            return g.add(attn_out, x);
+        }
+        if let (Some((rows, _)), true) = (self.probe_rows, self.pass.is_some_and(|p| p.observe)) {
+            *self.last_probe.borrow_mut() = Some(g.add(g.get_rows(attn_out, rows), g.get_rows(x, rows)));
+        }
+        g.add(g.get_rows(attn_out, self.out_ids.0), g.get_rows(x, self.out_ids.0))
     }
 
-    /// Attention of layer `il` over the cache, this batch included: `[n_embd_q, n_tokens]`, before the output matrix.
+    /// Attention block of layer `il` over the cache, this batch included, on the residual stream `x`: `[n_embd, n_tokens]`.
     pub fn attention(
         &self,
         x: Tensor<'g>,
-        w: &blocks::Attention<'g>,
+        norm: TensorId,
+        w: &AttentionTensors<TensorId>,
         rope_freqs: Option<TensorId>,
         il: usize,
     ) -> Tensor<'g> {
         let g = self.g;
+        let normed = self.name(self.norm(x, norm), "attn_norm", il);
+        let n_embd_head = self.hparams.n_embd_head;
         let freqs = rope_freqs.map(|id| self.weight(id));
-        let mut qkv = blocks::qkv(g, x, w, self.pos.0, freqs, &self.hparams.rope);
+        let mut attn = Attention { q: self.linear(w.q), k: self.linear(w.k), v: self.linear(w.v), n_embd_head };
+        let mut output = self.linear(w.output);
+        let mut slots = BlockSlots::new(Block { il, kind: Kind::Attn });
+        let kept = self.kept(x, &mut slots, &|rows, mask| {
+            let (normed, pos) = match rows {
+                Some(rows) => (g.get_rows(normed, rows), self.positions(rows)),
+                None => (normed, self.pos.0),
+            };
+            let n_seq = normed.ne()[1] / mask.ne()[0];
+            self.attend_among(blocks::qkv(g, normed, &attn, pos, freqs, &self.hparams.rope), mask, n_seq)
+        });
+        // Whole texts of a multi-head model need the keys and values of kept heads only.
+        let fresh = kept.is_some() && self.shape.whole && self.hparams.n_head == self.hparams.n_head_kv;
+        if let Some(kept) = &kept {
+            attn.q = self.reduced_rows(w.q, kept, 0, n_embd_head);
+            output = self.reduced_columns(w.output, kept, 1, n_embd_head);
+            if fresh {
+                // Never made in advance: a mask that is fixed serves generation too.
+                let kept = Kept { compact: None, ..*kept };
+                attn.k = self.reduced_rows(w.k, &kept, 0, n_embd_head);
+                attn.v = self.reduced_rows(w.v, &kept, 0, n_embd_head);
+            }
+        }
+        let qkv = blocks::qkv(g, normed, &attn, self.pos.0, freqs, &self.hparams.rope);
         self.name(qkv.q, "Qcur", il);
         self.name(qkv.k, "Kcur", il);
         self.name(qkv.v, "Vcur", il);
+        let kqv = if fresh {
+            let n = self.shape.n_each;
+            let nb = self.mask.0.nb();
+            let mask = g.view(self.mask.0, [n, n, 1, self.shape.n_seq], [nb[1], nb[2], nb[3]], 0);
+            self.attend_among(qkv, g.cont(mask, [n, n, 1, self.shape.n_seq]), self.shape.n_seq)
+        } else {
+            self.attend_cache(qkv, kept.as_ref(), il)
+        };
+        self.note(kqv, kept.as_ref(), slots);
+        self.name(output.apply(g, kqv), "attn_out", il)
+    }
+
+    /// Attention of `qkv` over the cache, which takes in its keys and values; of kept heads, if these are given.
+    fn attend_cache(&self, mut qkv: Qkv<'g>, kept: Option<&Kept<'a, 'g>>, il: usize) -> Tensor<'g> {
+        let g = self.g;
         if let Some((rot, _)) = self.rot_k {
             qkv.q = g.mul_mat_hadamard(qkv.q, rot);
             qkv.k = g.mul_mat_hadamard(qkv.k, rot);
@@ -160,8 +299,15 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         g.expand(qkv.v);
         g.expand(qkv.k);
         self.cache.write(g, il, qkv.k, qkv.v, self.k_ids.0, self.v_ids.0);
-        let k = self.cache.k(g, il, self.shape.n_kv, self.shape.n_seq);
-        let v = self.cache.v(g, il, self.shape.n_kv, self.shape.n_seq);
+        let mut k = self.cache.k(g, il, self.shape.n_kv, self.shape.n_seq);
+        let mut v = self.cache.v(g, il, self.shape.n_kv, self.shape.n_seq);
+        if let Some(kept) = kept {
+            let n_rep = self.hparams.n_head / self.hparams.n_head_kv;
+            [k, v] = [k, v].map(|t| {
+                let [n, _, m, n_seq] = t.ne();
+                g.custom(t.ty(), [n, kept.n, m, n_seq], &[t, kept.ids], GatherHeads { n_rep })
+            });
+        }
         let flash_attn = self.cache.params().flash_attn;
         let mut out = blocks::attention(g, qkv.q, k, v, self.mask.0, self.hparams.kq_scale, flash_attn);
         g.expand(out);
@@ -172,9 +318,172 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         out
     }
 
-    /// Ends the graph with its logits.
-    pub fn finish(self, logits: Tensor<'g>) -> Slots {
-        let logits = self.g.output(logits);
+    /// Attention of the tokens of `n_seq` sequences among themselves, without the cache but as exact: `[n_embd_head * heads,
+    /// n_tokens]`.
+    fn attend_among(&self, qkv: Qkv<'g>, mask: Tensor<'g>, n_seq: usize) -> Tensor<'g> {
+        let g = self.g;
+        let params = self.cache.params();
+        let by_seq = |t: Tensor<'g>| {
+            let [d, n_head, n_tokens, _] = t.ne();
+            g.reshape(t, [d, n_head, n_tokens / n_seq, n_seq])
+        };
+        let (k, mut v) = (by_seq(qkv.k), by_seq(qkv.v));
+        if !params.flash_attn {
+            let [d, n_head, n_each, _] = v.ne();
+            v = g.cont(g.permute(v, [2, 1, 0, 3]), [n_each, n_head, d, n_seq]);
+        }
+        blocks::attention(g, qkv.q, k, v, mask, self.hparams.kq_scale, params.flash_attn)
+    }
+
+    /// MLP block of layer `il` on the residual stream `x`: `[n_embd, n]` for as many tokens as `x` has.
+    pub fn ffn(&self, x: Tensor<'g>, norm: TensorId, w: &FfnTensors<TensorId>, il: usize) -> Tensor<'g> {
+        let g = self.g;
+        let normed = self.name(self.norm(x, norm), "ffn_norm", il);
+        let mut ffn = Ffn { gate: self.linear(w.gate), up: self.linear(w.up), down: self.linear(w.down) };
+        let mut slots = BlockSlots::new(Block { il, kind: Kind::Mlp });
+        let kept = self.kept(x, &mut slots, &|rows, _| {
+            blocks::ffn_mid(g, rows.map_or(normed, |rows| g.get_rows(normed, rows)), &ffn)
+        });
+        if let Some(kept) = &kept {
+            ffn.gate = self.reduced_rows(w.gate, kept, 0, 1);
+            ffn.up = self.reduced_rows(w.up, kept, 1, 1);
+            ffn.down = self.reduced_columns(w.down, kept, 2, 1);
+        }
+        let mid = blocks::ffn_mid(g, normed, &ffn);
+        match self.last_probe.take() {
+            // The last layer of a prompt: the wanted tokens are not the batch.
+            Some(rows) => self.note(blocks::ffn_mid(g, self.norm(rows, norm), &ffn), None, slots),
+            None => self.note(mid, kept.as_ref(), slots),
+        }
+        self.name(ffn.down.apply(g, mid), "ffn_out", il)
+    }
+
+    /// What a block that gets `x` keeps; `None` if it runs whole. `states` gives the inputs of the block's last matrix for some
+    /// rows of the batch (or all), attention among these under the mask.
+    fn kept(
+        &self,
+        x: Tensor<'g>,
+        slots: &mut BlockSlots,
+        states: &dyn Fn(Option<Tensor<'g>>, Tensor<'g>) -> Tensor<'g>,
+    ) -> Option<Kept<'a, 'g>> {
+        let g = self.g;
+        let pass = self.pass?;
+        let pruning = pass.pruning?;
+        let n = pruning.plan.kept(slots.block)?;
+        let kept = |ids| Some(Kept { ids, n, compact: None });
+        let partial = x.ne()[1] < self.shape.n_tokens();
+        match pass.mode {
+            Mode::Observe | Mode::Calibrate => None,
+            Mode::Fixed => {
+                let compact = pass.compact.expect("reduced weights of fixed masks");
+                let block = compact.block(slots.block)?;
+                Some(Kept { ids: g.leaf(compact.store(), block.ids), n, compact: Some(block) })
+            }
+            Mode::Probe | Mode::Given if partial => None,
+            Mode::Given => {
+                let (ids, slot) = g.input("prune_kept", Type::I32, [n, 1, 1, 1]);
+                slots.kept = Some(slot);
+                kept(ids)
+            }
+            Mode::Probe => {
+                let (n_seq, n_each) = (self.shape.n_seq, self.shape.n_each);
+                let shape = pruning.probe(n_seq, n_each);
+                let rows = if pruning.probes_all() {
+                    None
+                } else if pruning.picks_by_residual() {
+                    let squares = g.custom(Type::F32, [1, n_seq * n_each, 1, 1], &[x], probe::SquaredNorms);
+                    let pick = probe::PickByResidual { probe: shape, n_seq, n_each };
+                    Some(g.custom(Type::I32, [shape.n_rows(), 1, 1, 1], &[squares], pick))
+                } else {
+                    self.probe_rows.map(|r| r.0)
+                };
+                let (mask, _) = self.probe_mask.expect("made for every probe");
+                let pos = rows.map_or(self.pos.0, |rows| self.positions(rows));
+                kept(pruning.choose(g, states(rows, mask), pos, shape, pass.observe, slots))
+            }
+        }
+    }
+
+    /// Positions of rows of the batch: I32 `[n_rows]`.
+    fn positions(&self, rows: Tensor<'g>) -> Tensor<'g> {
+        let g = self.g;
+        let column = g.reshape(self.pos.0, [1, self.shape.n_tokens(), 1, 1]);
+        g.reshape(g.get_rows(column, rows), [rows.ne()[0], 1, 1, 1])
+    }
+
+    /// The kept units' rows of a matrix; `number` is the matrix's among those of its block that are made in advance.
+    fn reduced_rows(&self, (weight, bias): Pair<TensorId>, kept: &Kept<'a, 'g>, number: usize, width: usize) -> Linear<'g> {
+        let g = self.g;
+        if let Some(linear) = self.made(kept, number) {
+            return linear;
+        }
+        let matrix = self.matrices[&weight].clone();
+        let ne = [matrix.n_in(), kept.n * width, 1, 1];
+        let bias = bias.map(|b| {
+            let b = self.weight(b);
+            let units = g.reshape(b, [width, b.ne()[0] / width, 1, 1]);
+            g.reshape(g.get_rows(units, kept.ids), [kept.n * width, 1, 1, 1])
+        });
+        Linear { weight: g.custom(matrix.ty(), ne, &[kept.ids], GatherRows { matrix, width }), bias }
+    }
+
+    /// The kept units' columns of a matrix.
+    fn reduced_columns(&self, (weight, bias): Pair<TensorId>, kept: &Kept<'a, 'g>, number: usize, width: usize) -> Linear<'g> {
+        if let Some(linear) = self.made(kept, number) {
+            return linear;
+        }
+        let matrix = self.matrices[&weight].clone();
+        let n = kept.n * width;
+        let op = GatherColumns { matrix: matrix.clone(), width };
+        let weight = self.g.custom(matrix.column_type(n), [n, matrix.n_out(), 1, 1], &[kept.ids], op);
+        Linear { weight, bias: bias.map(|b| self.weight(b)) }
+    }
+
+    /// A matrix that was reduced in advance.
+    fn made(&self, kept: &Kept<'a, 'g>, number: usize) -> Option<Linear<'g>> {
+        let store = self.pass?.compact?.store();
+        let (weight, bias) = kept.compact?.matrices[number];
+        Some(Linear { weight: self.g.leaf(store, weight), bias: bias.map(|b| self.g.leaf(store, b)) })
+    }
+
+    /// Notes what the pass wants to know of the inputs `states` of a block's last matrix.
+    fn note(&self, states: Tensor<'g>, kept: Option<&Kept<'a, 'g>>, mut slots: BlockSlots) {
+        let g = self.g;
+        let Some(pass) = self.pass else { return };
+        let [n_channels, n_rows, ..] = states.ne();
+        let n_seq = self.shape.n_seq;
+        let by_position = || {
+            let op = score::EnergyByPosition { n_seq };
+            g.output(g.custom(Type::F32, [n_channels, n_rows / n_seq, 1, 1], &[states], op))
+        };
+        match (pass.mode, pass.pruning) {
+            (Mode::Calibrate, _) => {
+                slots.moments = Some(g.output(g.custom(Type::F32, [2, n_channels, 1, 1], &[states], score::Moments)));
+                slots.energy = pass.positions.then(by_position);
+            }
+            (Mode::Probe, Some(pruning)) if kept.is_some() => {
+                slots.energy = pruning.keeps_history().map(|positions| match positions {
+                    true => by_position(),
+                    false => prune::energy(g, states).0,
+                });
+            }
+            (Mode::Probe | Mode::Observe, Some(pruning)) if pass.observe && pruning.plan.kept(slots.block).is_some() => {
+                slots.observed = Some(prune::energy(g, prune::normalise(g, states)));
+            }
+            (Mode::Given, _) => {}
+            _ => return,
+        }
+        self.blocks.borrow_mut().push(slots);
+    }
+
+    /// Ends the graph with the wanted tokens' states before the output matrix, or with their logits.
+    pub fn finish(self, result: Tensor<'g>, output: TensorId) -> Slots {
+        let g = self.g;
+        let mut result = result;
+        if self.shape.logits {
+            result = g.mul_mat(self.weight(output), result);
+            g.name(result, "result_output");
+        }
         Slots {
             tokens: self.tokens.1,
             pos: self.pos.1,
@@ -184,7 +493,10 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
             out_ids: self.out_ids.1,
             rot_k: self.rot_k.map(|r| r.1),
             rot_v: self.rot_v.map(|r| r.1),
-            logits,
+            probe_rows: self.probe_rows.map(|r| r.1),
+            probe_mask: self.probe_mask.map(|(t, slot)| (slot, t.ne()[0])),
+            blocks: self.blocks.into_inner(),
+            result: g.output(result),
         }
     }
 }

@@ -2,28 +2,19 @@
 
 use ggml::{TensorId, Usage};
 
-use super::builder::{BatchBuilder, Slots};
+use super::builder::{AttentionTensors, BatchBuilder, FfnTensors, Pair, Slots};
 use super::hparams::Hparams;
 use super::weights::{Loader, Wanted};
-use crate::blocks::{self, Attention, Ffn};
 use crate::error::Result;
 
 /// Weights of a block.
 #[derive(Debug)]
 struct Layer<T> {
     attn_norm: T,
-    attn_q: Pair<T>,
-    attn_k: Pair<T>,
-    attn_v: Pair<T>,
-    attn_output: Pair<T>,
+    attn: AttentionTensors<T>,
     ffn_norm: T,
-    ffn_gate: Pair<T>,
-    ffn_up: Pair<T>,
-    ffn_down: Pair<T>,
+    ffn: FfnTensors<T>,
 }
-
-/// A matrix with its bias.
-type Pair<T> = (T, Option<T>);
 
 /// Weights of the model: wanted of a file, then found in a store.
 #[derive(Debug)]
@@ -55,16 +46,20 @@ impl Tensors<Wanted> {
                 let bias = loader.optional(&format!("blk.{il}.{name}.bias"), &[n_out], Usage::Add, il)?;
                 Ok((weight, bias))
             };
-            let attn_q = linear("attn_q", n_embd, n_q)?;
-            let attn_k = linear("attn_k", n_embd, n_kv)?;
-            let attn_v = linear("attn_v", n_embd, n_kv)?;
-            let attn_output = linear("attn_output", n_q, n_embd)?;
-            let ffn_gate = linear("ffn_gate", n_embd, n_ff)?;
-            let ffn_up = linear("ffn_up", n_embd, n_ff)?;
-            let ffn_down = linear("ffn_down", n_ff, n_embd)?;
+            let attn = AttentionTensors {
+                q: linear("attn_q", n_embd, n_q)?,
+                k: linear("attn_k", n_embd, n_kv)?,
+                v: linear("attn_v", n_embd, n_kv)?,
+                output: linear("attn_output", n_q, n_embd)?,
+            };
+            let ffn = FfnTensors {
+                gate: linear("ffn_gate", n_embd, n_ff)?,
+                up: linear("ffn_up", n_embd, n_ff)?,
+                down: linear("ffn_down", n_ff, n_embd)?,
+            };
             let mut gain = |name: &str| loader.require(&format!("blk.{il}.{name}.weight"), &[n_embd], Usage::Mul, il);
             let (attn_norm, ffn_norm) = (gain("attn_norm")?, gain("ffn_norm")?);
-            layers.push(Layer { attn_norm, attn_q, attn_k, attn_v, attn_output, ffn_norm, ffn_gate, ffn_up, ffn_down });
+            layers.push(Layer { attn_norm, attn, ffn_norm, ffn });
         }
         Ok(Tensors { tok_embd, rope_freqs, layers, output_norm, output })
     }
@@ -75,14 +70,14 @@ impl Tensors<Wanted> {
         let pair = |(w, b): Pair<Wanted>| (one(w), b.map(one));
         let layer = |l: Layer<Wanted>| Layer {
             attn_norm: one(l.attn_norm),
-            attn_q: pair(l.attn_q),
-            attn_k: pair(l.attn_k),
-            attn_v: pair(l.attn_v),
-            attn_output: pair(l.attn_output),
+            attn: AttentionTensors {
+                q: pair(l.attn.q),
+                k: pair(l.attn.k),
+                v: pair(l.attn.v),
+                output: pair(l.attn.output),
+            },
             ffn_norm: one(l.ffn_norm),
-            ffn_gate: pair(l.ffn_gate),
-            ffn_up: pair(l.ffn_up),
-            ffn_down: pair(l.ffn_down),
+            ffn: FfnTensors { gate: pair(l.ffn.gate), up: pair(l.ffn.up), down: pair(l.ffn.down) },
         };
         Tensors {
             tok_embd: one(self.tok_embd),
@@ -95,36 +90,35 @@ impl Tensors<Wanted> {
 }
 
 impl Tensors {
+    /// Weights of a layer's blocks.
+    pub fn blocks(&self, il: usize) -> (&AttentionTensors<TensorId>, &FfnTensors<TensorId>) {
+        (&self.layers[il].attn, &self.layers[il].ffn)
+    }
+
+    /// The matrix that turns states into logits.
+    pub fn output(&self) -> TensorId {
+        self.output
+    }
+
+    /// Builds the graph of one layer's MLP on the residual stream `x`.
+    pub fn ffn_graph<'g>(&self, b: BatchBuilder<'_, 'g>, x: ggml::Tensor<'g>, il: usize) -> Slots {
+        let l = &self.layers[il];
+        let out = b.ffn(x, l.ffn_norm, &l.ffn, il);
+        b.finish(out, self.output)
+    }
+
     /// Builds the graph of a micro-batch, node by node as llama.cpp (models/llama.cpp), so that results agree bit by bit.
     pub fn graph(&self, b: BatchBuilder) -> Slots {
         let g = b.g;
-        let linear = |(weight, bias): Pair<TensorId>| b.linear(weight, bias);
-        let last = self.layers.len() - 1;
         let mut x = b.embed(self.tok_embd);
         for (il, l) in self.layers.iter().enumerate() {
-            let normed = b.name(b.norm(x, l.attn_norm), "attn_norm", il);
-            let attn = Attention {
-                q: linear(l.attn_q),
-                k: linear(l.attn_k),
-                v: linear(l.attn_v),
-                n_embd_head: b.hparams.n_embd_head,
-            };
-            let kqv = b.attention(normed, &attn, self.rope_freqs, il);
-            let mut attn_out = b.name(linear(l.attn_output).apply(g, kqv), "attn_out", il);
-            if il == last {
-                attn_out = b.outputs(attn_out);
-                x = b.outputs(x);
-            }
-            let ffn_inp = b.name(g.add(attn_out, x), "ffn_inp", il);
-            let normed = b.name(b.norm(ffn_inp, l.ffn_norm), "ffn_norm", il);
-            let ffn = Ffn { gate: linear(l.ffn_gate), up: linear(l.ffn_up), down: linear(l.ffn_down) };
-            let ffn_out = b.name(blocks::ffn(g, normed, &ffn), "ffn_out", il);
+            let attn_out = b.attention(x, l.attn_norm, &l.attn, self.rope_freqs, il);
+            let ffn_inp = b.name(b.residual(attn_out, x, il), "ffn_inp", il);
+            let ffn_out = b.ffn(ffn_inp, l.ffn_norm, &l.ffn, il);
             x = b.name(g.add(ffn_out, ffn_inp), "l_out", il);
         }
         let result = b.norm(x, self.output_norm);
         g.name(result, "result_norm");
-        let logits = g.mul_mat(b.weight(self.output), result);
-        g.name(logits, "result_output");
-        b.finish(logits)
+        b.finish(result, self.output)
     }
 }

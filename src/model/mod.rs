@@ -1,23 +1,29 @@
 //! The model: hyper-parameters, weights, KV cache and graph. Knows tensors and tokens, never text.
 
 mod builder;
+mod compact;
 mod hparams;
 mod kv_cache;
 mod llama;
 pub mod memory;
 mod weights;
 
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ggml::{BufferType, Device, Graph, Store};
+use ggml::{BufferType, Device, Graph, Slot, Store, TensorId, Type};
 
 use crate::cli::options::{ModelOptions, RopeOptions};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
+use crate::prune::plan::{Block, Dims, Kind};
+use crate::prune::reduce::Matrix;
+use crate::prune::score::Formula;
 
-pub use builder::{Shape, Slots};
+pub use builder::{Pass, Shape, Slots};
+pub use compact::Compact;
 pub use hparams::{ARCHITECTURES, Hparams};
 pub use kv_cache::{CacheParams, KvCache, hadamard};
 use weights::{Loader, Placement};
@@ -30,6 +36,8 @@ pub struct Model {
     placement: Placement,
     store: Rc<Store>,
     tensors: llama::Tensors,
+    /// The weights as the file has them, for what is gathered out of them
+    matrices: HashMap<TensorId, Matrix>,
 }
 
 impl Model {
@@ -51,11 +59,11 @@ impl Model {
             if options.check_tensors {
                 check_values(&gguf)?;
             }
-            let (store, ids) = loader.finish(n_threads, progress)?;
-            Ok((store, wanted.resolve(&ids)))
+            let (store, ids, matrices) = loader.finish(n_threads, progress)?;
+            Ok((store, wanted.resolve(&ids), matrices))
         };
-        let (store, tensors) = load(progress).map_err(|e: Error| e.in_file(gguf.path()))?;
-        Ok(Model { gguf: gguf.clone(), hparams, placement, store, tensors })
+        let (store, tensors, matrices) = load(progress).map_err(|e: Error| e.in_file(gguf.path()))?;
+        Ok(Model { gguf: gguf.clone(), hparams, placement, store, tensors, matrices })
     }
 
     /// The model's shape.
@@ -122,16 +130,79 @@ impl Model {
 
     /// Room that a graph of this model needs, in tensors.
     pub(crate) fn max_tensors(&self) -> usize {
-        // A block has some 40 nodes and views, with biases and rotated caches some 70.
-        128 + 96 * self.hparams.n_layer
+        // A layer has some 40 nodes and views, with biases and rotated caches some 70, with a probe as many again.
+        128 + 160 * self.hparams.n_layer
     }
 
     /// The graph of a micro-batch.
-    pub(crate) fn graph(&self, cache: &KvCache, shape: Shape) -> (Graph, Slots) {
+    pub(crate) fn graph(&self, cache: &KvCache, shape: Shape, pass: Option<Pass>) -> (Graph, Slots) {
         Graph::build(self.max_tensors(), |g| {
-            let builder = builder::BatchBuilder::new(g, &self.hparams, &self.store, cache, shape);
+            let builder =
+                builder::BatchBuilder::new(g, &self.hparams, &self.store, &self.matrices, cache, shape, pass);
             self.tensors.graph(builder)
         })
+    }
+
+    /// The graph of one layer's MLP alone: residual stream F32 `[n_embd, n_tokens]` (input) to the block's output.
+    pub(crate) fn ffn_graph(&self, cache: &KvCache, shape: Shape, pass: Pass, il: usize) -> (Graph, (Slot, Slots)) {
+        Graph::build(256, |g| {
+            let builder =
+                builder::BatchBuilder::new(g, &self.hparams, &self.store, &self.matrices, cache, shape, Some(pass));
+            let (x, input) = g.input("ffn_inp", Type::F32, [self.hparams.n_embd, shape.n_tokens(), 1, 1]);
+            (input, self.tensors.ffn_graph(builder, x, il))
+        })
+    }
+
+    /// The graph of the output matrix alone: states F32 `[n_embd, n]` (input) to logits `[n_vocab, n]` (output).
+    pub(crate) fn output_graph(&self, n: usize) -> (Graph, (Slot, Slot)) {
+        Graph::build(8, |g| {
+            let (states, input) = g.input("result_norm", Type::F32, [self.hparams.n_embd, n, 1, 1]);
+            let logits = g.mul_mat(g.leaf(&self.store, self.tensors.output()), states);
+            (input, g.output(logits))
+        })
+    }
+
+    /// What of the model's shape decides on pruning.
+    pub fn dims(&self) -> Dims {
+        let h = &self.hparams;
+        Dims {
+            n_layer: h.n_layer,
+            n_embd: h.n_embd,
+            n_head: h.n_head,
+            n_head_kv: h.n_head_kv,
+            n_embd_head: h.n_embd_head,
+            n_ff: h.n_ff,
+        }
+    }
+
+    /// Constants of the input channels of the last matrix of each block, for scores by `formula`.
+    pub fn constants(
+        &self,
+        formula: Formula,
+        blocks: impl Iterator<Item = Block>,
+        n_threads: usize,
+    ) -> BTreeMap<Block, Vec<f32>> {
+        let constants = |block: Block| {
+            let (attn, ffn) = self.tensors.blocks(block.il);
+            let last = if block.kind == Kind::Attn { attn.output } else { ffn.down };
+            (block, formula.constants(&self.matrices[&last.0], n_threads))
+        };
+        blocks.map(constants).collect()
+    }
+
+    /// Type of the weights of a block's first and last matrices.
+    pub fn block_types(&self, block: Block) -> (Type, Type) {
+        let (attn, ffn) = self.tensors.blocks(block.il);
+        let (first, last) = if block.kind == Kind::Attn { (attn.q, attn.output) } else { (ffn.gate, ffn.down) };
+        (self.matrices[&first.0].ty(), self.matrices[&last.0].ty())
+    }
+
+    /// The values of a vector of floats among the weights.
+    fn vector(&self, id: TensorId) -> Vec<f32> {
+        let matrix = &self.matrices[&id];
+        let mut values = vec![0.0; matrix.n_in()];
+        ggml::dequantize_row(matrix.ty(), matrix.row(0), &mut values);
+        values
     }
 }
 

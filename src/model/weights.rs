@@ -1,5 +1,6 @@
 //! Weights: which tensors a model has, where they lie, and how they get there.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
@@ -9,6 +10,7 @@ use super::memory;
 use crate::cli::options::ModelOptions;
 use crate::error::{Error, Kind, Result};
 use crate::gguf::{Gguf, TensorInfo};
+use crate::prune::reduce::Matrix;
 
 /// Which device computes each layer.
 #[derive(Debug, Clone)]
@@ -51,6 +53,24 @@ impl Placement {
             _ => Device::cpu(),
         }
     }
+}
+
+/// The best memory for a weight `ne` of layer `il`: as llama.cpp, the device's own, then the CPU's layouts, then plain memory.
+pub fn memory_for(
+    placement: &Placement,
+    ty: Type,
+    ne: [u64; 2],
+    usage: Usage,
+    il: usize,
+) -> Option<(Device, BufferType)> {
+    let (cpu, device) = (Device::cpu(), placement.device(il));
+    let mut candidates: Vec<(Device, BufferType)> = Vec::new();
+    if device != cpu {
+        candidates.push((device, device.buffer_type()));
+    }
+    candidates.extend(cpu.extra_buffer_types().into_iter().map(|b| (cpu, b)));
+    candidates.push((cpu, cpu.buffer_type()));
+    candidates.into_iter().find(|&(device, memory)| device.supports(memory, ty, ne, usage))
 }
 
 fn layer_bytes(gguf: &Gguf, il: usize, n_layer: usize) -> u64 {
@@ -112,18 +132,8 @@ impl<'a> Loader<'a> {
         Ok(Some(Wanted(self.specs.len() - 1)))
     }
 
-    /// The best memory for a weight: as llama.cpp, the device's own, then the CPU's layouts, then plain memory.
     fn place(&self, info: &TensorInfo, usage: Usage, il: usize) -> Result<Place> {
-        let (cpu, device) = (Device::cpu(), self.placement.device(il));
-        let plain = cpu.buffer_type();
-        let mut candidates: Vec<(Device, BufferType)> = Vec::new();
-        if device != cpu {
-            candidates.push((device, device.buffer_type()));
-        }
-        candidates.extend(cpu.extra_buffer_types().into_iter().map(|b| (cpu, b)));
-        candidates.push((cpu, plain));
-        let ne = [info.ne[0], info.ne[1]];
-        let found = candidates.into_iter().find(|&(device, memory)| device.supports(memory, info.ty, ne, usage));
+        let found = memory_for(self.placement, info.ty, [info.ne[0], info.ne[1]], usage, il);
         let (device, memory) = found.ok_or_else(|| {
             Error::unsupported(format!(
                 "tensor '{}' has type {}, with which no device can compute",
@@ -139,12 +149,12 @@ impl<'a> Loader<'a> {
         Ok(if in_place { Place::Mapped(device, position) } else { Place::Buffer(memory) })
     }
 
-    /// Brings the tensors into memory. `progress` is told the share done and may stop the load.
+    /// Brings the tensors into memory; also returns them as the file has them. `progress` is told the share done and may stop the load.
     pub fn finish(
         self,
         n_threads: usize,
         progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send),
-    ) -> Result<(Rc<Store>, Vec<TensorId>)> {
+    ) -> Result<(Rc<Store>, Vec<TensorId>, HashMap<TensorId, Matrix>)> {
         if let Some(t) = self.gguf.tensors().iter().find(|t| !self.used.contains(t.name.as_str())) {
             return Err(Error::unsupported(format!(
                 "this file has a tensor '{}' that pp-run does not know for architecture '{}': without it the answers would \
@@ -191,7 +201,13 @@ impl<'a> Loader<'a> {
         if progress(1.0).is_break() {
             return Err(Error::new(Kind::Interrupted, "interrupted while loading the model"));
         }
-        Ok((Rc::new(store), ids))
+        let matrix = |(&id, info): (&TensorId, &&TensorInfo)| {
+            let start = self.gguf.position(info);
+            let range = start..start + info.n_bytes as usize;
+            (id, Matrix::mapped(self.gguf.map().clone(), range, info.ty, info.ne[0] as usize, info.ne[1] as usize))
+        };
+        let matrices = ids.iter().zip(&self.sources).map(matrix).collect();
+        Ok((Rc::new(store), ids, matrices))
     }
 }
 

@@ -182,6 +182,7 @@ impl Executor {
         unsafe { sys::ggml_backend_cpu_set_n_threads(cpu.as_ptr(), n_threads) };
         // SAFETY: scheduler and graph are live, and the graph was allocated by `load`.
         let status = unsafe { sys::ggml_backend_sched_graph_compute(self.sched.as_ptr(), graph) };
+        assert!(!self.graph.as_ref().is_some_and(Graph::op_failed), "an operation of the program's own failed");
         match status {
             sys::GGML_STATUS_SUCCESS => Ok(()),
             sys::GGML_STATUS_ABORTED => Err(ComputeError::Interrupted),

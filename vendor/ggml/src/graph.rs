@@ -13,6 +13,7 @@ use std::rc::Rc;
 
 use llama_cpp_sys_2 as sys;
 
+use crate::custom::{self, Custom, Op};
 use crate::store::{Store, TensorId};
 use crate::types::Type;
 
@@ -63,6 +64,9 @@ pub struct Graph {
     graph: NonNull<sys::ggml_cgraph>,
     _context: Context,
     slots: Vec<NonNull<sys::ggml_tensor>>,
+    // Boxed: nodes of the graph point to them.
+    #[allow(clippy::vec_box, reason = "addresses must not change")]
+    ops: Vec<Box<Custom>>,
     _stores: Vec<Rc<Store>>,
 }
 
@@ -73,6 +77,8 @@ pub struct Builder<'g> {
     graph: NonNull<sys::ggml_cgraph>,
     room: Cell<usize>,
     slots: RefCell<Vec<NonNull<sys::ggml_tensor>>>,
+    #[allow(clippy::vec_box, reason = "addresses must not change")]
+    ops: RefCell<Vec<Box<Custom>>>,
     stores: RefCell<Vec<Rc<Store>>>,
     brand: PhantomData<fn(&'g ()) -> &'g ()>,
 }
@@ -120,16 +126,23 @@ impl Graph {
             context,
             room: Cell::new(max_tensors),
             slots: RefCell::default(),
+            ops: RefCell::default(),
             stores: RefCell::default(),
             brand: PhantomData,
         };
         let result = f(&builder);
-        let Builder { context, graph, slots, stores, .. } = builder;
-        (Graph { graph, _context: context, slots: slots.into_inner(), _stores: stores.into_inner() }, result)
+        let Builder { context, graph, slots, ops, stores, .. } = builder;
+        let (slots, ops, _stores) = (slots.into_inner(), ops.into_inner(), stores.into_inner());
+        (Graph { graph, _context: context, slots, ops, _stores }, result)
     }
 
     pub(crate) fn as_ptr(&self) -> *mut sys::ggml_cgraph {
         self.graph.as_ptr()
+    }
+
+    /// Whether an operation of the caller's panicked.
+    pub(crate) fn op_failed(&self) -> bool {
+        self.ops.iter().any(|op| op.failed())
     }
 
     pub(crate) fn slot(&self, slot: Slot) -> NonNull<sys::ggml_tensor> {
@@ -439,6 +452,36 @@ impl<'g> Builder<'g> {
         assert!(a.is_contiguous(), "soft_max: input");
         // SAFETY: shapes are as ggml asks.
         self.wrap(unsafe { sys::ggml_soft_max_ext(self.ctx(), a.as_ptr(), mask.as_ptr(), scale, 0.0) })
+    }
+
+    /// The result, of type `ty` and shape `ne`, of an operation of the caller's on up to nine sources. Computed on the CPU.
+    pub fn custom(&self, ty: Type, ne: [usize; 4], sources: &[Tensor<'g>], op: impl Op + 'static) -> Tensor<'g> {
+        assert!(ty.row_bytes(ne[0]).is_some() && ne.iter().all(|&n| n > 0), "custom: shape {ne:?}");
+        // ggml's own limit on sources of a node, less the one that it keeps.
+        assert!((1..=9).contains(&sources.len()), "custom: sources");
+        let op = Box::new(Custom::new(op, sources.len()));
+        let data: *const Custom = &*op;
+        let mut args: Vec<_> = sources.iter().map(|s| s.as_ptr()).collect();
+        let [ne0, ne1, ne2, ne3] = ne.map(int);
+        let n_args = i32::try_from(args.len()).expect("at most nine");
+        // SAFETY: the sources are of this graph; the operation is boxed and kept as long as the graph.
+        let t = self.wrap(unsafe {
+            sys::ggml_custom_4d(
+                self.ctx(),
+                ty.raw(),
+                ne0,
+                ne1,
+                ne2,
+                ne3,
+                args.as_mut_ptr(),
+                n_args,
+                Some(custom::call),
+                -1, // as many threads as there are
+                data.cast_mut().cast(),
+            )
+        });
+        self.ops.borrow_mut().push(op);
+        t
     }
 
     /// Asks devices that could use less to accumulate in 32-bit floats.

@@ -4,6 +4,7 @@
 //! ([`Executor::set`]), compute ([`Executor::compute`]), get its outputs ([`Executor::get`]). Tensors that outlive a
 //! graph are in a [`Store`]. ggml aborts the process when a precondition fails, so every precondition is checked here
 //! first: a violation is a bug of the caller and panics.
+mod custom;
 mod device;
 mod exec;
 mod graph;
@@ -14,11 +15,12 @@ mod sampler;
 mod store;
 mod types;
 
+pub use custom::{Op, Rows, Source};
 pub use device::{BufferType, Device, Usage};
 pub use exec::{ComputeError, Element, Executor, F16};
 pub use graph::{Builder, Graph, Rope, Slot, Tensor};
 pub use map::Map;
-pub use quantize::{can_quantize, quantize};
+pub use quantize::{can_quantize, dequantize_row, quantize, quantize_row};
 pub use sampler::{SamplerChain, SamplerParams};
 pub use store::{AllocError, MAPPED_ALIGNMENT, Place, Store, TensorId, TensorSpec};
 pub use types::Type;

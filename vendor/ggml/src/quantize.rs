@@ -41,3 +41,44 @@ pub fn quantize(ty: Type, values: &[f32], n_per_row: usize) -> Vec<u8> {
     assert_eq!(written, bytes, "bytes written");
     out
 }
+
+/// The values of one row of a tensor.
+///
+/// # Panics
+/// If `row` is not the bytes of `out.len()` values of the type, or the type has no values.
+pub fn dequantize_row(ty: Type, row: &[u8], out: &mut [f32]) {
+    assert_eq!(ty.row_bytes(out.len()), Some(row.len()), "bytes of a row");
+    if ty == Type::F32 {
+        for (out, bytes) in out.iter_mut().zip(row.chunks_exact(4)) {
+            *out = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+        return;
+    }
+    let n = i64::try_from(out.len()).expect("rows are short");
+    // SAFETY: the type is ggml's: its traits are static.
+    let traits = unsafe { sys::ggml_get_type_traits(ty.raw()).as_ref() }.expect("every type has traits");
+    let to_float = traits.to_float.expect("a type of weights");
+    // SAFETY: the source is a row of n values of the type, the target has room for n floats.
+    unsafe { to_float(row.as_ptr().cast(), out.as_mut_ptr(), n) };
+}
+
+/// Writes one row of values as a row of a type of plain floats or of Q8_0.
+///
+/// # Panics
+/// If `out` is not of the size of a row, or the type is another.
+pub fn quantize_row(ty: Type, values: &[f32], out: &mut [u8]) {
+    assert_eq!(ty.row_bytes(values.len()), Some(out.len()), "bytes of a row");
+    assert!([Type::F32, Type::F16, Type::BF16, Type::Q8_0].contains(&ty), "{ty:?} takes more than one row at a time");
+    if ty == Type::F32 {
+        for (out, v) in out.chunks_exact_mut(4).zip(values) {
+            out.copy_from_slice(&v.to_le_bytes());
+        }
+        return;
+    }
+    let n = i64::try_from(values.len()).expect("rows are short");
+    // SAFETY: the type is ggml's: its traits are static.
+    let traits = unsafe { sys::ggml_get_type_traits_cpu(ty.raw()).as_ref() }.expect("every type has traits");
+    let from_float = traits.from_float.expect("one of the types above");
+    // SAFETY: the source has n floats, the target is a row of n values of the type.
+    unsafe { from_float(values.as_ptr(), out.as_mut_ptr().cast(), n) };
+}

@@ -1,0 +1,257 @@
+//! How many heads and channels each block keeps.
+
+use std::collections::BTreeMap;
+
+use crate::cli::options::PruneOptions;
+use crate::error::{Error, Result};
+
+/// One of the two blocks of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Attention: its units are query heads.
+    Attn,
+    /// MLP: its units are channels.
+    Mlp,
+}
+
+/// A block of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Block {
+    /// Layer
+    pub il: usize,
+    /// Which of its blocks
+    pub kind: Kind,
+}
+
+impl Kind {
+    /// Name in dumps.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Attn => "attn",
+            Kind::Mlp => "mlp",
+        }
+    }
+
+    /// What its units are.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Kind::Attn => "head",
+            Kind::Mlp => "channel",
+        }
+    }
+}
+
+/// What of a model's shape decides on pruning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dims {
+    /// Layers
+    pub n_layer: usize,
+    /// Width of the residual stream
+    pub n_embd: usize,
+    /// Query heads
+    pub n_head: usize,
+    /// Key and value heads
+    pub n_head_kv: usize,
+    /// Width of a head
+    pub n_embd_head: usize,
+    /// Channels of an MLP
+    pub n_ff: usize,
+}
+
+impl Dims {
+    /// Heads or channels of a block.
+    pub fn units(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Attn => self.n_head,
+            Kind::Mlp => self.n_ff,
+        }
+    }
+
+    /// Width of a unit: input channels of the block's last matrix.
+    pub fn width(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Attn => self.n_embd_head,
+            Kind::Mlp => 1,
+        }
+    }
+
+    /// Input channels of the block's last matrix.
+    pub fn channels(&self, kind: Kind) -> usize {
+        self.units(kind) * self.width(kind)
+    }
+
+    /// Weights of a block that keeps `kept` units; `whole_kv` counts keys and values of all heads.
+    pub fn weights(&self, kind: Kind, kept: usize, whole_kv: bool) -> usize {
+        let kv = if whole_kv || self.n_head != self.n_head_kv { self.n_head_kv } else { kept };
+        match kind {
+            Kind::Attn => self.n_embd * self.n_embd_head * 2 * (kept + kv),
+            Kind::Mlp => 3 * self.n_embd * kept,
+        }
+    }
+}
+
+/// Kept counts by block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    dims: Dims,
+    mlp_only: bool,
+    skip: usize,
+    multiple: usize,
+    /// Share to leave out of each block that is pruned, corrected for those that are not.
+    ratio: f64,
+    /// The same by block, where blocks differ (FLAP): attention and MLP of each layer.
+    shares: Option<Vec<[f64; 2]>>,
+    /// Kept counts, where these are given (a replay).
+    counts: Option<BTreeMap<Block, usize>>,
+}
+
+impl Plan {
+    /// The paper's rule: the ratio counts over all layers, so that the pruned ones lose more: `L / (L - skip) * ratio`, to
+    /// two decimals. [`crate::error::Kind::Usage`] if nothing would be left.
+    pub fn new(options: &PruneOptions, dims: Dims) -> Result<Plan> {
+        let Dims { n_layer, .. } = dims;
+        let skip = options.skip;
+        if skip >= n_layer {
+            return Err(Error::usage(format!(
+                "--prune-skip {skip} leaves nothing to prune: the model has {n_layer} layers"
+            )));
+        }
+        let ratio = two_decimals(n_layer as f64 / (n_layer - skip) as f64 * options.ratio);
+        let plan =
+            Plan { dims, mlp_only: options.mlp_only, skip, multiple: options.multiple, ratio, shares: None, counts: None };
+        if ratio >= 1.0 {
+            return Err(Error::usage(format!(
+                "--prune {} over all {n_layer} layers is more than the {} that are pruned have: prune less, or skip fewer than \
+                 {skip} layers (--prune-skip)",
+                options.ratio,
+                n_layer - skip
+            )));
+        }
+        if options.multiple > dims.n_ff {
+            return Err(Error::usage(format!(
+                "--prune-multiple {} is more than the {} channels of an MLP",
+                options.multiple, dims.n_ff
+            )));
+        }
+        Ok(plan)
+    }
+
+    /// The model's shape.
+    pub fn dims(&self) -> &Dims {
+        &self.dims
+    }
+
+    /// Share to leave out of each pruned block.
+    pub fn ratio(&self) -> f64 {
+        self.ratio
+    }
+
+    /// The blocks that are pruned.
+    pub fn blocks(&self) -> impl Iterator<Item = Block> + use<> {
+        let kinds: &[Kind] = if self.mlp_only { &[Kind::Mlp] } else { &[Kind::Attn, Kind::Mlp] };
+        (self.skip..self.dims.n_layer).flat_map(move |il| kinds.iter().map(move |&kind| Block { il, kind }))
+    }
+
+    /// Gives each block a share of its own.
+    pub fn set_shares(&mut self, shares: Vec<[f64; 2]>) {
+        self.shares = Some(shares);
+    }
+
+    /// Gives each block its count; blocks without one stay whole.
+    pub fn set_counts(&mut self, counts: BTreeMap<Block, usize>) {
+        self.counts = Some(counts);
+    }
+
+    /// Units that a block keeps; `None` if it stays whole.
+    pub fn kept(&self, block: Block) -> Option<usize> {
+        if let Some(counts) = &self.counts {
+            return counts.get(&block).copied();
+        }
+        let Block { il, kind } = block;
+        if il < self.skip || (self.mlp_only && kind == Kind::Attn) {
+            return None;
+        }
+        let units = self.dims.units(kind);
+        let ratio = self.shares.as_ref().map_or(self.ratio, |s| s[il][kind as usize]);
+        let pruned = (ratio * units as f64) as usize;
+        let kept = match kind {
+            Kind::Attn => units - pruned,
+            // Rounded up, as in the paper; never beyond what there is.
+            Kind::Mlp => (units - pruned).next_multiple_of(self.multiple).min(units),
+        };
+        // A share of all units (FLAP's can be) would leave no tensor.
+        let least = if kind == Kind::Attn { 1 } else { self.multiple.min(units) };
+        Some(kept.max(least)).filter(|&k| k < units)
+    }
+
+    /// Share of the weights of all blocks that is used; `whole_kv` counts keys and values of all heads.
+    pub fn kept_share(&self, whole_kv: bool) -> f64 {
+        let blocks = (0..self.dims.n_layer).flat_map(|il| [Kind::Attn, Kind::Mlp].map(|kind| Block { il, kind }));
+        let (mut used, mut all) = (0, 0);
+        for block in blocks {
+            let units = self.dims.units(block.kind);
+            let kept = self.kept(block).unwrap_or(units);
+            used += self.dims.weights(block.kind, kept, whole_kv);
+            all += self.dims.weights(block.kind, units, whole_kv);
+        }
+        used as f64 / all as f64
+    }
+}
+
+/// Rounded to two decimals, halves to even, as Python's `round` does.
+fn two_decimals(x: f64) -> f64 {
+    format!("{x:.2}").parse().expect("a number")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dims(n_layer: usize, n_head: usize, n_embd: usize, n_ff: usize) -> Dims {
+        Dims { n_layer, n_embd, n_head, n_head_kv: n_head, n_embd_head: n_embd / n_head, n_ff }
+    }
+
+    /// Kept heads and channels of a layer beyond the first three.
+    fn kept(d: Dims, ratio: f64) -> (usize, usize) {
+        let plan = Plan::new(&PruneOptions::paper(ratio), d).unwrap();
+        let block = |kind| plan.kept(Block { il: d.n_layer - 1, kind }).unwrap();
+        (block(Kind::Attn), block(Kind::Mlp))
+    }
+
+    #[test]
+    fn counts_are_the_papers() {
+        let llama_7b = dims(32, 32, 4096, 11008);
+        assert_eq!([0.2, 0.4, 0.6].map(|r| kept(llama_7b, r)), [(25, 8640), (18, 6208), (11, 3776)]);
+        let llama_13b = dims(40, 40, 5120, 13824);
+        assert_eq!([0.2, 0.4, 0.6].map(|r| kept(llama_13b, r)), [(32, 10816), (23, 7936), (14, 4864)]);
+        let llama_70b = dims(80, 64, 8192, 28672);
+        assert_eq!([0.2, 0.4, 0.6].map(|r| kept(llama_70b, r)), [(51, 22656), (38, 16640), (25, 10944)]);
+    }
+
+    #[test]
+    fn skipped_layers_stay_whole_and_the_rest_makes_up_for_them() {
+        let d = dims(32, 32, 4096, 11008);
+        let mut options = PruneOptions::paper(0.4);
+        let plan = Plan::new(&options, d).unwrap();
+        assert_eq!(plan.kept(Block { il: 2, kind: Kind::Mlp }), None);
+        assert_eq!(plan.blocks().count(), 29 * 2);
+        assert!((plan.kept_share(false) - 0.6).abs() < 0.01, "{}", plan.kept_share(false));
+        options.mlp_only = true;
+        let plan = Plan::new(&options, d).unwrap();
+        assert_eq!(plan.kept(Block { il: 3, kind: Kind::Attn }), None);
+        assert_eq!(plan.blocks().count(), 29);
+    }
+
+    #[test]
+    fn what_leaves_nothing_is_refused() {
+        let d = dims(4, 4, 64, 128);
+        let mut options = PruneOptions::new(0.4);
+        assert!(Plan::new(&options, d).unwrap_err().to_string().contains("--prune-skip"));
+        options.skip = 4;
+        assert!(Plan::new(&options, d).is_err());
+        options.skip = 0;
+        assert!(Plan::new(&options, d).is_ok());
+        options.multiple = 256;
+        assert!(Plan::new(&options, d).is_err());
+    }
+}

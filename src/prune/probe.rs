@@ -1,0 +1,143 @@
+//! The probe: which rows of a batch are run ahead. Tokens first, then samples; the same tokens of each sample.
+
+use ggml::{Op, Rows, Source};
+
+use crate::cli::options::{Picker, PruneMethod, PruneOptions};
+
+/// Rows of a probe, of equal-length pieces of `n_seq` samples side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeShape {
+    /// Samples in the probe
+    pub n_seq: usize,
+    /// Tokens of each
+    pub n_each: usize,
+}
+
+impl ProbeShape {
+    /// The probe of `n_seq` samples of `n_each` tokens: shares rounded up, two tokens at least (one, if there is only one).
+    pub fn of(options: &PruneOptions, n_seq: usize, n_each: usize) -> ProbeShape {
+        if options.method == PruneMethod::FullBatch {
+            return ProbeShape { n_seq, n_each };
+        }
+        let tokens = (n_each as f64 * options.tokens).ceil() as usize;
+        let samples = (n_seq as f64 * options.samples).ceil() as usize;
+        ProbeShape { n_seq: samples.clamp(1, n_seq), n_each: tokens.max(2).min(n_each) }
+    }
+
+    /// Rows in all.
+    pub fn n_rows(&self) -> usize {
+        self.n_seq * self.n_each
+    }
+}
+
+/// Row numbers of a probe at even distances in a batch of `n_seq` samples of `n_each` tokens, sample by sample.
+pub fn evenly(probe: ProbeShape, n_seq: usize, n_each: usize) -> Vec<i32> {
+    let spread = |n: usize, of: usize| (0..n).map(move |i| (2 * i + 1) * of / (2 * n));
+    spread(probe.n_seq, n_seq).flat_map(|b| spread(probe.n_each, n_each).map(move |s| (b * n_each + s) as i32)).collect()
+}
+
+/// Row numbers of the probe of largest residual importance, given the squared norm of each row: tokens by their norm over all
+/// samples, then samples by their norm over these tokens; ascending. With ten tokens or fewer the earliest gives way to
+/// position 0, as published.
+fn by_residual(probe: ProbeShape, squares: &[f32], n_seq: usize, n_each: usize) -> Vec<i32> {
+    let square = |b: usize, s: usize| f64::from(squares[b * n_each + s]);
+    let tokens: Vec<f64> = (0..n_each).map(|s| (0..n_seq).map(|b| square(b, s)).sum()).collect();
+    let mut picked = largest(&tokens, probe.n_each);
+    if probe.n_each <= 10 {
+        picked[0] = 0;
+    }
+    let samples: Vec<f64> = (0..n_seq).map(|b| picked.iter().map(|&s| square(b, s)).sum()).collect();
+    let samples = largest(&samples, probe.n_seq);
+    samples.iter().flat_map(|b| picked.iter().map(move |s| (b * n_each + s) as i32)).collect()
+}
+
+/// Numbers of the `n` largest values, ascending; the first of equals.
+fn largest(values: &[f64], n: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
+    order.truncate(n);
+    order.sort_unstable();
+    order
+}
+
+/// `x` `[n_embd, n_tokens]` -> F32 `[1, n_tokens]`: the squared norm of each row.
+#[derive(Debug)]
+pub struct SquaredNorms;
+
+impl Op for SquaredNorms {
+    fn compute(&self, sources: &[Source], out: &mut Rows) {
+        let range = out.range();
+        for (out, row) in out.elements::<f32>().iter_mut().zip(range) {
+            *out = sources[0].row::<f32>(row).iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() as f32;
+        }
+    }
+}
+
+/// Squared norms F32 `[1, n_tokens]` -> I32 `[n_rows]`: the probe's rows.
+#[derive(Debug)]
+pub struct PickByResidual {
+    /// The probe
+    pub probe: ProbeShape,
+    /// Samples of the batch
+    pub n_seq: usize,
+    /// Tokens of each
+    pub n_each: usize,
+}
+
+impl Op for PickByResidual {
+    fn compute(&self, sources: &[Source], out: &mut Rows) {
+        let squares: Vec<f32> = (0..self.n_seq * self.n_each).map(|i| sources[0].row::<f32>(i)[0]).collect();
+        let rows = by_residual(self.probe, &squares, self.n_seq, self.n_each);
+        out.elements::<i32>().copy_from_slice(&rows);
+    }
+}
+
+/// The picker's operation for a graph needs no input, the even one has its rows set from outside.
+pub fn is_input(options: &PruneOptions) -> bool {
+    options.method == PruneMethod::FullBatch || options.picker == Picker::Even
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_rounded_up() {
+        let paper = PruneOptions::paper(0.4);
+        assert_eq!(ProbeShape::of(&paper, 20, 1024), ProbeShape { n_seq: 1, n_each: 512 });
+        assert_eq!(ProbeShape::of(&paper, 1, 3), ProbeShape { n_seq: 1, n_each: 2 });
+        let mut options = PruneOptions { samples: 0.15, ..paper };
+        assert_eq!(ProbeShape::of(&options, 20, 1).n_each, 1);
+        assert_eq!(ProbeShape::of(&options, 20, 1024).n_seq, 3);
+        options.method = PruneMethod::FullBatch;
+        assert_eq!(ProbeShape::of(&options, 20, 1024).n_rows(), 20480);
+    }
+
+    #[test]
+    fn figure_1_picks_the_token_of_the_largest_residual() {
+        // Residuals [[4, 2], [3, 0]] of two samples: importance [5, 2].
+        let squares = [16.0, 4.0, 9.0, 0.0];
+        assert_eq!(by_residual(ProbeShape { n_seq: 1, n_each: 1 }, &squares, 2, 2), [0]);
+    }
+
+    #[test]
+    fn tokens_then_samples() {
+        // Token 2 is the largest over both samples, then token 1; of these, sample 1 has more.
+        let mut squares = vec![0.0; 2 * 12];
+        squares[2] = 4.0;
+        squares[12 + 2] = 9.0;
+        squares[12 + 1] = 5.0;
+        squares[7] = 1.0;
+        assert_eq!(by_residual(ProbeShape { n_seq: 1, n_each: 3 }, &squares, 2, 12), [12, 14, 19]);
+        let all: Vec<i32> = (0..11).map(|i| i + 12).collect();
+        let picked = by_residual(ProbeShape { n_seq: 1, n_each: 11 }, &squares, 2, 12);
+        assert_eq!(picked, all, "eleven tokens: position 0 is not forced in, but ties go to the first");
+    }
+
+    #[test]
+    fn even_rows() {
+        assert_eq!(evenly(ProbeShape { n_seq: 1, n_each: 4 }, 1, 8), [1, 3, 5, 7]);
+        assert_eq!(evenly(ProbeShape { n_seq: 2, n_each: 2 }, 2, 4), [1, 3, 5, 7]);
+        assert_eq!(evenly(ProbeShape { n_seq: 2, n_each: 3 }, 2, 3), [0, 1, 2, 3, 4, 5]);
+    }
+}
