@@ -11,6 +11,7 @@
 //! session   one timeline: tokens, KV cache, last logits
 //! model     hparams, weights, KV cache, graph
 //! prune     the Probe Pruning pass: plan, probe, history, score, select, reduce
+//! calibration  statistics for the pass, in a file next to the model
 //! blocks    pure graph functions: norm, qkv, rope, attention, ffn
 //! gguf      open, check, metadata, tensor table, memory map
 //! ggml      (vendor) the five beats of ggml, and the parts of libllama that are used
@@ -18,6 +19,7 @@
 //!
 //! `sampler`, `tokenizer`, `stats` and `error` are leaves.
 pub mod blocks;
+pub mod calibration;
 pub mod chat;
 pub mod cli;
 pub mod commands;

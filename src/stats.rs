@@ -102,6 +102,8 @@ pub struct Stats {
     pub seed: u32,
     /// See [`logits_hash`].
     pub logits_hash: u64,
+    /// What was pruned, if anything was to be.
+    pub prune: Option<String>,
     /// Why the answer ended.
     pub stop_reason: &'static str,
 }
@@ -129,10 +131,11 @@ impl Stats {
             0 => String::new(),
             n => format!(" ({n} cached)"),
         };
+        let prune = self.prune.as_ref().map_or_else(String::new, |p| format!("{p} | "));
         let first = self.first_token_time.map_or_else(|| "none".to_owned(), |t| format!("{:.3} s", t.as_secs_f64()));
         format!(
             "prompt {} tokens{cached}, {:.1} tok/s | generated {} tokens, {:.1} tok/s | first token {first} | context {}/{} | \
-             seed {} | logits {:016x} | {}",
+             {prune}seed {} | logits {:016x} | {}",
             self.prompt_tokens,
             self.prompt_speed(),
             self.generated_tokens,

@@ -10,6 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["chat", "generate"],
     &["session"],
     &["model"],
+    &["calibration"],
     &["prune"],
     &["blocks"],
     &["sampler", "stats"],

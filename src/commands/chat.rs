@@ -3,9 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use super::run::{Answer, Run, answer, sampler, save};
-use super::{print, print_answer};
+use super::{print, print_answer, prune};
 use crate::chat::{Conversation, Editor, Input, Style, Template, exit_cleanly_on_sigterm};
-use crate::cli::options::Tristate;
+use crate::cli::options::{PruneOptions, Tristate};
 use crate::error::{Error, Kind, Result};
 use crate::generate::StopReason;
 use crate::sampler::Sampler;
@@ -15,6 +15,7 @@ use crate::stats::Stats;
 const HELP: &str = "\
 /help           this list
 /regen          another answer to the last question
+/prune R        leave out this share of heads and channels from the next turn on; /prune off
 /clear          forget the conversation
 /exit           leave (also /bye, /quit, Ctrl-D)
 //text          a message that begins with /
@@ -22,15 +23,17 @@ const HELP: &str = "\
 Ctrl-C          stop the answer; what came is kept
 ";
 
-const COMMANDS: &[&str] = &["/help", "/?", "/regen", "/clear", "/exit", "/quit", "/bye"];
+const COMMANDS: &[&str] = &["/help", "/?", "/regen", "/prune", "/clear", "/exit", "/quit", "/bye"];
 
 /// Chats until the user leaves.
 pub fn chat(run: &Run, template: &Template, system: Option<&str>, first: Option<&str>) -> Result<()> {
     let options = run.options;
     exit_cleanly_on_sigterm()?;
     let mut session = Session::new(run.model, &options.context, 1, 1, run.signals.interrupt.clone())?;
+    prune::apply(&mut session, run.model, options.prune.as_ref(), options.context.n_threads_batch)?;
     let mut chat = Chat {
         run,
+        prune: options.prune.clone(),
         sampler: sampler(run, &session),
         conversation: Conversation::new(template, run.tokenizer, system, options.parse_special),
         session: &mut session,
@@ -69,6 +72,13 @@ pub fn chat(run: &Run, template: &Template, system: Option<&str>, first: Option<
                 Ok(())
             }
             "/regen" => chat.regenerate(),
+            command if command == "/prune" || command.starts_with("/prune ") => {
+                match chat.set_prune(command["/prune".len()..].trim()) {
+                    Ok(said) => run.log.note(&said),
+                    Err(e) => run.log.error(&e.to_string()),
+                }
+                Ok(())
+            }
             command if command.starts_with('/') && !command.starts_with("//") => {
                 run.log.error(&unknown(word));
                 Ok(())
@@ -88,6 +98,7 @@ pub fn chat(run: &Run, template: &Template, system: Option<&str>, first: Option<
             break Ok(());
         }
     };
+    let result = result.and_then(|()| prune::write_dump(chat.session, run.model, chat.prune.as_ref()));
     match &options.output_file {
         Some(path) => save(path, chat.conversation.messages()).and(result),
         None => result,
@@ -104,12 +115,41 @@ fn unknown(word: &str) -> String {
 
 struct Chat<'a, 'm> {
     run: &'a Run<'a>,
+    /// What the next turn prunes
+    prune: Option<PruneOptions>,
     conversation: Conversation<'a>,
     session: &'a mut Session<'m>,
     sampler: Sampler,
 }
 
 impl<'a> Chat<'a, '_> {
+    /// `/prune R`, `/prune off`; alone it says what is in force.
+    fn set_prune(&mut self, word: &str) -> Result<String> {
+        let said = |o: &Option<PruneOptions>| match o {
+            Some(o) => format!("{:.0}% of heads and channels are left out from the next turn on", 100.0 * o.ratio),
+            None => "nothing is left out".to_owned(),
+        };
+        if word.is_empty() {
+            return Ok(said(&self.prune));
+        }
+        let ratio = match word {
+            "off" => 0.0,
+            number => number.parse().ok().filter(|r| (0.0..=0.8).contains(r)).ok_or_else(|| {
+                Error::usage(format!("/prune wants a number from 0 to 0.8, or 'off'; got '{number}'"))
+            })?,
+        };
+        let base = self.run.options.prune.clone().unwrap_or_else(|| PruneOptions::new(ratio));
+        let prune = (ratio > 0.0).then_some(PruneOptions { ratio, ..base });
+        let n_threads = self.run.options.context.n_threads_batch;
+        if let Err(e) = prune::apply(self.session, self.run.model, prune.as_ref(), n_threads) {
+            // As it was: what worked before works again.
+            prune::apply(self.session, self.run.model, self.prune.as_ref(), n_threads)?;
+            return Err(e);
+        }
+        self.prune = prune;
+        Ok(said(&self.prune))
+    }
+
     /// One turn of the user's, and the answer.
     fn ask(&mut self, text: &str) -> Result<()> {
         let options = self.run.options;

@@ -1,10 +1,12 @@
 //! One file per command: the only code that writes to stdout.
 
 mod bench;
+mod calibrate;
 mod chat;
 mod completions;
 mod load;
 mod perplexity;
+mod prune;
 mod run;
 mod show;
 mod tokenize;
@@ -14,7 +16,7 @@ use std::io::{self, IsTerminal, Read, Write, stdin, stdout};
 use std::path::Path;
 
 use crate::cli::options::Command;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Runs a command.
 pub fn run(command: &Command) -> Result<()> {
@@ -23,6 +25,7 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Show(o) => show::run(o),
         Command::Tokenize(o) => tokenize::run(o),
         Command::Perplexity(o) => perplexity::run(o),
+        Command::Calibrate(o) => calibrate::run(o),
         Command::Bench(o) => bench::run(o),
         Command::Completions(shell) => completions::completions(*shell),
         Command::Man => completions::man(),
@@ -66,6 +69,23 @@ fn read_text(path: &Path) -> Result<String> {
     };
     drop_line_break(&mut text);
     Ok(text)
+}
+
+/// Writes a file under a temporary name first, so that nothing half-written takes a file's place.
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = Path::new(&name);
+    let write = || -> io::Result<()> {
+        let mut file = fs::File::create(temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(temporary, path)
+    };
+    write().map_err(|e| {
+        let _ = fs::remove_file(temporary);
+        Error::new(Kind::CannotCreate, format!("cannot be written: {e}")).in_file(path)
+    })
 }
 
 fn read_stdin() -> Result<String> {

@@ -1,7 +1,9 @@
-//! `pp-run perplexity`: as llama-perplexity, so that numbers can be compared.
+//! `pp-run perplexity`: as llama-perplexity, so that numbers can be compared; and as Probe Pruning's paper.
+
+use std::time::{Duration, Instant};
 
 use super::load::{Signals, load};
-use super::{print, read_text};
+use super::{print, prune, read_text};
 use crate::cli::options::PerplexityOptions;
 use crate::error::{Error, Kind, Result};
 use crate::session::Session;
@@ -23,13 +25,21 @@ impl Sums {
         self.count += 1;
     }
 
+    fn mean(&self) -> f64 {
+        self.nll / self.count as f64
+    }
+
+    /// Standard error of the mean.
+    fn error(&self) -> f64 {
+        let n = self.count as f64;
+        let variance = self.nll_squared / n - self.mean() * self.mean();
+        if variance > 0.0 && self.count > 1 { (variance / (n - 1.0)).sqrt() } else { 0.0 }
+    }
+
     /// Perplexity and its standard error.
     fn estimate(&self) -> (f64, f64) {
-        let n = self.count as f64;
-        let mean = self.nll / n;
-        let variance = self.nll_squared / n - mean * mean;
-        let error = if variance > 0.0 && self.count > 1 { (variance / (n - 1.0)).sqrt() } else { 0.0 };
-        (mean.exp(), error * mean.exp())
+        let perplexity = self.mean().exp();
+        (perplexity, self.error() * perplexity)
     }
 }
 
@@ -41,86 +51,181 @@ fn negative_log_likelihood(logits: &[f32], token: Token) -> f64 {
 }
 
 /// Scores of the tokens `next` by the rows of logits before them, on `n_threads` threads.
-fn score_rows(rows: &[&[f32]], next: &[Token], n_threads: usize) -> Vec<f64> {
-    let pairs: Vec<(&[f32], Token)> = rows.iter().copied().zip(next.iter().copied()).collect();
-    let share = pairs.len().div_ceil(n_threads).max(1);
-    let score = |part: &[(&[f32], Token)]| -> Vec<f64> {
-        part.iter().map(|(logits, token)| negative_log_likelihood(logits, *token)).collect()
+fn score_rows(logits: &[f32], next: &[Token], n_threads: usize) -> Vec<f64> {
+    let n_vocab = logits.len() / next.len().max(1);
+    let share = next.len().div_ceil(n_threads).max(1);
+    let score = |logits: &[f32], next: &[Token]| -> Vec<f64> {
+        logits.chunks_exact(n_vocab).zip(next).map(|(row, &token)| negative_log_likelihood(row, token)).collect()
     };
     std::thread::scope(|scope| {
-        let parts: Vec<_> = pairs.chunks(share).map(|part| scope.spawn(move || score(part))).collect();
+        let parts: Vec<_> = logits
+            .chunks((share * n_vocab).max(1))
+            .zip(next.chunks(share))
+            .map(|(logits, next)| scope.spawn(move || score(logits, next)))
+            .collect();
         parts.into_iter().flat_map(|p| p.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
     })
 }
 
-/// Cuts the text into windows of `-c` tokens, each beginning with BOS if the model wants it, and scores the second half of
-/// each.
+/// KL divergence of `other` from `base`, and whether both have the same most likely token.
+fn compare(base: &[f32], other: &[f32]) -> (f64, bool) {
+    let best = |logits: &[f32]| {
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("a vocabulary");
+        (best, logits[best])
+    };
+    let ((top_base, max_base), (top_other, max_other)) = (best(base), best(other));
+    let sum = |logits: &[f32], max: f32| logits.iter().map(|l| f64::from((l - max).exp())).sum::<f64>().ln();
+    let (sum_base, sum_other) = (sum(base, max_base), sum(other, max_other));
+    let kl = base.iter().zip(other).map(|(&b, &o)| {
+        let log_base = f64::from(b - max_base) - sum_base;
+        log_base.exp() * (log_base - (f64::from(o - max_other) - sum_other))
+    });
+    (kl.sum(), top_base == top_other)
+}
+
+/// What a run computes.
+struct Protocol {
+    /// Windows of equal length
+    windows: Vec<Vec<Token>>,
+    /// Windows in one pass
+    n_seq: usize,
+    /// First position that is scored
+    first: usize,
+}
+
+/// llama-perplexity's windows: of `-c` tokens, each beginning with BOS if the model wants it; the second half of each is scored.
+/// With `--batch` and `--seq` Probe Pruning's: consecutive pieces of the text as it is, scored whole.
+fn protocol(options: &PerplexityOptions, tokens: &[Token], bos: Option<Token>, n_ctx_train: usize) -> Result<Protocol> {
+    let (n_ctx, n_seq) = match options.batch {
+        Some((batch, seq)) => (seq, batch),
+        None => {
+            let n_ctx = options.context.n_ctx.filter(|&n| n > 0).map_or(n_ctx_train, |n| n as usize);
+            if n_ctx < 4 {
+                return Err(Error::usage(format!("-c is {n_ctx}, expected 4 or more: half of a window is scored")));
+            }
+            (n_ctx, options.context.n_batch as usize / n_ctx)
+        }
+    };
+    let least = if options.batch.is_some() { n_ctx } else { 2 * n_ctx };
+    if tokens.len() < least {
+        return Err(Error::malformed(format!(
+            "has {} tokens, but {least} are needed at least for windows of {n_ctx}: use a longer text or shorter windows",
+            tokens.len()
+        ))
+        .in_file(&options.file));
+    }
+    let n_chunks = options.chunks.unwrap_or(usize::MAX).min(tokens.len() / n_ctx);
+    let mut windows: Vec<Vec<Token>> = tokens.chunks_exact(n_ctx).take(n_chunks).map(<[_]>::to_vec).collect();
+    if options.batch.is_none() {
+        windows.iter_mut().for_each(|w| w[0] = bos.unwrap_or(w[0]));
+    }
+    let first = if options.batch.is_some() { 0 } else { n_ctx / 2 };
+    Ok(Protocol { n_seq: n_seq.clamp(1, n_chunks), windows, first })
+}
+
+/// Scores a text. With `--kl` the dense model scores it too, batch by batch.
 pub fn run(options: &PerplexityOptions) -> Result<()> {
     let log = Log::new(&options.log, false)?;
     let signals = Signals::catch()?;
     let text = read_text(&options.file)?;
     let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
-    let mut context = options.context.clone();
-    let n_ctx = match context.n_ctx {
-        Some(0) | None => model.hparams().n_ctx_train as usize,
-        Some(n) => n as usize,
-    };
-    if n_ctx < 4 {
-        return Err(Error::usage(format!("-c is {n_ctx}, expected 4 or more: half of a window is scored")));
-    }
-    context.n_ctx = Some(u32::try_from(n_ctx).unwrap_or(u32::MAX));
-
     let tokens = tokenizer.encode(&text, true, false)?;
-    if tokens.len() < 2 * n_ctx {
-        return Err(Error::malformed(format!(
-            "has {} tokens, but two windows of {n_ctx} are needed at least: use a longer text or a smaller -c",
-            tokens.len()
-        ))
-        .in_file(&options.file));
-    }
     let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
-    let n_chunks = options.chunks.unwrap_or(usize::MAX).min(tokens.len() / n_ctx);
-    let windows: Vec<Vec<Token>> = tokens
-        .chunks_exact(n_ctx)
-        .take(n_chunks)
-        .map(|w| {
-            let mut window = w.to_vec();
-            window[0] = bos.unwrap_or(window[0]);
-            window
-        })
-        .collect();
+    let Protocol { windows, n_seq, first } = protocol(options, &tokens, bos, model.hparams().n_ctx_train as usize)?;
+    let n_ctx = windows[0].len();
+    let n_threads = options.context.n_threads_batch;
+    let mut context = options.context.clone();
+    context.n_ctx = Some(u32::try_from(n_ctx).unwrap_or(u32::MAX));
+    if options.batch.is_some() || options.prune.is_some() {
+        // What is pruned together runs together.
+        let all = u32::try_from(n_seq * n_ctx).unwrap_or(u32::MAX);
+        (context.n_batch, context.n_ubatch) = (all, if options.batch.is_some() { all } else { context.n_ubatch });
+    }
+    let mut session = Session::new(&model, &context, n_seq, n_seq * n_ctx, signals.interrupt.clone())?;
+    prune::apply(&mut session, &model, options.prune.as_ref(), n_threads)?;
 
-    let n_seq = (context.n_batch as usize / n_ctx).clamp(1, n_chunks);
-    let mut session = Session::new(&model, &context, n_seq, context.n_ubatch as usize, signals.interrupt.clone())?;
-    log.note(&format!("{n_chunks} windows of {n_ctx} tokens, {n_seq} at a time"));
-    let bar = log.progress("perplexity", (n_chunks * n_ctx) as u64);
-    let first = n_ctx / 2;
-    let mut sums = Sums::default();
+    log.note(&format!("{} windows of {n_ctx} tokens, {n_seq} at a time", windows.len()));
+    let bar = log.progress("perplexity", (windows.len() * n_ctx) as u64);
+    let (mut sums, mut dense_sums, mut kl_sums) = <(Sums, Sums, Sums)>::default();
+    let (mut time, mut dense_time) = (Duration::ZERO, Duration::ZERO);
+    let mut agreed = 0;
     let mut done = 0;
+    let interrupted = |e: Error| if e.kind() == Kind::Interrupted { signals.error() } else { e };
     for group in windows.chunks(n_seq) {
         let seqs: Vec<&[Token]> = group.iter().map(Vec::as_slice).collect();
-        let mut scores = vec![Vec::with_capacity(n_ctx - first); group.len()];
-        let scored = session.score(&seqs, first, &mut |seq, pos, rows| {
-            let rows: Vec<&[f32]> = rows.chunks_exact(model.n_vocab()).collect();
-            // Row i predicts the token after its own; nothing is known to follow the last.
-            let next = &seqs[seq][pos + 1..n_ctx.min(pos + 1 + rows.len())];
-            scores[seq].extend(score_rows(&rows, next, context.n_threads_batch));
-            bar.set_position((done * n_ctx + pos * seqs.len()) as u64);
-        });
-        scored.map_err(|e| if e.kind() == Kind::Interrupted { signals.error() } else { e })?;
-        for window in scores {
-            window.into_iter().for_each(|nll| sums.add(nll));
+        let mut states = |prune: bool, time: &mut Duration| {
+            let start = Instant::now();
+            let states = session.states(&seqs, first, prune).map_err(interrupted);
+            *time += start.elapsed();
+            states
+        };
+        let dense = if options.kl { Some(states(false, &mut dense_time)?) } else { None };
+        let pruned = states(true, &mut time)?;
+        let n_embd = model.hparams().n_embd;
+        for (i, window) in group.iter().enumerate() {
+            // State i predicts the token after its own; nothing is known to follow the last.
+            let n = n_ctx - 1 - first;
+            let of_window = |states: &[f32]| states[i * (n_ctx - first) * n_embd..][..n * n_embd].to_vec();
+            let next = &window[first + 1..];
+            let (pruned, dense) = (of_window(&pruned), dense.as_deref().map(of_window));
+            for start in (0..n).step_by(ROWS) {
+                let end = n.min(start + ROWS);
+                let part = |states: &[f32]| states[start * n_embd..end * n_embd].to_vec();
+                let next = &next[start..end];
+                let logits = logits(&mut session, &part(&pruned)).map_err(interrupted)?;
+                score_rows(&logits, next, n_threads).into_iter().for_each(|nll| sums.add(nll));
+                if let Some(dense) = &dense {
+                    let base = self::logits(&mut session, &part(dense)).map_err(interrupted)?;
+                    score_rows(&base, next, n_threads).into_iter().for_each(|nll| dense_sums.add(nll));
+                    let n_vocab = model.n_vocab();
+                    for (base, other) in base.chunks_exact(n_vocab).zip(logits.chunks_exact(n_vocab)) {
+                        let (kl, same) = compare(base, other);
+                        kl_sums.add(kl);
+                        agreed += usize::from(same);
+                    }
+                }
+            }
             done += 1;
+            bar.set_position((done * n_ctx) as u64);
             bar.suspend(|| print(&format!("[{done}]{:.4},", sums.estimate().0)))?;
         }
     }
     bar.finish_and_clear();
+    prune::write_dump(&session, &model, options.prune.as_ref())?;
     let (perplexity, error) = sums.estimate();
     if !perplexity.is_finite() {
         print("\n")?;
         return Err(Error::failed("the perplexity is not a number: the model computes NaN (try --check-tensors)"));
     }
-    print(&format!("\nFinal estimate: PPL = {perplexity:.4} +/- {error:.5}\n"))
+    if let Some(report) = session.prune_report() {
+        log.note(&report.line());
+    }
+    let seconds = |t: Duration| t.as_secs_f64();
+    log.note(&match options.kl {
+        true => format!("passes {:.3} s, dense {:.3} s", seconds(time), seconds(dense_time)),
+        false => format!("passes {:.3} s", seconds(time)),
+    });
+    print("\n")?;
+    if options.kl {
+        let (dense, dense_error) = dense_sums.estimate();
+        print(&format!(
+            "Mean KL divergence: {:.5} +/- {:.5}\nTop-1 agreement: {:.2}%\nDense: PPL = {dense:.4} +/- {dense_error:.5}\n",
+            kl_sums.mean(),
+            kl_sums.error(),
+            100.0 * agreed as f64 / kl_sums.count as f64
+        ))?;
+    }
+    print(&format!("Final estimate: PPL = {perplexity:.4} +/- {error:.5}\n"))
+}
+
+/// Rows of logits that are held at once.
+const ROWS: usize = 512;
+
+/// Logits of states, one row after the other.
+fn logits(session: &mut Session, states: &[f32]) -> Result<Vec<f32>> {
+    let mut all = Vec::new();
+    session.outputs(states, &mut |_, logits| all.extend_from_slice(logits))?;
+    Ok(all)
 }
 
 #[cfg(test)]

@@ -8,14 +8,14 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::load::{Signals, load};
-use super::{chat, drop_line_break, print, print_answer, read_stdin, read_text};
+use super::{chat, drop_line_break, print, print_answer, prune, read_stdin, read_text, write_file};
 use crate::chat::{Conversation, Message, Role, Template};
 use crate::cli::options::{Conversation as Mode, OutputFormat, Predict, RunOptions};
 use crate::error::{Error, Kind, Result};
 use crate::generate::{Generate, Limits, StopReason};
 use crate::model::Model;
 use crate::sampler::Sampler;
-use crate::session::Session;
+use crate::session::{PruneReport, Session};
 use crate::stats::{Log, Stats, logits_hash};
 use crate::tokenizer::{Token, Tokenizer};
 
@@ -131,6 +131,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
         context.n_ctx = Some(u32::try_from(needed.max(1)).unwrap_or(u32::MAX).next_multiple_of(256));
     }
     let mut session = Session::new(run.model, &context, 1, 1, run.signals.interrupt.clone())?;
+    prune::apply(&mut session, run.model, options.prune.as_ref(), context.n_threads_batch)?;
     let mut sampler = sampler(run, &session);
     let json = options.output_format == OutputFormat::Json;
     let load_time = run.start.elapsed();
@@ -139,6 +140,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     }
     let answer =
         answer(run, &mut session, &mut sampler, &tokens, &mut |text| if json { Ok(()) } else { print_answer(text) })?;
+    prune::write_dump(&session, run.model, options.prune.as_ref())?;
     if json {
         let s = &answer.stats;
         let object = json!({
@@ -152,6 +154,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
             "context_size": s.context_size,
             "seed": s.seed,
             "logits_hash": format!("{:016x}", s.logits_hash),
+            "prune": s.prune,
             "timings": {
                 "load_s": load_time.as_secs_f64(),
                 "prompt_s": s.prompt_time.as_secs_f64(),
@@ -251,13 +254,13 @@ pub fn answer(
     stats.generation_time = total - first.unwrap_or(total);
     stats.context_used = session.n_past();
     stats.logits_hash = logits_hash(session.logits());
+    stats.prune = session.prune_report().map(PruneReport::line);
     stats.stop_reason = stop.name();
     Ok(Answer { text, tokens, stop, stats })
 }
 
-/// Writes a copy of a conversation: under a temporary name first, so that nothing half-written takes a file's place.
+/// Writes a copy of a conversation.
 pub fn save(path: &Path, messages: &[Message]) -> Result<()> {
-    use std::io::Write;
     let mut text = String::new();
     for m in messages {
         let who = match m.role {
@@ -267,19 +270,7 @@ pub fn save(path: &Path, messages: &[Message]) -> Result<()> {
         };
         text.push_str(&format!("{who}:\n{}\n\n", m.content));
     }
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = Path::new(&name);
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(temporary, path)
-    };
-    write().map_err(|e| {
-        let _ = std::fs::remove_file(temporary);
-        Error::new(Kind::CannotCreate, format!("cannot be written: {e}")).in_file(path)
-    })
+    write_file(path, text.as_bytes())
 }
 
 impl Run<'_> {

@@ -1,0 +1,224 @@
+//! Calibration files: statistics of a model's blocks on some text, next to the model.
+//!
+//! Layout, little-endian: magic, version (u32), length of the header (u32), header (JSON), for each block the five vectors of
+//! [`BlockStats`] as F32, then for each block its table by position (if any), then XXH3 of all that (u64).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use ggml::Map;
+use serde_json::{Value, json};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+use crate::prune::BlockStats;
+use crate::prune::plan::{Block, Dims, Kind};
+
+const MAGIC: &[u8; 8] = b"PPRUNCAL";
+const VERSION: u32 = 1;
+/// Magic, version, length of the header.
+const FIXED: usize = 16;
+/// No header is near this.
+const MAX_HEADER: usize = 1 << 16;
+
+/// Statistics of a model on a text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Calibration {
+    /// Windows of the text
+    pub n_seqs: usize,
+    /// Tokens of a window
+    pub seq_len: usize,
+    /// Windows in one pass
+    pub batch: usize,
+    /// Where the text came from
+    pub text: String,
+    /// Statistics of each block
+    pub blocks: BTreeMap<Block, BlockStats>,
+}
+
+/// The file next to a model: its name with `.ppcal` for `.gguf`.
+pub fn path_for(model: &Path) -> PathBuf {
+    model.with_extension("ppcal")
+}
+
+/// All blocks of a model, in the file's order.
+pub fn all_blocks(dims: &Dims) -> impl Iterator<Item = Block> + use<> {
+    (0..dims.n_layer).flat_map(|il| [Kind::Attn, Kind::Mlp].map(|kind| Block { il, kind }))
+}
+
+/// XXH3 of what tells one model from another: names, types and shapes of its tensors, and the ends of their bytes.
+pub fn fingerprint(gguf: &Gguf) -> u64 {
+    const END: usize = 4096;
+    let mut hash = Xxh3::new();
+    for t in gguf.tensors() {
+        hash.update(t.name.as_bytes());
+        hash.update(&t.ty.id().to_le_bytes());
+        t.ne.iter().for_each(|n| hash.update(&n.to_le_bytes()));
+        let data = gguf.data(t);
+        hash.update(&data[..data.len().min(END)]);
+        hash.update(&data[data.len().saturating_sub(END)..]);
+    }
+    hash.digest()
+}
+
+impl Calibration {
+    /// The file's bytes.
+    pub fn to_bytes(&self, dims: &Dims, fingerprint: u64) -> Vec<u8> {
+        let positions = self.blocks.values().all(|b| !b.positions.is_empty());
+        let header = json!({
+            "fingerprint": format!("{fingerprint:016x}"),
+            "n_seqs": self.n_seqs,
+            "seq_len": self.seq_len,
+            "batch": self.batch,
+            "positions": positions,
+            "text": self.text,
+        })
+        .to_string();
+        let mut out = MAGIC.to_vec();
+        out.extend(VERSION.to_le_bytes());
+        out.extend((header.len() as u32).to_le_bytes());
+        out.extend(header.as_bytes());
+        let mut push = |values: &[f32]| values.iter().for_each(|v| out.extend(v.to_le_bytes()));
+        for block in all_blocks(dims) {
+            let b = &self.blocks[&block];
+            [&b.energy, &b.mean, &b.variance, &b.mean_as_coded, &b.variance_as_coded].into_iter().for_each(|v| push(v));
+        }
+        if positions {
+            all_blocks(dims).for_each(|block| push(&self.blocks[&block].positions));
+        }
+        let sum = xxh3_64(&out);
+        out.extend(sum.to_le_bytes());
+        out
+    }
+
+    /// Reads the file of a model of shape `dims`. [`crate::error::Kind::Input`] if there is none,
+    /// [`crate::error::Kind::Malformed`] if it is damaged, of another version or of another model.
+    pub fn read(path: &Path, dims: &Dims, fingerprint: u64) -> Result<Calibration> {
+        Calibration::read_inner(path, dims, fingerprint).map_err(|e| e.in_file(path))
+    }
+
+    fn read_inner(path: &Path, dims: &Dims, fingerprint: u64) -> Result<Calibration> {
+        let reading = |e: std::io::Error| match e.kind() {
+            std::io::ErrorKind::NotFound => {
+                Error::input("no such file: pp-run calibrate -m MODEL makes these statistics")
+            }
+            _ => Error::input(format!("cannot be read: {e}")),
+        };
+        // Opening a FIFO would wait for a writer: look before.
+        let stat = std::fs::metadata(path).map_err(reading)?;
+        if !stat.is_file() {
+            return Err(Error::input("is not a regular file"));
+        }
+        if stat.len() < (FIXED + 8) as u64 {
+            return Err(Error::malformed(format!("has {} bytes: no calibration file", stat.len())));
+        }
+        let map = Map::new(&File::open(path).map_err(reading)?).map_err(reading)?;
+        parse(&map, dims, fingerprint)
+    }
+}
+
+fn parse(bytes: &[u8], dims: &Dims, fingerprint: u64) -> Result<Calibration> {
+    let again = "pp-run calibrate makes it anew";
+    if bytes.len() < FIXED + 8 || &bytes[..8] != MAGIC {
+        return Err(Error::malformed("is no calibration file of pp-run"));
+    }
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+    if word(8) != VERSION {
+        return Err(Error::malformed(format!("is of version {}, expected {VERSION}: {again}", word(8))));
+    }
+    let (body, sum) = bytes.split_at(bytes.len() - 8);
+    if xxh3_64(body).to_le_bytes() != *sum {
+        return Err(Error::malformed(format!("is damaged (its checksum does not match): {again}")));
+    }
+    let broken = || Error::malformed(format!("has a broken header: {again}"));
+    let length = word(12) as usize;
+    if length > MAX_HEADER || length > body.len() - FIXED {
+        return Err(broken());
+    }
+    let (header, mut data) = body[FIXED..].split_at(length);
+    let header: Value = serde_json::from_slice(header).map_err(|_| broken())?;
+    if header["fingerprint"].as_str() != Some(&format!("{fingerprint:016x}")) {
+        return Err(Error::malformed(format!("is of another model: {again}")));
+    }
+    let number = |key: &str| header[key].as_u64().and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0).ok_or_else(broken);
+    let (n_seqs, seq_len, batch) = (number("n_seqs")?, number("seq_len")?, number("batch")?);
+    let positions = header["positions"].as_bool().ok_or_else(broken)?;
+    let channels: usize = all_blocks(dims).map(|b| dims.channels(b.kind)).sum();
+    let rows = 5 + if positions { seq_len } else { 0 };
+    if channels.checked_mul(rows).and_then(|n| n.checked_mul(4)) != Some(data.len()) {
+        return Err(broken());
+    }
+    let mut take = |n: usize| -> Vec<f32> {
+        let (head, rest) = data.split_at(4 * n);
+        data = rest;
+        head.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
+    };
+    let mut blocks: BTreeMap<Block, BlockStats> = all_blocks(dims)
+        .map(|block| {
+            let n = dims.channels(block.kind);
+            let [energy, mean, variance, mean_as_coded, variance_as_coded] = [(); 5].map(|()| take(n));
+            (block, BlockStats { energy, mean, variance, mean_as_coded, variance_as_coded, positions: Vec::new() })
+        })
+        .collect();
+    if positions {
+        for (block, stats) in &mut blocks {
+            stats.positions = take(dims.channels(block.kind) * seq_len);
+        }
+    }
+    let text = header["text"].as_str().unwrap_or_default().to_owned();
+    Ok(Calibration { n_seqs, seq_len, batch, text, blocks })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(positions: bool) -> (Dims, Calibration) {
+        let dims = Dims { n_layer: 2, n_embd: 4, n_head: 2, n_head_kv: 1, n_embd_head: 2, n_ff: 6 };
+        let stats = |block: Block| {
+            let n = dims.channels(block.kind);
+            let v = |k: f32| (0..n).map(|i| k + i as f32).collect::<Vec<f32>>();
+            BlockStats {
+                energy: v(1.0),
+                mean: v(-2.0),
+                variance: v(3.0),
+                mean_as_coded: v(4.0),
+                variance_as_coded: v(5.0),
+                positions: if positions { vec![0.5; n * 3] } else { Vec::new() },
+            }
+        };
+        let blocks = all_blocks(&dims).map(|b| (b, stats(b))).collect();
+        (dims, Calibration { n_seqs: 2, seq_len: 3, batch: 2, text: "a.txt".into(), blocks })
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for positions in [true, false] {
+            let (dims, calibration) = sample(positions);
+            let bytes = calibration.to_bytes(&dims, 7);
+            assert_eq!(parse(&bytes, &dims, 7).unwrap(), calibration);
+        }
+    }
+
+    #[test]
+    fn no_damage_passes() {
+        let (dims, calibration) = sample(true);
+        let bytes = calibration.to_bytes(&dims, 7);
+        for n in 0..bytes.len() {
+            assert!(parse(&bytes[..n], &dims, 7).is_err(), "cut to {n}");
+        }
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(parse(&damaged, &dims, 7).is_err(), "bit {bit}");
+        }
+        let message = |r: Result<Calibration>| r.unwrap_err().to_string();
+        assert!(message(parse(&bytes, &dims, 8)).contains("another model"));
+        assert!(message(parse(&bytes, &Dims { n_ff: 7, ..dims }, 7)).contains("broken"));
+        let mut version = bytes.clone();
+        version[8] = 9;
+        assert!(message(parse(&version, &dims, 7)).contains("version 9"));
+    }
+}

@@ -1,0 +1,220 @@
+//! `pp-run calibrate`: statistics of a model's blocks, for pruning's history and for the methods that never look at a batch.
+
+use std::collections::BTreeMap;
+
+use super::load::{Signals, load};
+use super::{read_text, write_file};
+use crate::calibration::{Calibration, all_blocks, fingerprint, path_for};
+use crate::cli::options::{CalibrateOptions, SamplingOptions};
+use crate::error::{Error, Kind, Result};
+use crate::model::memory;
+use crate::prune::BlockStats;
+use crate::prune::plan::Block;
+use crate::sampler::Sampler;
+use crate::session::{Moments, Session};
+use crate::stats::Log;
+use crate::tokenizer::{Token, Tokenizer};
+
+/// Runs the dense model over the windows and writes what its blocks did.
+pub fn run(options: &CalibrateOptions) -> Result<()> {
+    let log = Log::new(&options.log, false)?;
+    let signals = Signals::catch()?;
+    let text = options.file.as_deref().map(read_text).transpose()?;
+    let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
+    let &CalibrateOptions { n_seqs, seq_len, positions, .. } = options;
+    // FLAP's fluctuation begins with the second batch.
+    let batch = options.batch.min(n_seqs.div_ceil(2));
+    let windows = match &text {
+        None => None,
+        Some(text) => {
+            let tokens = tokenizer.encode(text, true, false)?;
+            if tokens.len() < n_seqs * seq_len {
+                return Err(Error::malformed(format!(
+                    "has {} tokens, but {n_seqs} windows of {seq_len} are {}: use a longer text, or less of --seqs or --seq-len",
+                    tokens.len(),
+                    n_seqs * seq_len
+                ))
+                .in_file(options.file.as_deref().unwrap_or("-".as_ref())));
+            }
+            Some(tokens.chunks_exact(seq_len).take(n_seqs).map(<[_]>::to_vec).collect::<Vec<_>>())
+        }
+    };
+    let dims = model.dims();
+    let channels: usize = all_blocks(&dims).map(|b| dims.channels(b.kind)).sum();
+    let table = if positions { (channels * seq_len * 4) as u64 } else { 0 };
+    // The running means, and the same once more as a file.
+    memory::require(2 * table, "the means by position", "use --no-positions or a smaller --seq-len")?;
+
+    let mut context = options.context.clone();
+    context.n_ctx = Some(u32::try_from(seq_len).unwrap_or(u32::MAX));
+    (context.n_batch, context.n_ubatch) = (u32::MAX, u32::try_from(batch * seq_len).unwrap_or(u32::MAX));
+    let mut session = Session::new(&model, &context, batch, batch * seq_len, signals.interrupt.clone())?;
+    let bar = log.progress("calibrating", (n_seqs * seq_len) as u64);
+    let mut running: BTreeMap<Block, Running> = BTreeMap::new();
+    let mut done = 0;
+    let interrupted = |e: Error| if e.kind() == Kind::Interrupted { signals.error() } else { e };
+    while done < n_seqs {
+        let n = batch.min(n_seqs - done);
+        let written;
+        let group = match &windows {
+            Some(windows) => &windows[done..done + n],
+            None => {
+                let tell = |tokens: usize| bar.set_position((done * seq_len + tokens / 2) as u64);
+                written = write(&mut session, &tokenizer, done, n, seq_len, tell).map_err(interrupted)?;
+                &written[..]
+            }
+        };
+        let seqs: Vec<&[Token]> = group.iter().map(Vec::as_slice).collect();
+        for (block, moments) in session.moments(&seqs, positions).map_err(interrupted)? {
+            running.entry(block).or_insert_with(|| Running::new(&moments)).add(&moments, done, n, seq_len);
+        }
+        done += n;
+        bar.set_position((done * seq_len) as u64);
+    }
+    bar.finish_and_clear();
+    let blocks: BTreeMap<Block, BlockStats> = running.into_iter().map(|(b, r)| (b, r.finish())).collect();
+    if let Some((block, _)) = blocks.iter().find(|(_, s)| s.energy.iter().chain(&s.variance).any(|x| !x.is_finite())) {
+        return Err(Error::failed(format!(
+            "layer {} ({}) computes values that are not numbers: nothing was written (try --check-tensors)",
+            block.il,
+            block.kind.name()
+        )));
+    }
+    let text = options.file.as_ref().map_or("written by the model".to_owned(), |f| f.display().to_string());
+    let calibration = Calibration { n_seqs, seq_len, batch, text, blocks };
+    let path = options.output.clone().unwrap_or_else(|| path_for(&options.model.path));
+    let bytes = calibration.to_bytes(&dims, fingerprint(model.gguf()));
+    write_file(&path, &bytes)?;
+    log.note(&format!(
+        "{n_seqs} windows of {seq_len} tokens, {batch} at a time: {} in {}",
+        memory::human(bytes.len() as u64),
+        path.display()
+    ));
+    Ok(())
+}
+
+/// Text of the model's own: `n` windows, drawn from its distribution, side by side.
+fn write(
+    session: &mut Session,
+    tokenizer: &Tokenizer,
+    first: usize,
+    n: usize,
+    seq_len: usize,
+    mut tell: impl FnMut(usize),
+) -> Result<Vec<Vec<Token>>> {
+    let eog = tokenizer.eog_tokens();
+    let sampler = |i: usize| {
+        let seed = u32::try_from(first + i).unwrap_or(0);
+        // As the model speaks, without its unlikeliest words; a window does not end before its length.
+        let options = SamplingOptions {
+            seed: Some(seed),
+            temperature: 1.0,
+            top_k: 100,
+            top_p: 1.0,
+            min_p: 0.0,
+            ignore_eos: true,
+            ..Default::default()
+        };
+        Sampler::new(&options, tokenizer.n_vocab(), seq_len, &eog)
+    };
+    let mut samplers: Vec<Sampler> = (0..n).map(sampler).collect();
+    let begin = tokenizer.bos().or(tokenizer.eos()).unwrap_or(0);
+    let mut windows = vec![vec![begin]; n];
+    for pos in 0..seq_len - 1 {
+        let last: Vec<Token> = windows.iter().map(|w| w[pos]).collect();
+        let logits = session.step(&last, pos)?;
+        for ((window, sampler), logits) in windows.iter_mut().zip(&mut samplers).zip(logits.chunks_exact(tokenizer.n_vocab())) {
+            window.push(sampler.sample(logits)?);
+        }
+        tell(n * pos);
+    }
+    Ok(windows)
+}
+
+/// Running statistics of a block, by the rules of algorithm.md 1.4 and 2.
+struct Running {
+    energy: Vec<f64>,
+    plain: Flap,
+    as_coded: Flap,
+    positions: Vec<f32>,
+}
+
+/// FLAP's mean and fluctuation; both sums over positions follow the same recursion as their terms.
+#[derive(Clone)]
+struct Flap {
+    mean: Vec<f64>,
+    variance: Vec<f64>,
+}
+
+impl Flap {
+    /// `weight` is what a batch's mean counts: the batch, or 1 as Probe Pruning's code has it.
+    fn add(&mut self, m: &Moments, done: f64, n: f64, weight: f64, rows: f64) {
+        for k in 0..self.mean.len() {
+            let (mean, energy) = (f64::from(m.mean[k]), f64::from(m.energy[k]));
+            let old = self.mean[k];
+            let new = old * done / (done + n) + mean * weight / (done + n);
+            self.mean[k] = new;
+            if done > 0.0 {
+                let sum = rows * (energy - (new + old) * mean + new * old);
+                self.variance[k] = self.variance[k] * (done - 1.0) / (done + n - 1.0) + sum / (done + n);
+            }
+        }
+    }
+}
+
+impl Running {
+    fn new(m: &Moments) -> Running {
+        let zeros = vec![0.0; m.mean.len()];
+        let flap = Flap { mean: zeros.clone(), variance: zeros.clone() };
+        Running { energy: zeros, plain: flap.clone(), as_coded: flap, positions: vec![0.0; m.positions.len()] }
+    }
+
+    /// Takes in a batch of `n` windows after `done`.
+    fn add(&mut self, m: &Moments, done: usize, n: usize, seq_len: usize) {
+        let (done, n, rows) = (done as f64, n as f64, (n * seq_len) as f64);
+        let (old, new) = (done / (done + n), n / (done + n));
+        self.energy.iter_mut().zip(&m.energy).for_each(|(h, &e)| *h = *h * old + f64::from(e) * new);
+        self.positions.iter_mut().zip(&m.positions).for_each(|(h, &e)| *h = *h * old as f32 + e * new as f32);
+        self.plain.add(m, done, n, n, rows);
+        self.as_coded.add(m, done, n, 1.0, rows);
+    }
+
+    fn finish(self) -> BlockStats {
+        let floats = |v: Vec<f64>| v.into_iter().map(|x| x as f32).collect();
+        BlockStats {
+            energy: floats(self.energy),
+            mean: floats(self.plain.mean),
+            variance: floats(self.plain.variance),
+            mean_as_coded: floats(self.as_coded.mean),
+            variance_as_coded: floats(self.as_coded.variance),
+            positions: self.positions,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Moments of a batch of windows of one token and one channel.
+    fn moments(x: &[f32]) -> Moments {
+        let n = x.len() as f32;
+        let energy = x.iter().map(|x| x * x).sum::<f32>() / n;
+        Moments { mean: vec![x.iter().sum::<f32>() / n], energy: vec![energy], positions: vec![energy] }
+    }
+
+    #[test]
+    fn running_means_and_flaps_two_variants() {
+        let (first, second) = ([1.0f32, 3.0], [5.0f32, 7.0]);
+        let mut r = Running::new(&moments(&first));
+        r.add(&moments(&first), 0, 2, 1);
+        r.add(&moments(&second), 2, 2, 1);
+        let s = r.finish();
+        // Mean of squares of 1, 3, 5, 7.
+        assert_eq!((s.energy[0], s.positions[0]), (21.0, 21.0));
+        // Means 2, then 4; fluctuation ((5-4)(5-2) + (7-4)(7-2)) / 4.
+        assert_eq!((s.mean[0], s.variance[0]), (4.0, 4.5));
+        // As coded: the batch's mean once more by its size: 1, then 2; ((5-2)(5-1) + (7-2)(7-1)) / 4.
+        assert_eq!((s.mean_as_coded[0], s.variance_as_coded[0]), (2.0, 10.5));
+    }
+}
