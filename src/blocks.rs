@@ -1,6 +1,6 @@
 //! Pure graph functions: norm, linear, rotary attention, MLP. They know shapes, not layers or files.
 
-use ggml::{Builder, Rope, Tensor, Type};
+use ggml::{Builder, Rope, Tensor};
 
 /// A weight matrix `[n_in, n_out]` with an optional bias `[n_out]`.
 #[derive(Debug, Clone, Copy)]
@@ -87,8 +87,7 @@ pub fn attention<'g>(
     let q = g.view(q, [n_embd_head, n_head, n_each, n_seq], [nb[1], nb[2], nb[2] * n_each], 0);
     let [q, k, v] = [q, k, v].map(|t| g.permute(t, [0, 2, 1, 3]));
     if flash_attn {
-        let half = |t: Tensor<'g>| if t.ty() == Type::F32 { g.cast(t, Type::F16) } else { t };
-        let cur = g.flash_attn(q, half(k), half(v), mask, scale);
+        let cur = g.flash_attn(q, k, v, mask, scale);
         return g.reshape(cur, [n_embd_head * n_head, n_tokens, 1, 1]);
     }
     let kq = g.mul_mat(k, q);

@@ -87,12 +87,12 @@ pub struct ContextArgs {
     /// Threads for prompts [-tb] [default: as -t]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub threads_batch: Option<i64>,
-    /// Type of cached keys: f16, f32, q8_0 [-ctk]
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    pub cache_type_k: String,
-    /// Type of cached values: f16, f32, q8_0 [-ctv]
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    pub cache_type_v: String,
+    /// Type of cached keys: f16, f32, q8_0 [-ctk] [default: f16]
+    #[arg(long, value_name = "TYPE")]
+    pub cache_type_k: Option<String>,
+    /// Type of cached values: f16, f32, q8_0 [-ctv] [default: f16]
+    #[arg(long, value_name = "TYPE")]
+    pub cache_type_v: Option<String>,
     /// Flash attention: on, off, auto [-fa]
     #[arg(long, value_name = "WHEN", num_args = 0..=1, default_missing_value = "on", default_value = "auto", allow_negative_numbers = true)]
     pub flash_attn: String,

@@ -145,7 +145,12 @@ fn tokenize(a: TokenizeArgs) -> TokenizeOptions {
     }
 }
 
-fn perplexity(a: PerplexityArgs) -> Result<PerplexityOptions> {
+fn perplexity(mut a: PerplexityArgs) -> Result<PerplexityOptions> {
+    if a.batch.is_some() {
+        // Scores decide between near equals: floats throughout, as in the reference.
+        a.context.cache_type_k.get_or_insert_with(|| "f32".to_owned());
+        a.context.cache_type_v.get_or_insert_with(|| "f32".to_owned());
+    }
     let mut context = context(a.context)?;
     context.n_ctx = Some(context.n_ctx.unwrap_or(512));
     let batch = match (a.batch, a.seq) {
@@ -180,7 +185,9 @@ fn perplexity(a: PerplexityArgs) -> Result<PerplexityOptions> {
     })
 }
 
-fn calibrate(a: CalibrateArgs) -> Result<CalibrateOptions> {
+fn calibrate(mut a: CalibrateArgs) -> Result<CalibrateOptions> {
+    a.context.cache_type_k.get_or_insert_with(|| "f32".to_owned());
+    a.context.cache_type_v.get_or_insert_with(|| "f32".to_owned());
     Ok(CalibrateOptions {
         log: log(a.log),
         model: model_options(a.model, a.model_args)?,
@@ -478,8 +485,8 @@ fn context(a: ContextArgs) -> Result<ContextOptions> {
             Some(-1) => n_threads,
             Some(n) => self::n_threads("-tb", n)?,
         },
-        cache_type_k: cache_type("-ctk", &a.cache_type_k)?,
-        cache_type_v: cache_type("-ctv", &a.cache_type_v)?,
+        cache_type_k: cache_type("-ctk", a.cache_type_k.as_deref().unwrap_or("f16"))?,
+        cache_type_v: cache_type("-ctv", a.cache_type_v.as_deref().unwrap_or("f16"))?,
         flash_attn: tristate("-fa", &a.flash_attn)?,
         rope: RopeOptions {
             freq_base: positive("--rope-freq-base", a.rope_freq_base.filter(|&x| x != 0.0))?,

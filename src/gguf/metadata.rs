@@ -327,8 +327,6 @@ impl Metadata {
                 Value::Array(_) => unreachable!("overrides are never arrays"),
             }
         }
-        // The data section begins aligned, even if it is empty.
-        out.resize(out.len().next_multiple_of(32), 0);
         out
     }
 }

@@ -160,15 +160,18 @@ impl Gguf {
         vocab::require(&self.metadata, &self.map).map_err(|e| e.in_file(&self.path))
     }
 
-    /// A complete GGUF file with all metadata and no tensors.
+    /// A GGUF header with all metadata and no tensors, up to where the first tensor would be described.
     pub fn header_without_tensors(&self) -> Vec<u8> {
         self.metadata.write(&self.map, |_| true)
     }
 
     /// A complete GGUF file with the metadata that libllama's vocabulary loader reads, and no tensors.
     pub fn vocab_header(&self) -> Vec<u8> {
-        self.metadata.write(&self.map, |key| {
+        let mut out = self.metadata.write(&self.map, |key| {
             key.starts_with("tokenizer.") || (key.starts_with("general.") && key != "general.alignment")
-        })
+        });
+        // The data section begins aligned, even if it is empty.
+        out.resize(out.len().next_multiple_of(32), 0);
+        out
     }
 }

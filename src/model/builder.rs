@@ -309,6 +309,10 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
             });
         }
         let flash_attn = self.cache.params().flash_attn;
+        if flash_attn && self.shape.logits {
+            // As llama.cpp, for equal answers; scores of texts stay exact.
+            [k, v] = [k, v].map(|t| if t.ty() == Type::F32 { g.cast(t, Type::F16) } else { t });
+        }
         let mut out = blocks::attention(g, qkv.q, k, v, self.mask.0, self.hparams.kq_scale, flash_attn);
         g.expand(out);
         self.name(out, "kqv_out", il);
@@ -318,7 +322,7 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         out
     }
 
-    /// Attention of the tokens of `n_seq` sequences among themselves, without the cache but as exact: `[n_embd_head * heads,
+    /// Attention of the tokens of `n_seq` sequences among themselves, in floats, without the cache: `[n_embd_head * heads,
     /// n_tokens]`.
     fn attend_among(&self, qkv: Qkv<'g>, mask: Tensor<'g>, n_seq: usize) -> Tensor<'g> {
         let g = self.g;

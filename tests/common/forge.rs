@@ -39,6 +39,12 @@ pub struct Forge {
     pub seed: u64,
 }
 
+/// The tiny models of tests/golden.
+pub fn golden() -> [(&'static str, Forge); 2] {
+    let forge = |n_head_kv, seed| Forge { n_layer: 5, seed, ..Forge::tiny(Type::F32, 8, n_head_kv) };
+    [("multi-head", forge(8, 11)), ("grouped-query", forge(2, 12))]
+}
+
 impl Forge {
     /// A model of two layers, 512 tokens and width 256.
     pub fn tiny(ty: Type, n_head: usize, n_head_kv: usize) -> Forge {

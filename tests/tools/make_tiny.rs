@@ -1,0 +1,15 @@
+//! Writes the tiny models of the golden figures: `make_tiny DIRECTORY`.
+
+#[allow(dead_code, reason = "tests use the rest")]
+#[path = "../common/forge.rs"]
+mod forge;
+
+use std::path::PathBuf;
+
+fn main() {
+    let dir = PathBuf::from(std::env::args_os().nth(1).expect("make_tiny DIRECTORY"));
+    std::fs::create_dir_all(&dir).unwrap();
+    for (name, forge) in forge::golden() {
+        forge.write(&dir.join(name).with_extension("gguf"));
+    }
+}
