@@ -7,10 +7,10 @@ use gguf_rs::{ByteOrder, GGUFContainer};
 use serde_json::{Value, json};
 
 use super::print;
-use crate::cli::options::ShowOptions;
+use crate::cli::options::{RopeOptions, ShowOptions};
 use crate::error::{Error, Result, escape};
 use crate::gguf::{Gguf, TensorInfo};
-use crate::model::memory;
+use crate::model::{Hparams, memory};
 
 /// Elements of an array that are shown.
 const SHOWN: usize = 6;
@@ -18,6 +18,9 @@ const SHOWN: usize = 6;
 /// Prints an overview, the metadata, and with `--tensors` the tensors.
 pub fn run(options: &ShowOptions) -> Result<()> {
     let gguf = Gguf::open(&options.path)?;
+    if options.prunable {
+        return print(&prunable(&gguf)?);
+    }
     let metadata = metadata(&gguf)?;
     if options.json {
         let tensors: Vec<Value> = gguf.tensors().iter().map(|t| tensor_json(&gguf, t)).collect();
@@ -57,6 +60,57 @@ pub fn run(options: &ShowOptions) -> Result<()> {
         }
     }
     print(&out)
+}
+
+/// What the pruning pass can leave out, block by block; alike layers share a line.
+fn prunable(gguf: &Gguf) -> Result<String> {
+    let h = Hparams::read(gguf, &RopeOptions::default())?;
+    let ty = |il: usize, name: &str| gguf.tensor(&format!("blk.{il}.{name}.weight")).map_or("none".into(), |t| t.ty.name());
+    let columns = |il: usize, name: &str| {
+        let tensor = gguf.tensor(&format!("blk.{il}.{name}.weight"));
+        let quantised = tensor.is_some_and(|t| t.ty.is_quantized());
+        ty(il, name) + if quantised { ", its columns as Q8_0" } else { "" }
+    };
+    let line = |il: usize| {
+        format!(
+            "attention: queries {}, output {}\n  MLP: gate {}, up {}, down {}",
+            ty(il, "attn_q"),
+            columns(il, "attn_output"),
+            ty(il, "ffn_gate"),
+            ty(il, "ffn_up"),
+            columns(il, "ffn_down")
+        )
+    };
+    let mut out = format!(
+        "{} layers, each with {} query heads of width {} and {} channels\n",
+        h.n_layer, h.n_head, h.n_embd_head, h.n_ff
+    );
+    out.push_str(&match h.n_head_kv == h.n_head {
+        true => "multi-head: keys and values go with their heads when whole texts are scored; generation keeps them\n".to_owned(),
+        false => format!("grouped-query: {} heads of keys and values, which stay whole\n", h.n_head_kv),
+    });
+    let (mut prunable, mut total) = (0u64, 0u64);
+    for t in gguf.tensors() {
+        total += t.n_elements();
+        let named = |names: &[&str]| names.iter().any(|n| t.name.starts_with("blk.") && t.name.ends_with(&format!(".{n}.weight")));
+        if named(&["attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]) {
+            prunable += t.n_elements();
+        }
+    }
+    out.push_str(&format!(
+        "{:.1}% of the model's {:.1} M parameters can be left out in part\n",
+        100.0 * prunable as f64 / total.max(1) as f64,
+        total as f64 / 1e6
+    ));
+    let mut first = 0;
+    while first < h.n_layer {
+        let same = (first..h.n_layer).take_while(|&il| line(il) == line(first)).count();
+        let last = first + same - 1;
+        let layers = if last > first { format!("layers {first} to {last}") } else { format!("layer {first}") };
+        out.push_str(&format!("\n{layers}\n  {}\n", line(first)));
+        first = last + 1;
+    }
+    Ok(out)
 }
 
 /// The metadata as gguf-rs decodes it, from a header that has passed our check.

@@ -1,0 +1,354 @@
+//! Probe Pruning against the reference (tests/golden), and what must hold whatever the numbers are.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{LazyLock, Mutex, MutexGuard};
+
+use common::forge::{Forge, golden};
+use common::smollm2;
+use ggml::Type;
+use serde_json::Value;
+
+#[allow(dead_code, reason = "its main is an example's")]
+#[path = "tools/dequantise.rs"]
+mod dequantise;
+
+/// ggml's threads wait by spinning: one run at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+fn here(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
+
+fn pp_run(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pp-run")).args(args).stdin(std::process::Stdio::null()).output().unwrap()
+}
+
+fn ok(args: &[&str]) -> (String, String) {
+    let out = pp_run(args);
+    let text = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();
+    assert!(out.status.success(), "{args:?}: {}", text(&out.stderr));
+    (text(&out.stdout), text(&out.stderr))
+}
+
+/// The one line of an error, after the exit code was checked.
+fn refused(args: &[&str], code: i32) -> String {
+    let out = pp_run(args);
+    let err = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(code), "{args:?}: {err}");
+    assert!(out.stdout.is_empty(), "{args:?}");
+    err.lines().last().unwrap_or_default().to_owned()
+}
+
+fn ppl(stdout: &str) -> f64 {
+    stdout.split("PPL = ").last().unwrap().split(' ').next().unwrap().parse().unwrap()
+}
+
+type Sets = BTreeMap<String, BTreeSet<u64>>;
+
+/// Kept sets of each batch of a dump; masks that are fixed count as the first.
+fn dump(path: &Path) -> Vec<Sets> {
+    let dump: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let sets = |batch: &Value| {
+        let block = |b: &Value| {
+            let kept = b["kept"].as_array().unwrap().iter().map(|k| k.as_u64().unwrap()).collect();
+            (format!("{} {}", b["layer"], b["block"].as_str().unwrap()), kept)
+        };
+        batch["blocks"].as_array().unwrap().iter().map(block).collect()
+    };
+    dump["batches"].as_array().unwrap().iter().map(sets).collect()
+}
+
+fn from_mask(hex: &str) -> BTreeSet<u64> {
+    let digits = hex.chars().rev().enumerate();
+    digits.flat_map(|(i, c)| (0..4).filter(move |b| c.to_digit(16).unwrap() >> b & 1 == 1).map(move |b| 4 * i as u64 + b)).collect()
+}
+
+/// Mean over the blocks of |a and b| / |a or b|; a block that our dump has not is whole.
+fn jaccard(ours: &Sets, golden: &Value) -> f64 {
+    let golden = golden.as_object().unwrap();
+    let one = |(block, mask): (&String, &Value)| {
+        let want = from_mask(mask.as_str().unwrap());
+        let got = ours.get(block).cloned().unwrap_or_else(|| (0..want.len() as u64).collect());
+        want.intersection(&got).count() as f64 / want.union(&got).count() as f64
+    };
+    golden.iter().map(one).sum::<f64>() / golden.len() as f64
+}
+
+fn text(name: &str) -> String {
+    here(&format!("tests/golden/{name}.txt")).to_str().unwrap().to_owned()
+}
+
+/// Runs all methods on a model of tests/golden and compares: least mean Jaccard index of each method's sets, largest relative
+/// error of a perplexity.
+fn compare(name: &str, model: &Path, least_jaccard: f64, most_error: f64) {
+    let all: Value = serde_json::from_str(&fs::read_to_string(here("tests/golden/golden.json")).unwrap()).unwrap();
+    let golden = &all[name];
+    let number = |key: &str| golden[key].to_string();
+    let (batch, seq, skip) = (number("batch"), number("seq"), number("skip"));
+    let model = model.to_str().unwrap();
+    let (calibration, file) = (text("calibration"), text("text"));
+    ok(&["calibrate", "-m", model, "-f", &calibration, "--batch", &batch, "--seqs", &number("calib_seqs"), "--seq-len", &seq]);
+    let base = ["perplexity", "-m", model, "-f", &file, "--batch", &batch, "--seq", &seq, "--chunks", "8"];
+    for (key, want) in golden["figures"].as_object().unwrap() {
+        let (method, ratio) = key.split_once(' ').unwrap();
+        let path = DIR.path().join(format!("{name}-{method}-{ratio}.json"));
+        let mut args = base.to_vec();
+        if method != "dense" {
+            args.extend(["--prune", ratio, "--prune-skip", &skip, "--prune-dump", path.to_str().unwrap()]);
+            args.extend(if method == "pp" { vec!["--prune-paper"] } else { vec!["--prune-method", method] });
+        }
+        let got = ppl(&ok(&args).0);
+        let error = (got / want["ppl"].as_f64().unwrap() - 1.0).abs();
+        let most = if method == "dense" { 0.002 } else { most_error };
+        assert!(error <= most, "{name} {key}: perplexity {got}, the reference has {}", want["ppl"]);
+        if method == "dense" {
+            continue;
+        }
+        let ours = dump(&path);
+        let batches = want["kept"].as_array().unwrap();
+        for (i, want) in batches.iter().enumerate() {
+            let j = jaccard(&ours[i.min(ours.len() - 1)], want);
+            assert!(j >= least_jaccard, "{name} {key}, batch {i}: mean Jaccard index {j:.4}");
+        }
+    }
+}
+
+#[test]
+fn smollm2_agrees_with_the_reference() {
+    let _turn = turn();
+    let model = DIR.path().join("smollm2-f32.gguf");
+    dequantise::dequantise(&smollm2(), &model);
+    compare("smollm2", &model, 0.98, 0.01);
+    fs::remove_file(model).unwrap();
+}
+
+#[test]
+fn tiny_models_agree_with_the_reference_in_every_choice() {
+    let _turn = turn();
+    for (name, forge) in golden() {
+        let model = DIR.path().join(name).with_extension("gguf");
+        forge.write(&model);
+        compare(name, &model, 1.0, 0.002);
+    }
+}
+
+/// A tiny model of 8 heads in a file of its own.
+fn tiny(name: &str, ty: Type, n_head_kv: usize) -> String {
+    let path = DIR.path().join(name).with_extension("gguf");
+    let forge = Forge { n_layer: 5, seed: 3, biases: true, ..Forge::tiny(ty, 8, n_head_kv) };
+    forge.write(&path);
+    path.to_str().unwrap().to_owned()
+}
+
+const PROMPT: &str = "the lighthouse keeper had not spoken to anyone for a long time and so he walked down to the harbour";
+
+#[test]
+fn a_ratio_of_zero_is_the_dense_model() {
+    let _turn = turn();
+    let model = tiny("zero", Type::Q4_0, 2);
+    let hash = |more: &[&str]| {
+        let mut args = vec!["-m", &model, "-p", PROMPT, "-n", "8", "--temp", "0", "-no-cnv", "--output-format", "json"];
+        args.extend(more);
+        let object: Value = serde_json::from_str(&ok(&args).0).unwrap();
+        (object["logits_hash"].clone(), object["text"].clone())
+    };
+    assert_eq!(hash(&[]), hash(&["--prune", "0"]));
+    assert_ne!(hash(&[]), hash(&["--prune", "0.4", "--prune-skip", "1", "--prune-min-tokens", "2"]));
+}
+
+#[test]
+fn counts_are_exact_masks_are_reproducible_and_dumps_replay() {
+    let _turn = turn();
+    for (n_head_kv, ty) in [(8, Type::F32), (2, Type::Q4_0), (8, Type::Q4_K), (2, Type::Q8_0)] {
+        let model = tiny(&format!("dumps-{n_head_kv}-{ty}"), ty, n_head_kv);
+        let path = |name: &str| DIR.path().join(format!("{name}-{n_head_kv}-{ty}.json")).to_str().unwrap().to_owned();
+        let [first, second, third] = ["a", "b", "c"].map(path);
+        let run = |more: &[&str]| {
+            let mut args = vec!["-m", &model, "-p", PROMPT, "-n", "8", "--temp", "0", "-no-cnv", "--prune", "0.4"];
+            args.extend(["--prune-skip", "1", "--prune-min-tokens", "2", "--output-format", "json"]);
+            args.extend(more);
+            let object: Value = serde_json::from_str(&ok(&args).0).unwrap();
+            (object["logits_hash"].clone(), object["text"].clone(), object["prune"].clone())
+        };
+        let one = run(&["--prune-dump", &first, "-t", "2"]);
+        let line = one.2.as_str().unwrap().to_owned();
+        assert!(line.starts_with("probe ") && line.contains("kept 6"), "{line}");
+        run(&["--prune-dump", &second, "-t", "1"]);
+        assert_eq!(fs::read_to_string(&first).unwrap(), fs::read_to_string(&second).unwrap(), "threads make no difference");
+        let batches = dump(Path::new(&first));
+        assert_eq!(batches.len(), 2, "the prompt, and the masks of the answer");
+        // 5 / 4 * 0.4 = 0.5 of 8 heads and 512 channels; the last MLP of a prompt sees one token, and runs whole.
+        for (batch, blocks) in batches.iter().zip([7, 8]) {
+            assert_eq!(batch.len(), blocks);
+            assert!(batch.iter().all(|(b, k)| k.len() == if b.ends_with("attn") { 4 } else { 256 }));
+        }
+        let again = run(&["--prune-replay", &first, "--prune-dump", &third]);
+        assert_eq!((again.0, again.1), (one.0, one.1), "{ty}");
+        assert_eq!(dump(Path::new(&third)), batches);
+    }
+}
+
+#[test]
+fn whole_texts_and_texts_in_pieces_run_with_every_cache() {
+    let _turn = turn();
+    for n_head_kv in [8, 2] {
+        let model = tiny(&format!("caches-{n_head_kv}"), Type::F32, n_head_kv);
+        let file = text("text");
+        let run = |more: &[&str]| {
+            let mut args = vec!["perplexity", "-m", &model, "-f", &file, "-c", "256", "--chunks", "2", "--kl"];
+            args.extend(["--prune", "0.2", "--prune-skip", "1", "--prune-tokens", "1"]);
+            args.extend(more);
+            let out = ok(&args).0;
+            assert!(out.contains("Mean KL divergence: ") && out.contains("Top-1 agreement: "), "{out}");
+            ppl(&out)
+        };
+        let whole = run(&[]);
+        for more in [&["-fa", "off"][..], &["-ctk", "f32", "-ctv", "f32"], &["-ctk", "q8_0", "-ctv", "q8_0"]] {
+            let got = run(more);
+            assert!((got / whole - 1.0).abs() < 0.03, "{more:?}: {got}, with the defaults {whole}");
+        }
+        // Other batches, other masks; but of the same worth.
+        let pieces = run(&["-ub", "128"]);
+        assert!((pieces / whole - 1.0).abs() < 0.1, "{pieces} {whole}");
+    }
+}
+
+#[test]
+fn calibrations_that_are_not_this_models_are_refused() {
+    let _turn = turn();
+    let model = tiny("calibrated", Type::F32, 2);
+    let other = tiny("other", Type::Q8_0, 2);
+    let file = text("text");
+    let run = |more: &[&'static str]| {
+        let mut args: Vec<&str> = vec!["perplexity", "-m", &model, "-f", &file, "--batch", "2", "--seq", "32", "--chunks", "2"];
+        args.extend(["--prune", "0.4", "--prune-skip", "1"]);
+        args.extend(more);
+        args.iter().map(|s| (*s).to_owned()).collect::<Vec<String>>()
+    };
+    let refused = |args: &[String], code| refused(&args.iter().map(String::as_str).collect::<Vec<_>>(), code);
+    let paper = run(&["--prune-paper"]);
+    assert!(refused(&paper, 66).contains("pp-run calibrate"));
+
+    // Without a text the model writes its own.
+    let calibrate = |model: &str, more: &[&str]| {
+        let mut args = vec!["calibrate", "-m", model, "--seqs", "4", "--seq-len", "32"];
+        args.extend(more);
+        ok(&args)
+    };
+    calibrate(&model, &[]);
+    ok(&paper.iter().map(String::as_str).collect::<Vec<_>>());
+    let sidecar = Path::new(&model).with_extension("ppcal");
+    let good = fs::read(&sidecar).unwrap();
+    calibrate(&model, &[]);
+    assert_eq!(fs::read(&sidecar).unwrap(), good, "the same again");
+
+    let mut damaged = good.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    fs::write(&sidecar, &damaged).unwrap();
+    assert!(refused(&paper, 65).contains("damaged"));
+    fs::write(&sidecar, &good[..100]).unwrap();
+    assert!(refused(&paper, 65).contains("damaged"));
+    let sidecar_name = sidecar.to_str().unwrap();
+    calibrate(&other, &["-o", sidecar_name]);
+    assert!(refused(&paper, 65).contains("another model"));
+    calibrate(&model, &["--no-positions"]);
+    assert!(refused(&paper, 2).contains("--no-positions"));
+    ok(&run(&["--prune-method", "wanda-sp"]).iter().map(String::as_str).collect::<Vec<_>>());
+    ok(&run(&["--prune-history", "channel"]).iter().map(String::as_str).collect::<Vec<_>>());
+    calibrate(&model, &["--seq-len", "16"]);
+    assert!(refused(&paper, 2).contains("16 positions"));
+}
+
+#[test]
+fn flags_without_effect_are_refused_with_the_reason() {
+    let model = smollm2();
+    for (flags, reason) in [
+        (&["--prune", "0.9"][..], "expected 0 to 0.8"),
+        (&["--prune-paper"], "--prune R"),
+        (&["--prune", "0.4", "--prune-method", "magic"], "is not one of"),
+        (&["--prune", "0.4", "--prune-method", "flap", "--prune-tokens", "0.1"], "never looks at the batch"),
+        (&["--prune", "0.4", "--prune-method", "full-batch", "--prune-history", "none"], "whole batch"),
+        (&["--prune", "0.4", "--prune-momentum", "0.5"], "without a history"),
+        (&["--prune", "0.4", "--prune-metric", "normalised", "--prune-history", "channel"], "has no history"),
+        (&["--prune", "0.4", "--prune-tokens", "0"], "more than 0"),
+        (&["--prune", "0.4", "--prune-multiple", "0"], "1 or more"),
+        (&["--prune", "0.4", "--prune-calibration", "x"], "no effect"),
+        (&["--prune", "0.4", "--prune-min-tokens", "few"], "a number, auto"),
+        (&["--prune", "0.4", "--prune-skip", "30"], "nothing to prune"),
+        (&["--prune", "0.4", "--prune-skip", "20"], "skip fewer"),
+        (&["--prune", "0.4", "--prune-multiple", "2000"], "1536 channels"),
+    ] {
+        let mut args = vec!["-m", model.to_str().unwrap(), "-p", "x", "-n", "1"];
+        args.extend(flags);
+        let line = refused(&args, 2);
+        assert!(line.contains(reason), "{flags:?}: {line}");
+    }
+}
+
+#[test]
+fn dumps_that_are_not_this_models_are_refused() {
+    let _turn = turn();
+    let model = tiny("replays", Type::F32, 2);
+    let path = DIR.path().join("replays.json");
+    let name = path.to_str().unwrap();
+    let run = |more: &[&'static str]| {
+        let mut args = vec!["-m", &model, "-p", PROMPT, "-n", "4", "-no-cnv", "--prune", "0.4", "--prune-skip", "1"];
+        args.extend(more);
+        args.into_iter().map(str::to_owned).collect::<Vec<String>>()
+    };
+    let with = |args: &[String], flag: &str| {
+        let mut args: Vec<String> = args.to_vec();
+        args.extend([flag.to_owned(), name.to_owned()]);
+        args
+    };
+    let strs = |v: &[String]| pp_run(&v.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(strs(&with(&run(&["--prune-min-tokens", "2"]), "--prune-dump")).status.success());
+    let good = fs::read_to_string(&path).unwrap();
+    let replay = with(&run(&[]), "--prune-replay");
+    assert!(strs(&replay).status.success());
+    for (bad, reason) in [
+        (good.replacen("\"kept\":[", "\"kept\":[511000,", 1), "no ascending list"),
+        (good.replacen("\"model\":\"", "\"model\":\"0", 1), "another model"),
+        ("{}".to_owned(), "no dump"),
+        (good[..good.len() / 2].to_owned(), "no dump"),
+        (good.replacen("\"layer\":1", "\"layer\":-1", 1), "no dump"),
+    ] {
+        fs::write(&path, bad).unwrap();
+        let out = strs(&replay);
+        let err = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(65), "{reason}: {err}");
+        assert!(err.contains(reason), "{reason}: {err}");
+    }
+}
+
+#[test]
+fn short_prompts_say_that_they_ran_whole() {
+    let _turn = turn();
+    let model = tiny("short", Type::F32, 2);
+    let args = ["-m", &model, "-p", "a b", "-n", "4", "-no-cnv", "--prune", "0.4", "--prune-skip", "1", "--prune-min-tokens", "64"];
+    let (_, err) = ok(&args);
+    assert!(err.contains("dense: prompt below break-even (64 tokens)"), "{err}");
+    // Measured: whichever way it went, it is said.
+    let (_, err) = ok(&args[..args.len() - 2]);
+    assert!(err.contains("dense: ") || err.contains("probe "), "{err}");
+}
+
+#[test]
+fn what_can_be_pruned_is_listed() {
+    let (out, _) = ok(&["show", "--prunable", smollm2().to_str().unwrap()]);
+    for part in ["9 query heads of width 64", "1536 channels", "Q4_1", "Q8_0", "30 layers"] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+}
