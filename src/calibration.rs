@@ -142,7 +142,8 @@ fn parse(bytes: &[u8], dims: &Dims, fingerprint: u64) -> Result<Calibration> {
     if header["fingerprint"].as_str() != Some(&format!("{fingerprint:016x}")) {
         return Err(Error::malformed(format!("is of another model: {again}")));
     }
-    let number = |key: &str| header[key].as_u64().and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0).ok_or_else(broken);
+    let number =
+        |key: &str| header[key].as_u64().and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0).ok_or_else(broken);
     let (n_seqs, seq_len, batch) = (number("n_seqs")?, number("seq_len")?, number("batch")?);
     let positions = header["positions"].as_bool().ok_or_else(broken)?;
     let channels: usize = all_blocks(dims).map(|b| dims.channels(b.kind)).sum();

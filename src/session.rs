@@ -83,7 +83,9 @@ impl PruneReport {
         let n = self.pruned_tokens + self.dense_tokens;
         let kept = format!("kept {:.1}%", 100.0 * self.kept);
         let prompt = match (self.pruned_tokens, self.dense_tokens) {
-            (0, _) if self.break_even == usize::MAX => "dense: pruning does not pay for prompts of this model here".into(),
+            (0, _) if self.break_even == usize::MAX => {
+                "dense: pruning does not pay for prompts of this model here".into()
+            }
             (0, _) => format!("dense: prompt below break-even ({} tokens)", self.break_even),
             _ if self.is_fixed => format!("fixed masks, {kept}"),
             (_, 0) => format!("probe {} of {n} tokens, {kept}", self.probe_rows),
@@ -121,6 +123,9 @@ pub struct Moments {
     /// The same by position, `[n_each, n_channels]`; empty unless asked for
     pub positions: Vec<f32>,
 }
+
+/// A dump that one run cannot have made.
+const UNEQUAL: &str = "the batches of the dump keep different numbers of heads or channels";
 
 /// Rows that the output matrix multiplies at once when texts are scored.
 const OUTPUT_ROWS: usize = 512;
@@ -319,11 +324,10 @@ impl<'m> Session<'m> {
         let mut replay = replay.map(Vec::into_iter);
         if let Some(records) = &mut replay {
             let records = records.as_slice();
-            if let Some(first) = records.iter().find(|r| !r.kept.is_empty()) {
-                pruning.plan.set_counts(first.kept.iter().map(|(&b, k)| (b, k.len())).collect());
-                if records[0].frozen {
-                    fixed = Some((first.kept.clone(), BTreeMap::new()));
-                }
+            let counts = records.iter().flat_map(|r| r.kept.iter().map(|(&b, k)| (b, k.len())));
+            pruning.plan.set_counts(counts.collect());
+            if let Some(first) = records.first().filter(|r| r.frozen) {
+                fixed = Some((first.kept.clone(), BTreeMap::new()));
             }
         }
         let is_fixed = fixed.is_some();
@@ -345,8 +349,7 @@ impl<'m> Session<'m> {
             break_even: min_tokens.unwrap_or(0),
             ..Default::default()
         };
-        self.prune =
-            Some(Prune { pruning, compact, is_fixed, frozen_rows: 0.0, min_tokens, records, replay, report });
+        self.prune = Some(Prune { pruning, compact, is_fixed, frozen_rows: 0.0, min_tokens, records, replay, report });
         Ok(())
     }
 
@@ -388,7 +391,8 @@ impl<'m> Session<'m> {
         const MORE: usize = 128;
         let block = {
             let plan = &self.prune.as_ref().expect("only with pruning").pruning.plan;
-            let mut blocks = plan.blocks().filter(|&b| b.kind == crate::prune::plan::Kind::Mlp && plan.kept(b).is_some());
+            let mut blocks =
+                plan.blocks().filter(|&b| b.kind == crate::prune::plan::Kind::Mlp && plan.kept(b).is_some());
             let Some(block) = blocks.next() else { return Ok(usize::MAX) };
             block
         };
@@ -437,7 +441,10 @@ impl<'m> Session<'m> {
         let masks = if let Some(replay) = &mut prune.replay {
             let next = replay.as_slice().iter().position(|r| r.frozen);
             match next.and_then(|i| replay.nth(i)) {
-                Some(record) => record.kept,
+                Some(record) if record.kept.iter().all(|(&b, k)| prune.pruning.plan.kept(b) == Some(k.len())) => {
+                    record.kept
+                }
+                Some(_) => return Err(Error::malformed(UNEQUAL)),
                 None => return Ok(()),
             }
         } else {
@@ -491,7 +498,13 @@ impl<'m> Session<'m> {
             let wanted = first.clamp(start, end);
             let from = if mode.is_some() { start } else { wanted.min(end - 1) };
             let batch = Batch { pieces: &pieces, first: start, outputs: from - start..end - start };
-            let run = Run { mode, logits: false, whole: end - start == length, observe: false, ..Run::text(self.n_threads_batch) };
+            let run = Run {
+                mode,
+                logits: false,
+                whole: end - start == length,
+                observe: false,
+                ..Run::text(self.n_threads_batch)
+            };
             self.run(&batch, run)?;
             if wanted == end {
                 continue;
@@ -656,7 +669,8 @@ impl<'m> Session<'m> {
             }
         }
         let probe_shape = slots.probe_mask.map(|(_, n)| Shape { n_seq: 1, n_each: n, n_kv: n, ..shape });
-        let masks = [Some((slots.mask, shape, batch.first)), slots.probe_mask.zip(probe_shape).map(|((m, _), s)| (m, s, 0))];
+        let masks =
+            [Some((slots.mask, shape, batch.first)), slots.probe_mask.zip(probe_shape).map(|((m, _), s)| (m, s, 0))];
         for (slot, shape, first) in masks.into_iter().flatten() {
             if params.flash_attn {
                 executor.set(slot, &causal_mask(shape, first, F16(0), F16(0xfc00)));
@@ -673,7 +687,7 @@ impl<'m> Session<'m> {
                     let plan = &self.prune.as_ref().expect("it gave them").pruning.plan;
                     let kept = given.kept.get(&block.block).filter(|k| Some(k.len()) == plan.kept(block.block));
                     let Some(kept) = kept else {
-                        return Err(Error::malformed("the batches of the dump keep different numbers of heads or channels"));
+                        return Err(Error::malformed(UNEQUAL));
                     };
                     executor.set(slot, kept);
                 }

@@ -71,7 +71,9 @@ fn dump(path: &Path) -> Vec<Sets> {
 
 fn from_mask(hex: &str) -> BTreeSet<u64> {
     let digits = hex.chars().rev().enumerate();
-    digits.flat_map(|(i, c)| (0..4).filter(move |b| c.to_digit(16).unwrap() >> b & 1 == 1).map(move |b| 4 * i as u64 + b)).collect()
+    digits
+        .flat_map(|(i, c)| (0..4).filter(move |b| c.to_digit(16).unwrap() >> b & 1 == 1).map(move |b| 4 * i as u64 + b))
+        .collect()
 }
 
 /// Mean over the blocks of |a and b| / |a or b|; a block that our dump has not is whole.
@@ -98,7 +100,19 @@ fn compare(name: &str, model: &Path, least_jaccard: f64, most_error: f64) {
     let (batch, seq, skip) = (number("batch"), number("seq"), number("skip"));
     let model = model.to_str().unwrap();
     let (calibration, file) = (text("calibration"), text("text"));
-    ok(&["calibrate", "-m", model, "-f", &calibration, "--batch", &batch, "--seqs", &number("calib_seqs"), "--seq-len", &seq]);
+    ok(&[
+        "calibrate",
+        "-m",
+        model,
+        "-f",
+        &calibration,
+        "--batch",
+        &batch,
+        "--seqs",
+        &number("calib_seqs"),
+        "--seq-len",
+        &seq,
+    ]);
     let base = ["perplexity", "-m", model, "-f", &file, "--batch", &batch, "--seq", &seq, "--chunks", "8"];
     for (key, want) in golden["figures"].as_object().unwrap() {
         let (method, ratio) = key.split_once(' ').unwrap();
@@ -151,7 +165,8 @@ fn tiny(name: &str, ty: Type, n_head_kv: usize) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-const PROMPT: &str = "the lighthouse keeper had not spoken to anyone for a long time and so he walked down to the harbour";
+const PROMPT: &str =
+    "the lighthouse keeper had not spoken to anyone for a long time and so he walked down to the harbour";
 
 #[test]
 fn a_ratio_of_zero_is_the_dense_model() {
@@ -185,7 +200,11 @@ fn counts_are_exact_masks_are_reproducible_and_dumps_replay() {
         let line = one.2.as_str().unwrap().to_owned();
         assert!(line.starts_with("probe ") && line.contains("kept 6"), "{line}");
         run(&["--prune-dump", &second, "-t", "1"]);
-        assert_eq!(fs::read_to_string(&first).unwrap(), fs::read_to_string(&second).unwrap(), "threads make no difference");
+        assert_eq!(
+            fs::read_to_string(&first).unwrap(),
+            fs::read_to_string(&second).unwrap(),
+            "threads make no difference"
+        );
         let batches = dump(Path::new(&first));
         assert_eq!(batches.len(), 2, "the prompt, and the masks of the answer");
         // 5 / 4 * 0.4 = 0.5 of 8 heads and 512 channels; the last MLP of a prompt sees one token, and runs whole.
@@ -231,7 +250,8 @@ fn calibrations_that_are_not_this_models_are_refused() {
     let other = tiny("other", Type::Q8_0, 2);
     let file = text("text");
     let run = |more: &[&'static str]| {
-        let mut args: Vec<&str> = vec!["perplexity", "-m", &model, "-f", &file, "--batch", "2", "--seq", "32", "--chunks", "2"];
+        let mut args: Vec<&str> =
+            vec!["perplexity", "-m", &model, "-f", &file, "--batch", "2", "--seq", "32", "--chunks", "2"];
         args.extend(["--prune", "0.4", "--prune-skip", "1"]);
         args.extend(more);
         args.iter().map(|s| (*s).to_owned()).collect::<Vec<String>>()
@@ -337,7 +357,21 @@ fn dumps_that_are_not_this_models_are_refused() {
 fn short_prompts_say_that_they_ran_whole() {
     let _turn = turn();
     let model = tiny("short", Type::F32, 2);
-    let args = ["-m", &model, "-p", "a b", "-n", "4", "-no-cnv", "--prune", "0.4", "--prune-skip", "1", "--prune-min-tokens", "64"];
+    let args = [
+        "-m",
+        &model,
+        "-p",
+        "a b",
+        "-n",
+        "4",
+        "-no-cnv",
+        "--prune",
+        "0.4",
+        "--prune-skip",
+        "1",
+        "--prune-min-tokens",
+        "64",
+    ];
     let (_, err) = ok(&args);
     assert!(err.contains("dense: prompt below break-even (64 tokens)"), "{err}");
     // Measured: whichever way it went, it is said.

@@ -11,7 +11,10 @@ use std::path::PathBuf;
 use clap::{CommandFactory, FromArgMatches};
 
 use crate::error::{Error, Result};
-use args::{BenchArgs, CalibrateArgs, Cli, ContextArgs, LogArgs, ModelArgs, PerplexityArgs, PruneArgs, RunArgs, SamplingArgs, Sub, TokenizeArgs};
+use args::{
+    BenchArgs, CalibrateArgs, Cli, ContextArgs, LogArgs, ModelArgs, PerplexityArgs, PruneArgs, RunArgs, SamplingArgs,
+    Sub, TokenizeArgs,
+};
 use options::*;
 
 /// What the user asked for.
@@ -34,7 +37,7 @@ pub fn parse(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> Res
     };
     let cli = Cli::from_arg_matches(&matches).map_err(|e| Error::usage(one_line(&e.render().to_string())))?;
     let command = match cli.command {
-        None => Command::Run(run(cli.run)?),
+        None => Command::Run(Box::new(run(cli.run)?)),
         Some(Sub::Show(a)) => Command::Show(ShowOptions {
             path: a.path.or(a.model).ok_or_else(|| Error::usage("which model? pp-run show MODEL"))?,
             tensors: a.tensors,
@@ -245,7 +248,8 @@ fn prune(a: PruneArgs, min_tokens: Option<String>) -> Result<Option<PruneOptions
             PruneMethod::FullBatch => "its probe is the whole batch, without history",
             _ => "it never looks at the batch",
         };
-        let of_the_probe = ["--prune-picker", "--prune-tokens", "--prune-samples", "--prune-history", "--prune-momentum"];
+        let of_the_probe =
+            ["--prune-picker", "--prune-tokens", "--prune-samples", "--prune-history", "--prune-momentum"];
         if let Some((flag, _)) = given.iter().find(|(flag, set)| *set && of_the_probe.contains(flag)) {
             return Err(Error::usage(format!("{flag} has no effect on --prune-method {}: {why}", o.method.name())));
         }
@@ -285,7 +289,9 @@ fn prune(a: PruneArgs, min_tokens: Option<String>) -> Result<Option<PruneOptions
         o.metric = Metric::Ppsp;
     }
     if o.history == HistoryKind::None && a.prune_momentum.is_some() {
-        return Err(Error::usage("--prune-momentum has no effect without a history (--prune-history channel or position)"));
+        return Err(Error::usage(
+            "--prune-momentum has no effect without a history (--prune-history channel or position)",
+        ));
     }
     let share = |flag: &str, x: f64| {
         if x > 0.0 && x <= 1.0 { Ok(x) } else { Err(out_of_range(flag, x, "more than 0, at most 1")) }
@@ -315,7 +321,9 @@ fn prune(a: PruneArgs, min_tokens: Option<String>) -> Result<Option<PruneOptions
     o.dump = a.prune_dump;
     o.replay = a.prune_replay;
     if o.replay.is_some() && o.needs_calibration() {
-        return Err(Error::usage("--prune-replay keeps what the dump says: --prune-method and --prune-history have no effect"));
+        return Err(Error::usage(
+            "--prune-replay keeps what the dump says: --prune-method and --prune-history have no effect",
+        ));
     }
     Ok((ratio > 0.0).then_some(o))
 }
@@ -608,7 +616,7 @@ mod tests {
         let all: Vec<&str> = ["-m", "x.gguf"].iter().chain(line).copied().collect();
         match parse_line(&all).unwrap() {
             Parsed::Command(c, _) => match *c {
-                Command::Run(o) => o,
+                Command::Run(o) => *o,
                 other => panic!("{other:?}"),
             },
             Parsed::Text(t) => panic!("{t}"),

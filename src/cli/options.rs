@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug)]
 pub enum Command {
     /// Answer a prompt, or chat: `pp-run -m MODEL [-p PROMPT]`.
-    Run(RunOptions),
+    Run(Box<RunOptions>),
     /// `pp-run show MODEL`
     Show(ShowOptions),
     /// `pp-run tokenize -m MODEL`

@@ -123,7 +123,9 @@ fn write(
     for pos in 0..seq_len - 1 {
         let last: Vec<Token> = windows.iter().map(|w| w[pos]).collect();
         let logits = session.step(&last, pos)?;
-        for ((window, sampler), logits) in windows.iter_mut().zip(&mut samplers).zip(logits.chunks_exact(tokenizer.n_vocab())) {
+        for ((window, sampler), logits) in
+            windows.iter_mut().zip(&mut samplers).zip(logits.chunks_exact(tokenizer.n_vocab()))
+        {
             window.push(sampler.sample(logits)?);
         }
         tell(n * pos);

@@ -17,7 +17,6 @@ use crate::prune::score::Formula;
 use crate::session::Session;
 
 /// Lets the session prune as the options say; not at all for `None`.
-
 pub fn apply(session: &mut Session, model: &Model, options: Option<&PruneOptions>, n_threads: usize) -> Result<()> {
     let Some(options) = options else { return session.set_pruning(None, None, None, false) };
     let dims = model.dims();

@@ -65,7 +65,8 @@ pub fn run(options: &ShowOptions) -> Result<()> {
 /// What the pruning pass can leave out, block by block; alike layers share a line.
 fn prunable(gguf: &Gguf) -> Result<String> {
     let h = Hparams::read(gguf, &RopeOptions::default())?;
-    let ty = |il: usize, name: &str| gguf.tensor(&format!("blk.{il}.{name}.weight")).map_or("none".into(), |t| t.ty.name());
+    let ty =
+        |il: usize, name: &str| gguf.tensor(&format!("blk.{il}.{name}.weight")).map_or("none".into(), |t| t.ty.name());
     let columns = |il: usize, name: &str| {
         let tensor = gguf.tensor(&format!("blk.{il}.{name}.weight"));
         let quantised = tensor.is_some_and(|t| t.ty.is_quantized());
@@ -86,13 +87,16 @@ fn prunable(gguf: &Gguf) -> Result<String> {
         h.n_layer, h.n_head, h.n_embd_head, h.n_ff
     );
     out.push_str(&match h.n_head_kv == h.n_head {
-        true => "multi-head: keys and values go with their heads when whole texts are scored; generation keeps them\n".to_owned(),
+        true => "multi-head: keys and values go with their heads when whole texts are scored; generation keeps them\n"
+            .to_owned(),
         false => format!("grouped-query: {} heads of keys and values, which stay whole\n", h.n_head_kv),
     });
     let (mut prunable, mut total) = (0u64, 0u64);
     for t in gguf.tensors() {
         total += t.n_elements();
-        let named = |names: &[&str]| names.iter().any(|n| t.name.starts_with("blk.") && t.name.ends_with(&format!(".{n}.weight")));
+        let named = |names: &[&str]| {
+            names.iter().any(|n| t.name.starts_with("blk.") && t.name.ends_with(&format!(".{n}.weight")))
+        };
         if named(&["attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]) {
             prunable += t.n_elements();
         }

@@ -13,7 +13,7 @@ use super::hparams::Hparams;
 use super::kv_cache::KvCache;
 use crate::blocks::{self, Attention, Ffn, Linear, Qkv};
 use crate::prune::plan::{Block, Kind};
-use crate::prune::reduce::{GatherColumns, GatherHeads, GatherRows, Matrix};
+use crate::prune::reduce::{GatherColumns, GatherHeads, GatherRows, Matrix, SpreadHeads};
 use crate::prune::{self, BlockSlots, Mode, Pruning, probe, score};
 
 /// A matrix with its bias.
@@ -165,7 +165,9 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         let probe = pass.and_then(|p| Some((p, p.pruning?.probe(shape.n_seq, shape.n_each))));
         let probe = probe.filter(|(p, _)| matches!(p.mode, Mode::Probe | Mode::Observe));
         let probe_rows = probe
-            .filter(|(p, _)| p.mode == Mode::Observe || p.pruning.is_some_and(|s| !s.picks_by_residual() && !s.probes_all()))
+            .filter(|(p, _)| {
+                p.mode == Mode::Observe || p.pruning.is_some_and(|s| !s.picks_by_residual() && !s.probes_all())
+            })
             .map(|(_, rows)| g.input("prune_probe_rows", Type::I32, [rows.n_rows(), 1, 1, 1]));
         let probe_mask = probe
             .filter(|(p, _)| p.mode == Mode::Probe)
@@ -301,8 +303,15 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         self.cache.write(g, il, qkv.k, qkv.v, self.k_ids.0, self.v_ids.0);
         let mut k = self.cache.k(g, il, self.shape.n_kv, self.shape.n_seq);
         let mut v = self.cache.v(g, il, self.shape.n_kv, self.shape.n_seq);
-        if let Some(kept) = kept {
-            let n_rep = self.hparams.n_head / self.hparams.n_head_kv;
+        // A kept head has its keys and values copied together, unless the tokens are so few that attention of all heads is
+        // less work than the copies.
+        let n_head = self.hparams.n_head;
+        let spread = kept.filter(|kept| self.shape.n_each * (n_head - kept.n) <= 2 * kept.n);
+        if let Some(kept) = spread {
+            let [d, _, n, _] = qkv.q.ne();
+            qkv.q = g.custom(Type::F32, [d, n_head, n, 1], &[qkv.q, kept.ids], SpreadHeads { n_head });
+        } else if let Some(kept) = kept {
+            let n_rep = n_head / self.hparams.n_head_kv;
             [k, v] = [k, v].map(|t| {
                 let [n, _, m, n_seq] = t.ne();
                 g.custom(t.ty(), [n, kept.n, m, n_seq], &[t, kept.ids], GatherHeads { n_rep })
@@ -316,6 +325,12 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         let mut out = blocks::attention(g, qkv.q, k, v, self.mask.0, self.hparams.kq_scale, flash_attn);
         g.expand(out);
         self.name(out, "kqv_out", il);
+        if let Some(kept) = spread {
+            let (d, n) = (self.hparams.n_embd_head, out.ne()[1]);
+            let heads = g.reshape(out, [d, n_head, n, 1]);
+            let heads = g.custom(Type::F32, [d, kept.n, n, 1], &[heads, kept.ids], GatherHeads { n_rep: 1 });
+            out = g.reshape(heads, [d * kept.n, n, 1, 1]);
+        }
         if let Some((rot, _)) = self.rot_v {
             out = g.mul_mat_hadamard(out, rot);
         }
@@ -416,7 +431,13 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
     }
 
     /// The kept units' rows of a matrix; `number` is the matrix's among those of its block that are made in advance.
-    fn reduced_rows(&self, (weight, bias): Pair<TensorId>, kept: &Kept<'a, 'g>, number: usize, width: usize) -> Linear<'g> {
+    fn reduced_rows(
+        &self,
+        (weight, bias): Pair<TensorId>,
+        kept: &Kept<'a, 'g>,
+        number: usize,
+        width: usize,
+    ) -> Linear<'g> {
         let g = self.g;
         if let Some(linear) = self.made(kept, number) {
             return linear;
@@ -432,7 +453,13 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
     }
 
     /// The kept units' columns of a matrix.
-    fn reduced_columns(&self, (weight, bias): Pair<TensorId>, kept: &Kept<'a, 'g>, number: usize, width: usize) -> Linear<'g> {
+    fn reduced_columns(
+        &self,
+        (weight, bias): Pair<TensorId>,
+        kept: &Kept<'a, 'g>,
+        number: usize,
+        width: usize,
+    ) -> Linear<'g> {
         if let Some(linear) = self.made(kept, number) {
             return linear;
         }
@@ -471,7 +498,9 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
                     false => prune::energy(g, states).0,
                 });
             }
-            (Mode::Probe | Mode::Observe, Some(pruning)) if pass.observe && pruning.plan.kept(slots.block).is_some() => {
+            (Mode::Probe | Mode::Observe, Some(pruning))
+                if pass.observe && pruning.plan.kept(slots.block).is_some() =>
+            {
                 slots.observed = Some(prune::energy(g, prune::normalise(g, states)));
             }
             (Mode::Given, _) => {}

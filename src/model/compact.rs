@@ -55,7 +55,7 @@ impl Compact {
     ) -> Result<Compact> {
         let h = model.hparams();
         let mut parts: Vec<Part> = Vec::new();
-        let mut numbers: Vec<(Block, usize, Vec<(usize, Option<usize>)>)> = Vec::new();
+        let mut numbers: Vec<(Block, usize, Vec<Pair<usize>>)> = Vec::new();
         let mut owners: Vec<Block> = Vec::new();
         for (&block, kept) in masks {
             let (attn, ffn) = model.tensors.blocks(block.il);
@@ -63,8 +63,10 @@ impl Compact {
             let n = kept.len() * width;
             let mut push = |name: &str, ty, ne: [usize; 2], usage, source| -> Result<usize> {
                 let ne = [ne[0] as u64, ne[1] as u64, 1, 1];
-                let (_, memory) = memory_for(&model.placement, ty, [ne[0], ne[1]], usage, block.il)
-                    .ok_or_else(|| Error::unsupported(format!("no device can compute with reduced weights of type {ty}")))?;
+                let (_, memory) =
+                    memory_for(&model.placement, ty, [ne[0], ne[1]], usage, block.il).ok_or_else(|| {
+                        Error::unsupported(format!("no device can compute with reduced weights of type {ty}"))
+                    })?;
                 let name = format!("compact_{name}-{}", block.il);
                 parts.push(Part { spec: TensorSpec { name, ty, ne, place: Place::Buffer(memory) }, source });
                 owners.push(block);
@@ -122,14 +124,16 @@ impl Compact {
             let row = part.spec.ty.row_bytes(part.spec.ne[0] as usize).expect("whole blocks");
             let data = match part.source {
                 Source::Bytes(bytes) => bytes,
-                Source::Rows(m) => parallel(n_rows, row, n_threads, |range, out| m.gather_rows(kept, width, range, out)),
+                Source::Rows(m) => {
+                    parallel(n_rows, row, n_threads, |range, out| m.gather_rows(kept, width, range, out))
+                }
                 Source::Columns(m) => {
                     parallel(n_rows, row, n_threads, |range, out| m.gather_columns(kept, width, range, out))
                 }
             };
             store.fill(&[(id, &data)], 1, &mut |_| std::ops::ControlFlow::Continue(()));
         }
-        let block = |(block, ids, matrices): (Block, usize, Vec<(usize, Option<usize>)>)| {
+        let block = |(block, ids, matrices): (Block, usize, Vec<Pair<usize>>)| {
             let matrices = matrices.into_iter().map(|(w, b)| (tensors[w], b.map(|b| tensors[b]))).collect();
             (block, CompactBlock { ids: tensors[ids], matrices })
         };
@@ -153,7 +157,12 @@ impl Compact {
 }
 
 /// Rows of `row` bytes, made by several threads.
-fn parallel(n_rows: usize, row: usize, n_threads: usize, make: impl Fn(std::ops::Range<usize>, &mut [u8]) + Sync) -> Vec<u8> {
+fn parallel(
+    n_rows: usize,
+    row: usize,
+    n_threads: usize,
+    make: impl Fn(std::ops::Range<usize>, &mut [u8]) + Sync,
+) -> Vec<u8> {
     let mut out = vec![0u8; n_rows * row];
     let share = n_rows.div_ceil(n_threads).max(1);
     std::thread::scope(|scope| {

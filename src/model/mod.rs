@@ -26,7 +26,7 @@ pub use builder::{Pass, Shape, Slots};
 pub use compact::Compact;
 pub use hparams::{ARCHITECTURES, Hparams};
 pub use kv_cache::{CacheParams, KvCache, hadamard};
-use weights::{Loader, Placement};
+use weights::{Loader, Placement, Weights};
 
 /// A model in memory, ready to compute.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Model {
             if options.check_tensors {
                 check_values(&gguf)?;
             }
-            let (store, ids, matrices) = loader.finish(n_threads, progress)?;
+            let Weights { store, ids, matrices } = loader.finish(n_threads, progress)?;
             Ok((store, wanted.resolve(&ids), matrices))
         };
         let (store, tensors, matrices) = load(progress).map_err(|e: Error| e.in_file(gguf.path()))?;
@@ -137,8 +137,7 @@ impl Model {
     /// The graph of a micro-batch.
     pub(crate) fn graph(&self, cache: &KvCache, shape: Shape, pass: Option<Pass>) -> (Graph, Slots) {
         Graph::build(self.max_tensors(), |g| {
-            let builder =
-                builder::BatchBuilder::new(g, &self.hparams, &self.store, &self.matrices, cache, shape, pass);
+            let builder = builder::BatchBuilder::new(g, &self.hparams, &self.store, &self.matrices, cache, shape, pass);
             self.tensors.graph(builder)
         })
     }

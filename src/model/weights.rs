@@ -88,6 +88,17 @@ pub struct Loader<'a> {
     used: std::collections::HashSet<&'a str>,
 }
 
+/// Weights in memory.
+#[derive(Debug)]
+pub struct Weights {
+    /// Where they are
+    pub store: Rc<Store>,
+    /// The tensors in the order in which they were asked for
+    pub ids: Vec<TensorId>,
+    /// The tensors as the file has them
+    pub matrices: HashMap<TensorId, Matrix>,
+}
+
 /// Number of a tensor that was asked for; becomes a [`TensorId`] when the weights are loaded.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted(usize);
@@ -149,12 +160,12 @@ impl<'a> Loader<'a> {
         Ok(if in_place { Place::Mapped(device, position) } else { Place::Buffer(memory) })
     }
 
-    /// Brings the tensors into memory; also returns them as the file has them. `progress` is told the share done and may stop the load.
+    /// Brings the tensors into memory. `progress` is told the share done and may stop the load.
     pub fn finish(
         self,
         n_threads: usize,
         progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send),
-    ) -> Result<(Rc<Store>, Vec<TensorId>, HashMap<TensorId, Matrix>)> {
+    ) -> Result<Weights> {
         if let Some(t) = self.gguf.tensors().iter().find(|t| !self.used.contains(t.name.as_str())) {
             return Err(Error::unsupported(format!(
                 "this file has a tensor '{}' that pp-run does not know for architecture '{}': without it the answers would \
@@ -207,7 +218,7 @@ impl<'a> Loader<'a> {
             (id, Matrix::mapped(self.gguf.map().clone(), range, info.ty, info.ne[0] as usize, info.ne[1] as usize))
         };
         let matrices = ids.iter().zip(&self.sources).map(matrix).collect();
-        Ok((Rc::new(store), ids, matrices))
+        Ok(Weights { store: Rc::new(store), ids, matrices })
     }
 }
 

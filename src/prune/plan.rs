@@ -117,8 +117,15 @@ impl Plan {
             )));
         }
         let ratio = two_decimals(n_layer as f64 / (n_layer - skip) as f64 * options.ratio);
-        let plan =
-            Plan { dims, mlp_only: options.mlp_only, skip, multiple: options.multiple, ratio, shares: None, counts: None };
+        let plan = Plan {
+            dims,
+            mlp_only: options.mlp_only,
+            skip,
+            multiple: options.multiple,
+            ratio,
+            shares: None,
+            counts: None,
+        };
         if ratio >= 1.0 {
             return Err(Error::usage(format!(
                 "--prune {} over all {n_layer} layers is more than the {} that are pruned have: prune less, or skip fewer than \

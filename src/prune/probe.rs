@@ -33,7 +33,9 @@ impl ProbeShape {
 /// Row numbers of a probe at even distances in a batch of `n_seq` samples of `n_each` tokens, sample by sample.
 pub fn evenly(probe: ProbeShape, n_seq: usize, n_each: usize) -> Vec<i32> {
     let spread = |n: usize, of: usize| (0..n).map(move |i| (2 * i + 1) * of / (2 * n));
-    spread(probe.n_seq, n_seq).flat_map(|b| spread(probe.n_each, n_each).map(move |s| (b * n_each + s) as i32)).collect()
+    spread(probe.n_seq, n_seq)
+        .flat_map(|b| spread(probe.n_each, n_each).map(move |s| (b * n_each + s) as i32))
+        .collect()
 }
 
 /// Row numbers of the probe of largest residual importance, given the squared norm of each row: tokens by their norm over all

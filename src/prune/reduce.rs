@@ -31,6 +31,7 @@ impl Matrix {
         Matrix { bytes: Bytes::Mapped(map, range), ty, n_in, n_out }
     }
 
+    /// A matrix of floats.
     #[cfg(test)]
     pub fn from_rows(rows: &[&[f32]]) -> Matrix {
         let values = rows.concat();
@@ -149,6 +150,29 @@ impl Op for GatherHeads {
             let head = kept[i % kept.len()] as usize / self.n_rep;
             let i = i / kept.len();
             out.copy_from_slice(sources[0].bytes([head, i % m, i / m]));
+        }
+    }
+}
+
+/// Queries of kept heads F32 `[n, n_kept, m]` and these heads I32 `[n_kept]` -> `[n, n_head, m]`: in the places of a whole block,
+/// with zeros for the others.
+#[derive(Debug)]
+pub struct SpreadHeads {
+    /// Heads of a whole block
+    pub n_head: usize,
+}
+
+impl Op for SpreadHeads {
+    fn compute(&self, sources: &[Source], out: &mut Rows) {
+        let n = sources[0].ne()[0];
+        let kept = sources[1].row::<i32>(0);
+        let range = out.range();
+        let n_head = self.n_head;
+        for (out, i) in out.bytes().chunks_exact_mut(4 * n).zip(range) {
+            match kept.binary_search(&((i % n_head) as i32)) {
+                Ok(j) => out.copy_from_slice(sources[0].bytes([j, i / n_head, 0])),
+                Err(_) => out.fill(0),
+            }
         }
     }
 }

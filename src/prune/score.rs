@@ -69,8 +69,7 @@ impl Formula {
             sums
         };
         let parts: Vec<Vec<f64>> = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..n_out).step_by(share).map(|first| scope.spawn(move || part(first))).collect();
+            let threads: Vec<_> = (0..n_out).step_by(share).map(|first| scope.spawn(move || part(first))).collect();
             threads.into_iter().map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
         });
         (0..n_in).map(|k| self.constant(parts.iter().map(|p| p[k]).sum())).collect()

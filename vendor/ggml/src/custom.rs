@@ -1,5 +1,7 @@
 //! Operations of the caller's own, computed on the CPU by ggml's threads, inside a graph.
 
+#![allow(clippy::unnecessary_cast, reason = "C enums are signed on Windows")]
+
 use std::ffi::c_void;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
