@@ -106,6 +106,9 @@ fn run(a: RunArgs) -> Result<RunOptions> {
     if a.prompt.is_some() && a.file.is_some() {
         return Err(Error::usage("-p and -f both give a prompt: use one of them (text on stdin is added to -p)"));
     }
+    if a.prune_min_tokens.is_some() && a.prune.prune.is_none() {
+        return Err(Error::usage("--prune-min-tokens changes what --prune R does: give that too"));
+    }
     Ok(RunOptions {
         log: log(a.log),
         model: model_options(model, a.model_args)?,

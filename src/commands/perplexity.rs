@@ -121,10 +121,10 @@ fn protocol(options: &PerplexityOptions, tokens: &[Token], bos: Option<Token>, n
             (n_ctx, options.context.n_batch as usize / n_ctx)
         }
     };
-    let least = if options.batch.is_some() { n_ctx } else { 2 * n_ctx };
+    let (least, windows) = if options.batch.is_some() { (n_ctx, "one window") } else { (2 * n_ctx, "two windows") };
     if tokens.len() < least {
         return Err(Error::malformed(format!(
-            "has {} tokens, but {least} are needed at least for windows of {n_ctx}: use a longer text or shorter windows",
+            "has {} tokens, but {windows} of {n_ctx} are needed at least: use a longer text or shorter windows",
             tokens.len()
         ))
         .in_file(&options.file));
