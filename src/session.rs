@@ -399,12 +399,11 @@ impl<'m> Session<'m> {
         self.current = None;
         let mut times = [[0.0f64; 2]; 2];
         for (i, n) in [FEW, MORE].into_iter().enumerate() {
-            for (j, mode) in [Mode::Calibrate, Mode::Probe].into_iter().enumerate() {
+            // The dense run is observed, as it would be.
+            for (j, mode) in [Mode::Observe, Mode::Probe].into_iter().enumerate() {
                 let shape = Shape { n_seq: 1, n_each: n, n_kv: n, n_outputs: n, logits: false, whole: true };
                 let prune = self.prune.as_ref().expect("only with pruning");
                 let pass = Pass { mode, pruning: Some(&prune.pruning), compact: None, observe: true, positions: false };
-                // The dense run is observed as well.
-                let pass = if mode == Mode::Calibrate { Pass { mode: Mode::Observe, ..pass } } else { pass };
                 let (graph, (input, slots)) = self.model.ffn_graph(&self.cache, shape, pass, block.il);
                 self.executor.load(graph).map_err(failure)?;
                 let states: Vec<f32> = (0..n * self.model.hparams().n_embd).map(|i| (i as f32).sin()).collect();
@@ -412,6 +411,8 @@ impl<'m> Session<'m> {
                 let mut best = f64::INFINITY;
                 for _ in 0..3 {
                     self.executor.set(input, &states);
+                    // Any position that every history has.
+                    self.executor.set(slots.pos, &vec![0i32; n]);
                     if let Some(slot) = slots.probe_rows {
                         self.executor.set(slot, &rows);
                     }
@@ -494,17 +495,15 @@ impl<'m> Session<'m> {
             let end = length.min(start + step);
             let pieces: Vec<&[Token]> = seqs.iter().map(|s| &s[start..end]).collect();
             let mode = if prune { self.mode(n_seq * (end - start))? } else { None };
+            let whole = end - start == length;
+            if let Some(prune) = &mut self.prune {
+                prune.report.kept = prune.pruning.plan.kept_share(!whole);
+            }
             // A graph has at least one output; and a batch that is pruned is pruned as a whole, the last layer included.
             let wanted = first.clamp(start, end);
             let from = if mode.is_some() { start } else { wanted.min(end - 1) };
             let batch = Batch { pieces: &pieces, first: start, outputs: from - start..end - start };
-            let run = Run {
-                mode,
-                logits: false,
-                whole: end - start == length,
-                observe: false,
-                ..Run::text(self.n_threads_batch)
-            };
+            let run = Run { mode, logits: false, whole, observe: false, ..Run::text(self.n_threads_batch) };
             self.run(&batch, run)?;
             if wanted == end {
                 continue;

@@ -287,6 +287,24 @@ fn calibrations_that_are_not_this_models_are_refused() {
     assert!(refused(&paper, 2).contains("--no-positions"));
     ok(&run(&["--prune-method", "wanda-sp"]).iter().map(String::as_str).collect::<Vec<_>>());
     ok(&run(&["--prune-history", "channel"]).iter().map(String::as_str).collect::<Vec<_>>());
+    // The break-even is measured with the paper's history too.
+    calibrate(&model, &["--seq-len", "256"]);
+    ok(&[
+        "-m",
+        &model,
+        "-p",
+        PROMPT,
+        "-n",
+        "4",
+        "-no-cnv",
+        "-c",
+        "256",
+        "--prune",
+        "0.4",
+        "--prune-skip",
+        "1",
+        "--prune-paper",
+    ]);
     calibrate(&model, &["--seq-len", "16"]);
     assert!(refused(&paper, 2).contains("16 positions"));
 }

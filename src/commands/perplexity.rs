@@ -151,10 +151,10 @@ pub fn run(options: &PerplexityOptions) -> Result<()> {
     let n_threads = options.context.n_threads_batch;
     let mut context = options.context.clone();
     context.n_ctx = Some(u32::try_from(n_ctx).unwrap_or(u32::MAX));
-    if options.batch.is_some() || options.prune.is_some() {
+    if options.batch.is_some() {
         // What is pruned together runs together.
-        let all = u32::try_from(n_seq * n_ctx).unwrap_or(u32::MAX);
-        (context.n_batch, context.n_ubatch) = (all, if options.batch.is_some() { all } else { context.n_ubatch });
+        context.n_ubatch = u32::try_from(n_seq * n_ctx).unwrap_or(u32::MAX);
+        context.n_batch = context.n_ubatch;
     }
     let mut session = Session::new(&model, &context, n_seq, n_seq * n_ctx, signals.interrupt.clone())?;
     prune::apply(&mut session, &model, options.prune.as_ref(), n_threads)?;
