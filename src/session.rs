@@ -10,7 +10,7 @@ use ggml::{ComputeError, Executor, F16};
 use crate::cli::options::{ContextOptions, Tristate};
 use crate::error::{Error, Kind, Result};
 use crate::model::{CacheParams, Compact, KvCache, Model, Pass, Shape, Slots, hadamard, memory};
-use crate::prune::plan::Block;
+use crate::prune::plan::{self, Block};
 use crate::prune::record::{Record, Summary};
 use crate::prune::{BlockSlots, Masks, Mode, Observed, Pruning, probe};
 use crate::tokenizer::Token;
@@ -88,6 +88,7 @@ impl PruneReport {
             }
             (0, _) => format!("dense: prompt below break-even ({} tokens)", self.break_even),
             _ if self.is_fixed => format!("fixed masks, {kept}"),
+            _ if self.probe_rows == 0 => format!("given masks, {kept}"),
             (_, 0) => format!("probe {} of {n} tokens, {kept}", self.probe_rows),
             (p, d) => format!("probe {} of {p} tokens, {kept}; {d} tokens dense", self.probe_rows),
         };
@@ -128,7 +129,7 @@ pub struct Moments {
 const UNEQUAL: &str = "the batches of the dump keep different numbers of heads or channels";
 
 /// Rows that the output matrix multiplies at once when texts are scored.
-const OUTPUT_ROWS: usize = 512;
+pub const OUTPUT_ROWS: usize = 512;
 
 /// One micro-batch: tokens of sequences 0.. at consecutive positions.
 struct Batch<'a> {
@@ -318,6 +319,7 @@ impl<'m> Session<'m> {
         dump: bool,
     ) -> Result<()> {
         self.current = None;
+        self.executor.unload();
         self.prune = None;
         let Some(mut pruning) = pruning else { return Ok(()) };
         let mut fixed = fixed;
@@ -373,6 +375,8 @@ impl<'m> Session<'m> {
             return Ok(Some(Mode::Given));
         }
         let min_tokens = match prune.min_tokens {
+            // One token has no probe: nothing to measure for.
+            _ if n < 2 => return Ok(Some(Mode::Observe)),
             Some(n) => n,
             None => {
                 let n = self.break_even()?;
@@ -381,7 +385,7 @@ impl<'m> Session<'m> {
                 n
             }
         };
-        Ok(Some(if n >= min_tokens.max(2) { Mode::Probe } else { Mode::Observe }))
+        Ok(Some(if n >= min_tokens { Mode::Probe } else { Mode::Observe }))
     }
 
     /// Measures from how many tokens on pruning pays: one MLP of this model, whole and pruned, with few and with more tokens;
@@ -391,8 +395,7 @@ impl<'m> Session<'m> {
         const MORE: usize = 128;
         let block = {
             let plan = &self.prune.as_ref().expect("only with pruning").pruning.plan;
-            let mut blocks =
-                plan.blocks().filter(|&b| b.kind == crate::prune::plan::Kind::Mlp && plan.kept(b).is_some());
+            let mut blocks = plan.blocks().filter(|&b| b.kind == plan::Kind::Mlp && plan.kept(b).is_some());
             let Some(block) = blocks.next() else { return Ok(usize::MAX) };
             block
         };
@@ -440,8 +443,9 @@ impl<'m> Session<'m> {
         }
         let start = Instant::now();
         let masks = if let Some(replay) = &mut prune.replay {
-            let next = replay.as_slice().iter().position(|r| r.frozen);
-            match next.and_then(|i| replay.nth(i)) {
+            // Where the recorded run made masks, and only there.
+            let due = replay.as_slice().first().is_some_and(|r| r.frozen);
+            match due.then(|| replay.next()).flatten() {
                 Some(record) if record.kept.iter().all(|(&b, k)| prune.pruning.plan.kept(b) == Some(k.len())) => {
                     record.kept
                 }
@@ -459,8 +463,9 @@ impl<'m> Session<'m> {
                 None => return Ok(()),
             }
         };
-        // The old ones go first: both at once may not fit. No graph may refer to them.
+        // The old ones go first, and the graph that refers to them: both at once may not fit.
         self.current = None;
+        self.executor.unload();
         prune.compact = None;
         let compact = Compact::new(self.model, &masks, &BTreeMap::new(), self.n_threads_batch)?;
         prune.report.frozen = Some((start.elapsed(), compact.n_bytes()));
@@ -521,31 +526,17 @@ impl<'m> Session<'m> {
         Ok(states)
     }
 
-    /// Logits of states `[n_embd, n]`, a part of the rows at a time: `each(row, logits)` with logits `[n_vocab]` of consecutive
-    /// rows from `row` on.
-    pub fn outputs(&mut self, states: &[f32], each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
-        let (n_embd, n_vocab) = (self.model.hparams().n_embd, self.model.n_vocab());
-        let mut loaded = None;
+    /// Logits `[n_vocab, n]` of states `[n_embd, n]`; of some [`OUTPUT_ROWS`] at a time, as they are large.
+    pub fn outputs(&mut self, states: &[f32]) -> Result<Vec<f32>> {
+        let n = states.len() / self.model.hparams().n_embd;
         self.current = None;
-        let mut logits = Vec::new();
-        for (i, part) in states.chunks(OUTPUT_ROWS * n_embd).enumerate() {
-            let n = part.len() / n_embd;
-            let (input, output) = match loaded {
-                Some((rows, slots)) if rows == n => slots,
-                _ => {
-                    let (graph, slots) = self.model.output_graph(n);
-                    self.executor.load(graph).map_err(failure)?;
-                    loaded = Some((n, slots));
-                    slots
-                }
-            };
-            self.executor.set(input, part);
-            self.executor.compute(self.n_threads_batch).map_err(failure)?;
-            logits.resize(n * n_vocab, 0.0);
-            self.executor.get(output, &mut logits);
-            each(i * OUTPUT_ROWS, &logits);
-        }
-        Ok(())
+        let (graph, (input, output)) = self.model.output_graph(n);
+        self.executor.load(graph).map_err(failure)?;
+        self.executor.set(input, states);
+        self.executor.compute(self.n_threads_batch).map_err(failure)?;
+        let mut logits = vec![0.0f32; n * self.model.n_vocab()];
+        self.executor.get(output, &mut logits);
+        Ok(logits)
     }
 
     /// Runs sequences side by side, whole, and returns the moments of each block over the batch.
@@ -766,6 +757,7 @@ impl Prune {
                 self.report.pruned_tokens += n_tokens;
                 self.report.probe_rows += self.pruning.probe(n_seq, n_each).n_rows();
             }
+            Mode::Given if record.kept.is_empty() => self.report.dense_tokens += n_tokens,
             Mode::Fixed | Mode::Given => self.report.pruned_tokens += n_tokens,
             Mode::Observe | Mode::Calibrate => self.report.dense_tokens += n_tokens,
         }

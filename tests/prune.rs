@@ -11,6 +11,11 @@ use std::sync::{LazyLock, Mutex, MutexGuard};
 use common::forge::{Forge, golden};
 use common::smollm2;
 use ggml::Type;
+use pp_run::cli::options::{ContextOptions, PruneOptions};
+use pp_run::prune::Pruning;
+use pp_run::prune::plan::Plan;
+use pp_run::prune::record::Record;
+use pp_run::prune::score::Formula;
 use serde_json::Value;
 
 #[allow(dead_code, reason = "its main is an example's")]
@@ -216,6 +221,41 @@ fn counts_are_exact_masks_are_reproducible_and_dumps_replay() {
         assert_eq!((again.0, again.1), (one.0, one.1), "{ty}");
         assert_eq!(dump(Path::new(&third)), batches);
     }
+}
+
+#[test]
+fn a_conversation_of_two_turns_replays() {
+    let _turn = turn();
+    let model = PathBuf::from(tiny("turns", Type::F32, 2));
+    let context = ContextOptions { n_ctx: Some(512), ..ContextOptions::new(2) };
+    let model = common::load(&model, &context);
+    let options = PruneOptions { skip: 1, min_tokens: Some(2), ..PruneOptions::new(0.4) };
+    let run = |replay: Option<Vec<Record>>| {
+        let mut session = common::session(&model, &context);
+        let plan = Plan::new(&options, model.dims()).unwrap();
+        let constants = model.constants(Formula::of(&options), plan.blocks(), 1);
+        let pruning = Pruning::new(options.clone(), plan, constants, None);
+        session.set_pruning(Some(pruning), None, replay, true).unwrap();
+        let mut logits = Vec::new();
+        let mut text: Vec<i32> = (0..40).map(|i| 300 + i).collect();
+        for turn in 0..2 {
+            session.sync(&text, &mut |_, _| {}).unwrap();
+            logits.push(session.logits().to_vec());
+            for i in 0..3 {
+                session.decode(400 + i).unwrap();
+                logits.push(session.logits().to_vec());
+            }
+            text = session.tokens().to_vec();
+            text.extend((0..50).map(|i| 310 + turn + 2 * i));
+        }
+        (logits, session.records().unwrap().to_vec())
+    };
+    let (logits, records) = run(None);
+    let frozen: Vec<bool> = records.iter().map(|r| r.frozen).collect();
+    assert_eq!(frozen, [false, true, false, true], "each turn has masks of its own");
+    let (again, replayed) = run(Some(records.clone()));
+    assert_eq!(again, logits);
+    assert!(replayed.iter().zip(&records).all(|(a, b)| a.kept == b.kept && a.frozen == b.frozen));
 }
 
 #[test]

@@ -345,7 +345,7 @@ pub struct ShowArgs {
     #[arg(long)]
     pub tensors: bool,
     /// List what can be pruned
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["tensors", "json"])]
     pub prunable: bool,
     /// One JSON object
     #[arg(long)]

@@ -6,7 +6,7 @@ use super::load::{Signals, load};
 use super::{print, prune, read_text};
 use crate::cli::options::PerplexityOptions;
 use crate::error::{Error, Kind, Result};
-use crate::session::Session;
+use crate::session::{OUTPUT_ROWS, Session};
 use crate::stats::Log;
 use crate::tokenizer::Token;
 
@@ -180,17 +180,16 @@ pub fn run(options: &PerplexityOptions) -> Result<()> {
         for (i, window) in group.iter().enumerate() {
             // State i predicts the token after its own; nothing is known to follow the last.
             let n = n_ctx - 1 - first;
-            let of_window = |states: &[f32]| states[i * (n_ctx - first) * n_embd..][..n * n_embd].to_vec();
+            let row = i * (n_ctx - first);
             let next = &window[first + 1..];
-            let (pruned, dense) = (of_window(&pruned), dense.as_deref().map(of_window));
-            for start in (0..n).step_by(ROWS) {
-                let end = n.min(start + ROWS);
-                let part = |states: &[f32]| states[start * n_embd..end * n_embd].to_vec();
+            for start in (0..n).step_by(OUTPUT_ROWS) {
+                let end = n.min(start + OUTPUT_ROWS);
+                let part = (row + start) * n_embd..(row + end) * n_embd;
                 let next = &next[start..end];
-                let logits = logits(&mut session, &part(&pruned)).map_err(interrupted)?;
+                let logits = session.outputs(&pruned[part.clone()]).map_err(interrupted)?;
                 score_rows(&logits, next, n_threads).into_iter().for_each(|nll| sums.add(nll));
                 if let Some(dense) = &dense {
-                    let base = self::logits(&mut session, &part(dense)).map_err(interrupted)?;
+                    let base = session.outputs(&dense[part]).map_err(interrupted)?;
                     score_rows(&base, next, n_threads).into_iter().for_each(|nll| dense_sums.add(nll));
                     for (kl, same) in compare_rows(&base, &logits, model.n_vocab(), n_threads) {
                         kl_sums.add(kl);
@@ -229,16 +228,6 @@ pub fn run(options: &PerplexityOptions) -> Result<()> {
         ))?;
     }
     print(&format!("Final estimate: PPL = {perplexity:.4} +/- {error:.5}\n"))
-}
-
-/// Rows of logits that are held at once.
-const ROWS: usize = 512;
-
-/// Logits of states, one row after the other.
-fn logits(session: &mut Session, states: &[f32]) -> Result<Vec<f32>> {
-    let mut all = Vec::new();
-    session.outputs(states, &mut |_, logits| all.extend_from_slice(logits))?;
-    Ok(all)
 }
 
 #[cfg(test)]

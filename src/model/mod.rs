@@ -189,13 +189,6 @@ impl Model {
         blocks.map(constants).collect()
     }
 
-    /// Type of the weights of a block's first and last matrices.
-    pub fn block_types(&self, block: Block) -> (Type, Type) {
-        let (attn, ffn) = self.tensors.blocks(block.il);
-        let (first, last) = if block.kind == Kind::Attn { (attn.q, attn.output) } else { (ffn.gate, ffn.down) };
-        (self.matrices[&first.0].ty(), self.matrices[&last.0].ty())
-    }
-
     /// The values of a vector of floats among the weights.
     fn vector(&self, id: TensorId) -> Vec<f32> {
         let matrix = &self.matrices[&id];

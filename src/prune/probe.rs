@@ -2,7 +2,7 @@
 
 use ggml::{Op, Rows, Source};
 
-use crate::cli::options::{Picker, PruneMethod, PruneOptions};
+use crate::cli::options::{PruneMethod, PruneOptions};
 
 /// Rows of a probe, of equal-length pieces of `n_seq` samples side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,11 +92,6 @@ impl Op for PickByResidual {
         let rows = by_residual(self.probe, &squares, self.n_seq, self.n_each);
         out.elements::<i32>().copy_from_slice(&rows);
     }
-}
-
-/// The picker's operation for a graph needs no input, the even one has its rows set from outside.
-pub fn is_input(options: &PruneOptions) -> bool {
-    options.method == PruneMethod::FullBatch || options.picker == Picker::Even
 }
 
 #[cfg(test)]

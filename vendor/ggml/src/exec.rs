@@ -152,6 +152,13 @@ impl Executor {
         Ok(())
     }
 
+    /// Lets go of the current graph, and of the stores that it refers to.
+    pub fn unload(&mut self) {
+        // SAFETY: the scheduler is live; it forgets the graph's tensors before they go.
+        unsafe { sys::ggml_backend_sched_reset(self.sched.as_ptr()) };
+        self.graph = None;
+    }
+
     fn tensor(&self, slot: Slot) -> NonNull<sys::ggml_tensor> {
         self.graph.as_ref().expect("a graph is loaded").slot(slot)
     }
