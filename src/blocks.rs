@@ -27,19 +27,6 @@ pub fn norm<'g>(g: &Builder<'g>, x: Tensor<'g>, weight: Tensor<'g>, eps: f32) ->
     g.mul(g.rms_norm(x, eps), weight)
 }
 
-/// Weights of an attention block.
-#[derive(Debug, Clone, Copy)]
-pub struct Attention<'g> {
-    /// `[n_embd, n_embd_head * n_head]`
-    pub q: Linear<'g>,
-    /// `[n_embd, n_embd_head * n_head_kv]`
-    pub k: Linear<'g>,
-    /// `[n_embd, n_embd_head * n_head_kv]`
-    pub v: Linear<'g>,
-    /// Width of a head.
-    pub n_embd_head: usize,
-}
-
 /// Queries `[n_embd_head, n_head, n_tokens]`, keys and values `[n_embd_head, n_head_kv, n_tokens]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Qkv<'g> {
@@ -51,18 +38,21 @@ pub struct Qkv<'g> {
     pub v: Tensor<'g>,
 }
 
-/// Queries, keys and values of the tokens `x` `[n_embd, n_tokens]` at positions `pos` `[n_tokens]`.
+/// Queries, keys and values by head, with the positions `pos` `[n_tokens]` embedded, of products `[n_embd_head * heads, n_tokens]`
+/// whose rows are contiguous.
 pub fn qkv<'g>(
     g: &Builder<'g>,
-    x: Tensor<'g>,
-    w: &Attention<'g>,
+    products: [Tensor<'g>; 3],
+    n_embd_head: usize,
     pos: Tensor<'g>,
     rope_freqs: Option<Tensor<'g>>,
     rope: &Rope,
 ) -> Qkv<'g> {
-    let n_tokens = x.ne()[1];
-    let heads = |t: Tensor<'g>| g.reshape(t, [w.n_embd_head, t.ne()[0] / w.n_embd_head, n_tokens, 1]);
-    let [q, k, v] = [&w.q, &w.k, &w.v].map(|w| heads(w.apply(g, x)));
+    let [q, k, v] = products.map(|t| {
+        let [n, n_tokens, ..] = t.ne();
+        let (head, token) = (n_embd_head * 4, t.nb()[1]);
+        g.view(t, [n_embd_head, n / n_embd_head, n_tokens, 1], [head, token, token * n_tokens], 0)
+    });
     Qkv { q: g.rope(q, pos, rope_freqs, rope), k: g.rope(k, pos, rope_freqs, rope), v }
 }
 
@@ -95,22 +85,4 @@ pub fn attention<'g>(
     let kq = g.soft_max(kq, mask, scale);
     let kqv = g.mul_mat(v, kq);
     g.cont(g.permute(kqv, [0, 2, 1, 3]), [n_embd_head * n_head, n_tokens, 1, 1])
-}
-
-/// Weights of a gated MLP.
-#[derive(Debug, Clone, Copy)]
-pub struct Ffn<'g> {
-    /// `[n_embd, n_ff]`
-    pub gate: Linear<'g>,
-    /// `[n_embd, n_ff]`
-    pub up: Linear<'g>,
-    /// `[n_ff, n_embd]`
-    pub down: Linear<'g>,
-}
-
-/// The inside of a gated MLP, `[n_ff, n_tokens]`: `silu(gate(x)) * up(x)`.
-pub fn ffn_mid<'g>(g: &Builder<'g>, x: Tensor<'g>, w: &Ffn<'g>) -> Tensor<'g> {
-    let up = w.up.apply(g, x);
-    let gate = w.gate.apply(g, x);
-    g.swiglu(gate, up)
 }

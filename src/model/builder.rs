@@ -2,7 +2,7 @@
 //!
 //! All weight multiplications of a block pass through here: here a block asks the pruning pass what it keeps.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -11,7 +11,8 @@ use ggml::{Builder, Slot, Store, Tensor, TensorId, Type};
 use super::compact::{Compact, CompactBlock};
 use super::hparams::Hparams;
 use super::kv_cache::KvCache;
-use crate::blocks::{self, Attention, Ffn, Linear, Qkv};
+use super::native::{Factor, Native, Product, Quantize, words};
+use crate::blocks::{self, Linear, Qkv};
 use crate::prune::plan::{Block, Kind};
 use crate::prune::reduce::{GatherColumns, GatherHeads, GatherRows, Matrix, SpreadHeads};
 use crate::prune::{self, BlockSlots, Mode, Pruning, probe, score};
@@ -119,6 +120,22 @@ struct Kept<'a, 'g> {
     compact: Option<&'a CompactBlock>,
 }
 
+/// States that matrices multiply, in the forms that are asked for.
+struct Input<'g> {
+    /// F32 `[k, n]`
+    x: Tensor<'g>,
+    /// Gain of the norm that comes first
+    norm: Option<TensorId>,
+    floats: OnceCell<Tensor<'g>>,
+    acts: OnceCell<Tensor<'g>>,
+}
+
+impl<'g> Input<'g> {
+    fn new(x: Tensor<'g>, norm: Option<TensorId>) -> Input<'g> {
+        Input { x, norm, floats: OnceCell::new(), acts: OnceCell::new() }
+    }
+}
+
 /// Builds the graph of one micro-batch.
 pub struct BatchBuilder<'a, 'g> {
     /// The graph.
@@ -127,6 +144,7 @@ pub struct BatchBuilder<'a, 'g> {
     pub hparams: &'a Hparams,
     store: &'a Rc<Store>,
     matrices: &'a HashMap<TensorId, Matrix>,
+    native: &'a Native,
     cache: &'a KvCache,
     shape: Shape,
     pass: Option<Pass<'a>>,
@@ -152,6 +170,7 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         hparams: &'a Hparams,
         store: &'a Rc<Store>,
         matrices: &'a HashMap<TensorId, Matrix>,
+        native: &'a Native,
         cache: &'a KvCache,
         shape: Shape,
         pass: Option<Pass<'a>>,
@@ -177,6 +196,7 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
             hparams,
             store,
             matrices,
+            native,
             cache,
             shape,
             pass,
@@ -198,6 +218,130 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
     /// A tensor of the weights.
     fn weight(&self, id: TensorId) -> Tensor<'g> {
         self.g.leaf(self.store, id)
+    }
+
+    /// `y + b`
+    fn biased(&self, y: Tensor<'g>, bias: Option<Tensor<'g>>) -> Tensor<'g> {
+        bias.map_or(y, |b| self.g.add(y, b))
+    }
+
+    /// Whether our kernels multiply these weights with `n` tokens.
+    fn is_native(&self, weights: &[Pair<TensorId>], n: usize) -> bool {
+        weights.iter().all(|w| self.native.multiplies(&w.0, n))
+    }
+
+    /// The states as floats.
+    fn floats(&self, input: &Input<'g>) -> Tensor<'g> {
+        *input.floats.get_or_init(|| input.norm.map_or(input.x, |w| self.norm(input.x, w)))
+    }
+
+    /// The states in 8 bits.
+    fn acts(&self, input: &Input<'g>) -> Tensor<'g> {
+        *input.acts.get_or_init(|| {
+            let [k, n, ..] = input.x.ne();
+            let mut sources = vec![input.x];
+            sources.extend(input.norm.map(|w| self.weight(w)));
+            self.g.custom(Type::I32, [words(k), n, 1, 1], &sources, Quantize { eps: self.hparams.norm_rms_eps })
+        })
+    }
+
+    /// Some rows of the states.
+    fn rows(&self, input: &Input<'g>, rows: Tensor<'g>, weights: &[Pair<TensorId>]) -> Input<'g> {
+        let g = self.g;
+        if self.is_native(weights, rows.ne()[0]) {
+            return Input::new(g.get_rows(input.x, rows), input.norm);
+        }
+        Input::new(g.get_rows(self.floats(input), rows), None)
+    }
+
+    /// `[n_out, n]` for each of the weights: the states times its rows, or those of the kept units, of `width` rows each. `first` is
+    /// the first weight's number among those of its block that are made in advance.
+    fn multiply<const N: usize>(
+        &self,
+        input: &Input<'g>,
+        weights: [Pair<TensorId>; N],
+        kept: Option<&Kept<'a, 'g>>,
+        first: usize,
+        width: usize,
+    ) -> [Tensor<'g>; N] {
+        let g = self.g;
+        let n = input.x.ne()[1];
+        if !self.is_native(&weights, n) {
+            let x = self.floats(input);
+            return std::array::from_fn(|i| match kept {
+                Some(kept) => self.reduced_rows(weights[i], kept, first + i, width).apply(g, x),
+                None => self.linear(weights[i]).apply(g, x),
+            });
+        }
+        let factors: Vec<Factor> = self.factors(&weights, kept.map(|_| width));
+        let n_out: Vec<usize> = factors.iter().map(|f| f.n_out(kept.map_or(0, |k| k.n))).collect();
+        let all = self.product(input, factors, false, kept);
+        let mut offset = 0;
+        std::array::from_fn(|i| {
+            let row = all.nb()[1];
+            let part = if N == 1 { all } else { g.view(all, [n_out[i], n, 1, 1], [row, row * n, row * n], offset) };
+            offset += 4 * n_out[i];
+            self.biased(part, self.rows_of_bias(weights[i].1, kept, width))
+        })
+    }
+
+    fn factors(&self, weights: &[Pair<TensorId>], kept: Option<usize>) -> Vec<Factor> {
+        weights.iter().map(|w| Factor { matrix: self.matrices[&w.0].clone(), kept }).collect()
+    }
+
+    /// A [`Product`] of the states.
+    fn product(
+        &self,
+        input: &Input<'g>,
+        factors: Vec<Factor>,
+        gated: bool,
+        kept: Option<&Kept<'a, 'g>>,
+    ) -> Tensor<'g> {
+        let n_kept = kept.map_or(0, |k| k.n);
+        let n_out: usize = factors.iter().take(if gated { 1 } else { factors.len() }).map(|f| f.n_out(n_kept)).sum();
+        let mut sources = vec![self.acts(input)];
+        sources.extend(kept.map(|k| k.ids));
+        let op = Product { factors, gated, columns: None, clock: self.native.pack_clock.clone() };
+        self.g.custom(Type::F32, [n_out, input.x.ne()[1], 1, 1], &sources, op)
+    }
+
+    /// `[n_out, n]`: the states, of kept units if these are given, times the weight's columns of these, of `width` columns each.
+    fn multiply_last(
+        &self,
+        input: &Input<'g>,
+        weight: Pair<TensorId>,
+        kept: Option<&Kept<'a, 'g>>,
+        number: usize,
+        width: usize,
+    ) -> Tensor<'g> {
+        let g = self.g;
+        let n = input.x.ne()[1];
+        if !self.is_native(&[weight], n) {
+            let linear = match kept {
+                Some(kept) => self.reduced_columns(weight, kept, number, width),
+                None => self.linear(weight),
+            };
+            return linear.apply(g, self.floats(input));
+        }
+        let factors = self.factors(&[weight], None);
+        let mut sources = vec![self.acts(input)];
+        sources.extend(kept.map(|k| k.ids));
+        let ne = [factors[0].matrix.n_out(), n, 1, 1];
+        let columns = kept.map(|_| width);
+        let op = Product { factors, gated: false, columns, clock: self.native.pack_clock.clone() };
+        let y = g.custom(Type::F32, ne, &sources, op);
+        let made = kept.and_then(|kept| Some(self.made(kept, number)?.bias));
+        self.biased(y, made.unwrap_or_else(|| weight.1.map(|b| self.weight(b))))
+    }
+
+    /// The inside of a gated MLP, `[n_ff, n]`, or of its kept channels.
+    fn ffn_mid(&self, input: &Input<'g>, w: &FfnTensors<TensorId>, kept: Option<&Kept<'a, 'g>>) -> Tensor<'g> {
+        let weights = [w.gate, w.up];
+        if self.is_native(&weights, input.x.ne()[1]) && weights.iter().all(|w| w.1.is_none()) {
+            return self.product(input, self.factors(&weights, kept.map(|_| 1)), true, kept);
+        }
+        let [gate, up] = self.multiply(input, weights, kept, 0, 1);
+        self.g.swiglu(gate, up)
     }
 
     /// A matrix of the weights with its bias.
@@ -244,33 +388,36 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         il: usize,
     ) -> Tensor<'g> {
         let g = self.g;
-        let normed = self.name(self.norm(x, norm), "attn_norm", il);
+        let input = Input::new(x, Some(norm));
         let n_embd_head = self.hparams.n_embd_head;
         let freqs = rope_freqs.map(|id| self.weight(id));
-        let mut attn = Attention { q: self.linear(w.q), k: self.linear(w.k), v: self.linear(w.v), n_embd_head };
-        let mut output = self.linear(w.output);
+        let qkv = |products, pos| blocks::qkv(g, products, n_embd_head, pos, freqs, &self.hparams.rope);
+        let weights = [w.q, w.k, w.v];
         let mut slots = BlockSlots::new(Block { il, kind: Kind::Attn });
         let kept = self.kept(x, &mut slots, &|rows, mask| {
-            let (normed, pos) = match rows {
-                Some(rows) => (g.get_rows(normed, rows), self.positions(rows)),
-                None => (normed, self.pos.0),
+            let (products, pos) = match rows {
+                Some(rows) => {
+                    let input = self.rows(&input, rows, &weights);
+                    (self.multiply(&input, weights, None, 0, n_embd_head), self.positions(rows))
+                }
+                None => (self.multiply(&input, weights, None, 0, n_embd_head), self.pos.0),
             };
-            let n_seq = normed.ne()[1] / mask.ne()[0];
-            self.attend_among(blocks::qkv(g, normed, &attn, pos, freqs, &self.hparams.rope), mask, n_seq)
+            let n_seq = products[0].ne()[1] / mask.ne()[0];
+            self.attend_among(qkv(products, pos), mask, n_seq)
         });
         // Whole texts of a multi-head model need the keys and values of kept heads only.
         let fresh = kept.is_some() && self.shape.whole && self.hparams.n_head == self.hparams.n_head_kv;
-        if let Some(kept) = &kept {
-            attn.q = self.reduced_rows(w.q, kept, 0, n_embd_head);
-            output = self.reduced_columns(w.output, kept, 1, n_embd_head);
-            if fresh {
+        let products = match &kept {
+            None => self.multiply(&input, weights, None, 0, n_embd_head),
+            Some(kept) => {
+                let [q] = self.multiply(&input, [w.q], Some(kept), 0, n_embd_head);
                 // Never made in advance: a mask that is fixed serves generation too.
                 let kept = Kept { compact: None, ..*kept };
-                attn.k = self.reduced_rows(w.k, &kept, 0, n_embd_head);
-                attn.v = self.reduced_rows(w.v, &kept, 0, n_embd_head);
+                let [k, v] = self.multiply(&input, [w.k, w.v], fresh.then_some(&kept), 0, n_embd_head);
+                [q, k, v]
             }
-        }
-        let qkv = blocks::qkv(g, normed, &attn, self.pos.0, freqs, &self.hparams.rope);
+        };
+        let qkv = qkv(products, self.pos.0);
         self.name(qkv.q, "Qcur", il);
         self.name(qkv.k, "Kcur", il);
         self.name(qkv.v, "Vcur", il);
@@ -283,7 +430,8 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
             self.attend_cache(qkv, kept.as_ref(), il)
         };
         self.note(kqv, kept.as_ref(), slots);
-        self.name(output.apply(g, kqv), "attn_out", il)
+        let out = self.multiply_last(&Input::new(kqv, None), w.output, kept.as_ref(), 1, n_embd_head);
+        self.name(out, "attn_out", il)
     }
 
     /// Attention of `qkv` over the cache, which takes in its keys and values; of kept heads, if these are given.
@@ -343,8 +491,9 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         let g = self.g;
         let params = self.cache.params();
         let by_seq = |t: Tensor<'g>| {
-            let [d, n_head, n_tokens, _] = t.ne();
-            g.reshape(t, [d, n_head, n_tokens / n_seq, n_seq])
+            let ([d, n_head, n_tokens, _], nb) = (t.ne(), t.nb());
+            let n_each = n_tokens / n_seq;
+            g.view(t, [d, n_head, n_each, n_seq], [nb[1], nb[2], nb[2] * n_each], 0)
         };
         let (k, mut v) = (by_seq(qkv.k), by_seq(qkv.v));
         if !params.flash_attn {
@@ -356,25 +505,20 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
 
     /// MLP block of layer `il` on the residual stream `x`: `[n_embd, n]` for as many tokens as `x` has.
     pub fn ffn(&self, x: Tensor<'g>, norm: TensorId, w: &FfnTensors<TensorId>, il: usize) -> Tensor<'g> {
-        let g = self.g;
-        let normed = self.name(self.norm(x, norm), "ffn_norm", il);
-        let mut ffn = Ffn { gate: self.linear(w.gate), up: self.linear(w.up), down: self.linear(w.down) };
+        let input = Input::new(x, Some(norm));
         let mut slots = BlockSlots::new(Block { il, kind: Kind::Mlp });
-        let kept = self.kept(x, &mut slots, &|rows, _| {
-            blocks::ffn_mid(g, rows.map_or(normed, |rows| g.get_rows(normed, rows)), &ffn)
+        let kept = self.kept(x, &mut slots, &|rows, _| match rows {
+            Some(rows) => self.ffn_mid(&self.rows(&input, rows, &[w.gate, w.up]), w, None),
+            None => self.ffn_mid(&input, w, None),
         });
-        if let Some(kept) = &kept {
-            ffn.gate = self.reduced_rows(w.gate, kept, 0, 1);
-            ffn.up = self.reduced_rows(w.up, kept, 1, 1);
-            ffn.down = self.reduced_columns(w.down, kept, 2, 1);
-        }
-        let mid = blocks::ffn_mid(g, normed, &ffn);
+        let mid = self.ffn_mid(&input, w, kept.as_ref());
         match self.last_probe.take() {
             // The last layer of a prompt: the wanted tokens are not the batch.
-            Some(rows) => self.note(blocks::ffn_mid(g, self.norm(rows, norm), &ffn), None, slots),
+            Some(rows) => self.note(self.ffn_mid(&Input::new(rows, Some(norm)), w, None), None, slots),
             None => self.note(mid, kept.as_ref(), slots),
         }
-        self.name(ffn.down.apply(g, mid), "ffn_out", il)
+        let out = self.multiply_last(&Input::new(mid, None), w.down, kept.as_ref(), 2, 1);
+        self.name(out, "ffn_out", il)
     }
 
     /// What a block that gets `x` keeps; `None` if it runs whole. `states` gives the inputs of the block's last matrix for some
@@ -444,12 +588,22 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         }
         let matrix = self.matrices[&weight].clone();
         let ne = [matrix.n_in(), kept.n * width, 1, 1];
-        let bias = bias.map(|b| {
-            let b = self.weight(b);
-            let units = g.reshape(b, [width, b.ne()[0] / width, 1, 1]);
-            g.reshape(g.get_rows(units, kept.ids), [kept.n * width, 1, 1, 1])
-        });
+        let bias = self.rows_of_bias(bias, Some(kept), width);
         Linear { weight: g.custom(matrix.ty(), ne, &[kept.ids], GatherRows { matrix, width }), bias }
+    }
+
+    /// A bias, or the kept units' part of it.
+    fn rows_of_bias(
+        &self,
+        bias: Option<TensorId>,
+        kept: Option<&Kept<'a, 'g>>,
+        width: usize,
+    ) -> Option<Tensor<'g>> {
+        let g = self.g;
+        let b = self.weight(bias?);
+        let Some(kept) = kept else { return Some(b) };
+        let units = g.reshape(b, [width, b.ne()[0] / width, 1, 1]);
+        Some(g.reshape(g.get_rows(units, kept.ids), [kept.n * width, 1, 1, 1]))
     }
 
     /// The kept units' columns of a matrix.

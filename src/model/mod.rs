@@ -6,6 +6,7 @@ mod hparams;
 mod kv_cache;
 mod llama;
 pub mod memory;
+mod native;
 mod weights;
 
 use std::collections::{BTreeMap, HashMap};
@@ -38,6 +39,7 @@ pub struct Model {
     tensors: llama::Tensors,
     /// The weights as the file has them, for what is gathered out of them
     matrices: HashMap<TensorId, Matrix>,
+    native: native::Native,
 }
 
 impl Model {
@@ -63,7 +65,12 @@ impl Model {
             Ok((store, wanted.resolve(&ids), matrices))
         };
         let (store, tensors, matrices) = load(progress).map_err(|e: Error| e.in_file(gguf.path()))?;
-        Ok(Model { gguf: gguf.clone(), hparams, placement, store, tensors, matrices })
+        let native = native::Native {
+            weights: matrices.iter().filter(|m| m.1.ty().is_quantized() && std::env::var_os("NATIVE").is_some()).map(|m| *m.0).collect(),
+            min_tokens: 16,
+            ..Default::default()
+        };
+        Ok(Model { gguf: gguf.clone(), hparams, placement, store, tensors, matrices, native })
     }
 
     /// The model's shape.
@@ -137,7 +144,7 @@ impl Model {
     /// The graph of a micro-batch.
     pub(crate) fn graph(&self, cache: &KvCache, shape: Shape, pass: Option<Pass>) -> (Graph, Slots) {
         Graph::build(self.max_tensors(), |g| {
-            let builder = builder::BatchBuilder::new(g, &self.hparams, &self.store, &self.matrices, cache, shape, pass);
+            let builder = builder::BatchBuilder::new(g, &self.hparams, &self.store, &self.matrices, &self.native, cache, shape, pass);
             self.tensors.graph(builder)
         })
     }
@@ -146,7 +153,7 @@ impl Model {
     pub(crate) fn ffn_graph(&self, cache: &KvCache, shape: Shape, pass: Pass, il: usize) -> (Graph, (Slot, Slots)) {
         Graph::build(256, |g| {
             let builder =
-                builder::BatchBuilder::new(g, &self.hparams, &self.store, &self.matrices, cache, shape, Some(pass));
+                builder::BatchBuilder::new(g, &self.hparams, &self.store, &self.matrices, &self.native, cache, shape, Some(pass));
             let (x, input) = g.input("ffn_inp", Type::F32, [self.hparams.n_embd, shape.n_tokens(), 1, 1]);
             (input, self.tensors.ffn_graph(builder, x, il))
         })

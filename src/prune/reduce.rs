@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ggml::{Map, Op, Rows, Source, Type, dequantize_row, quantize_row};
+use ggml::{Map, Op, Part, Source, Type, dequantize_row, quantize_row};
 
 /// A matrix `[n_in, n_out]` as the file has it, row by row.
 #[derive(Debug, Clone)]
@@ -110,8 +110,8 @@ pub struct GatherRows {
 }
 
 impl Op for GatherRows {
-    fn compute(&self, sources: &[Source], out: &mut Rows) {
-        let range = out.range();
+    fn compute(&self, sources: &[Source], out: &mut Part) {
+        let range = out.rows();
         self.matrix.gather_rows(sources[0].row::<i32>(0), self.width, range, out.bytes());
     }
 }
@@ -126,8 +126,8 @@ pub struct GatherColumns {
 }
 
 impl Op for GatherColumns {
-    fn compute(&self, sources: &[Source], out: &mut Rows) {
-        let range = out.range();
+    fn compute(&self, sources: &[Source], out: &mut Part) {
+        let range = out.rows();
         self.matrix.gather_columns(sources[0].row::<i32>(0), self.width, range, out.bytes());
     }
 }
@@ -141,10 +141,10 @@ pub struct GatherHeads {
 }
 
 impl Op for GatherHeads {
-    fn compute(&self, sources: &[Source], out: &mut Rows) {
+    fn compute(&self, sources: &[Source], out: &mut Part) {
         let [_, _, m, _] = sources[0].ne();
         let kept = sources[1].row::<i32>(0);
-        let range = out.range();
+        let range = out.rows();
         let row = out.bytes().len() / range.len();
         for (out, i) in out.bytes().chunks_exact_mut(row).zip(range) {
             let head = kept[i % kept.len()] as usize / self.n_rep;
@@ -163,10 +163,10 @@ pub struct SpreadHeads {
 }
 
 impl Op for SpreadHeads {
-    fn compute(&self, sources: &[Source], out: &mut Rows) {
+    fn compute(&self, sources: &[Source], out: &mut Part) {
         let n = sources[0].ne()[0];
         let kept = sources[1].row::<i32>(0);
-        let range = out.range();
+        let range = out.rows();
         let n_head = self.n_head;
         for (out, i) in out.bytes().chunks_exact_mut(4 * n).zip(range) {
             match kept.binary_search(&((i % n_head) as i32)) {

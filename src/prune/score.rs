@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, RwLock};
 
-use ggml::{Op, Rows, Source, dequantize_row};
+use ggml::{Op, Part, Source, dequantize_row};
 
 use super::history::{History, fuse};
 use super::plan::{Block, Dims, Kind};
@@ -112,8 +112,8 @@ pub struct Score {
 }
 
 impl Op for Score {
-    fn compute(&self, sources: &[Source], out: &mut Rows) {
-        let units = out.range();
+    fn compute(&self, sources: &[Source], out: &mut Part) {
+        let units = out.rows();
         let channels = units.start * self.width..units.end * self.width;
         let n_rows = sources[0].ne()[1];
         let history = self.history.as_ref().map(|h| h.read().expect("no writer panics"));
@@ -149,8 +149,8 @@ impl Op for Score {
 pub struct Energy;
 
 impl Op for Energy {
-    fn compute(&self, sources: &[Source], out: &mut Rows) {
-        let channels = out.range();
+    fn compute(&self, sources: &[Source], out: &mut Part) {
+        let channels = out.rows();
         let n_rows = sources[0].ne()[1];
         let mut sums = vec![0.0f64; channels.len()];
         for row in 0..n_rows {
@@ -169,10 +169,10 @@ pub struct EnergyByPosition {
 }
 
 impl Op for EnergyByPosition {
-    fn compute(&self, sources: &[Source], out: &mut Rows) {
+    fn compute(&self, sources: &[Source], out: &mut Part) {
         let [n_channels, n_rows, ..] = sources[0].ne();
         let n_each = n_rows / self.n_seq;
-        let positions = out.range();
+        let positions = out.rows();
         for (out, s) in out.elements::<f32>().chunks_exact_mut(n_channels).zip(positions) {
             out.fill(0.0);
             for b in 0..self.n_seq {
@@ -189,8 +189,8 @@ impl Op for EnergyByPosition {
 pub struct Moments;
 
 impl Op for Moments {
-    fn compute(&self, sources: &[Source], out: &mut Rows) {
-        let channels = out.range();
+    fn compute(&self, sources: &[Source], out: &mut Part) {
+        let channels = out.rows();
         let n_rows = sources[0].ne()[1];
         let mut sums = vec![[0.0f64; 2]; channels.len()];
         for row in 0..n_rows {

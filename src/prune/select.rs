@@ -1,6 +1,6 @@
 //! Which units are kept: those of the highest scores, exactly as many as planned.
 
-use ggml::{Op, Rows, Source};
+use ggml::{Op, Part, Source};
 
 /// Numbers of the `n` highest scores, ascending. Of equal scores the later is kept, as a stable sort has it.
 pub fn highest(scores: &[f32], n: usize) -> Vec<usize> {
@@ -16,7 +16,7 @@ pub fn highest(scores: &[f32], n: usize) -> Vec<usize> {
 pub struct Select;
 
 impl Op for Select {
-    fn compute(&self, sources: &[Source], out: &mut Rows) {
+    fn compute(&self, sources: &[Source], out: &mut Part) {
         let scores: Vec<f32> = (0..sources[0].ne()[1]).map(|i| sources[0].row::<f32>(i)[0]).collect();
         let out = out.elements::<i32>();
         let kept = highest(&scores, out.len());

@@ -3,19 +3,35 @@
 #![allow(clippy::unnecessary_cast, reason = "C enums are signed on Windows")]
 
 use std::ffi::c_void;
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
 use crate::exec::Element;
 use crate::types::Type;
 
-/// An operation whose result's rows are independent of each other.
+/// An operation of which parts of the result are independent of each other.
 pub trait Op: Send + Sync {
-    /// Computes rows of the result from the sources. Several threads call this at once, each for rows of its own.
-    fn compute(&self, sources: &[Source], out: &mut Rows);
+    /// How the result `[ne0, ne1, ..]` is divided into parts for the threads to take.
+    fn division(&self, ne: [usize; 4]) -> Division {
+        Division { rows: 0, columns: ne[0] }
+    }
+
+    /// Computes a part of the result from the sources. Several threads call this at once, each for a part of its own.
+    fn compute(&self, sources: &[Source], out: &mut Part);
+}
+
+/// Size of the parts of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Division {
+    /// Rows of a part, counted over all dimensions above the first; 0 = a few parts for each thread
+    pub rows: usize,
+    /// Elements of each of its rows
+    pub columns: usize,
 }
 
 /// A source of an operation: an array `[ne0, ne1, ne2, ne3]` whose rows are contiguous.
@@ -24,12 +40,19 @@ pub struct Source<'a> {
     tensor: &'a sys::ggml_tensor,
 }
 
-/// Rows of an operation's result that one call computes; rows are counted over all dimensions above the first.
+/// Part of an operation's result that one call computes: some columns of some rows. Rows are counted over all dimensions
+/// above the first.
 #[derive(Debug)]
-pub struct Rows<'a> {
-    range: Range<usize>,
+pub struct Part<'a> {
+    rows: Range<usize>,
+    columns: Range<usize>,
     ty: Type,
-    bytes: &'a mut [u8],
+    /// Elements of a whole row, and its bytes.
+    ne0: usize,
+    row_bytes: usize,
+    /// Row 0 of the result.
+    data: NonNull<u8>,
+    result: PhantomData<&'a mut [u8]>,
 }
 
 /// What ggml hands back to [`call`].
@@ -37,6 +60,9 @@ pub(crate) struct Custom {
     op: Box<dyn Op>,
     n_sources: usize,
     failed: AtomicBool,
+    /// The next part to take, and the threads that found none left.
+    next: AtomicUsize,
+    done: AtomicUsize,
 }
 
 impl std::fmt::Debug for Custom {
@@ -47,7 +73,7 @@ impl std::fmt::Debug for Custom {
 
 impl Custom {
     pub(crate) fn new(op: impl Op + 'static, n_sources: usize) -> Custom {
-        Custom { op: Box::new(op), n_sources, failed: AtomicBool::new(false) }
+        Custom { op: Box::new(op), n_sources, failed: AtomicBool::new(false), next: AtomicUsize::new(0), done: AtomicUsize::new(0) }
     }
 
     /// Whether a call panicked.
@@ -55,42 +81,62 @@ impl Custom {
         self.failed.load(Ordering::Relaxed)
     }
 
-    fn run(&self, dst: &sys::ggml_tensor, ith: usize, nth: usize) {
+    fn run(&self, dst: &sys::ggml_tensor, nth: usize) {
         let ty = Type::from_id(dst.type_ as u32).expect("results have types of this ggml");
         let ne = dst.ne.map(|n| usize::try_from(n).expect("dimensions are not negative"));
-        let row = ty.row_bytes(ne[0]).expect("whole blocks");
+        let row_bytes = ty.row_bytes(ne[0]).expect("whole blocks");
         let n_rows = ne[1] * ne[2] * ne[3];
-        let share = n_rows.div_ceil(nth);
-        let range = (ith * share).min(n_rows)..((ith + 1) * share).min(n_rows);
-        if range.is_empty() {
-            return;
-        }
-        // SAFETY: the result is contiguous (made by `Builder::custom`) and has n_rows rows; the range is within them.
-        let start = unsafe { dst.data.cast::<u8>().add(range.start * row) };
-        // SAFETY: the bytes are rows of the result, which nothing else reads before all threads are done with this node,
-        // and which no other thread writes: the ranges of the threads are disjoint.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(start, range.len() * row) };
+        let Division { rows, columns } = self.op.division(ne);
+        assert!(columns == ne[0] || (columns > 0 && ty.block_size() == 1), "parts are of whole blocks");
+        let rows = if rows == 0 { n_rows.div_ceil(4 * nth) } else { rows };
+        let across = ne[0].div_ceil(columns);
         let sources: Vec<Source> = dst.src[..self.n_sources]
             .iter()
             // SAFETY: the sources were given to ggml by `Builder::custom` and live as long as the graph; their data was
             // computed by earlier nodes and is not written during this one.
             .map(|&s| Source { tensor: unsafe { s.as_ref() }.expect("a source for each argument") })
             .collect();
-        self.op.compute(&sources, &mut Rows { range, ty, bytes });
+        let data = NonNull::new(dst.data.cast::<u8>()).expect("the result has memory");
+        loop {
+            let part = self.next.fetch_add(1, Ordering::Relaxed);
+            if part >= n_rows.div_ceil(rows) * across {
+                return;
+            }
+            let (i, j) = (part / across, part % across);
+            let mut part = Part {
+                rows: i * rows..n_rows.min((i + 1) * rows),
+                columns: j * columns..ne[0].min((j + 1) * columns),
+                ty,
+                ne0: ne[0],
+                row_bytes,
+                data,
+                result: PhantomData,
+            };
+            self.op.compute(&sources, &mut part);
+        }
+    }
+
+    /// Says that one of `nth` threads has no part left to take: the last one makes ready for the node's next run.
+    fn leave(&self, nth: usize) {
+        if self.done.fetch_add(1, Ordering::AcqRel) + 1 == nth {
+            self.done.store(0, Ordering::Relaxed);
+            // ggml's threads meet after each node, so that no thread sees the next run before this.
+            self.next.store(0, Ordering::Release);
+        }
     }
 }
 
 /// ggml calls this on each of its threads.
-pub(crate) unsafe extern "C" fn call(dst: *mut sys::ggml_tensor, ith: i32, nth: i32, data: *mut c_void) {
+pub(crate) unsafe extern "C" fn call(dst: *mut sys::ggml_tensor, _ith: i32, nth: i32, data: *mut c_void) {
     // SAFETY: the pointer is to the Custom that the graph owns.
     let custom = unsafe { &*data.cast::<Custom>() };
     // SAFETY: ggml passes the live result node.
     let dst = unsafe { &*dst };
     // A panic must not cross into C: `Executor::compute` raises it again.
-    let run = || custom.run(dst, ith as usize, nth as usize);
-    if catch_unwind(AssertUnwindSafe(run)).is_err() {
+    if catch_unwind(AssertUnwindSafe(|| custom.run(dst, nth as usize))).is_err() {
         custom.failed.store(true, Ordering::Relaxed);
     }
+    custom.leave(nth as usize);
 }
 
 impl<'a> Source<'a> {
@@ -112,6 +158,21 @@ impl<'a> Source<'a> {
         unsafe { std::slice::from_raw_parts(start, ty.row_bytes(ne0).expect("whole blocks")) }
     }
 
+    /// The bytes of all rows of a contiguous array.
+    pub fn all_bytes(&self) -> &'a [u8] {
+        let [ne0, ne1, ne2, ne3] = self.ne();
+        let row = self.bytes([0; 3]).len();
+        let nb = self.tensor.nb;
+        assert!(ne0 > 0 && nb[1] == row && nb[2] == row * ne1 && nb[3] == row * ne1 * ne2, "a contiguous source");
+        // SAFETY: the array is contiguous and has this many rows; nothing writes it while the operation runs.
+        unsafe { std::slice::from_raw_parts(self.tensor.data.cast::<u8>(), row * ne1 * ne2 * ne3) }
+    }
+
+    /// Element type.
+    pub fn ty(&self) -> Type {
+        Type::from_id(self.tensor.type_ as u32).expect("sources have types of this ggml")
+    }
+
     /// Row `i1` of a matrix.
     pub fn row<T: Element>(&self, i1: usize) -> &'a [T] {
         assert_eq!(self.tensor.type_, T::TYPE.raw(), "element type of a source");
@@ -123,23 +184,52 @@ impl<'a> Source<'a> {
     }
 }
 
-impl Rows<'_> {
+impl Part<'_> {
     /// Numbers of the rows.
-    pub fn range(&self) -> Range<usize> {
-        self.range.clone()
+    pub fn rows(&self) -> Range<usize> {
+        self.rows.clone()
     }
 
-    /// The rows, one after the other.
+    /// Numbers of the elements of each row.
+    pub fn columns(&self) -> Range<usize> {
+        self.columns.clone()
+    }
+
+    /// The bytes of whole rows, one after the other.
+    ///
+    /// # Panics
+    /// If the part is some columns only.
     pub fn bytes(&mut self) -> &mut [u8] {
-        self.bytes
+        assert!(self.columns == (0..self.ne0), "whole rows");
+        let n = self.rows.len() * self.row_bytes;
+        // SAFETY: the result is contiguous (made by `Builder::custom`) and has the part's rows.
+        let start = unsafe { self.data.add(self.rows.start * self.row_bytes) };
+        // SAFETY: the bytes are rows of the result, which nothing else reads before all threads are done with this node, and
+        // which no other thread writes: parts are disjoint. The borrow of the part makes the slice the only one.
+        unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), n) }
     }
 
-    /// The rows' elements, one row after the other.
+    /// The elements of whole rows, one row after the other.
     pub fn elements<T: Element>(&mut self) -> &mut [T] {
         assert_eq!(self.ty, T::TYPE, "element type of a result");
         // SAFETY: every bit pattern is a valid element; the split is checked below.
-        let (before, elements, after) = unsafe { self.bytes.align_to_mut::<T>() };
+        let (before, elements, after) = unsafe { self.bytes().align_to_mut::<T>() };
         assert!(before.is_empty() && after.is_empty(), "elements are aligned");
         elements
+    }
+
+    /// The part's elements of row `i`, counted over the whole result.
+    ///
+    /// # Panics
+    /// If the row is not the part's.
+    pub fn row<T: Element>(&mut self, i: usize) -> &mut [T] {
+        assert_eq!(self.ty, T::TYPE, "element type of a result");
+        assert!(self.rows.contains(&i), "a row of the part");
+        // SAFETY: the result is contiguous and has row i, and the part's columns are within it.
+        let start = unsafe { self.data.add(i * self.row_bytes + self.columns.start * size_of::<T>()) };
+        let start = start.cast::<T>();
+        assert!(start.is_aligned(), "elements are aligned");
+        // SAFETY: as in `bytes`: elements of this part alone, valid for every bit pattern.
+        unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), self.columns.len()) }
     }
 }

@@ -1,0 +1,206 @@
+//! Activations in 8 bits: what matrix products multiply weights with.
+//!
+//! A token's `k` activations are bytes in groups of [`GROUP`]: all codes (the last group filled up with zeros), then for each
+//! group its scale (F32) and the sum of its codes (I32). `x = scale * code`, codes within -127 and 127.
+
+use crate::math;
+use crate::simd::{Kernel, Simd};
+
+/// Inputs that share a scale.
+pub const GROUP: usize = 64;
+
+/// Bytes of a token's `k` activations.
+pub const fn token_bytes(k: usize) -> usize {
+    k.div_ceil(GROUP) * (GROUP + 8)
+}
+
+/// Activations of `n` tokens, `stride` bytes from one to the next.
+#[derive(Debug, Clone, Copy)]
+pub struct Acts<'a> {
+    bytes: &'a [u8],
+    k: usize,
+}
+
+impl<'a> Acts<'a> {
+    /// The activations of `bytes.len() / token_bytes(k)` tokens.
+    ///
+    /// # Panics
+    /// If these are not whole tokens.
+    pub fn new(bytes: &'a [u8], k: usize) -> Acts<'a> {
+        assert!(k > 0 && bytes.len().is_multiple_of(token_bytes(k)), "whole tokens");
+        Acts { bytes, k }
+    }
+
+    /// Number of tokens.
+    pub fn n_tokens(&self) -> usize {
+        self.bytes.len() / token_bytes(self.k)
+    }
+
+    /// Inputs of a token.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Groups of a token.
+    pub(crate) fn n_groups(&self) -> usize {
+        self.k.div_ceil(GROUP)
+    }
+
+    /// One token.
+    pub(crate) fn token(&self, t: usize) -> Token<'a> {
+        let n = token_bytes(self.k);
+        let (codes, tail) = self.bytes[t * n..(t + 1) * n].split_at(self.n_groups() * GROUP);
+        Token { codes, tail }
+    }
+}
+
+/// One token's activations.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Token<'a> {
+    codes: &'a [u8],
+    tail: &'a [u8],
+}
+
+impl<'a> Token<'a> {
+    /// Codes, signed bytes, of group `g`.
+    #[inline(always)]
+    pub fn codes(&self, g: usize) -> &'a [u8; GROUP] {
+        self.codes[g * GROUP..][..GROUP].try_into().expect("a group")
+    }
+
+    /// Scale of group `g`.
+    #[inline(always)]
+    pub fn scale(&self, g: usize) -> f32 {
+        f32::from_le_bytes(self.tail[8 * g..][..4].try_into().expect("four bytes"))
+    }
+
+    /// Sum of the codes of group `g`.
+    #[inline(always)]
+    pub fn sum(&self, g: usize) -> i32 {
+        i32::from_le_bytes(self.tail[8 * g + 4..][..4].try_into().expect("four bytes"))
+    }
+}
+
+/// Scale and its inverse for values up to `largest`: 127 steps. A group with a NaN or infinity becomes NaN as a whole.
+#[inline(always)]
+pub(crate) fn scales(largest: f32) -> (f32, f32) {
+    match largest {
+        // The reciprocal of less would overflow.
+        ..=1e-35 => (0.0, 0.0),
+        _ if largest < f32::INFINITY => (largest / 127.0, 127.0 / largest),
+        _ => (f32::NAN, 0.0),
+    }
+}
+
+/// Writes the activations of one token: `factor * x * gain`, without gain that of 1.
+#[inline(always)]
+fn quantize<S: Simd>(s: S, x: &[f32], factor: f32, gain: Option<&[f32]>, out: &mut [u8]) {
+    let n_groups = x.len().div_ceil(GROUP);
+    let (codes, tail) = out.split_at_mut(n_groups * GROUP);
+    let factor = s.splat(factor);
+    let mut group = [0.0f32; GROUP];
+    for (g, (codes, tail)) in codes.chunks_exact_mut(GROUP).zip(tail.chunks_exact_mut(8)).enumerate() {
+        let range = g * GROUP..x.len().min((g + 1) * GROUP);
+        let (mut x, mut gain) = (&x[range.clone()], gain.map(|w| &w[range]));
+        let mut padded = [[0.0f32; GROUP]; 2];
+        if x.len() < GROUP {
+            padded[0][..x.len()].copy_from_slice(x);
+            if let Some(w) = gain {
+                padded[1][..w.len()].copy_from_slice(w);
+            }
+            (x, gain) = (&padded[0], gain.map(|_| &padded[1][..]));
+        }
+        let mut largest = s.splat(0.0);
+        for i in (0..GROUP).step_by(S::LANES) {
+            let mut v = s.mul(s.load_f(&x[i..]), factor);
+            if let Some(w) = gain {
+                v = s.mul(v, s.load_f(&w[i..]));
+            }
+            largest = s.largest(largest, v);
+            s.store_f(v, &mut group[i..]);
+        }
+        let (scale, inverse) = scales(s.max_lane(largest));
+        let inverse = s.splat(inverse);
+        let mut sum = s.splat(0.0);
+        for i in (0..GROUP).step_by(S::LANES) {
+            // NaN, which has no code, has that of the least integer: cut to 0 by the bytes.
+            let q = s.round(s.mul(s.load_f(&group[i..]), inverse));
+            s.store_bytes(q, &mut codes[i..]);
+            sum = s.add(sum, s.to_f(q));
+        }
+        tail[..4].copy_from_slice(&scale.to_le_bytes());
+        tail[4..].copy_from_slice(&(s.sum(sum) as i32).to_le_bytes());
+    }
+}
+
+/// Sum of squares.
+#[inline(always)]
+fn squares<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let whole = x.chunks_exact(S::LANES);
+    let rest = whole.remainder();
+    let mut sum = s.splat(0.0);
+    for x in whole {
+        let x = s.load_f(x);
+        sum = s.fma(x, x, sum);
+    }
+    s.sum(sum) + rest.iter().map(|x| x * x).sum::<f32>()
+}
+
+/// See [`crate::Isa::quantize`].
+pub(crate) struct Quantize<'a> {
+    pub x: &'a [f32],
+    pub out: &'a mut [u8],
+}
+
+impl Kernel for Quantize<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        quantize(s, self.x, 1.0, None, self.out);
+    }
+}
+
+/// See [`crate::Isa::norm_quantize`].
+pub(crate) struct NormQuantize<'a> {
+    pub x: &'a [f32],
+    pub gain: &'a [f32],
+    pub eps: f32,
+    pub out: &'a mut [u8],
+}
+
+impl Kernel for NormQuantize<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        let mean = squares(s, self.x) / self.x.len() as f32;
+        quantize(s, self.x, 1.0 / (mean + self.eps).sqrt(), Some(self.gain), self.out);
+    }
+}
+
+/// See [`crate::Isa::swiglu`].
+pub(crate) struct Swiglu<'a> {
+    pub gate: &'a [f32],
+    pub up: &'a [f32],
+    pub out: &'a mut [f32],
+}
+
+impl Kernel for Swiglu<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        let (mut gate, mut up, mut out) = (
+            self.gate.chunks_exact(S::LANES),
+            self.up.chunks_exact(S::LANES),
+            self.out.chunks_exact_mut(S::LANES),
+        );
+        for ((g, u), o) in gate.by_ref().zip(up.by_ref()).zip(out.by_ref()) {
+            s.store_f(s.mul(math::silu(s, s.load_f(g)), s.load_f(u)), o);
+        }
+        for ((&g, &u), o) in gate.remainder().iter().zip(up.remainder()).zip(out.into_remainder()) {
+            *o = g / (1.0 + (-g).exp()) * u;
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! AVX-512 with VNNI: 16 lanes, 32 registers.
+
+use std::arch::x86_64::*;
+
+use crate::simd::{Kernel, Simd};
+
+/// Proof that the processor has AVX-512 F, BW, VL, DQ and VNNI, and F16C.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// `Some` if the processor has the instructions.
+    pub fn detect() -> Option<Avx512> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(Avx512(()))
+    }
+}
+
+/// One vector instruction (or a few), whose operands are registers.
+macro_rules! op {
+    ($e:expr) => {
+        // SAFETY: `self` is a proof that the processor has the instruction; it touches no memory.
+        unsafe { $e }
+    };
+}
+
+impl Simd for Avx512 {
+    const LANES: usize = 16;
+    const TOKENS: usize = 6;
+    const OFFSET: i32 = 128;
+    type I = __m512i;
+    type F = __m512;
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
+        fn enabled<K: Kernel>(s: Avx512, kernel: K) -> K::Out {
+            kernel.call(s)
+        }
+        // SAFETY: `self` is a proof that the processor has the instructions.
+        unsafe { enabled(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> __m512i {
+        op!(_mm512_set1_epi32(x))
+    }
+
+    #[inline(always)]
+    fn load_i(self, bytes: &[u8]) -> __m512i {
+        let bytes: &[u8; 64] = bytes[..64].try_into().expect("64 bytes");
+        // SAFETY: 64 readable bytes; the processor has the instruction.
+        unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn dot(self, acc: __m512i, weights: __m512i, x: __m512i) -> __m512i {
+        op!(_mm512_dpbusd_epi32(acc, weights, x))
+    }
+
+    #[inline(always)]
+    fn as_f(self, x: __m512i) -> __m512 {
+        op!(_mm512_castsi512_ps(x))
+    }
+
+    #[inline(always)]
+    fn to_f(self, x: __m512i) -> __m512 {
+        op!(_mm512_cvtepi32_ps(x))
+    }
+
+    #[inline(always)]
+    fn round(self, x: __m512) -> __m512i {
+        op!(_mm512_cvtps_epi32(x))
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, x: __m512i, out: &mut [u8]) {
+        let out: &mut [u8; 16] = (&mut out[..16]).try_into().expect("16 bytes");
+        // SAFETY: 16 writable bytes; the processor has the instructions.
+        unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(x)) }
+    }
+
+    #[inline(always)]
+    fn store_i(self, x: __m512i, out: &mut [u8]) {
+        let out: &mut [u8; 64] = (&mut out[..64]).try_into().expect("64 bytes");
+        // SAFETY: 64 writable bytes; the processor has the instruction.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), x) }
+    }
+
+    #[inline(always)]
+    fn add_bytes(self, a: __m512i, b: __m512i) -> __m512i {
+        op!(_mm512_add_epi8(a, b))
+    }
+
+    #[inline(always)]
+    fn low(self, x: __m512i) -> __m512i {
+        op!(_mm512_and_si512(x, _mm512_set1_epi8(15)))
+    }
+
+    #[inline(always)]
+    fn high(self, x: __m512i) -> __m512i {
+        op!(_mm512_and_si512(_mm512_srli_epi16::<4>(x), _mm512_set1_epi8(15)))
+    }
+
+    #[inline(always)]
+    fn look_up(self, blocks: [&[u8]; 2], tables: &[[u8; 16]; 2], out: &mut [u8]) {
+        let [a, b]: [&[u8; 16]; 2] = blocks.map(|b| b[..16].try_into().expect("16 bytes"));
+        let out: &mut [u8; 64] = (&mut out[..64]).try_into().expect("64 bytes");
+        // SAFETY: blocks and tables are 16 readable bytes, `out` 64 writable ones; the processor has the instructions.
+        unsafe {
+            let load = |x: &[u8; 16]| _mm_loadu_si128(x.as_ptr().cast());
+            let nibbles = |x: __m128i| {
+                let high = _mm_srli_epi16::<4>(x);
+                _mm256_and_si256(_mm256_inserti128_si256::<1>(_mm256_castsi128_si256(x), high), _mm256_set1_epi8(15))
+            };
+            let half = |x: &[u8; 16], table: &[u8; 16]| {
+                _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load(table)), nibbles(load(x)))
+            };
+            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(a, &tables[0])), half(b, &tables[1]));
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), both);
+        }
+    }
+
+    #[inline(always)]
+    fn look_up_halves(self, codes: &[u8], tables: &[[u8; 16]; 2], out: &mut [u8]) {
+        let codes: &[u8; 32] = codes[..32].try_into().expect("32 bytes");
+        let out: &mut [u8; 64] = (&mut out[..64]).try_into().expect("64 bytes");
+        // SAFETY: codes are 32 readable bytes, tables 16, `out` 64 writable ones; the processor has the instructions.
+        unsafe {
+            let x = _mm256_loadu_si256(codes.as_ptr().cast());
+            let table = |t: &[u8; 16]| _mm256_broadcastsi128_si256(_mm_loadu_si128(t.as_ptr().cast()));
+            let mask = _mm256_set1_epi8(15);
+            let low = _mm256_shuffle_epi8(table(&tables[0]), _mm256_and_si256(x, mask));
+            let high = _mm256_shuffle_epi8(table(&tables[1]), _mm256_and_si256(_mm256_srli_epi16::<4>(x), mask));
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high));
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: &mut [__m512i]) {
+        let r: &mut [__m512i; 16] = rows.try_into().expect("16 vectors");
+        // Pairs, fours, then quarters of the vectors change places.
+        for i in (0..16).step_by(2) {
+            let (a, b) = (r[i], r[i + 1]);
+            r[i] = op!(_mm512_unpacklo_epi32(a, b));
+            r[i + 1] = op!(_mm512_unpackhi_epi32(a, b));
+        }
+        for i in (0..16).step_by(4) {
+            let [a, b, c, d] = [r[i], r[i + 1], r[i + 2], r[i + 3]];
+            r[i] = op!(_mm512_unpacklo_epi64(a, c));
+            r[i + 1] = op!(_mm512_unpackhi_epi64(a, c));
+            r[i + 2] = op!(_mm512_unpacklo_epi64(b, d));
+            r[i + 3] = op!(_mm512_unpackhi_epi64(b, d));
+        }
+        for i in 0..4 {
+            let [a, b, c, d] = [r[i], r[i + 4], r[i + 8], r[i + 12]];
+            let (ab, cd) = op!((_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0x88>(c, d)));
+            let (ab2, cd2) = op!((_mm512_shuffle_i32x4::<0xdd>(a, b), _mm512_shuffle_i32x4::<0xdd>(c, d)));
+            r[i] = op!(_mm512_shuffle_i32x4::<0x88>(ab, cd));
+            r[i + 4] = op!(_mm512_shuffle_i32x4::<0x88>(ab2, cd2));
+            r[i + 8] = op!(_mm512_shuffle_i32x4::<0xdd>(ab, cd));
+            r[i + 12] = op!(_mm512_shuffle_i32x4::<0xdd>(ab2, cd2));
+        }
+    }
+
+    #[inline(always)]
+    fn bytes(self, x: &[u8]) -> __m512 {
+        let x: &[u8; 16] = x[..16].try_into().expect("16 bytes");
+        // SAFETY: 16 readable bytes; the processor has the instructions.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn four_bits(self, codes: &[u8], d: [f32; 2], m: [f32; 2], low: &mut [f32], high: &mut [f32]) {
+        let codes: &[u8; 16] = codes[..16].try_into().expect("16 bytes");
+        // SAFETY: 16 readable bytes; the processor has the instructions.
+        let x = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast())) };
+        let (l, h) = op!((_mm512_and_si512(x, _mm512_set1_epi32(15)), _mm512_srli_epi32::<4>(x)));
+        self.store_f(self.fma(self.to_f(l), self.splat(d[0]), self.splat(m[0])), low);
+        self.store_f(self.fma(self.to_f(h), self.splat(d[1]), self.splat(m[1])), high);
+    }
+
+    #[inline(always)]
+    fn half(self, bits: u16) -> f32 {
+        op!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))))
+    }
+
+    #[inline(always)]
+    fn load_half(self, x: &[u16]) -> __m512 {
+        let x: &[u16; 16] = x[..16].try_into().expect("16 halves");
+        // SAFETY: 32 readable bytes; the processor has the instructions.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn load_f(self, x: &[f32]) -> __m512 {
+        let x: &[f32; 16] = x[..16].try_into().expect("16 floats");
+        // SAFETY: 16 readable floats; the processor has the instruction.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store_f(self, x: __m512, out: &mut [f32]) {
+        let out: &mut [f32; 16] = (&mut out[..16]).try_into().expect("16 floats");
+        // SAFETY: 16 writable floats; the processor has the instruction.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        op!(_mm512_set1_ps(x))
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_add_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_sub_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_mul_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_div_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        op!(_mm512_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_max_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_min_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn largest(self, a: __m512, x: __m512) -> __m512 {
+        // As integers the bits of numbers that are not negative have the numbers' order, and NaN is above all.
+        op!(_mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(_mm512_abs_ps(x)))))
+    }
+
+    #[inline(always)]
+    fn exp2_i(self, n: __m512i) -> __m512 {
+        op!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(n, _mm512_set1_epi32(127)))))
+    }
+
+    #[inline(always)]
+    fn compress(self, x: __m512, mask: u32, out: &mut [f32]) {
+        self.store_f(op!(_mm512_maskz_compress_ps(mask as u16, x)), out);
+    }
+
+    #[inline(always)]
+    fn sum(self, x: __m512) -> f32 {
+        op!(_mm512_reduce_add_ps(x))
+    }
+
+    #[inline(always)]
+    fn max_lane(self, x: __m512) -> f32 {
+        f32::from_bits(op!(_mm512_reduce_max_epi32(_mm512_castps_si512(x))) as u32)
+    }
+}

@@ -1,0 +1,121 @@
+//! Matrix products of many tokens: a panel of weights at a time.
+
+use crate::acts::{Acts, GROUP, Token};
+use crate::math;
+use crate::pack::{Columns, Scratch, group_bytes, pack, panel_rows};
+use crate::rows::Row;
+use crate::simd::{Kernel, Simd, VECS};
+
+/// Where results go: for each token as many floats as the product has rows.
+pub trait Out {
+    /// The floats of token `t`.
+    fn token(&mut self, t: usize) -> &mut [f32];
+}
+
+/// Products of `T` tokens with the rows of a panel.
+#[inline(always)]
+fn tile<S: Simd, const T: usize>(s: S, panel: &[u8], tokens: &[Token; T]) -> [[S::F; VECS]; T] {
+    let rows = panel_rows::<S>();
+    let mut out = [[s.splat(0.0); VECS]; T];
+    for (g, group) in panel.chunks_exact(group_bytes::<S>()).enumerate() {
+        let (weights, scales) = group.split_at(rows * GROUP);
+        let codes: [&[u8; GROUP]; T] = std::array::from_fn(|t| tokens[t].codes(g));
+        // Weights are stored with an offset, whose part of the product is taken off beforehand.
+        let mut acc: [[S::I; VECS]; T] =
+            std::array::from_fn(|t| [s.splat_i(-S::OFFSET * if S::OFFSET == 0 { 0 } else { tokens[t].sum(g) }); VECS]);
+        for (i, w) in weights.chunks_exact(rows * 4).enumerate() {
+            let w = [s.load_i(w), s.load_i(&w[S::LANES * 4..])];
+            for t in 0..T {
+                let x = s.splat_i(i32::from_le_bytes(codes[t][4 * i..][..4].try_into().expect("four bytes")));
+                for v in 0..VECS {
+                    acc[t][v] = s.dot(acc[t][v], w[v], x);
+                }
+            }
+        }
+        let scales = [s.load_i(scales), s.load_i(&scales[S::LANES * 4..])].map(|x| s.as_f(x));
+        for t in 0..T {
+            let x = s.splat(tokens[t].scale(g));
+            for v in 0..VECS {
+                out[t][v] = s.fma(s.to_f(acc[t][v]), s.mul(scales[v], x), out[t][v]);
+            }
+        }
+    }
+    out
+}
+
+/// Calls `f` with each run of up to [`Simd::TOKENS`] of the tokens.
+#[inline(always)]
+fn in_tiles<S: Simd>(
+    s: S,
+    tokens: &[usize],
+    acts: Acts,
+    panels: &[&[u8]],
+    mut each: impl FnMut(usize, [S::F; VECS], [S::F; VECS]),
+) {
+    let zero = [s.splat(0.0); VECS];
+    let mut rest = tokens;
+    while !rest.is_empty() {
+        macro_rules! run {
+            ($t:literal) => {{
+                let (now, later) = rest.split_at($t);
+                let x: [Token; $t] = std::array::from_fn(|i| acts.token(now[i]));
+                let first = tile::<S, $t>(s, panels[0], &x);
+                let second = panels.get(1).map(|p| tile::<S, $t>(s, p, &x));
+                for i in 0..$t {
+                    each(now[i], first[i], second.as_ref().map_or(zero, |t| t[i]));
+                }
+                rest = later;
+            }};
+        }
+        match rest.len().min(S::TOKENS) {
+            6.. => run!(6),
+            5 => run!(5),
+            4 => run!(4),
+            3 => run!(3),
+            2 => run!(2),
+            _ => run!(1),
+        }
+    }
+}
+
+/// See [`crate::Isa::multiply`].
+pub(crate) struct Multiply<'a, R> {
+    /// Rows of the panel; a second set makes a gated MLP's inside: `silu(first) * second`.
+    pub row: R,
+    pub gated: bool,
+    pub n_rows: usize,
+    pub n_in: usize,
+    pub columns: Option<&'a Columns>,
+    pub acts: Acts<'a>,
+    pub tokens: &'a [usize],
+    pub out: &'a mut dyn Out,
+    pub scratch: &'a mut Scratch,
+}
+
+impl<'r, R: Fn(usize, usize) -> Row<'r>> Kernel for Multiply<'_, R> {
+    /// Time that packing took.
+    type Out = std::time::Duration;
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) -> std::time::Duration {
+        let Multiply { row, gated, n_rows, n_in, columns, acts, tokens, out, scratch } = self;
+        let rows = panel_rows::<S>();
+        assert!(n_rows <= rows, "rows of one panel");
+        let start = std::time::Instant::now();
+        pack(s, |i| row(0, i), n_rows, n_in, columns, scratch, 0);
+        if gated {
+            pack(s, |i| row(1, i), n_rows, n_in, columns, scratch, 1);
+        }
+        let time = start.elapsed();
+        let panels = [&scratch.panels[0][..], &scratch.panels[1][..]];
+        let mut whole = [0.0f32; 64];
+        in_tiles(s, tokens, acts, &panels[..1 + usize::from(gated)], |t, a, b| {
+            for v in 0..VECS {
+                let x = if gated { s.mul(math::silu(s, a[v]), b[v]) } else { a[v] };
+                s.store_f(x, &mut whole[v * S::LANES..]);
+            }
+            out.token(t)[..n_rows].copy_from_slice(&whole[..n_rows]);
+        });
+        time
+    }
+}

@@ -1,0 +1,87 @@
+//! CPU kernels for the weights of a language model, in Rust, chosen at run time by what the processor has.
+//!
+//! Weights are read as a file has them. For many tokens they are packed, some rows at a time, into panels of 8-bit codes
+//! ([`Isa::multiply`]); for a few they are used in place. Activations are 8-bit codes too ([`Acts`]).
+
+mod acts;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod gemm;
+mod math;
+mod pack;
+mod rows;
+mod simd;
+
+use std::cell::RefCell;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+pub use acts::{Acts, GROUP, token_bytes};
+pub use gemm::Out;
+pub use pack::Columns;
+pub use rows::{Format, Row};
+use simd::{Kernel, Simd};
+
+/// An instruction set that the processor has.
+#[derive(Debug, Clone, Copy)]
+pub struct Isa(Kind);
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+}
+
+thread_local! {
+    static SCRATCH: RefCell<pack::Scratch> = RefCell::default();
+}
+
+impl Isa {
+    /// The best that the processor has.
+    pub fn best() -> Isa {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(|| Isa(Kind::Avx512(avx512::Avx512::detect().unwrap())))
+    }
+
+    fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(s) => s.run(kernel),
+        }
+    }
+
+    /// Rows of a panel: the best number of rows for [`Isa::multiply`].
+    pub fn panel_rows(self) -> usize {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(_) => pack::panel_rows::<avx512::Avx512>(),
+        }
+    }
+
+    /// Writes the activations of a token into [`token_bytes`] bytes.
+    pub fn quantize(self, x: &[f32], out: &mut [u8]) {
+        self.run(acts::Quantize { x, out });
+    }
+
+    /// The same of the RMS norm of `x`, times `gain`.
+    pub fn norm_quantize(self, x: &[f32], gain: &[f32], eps: f32, out: &mut [u8]) {
+        self.run(acts::NormQuantize { x, gain, eps, out });
+    }
+
+    /// Multiplies the weights' rows `row(i)`, `i < n_rows`, of `n_in` inputs (or the kept of these) with tokens.
+    pub fn multiply<'r>(
+        self,
+        row: impl Fn(usize, usize) -> Row<'r>,
+        gated: bool,
+        n_rows: usize,
+        n_in: usize,
+        columns: Option<&Columns>,
+        acts: Acts,
+        tokens: &[usize],
+        out: &mut dyn Out,
+    ) -> Duration {
+        SCRATCH.with_borrow_mut(|scratch| {
+            self.run(gemm::Multiply { row, gated, n_rows, n_in, columns, acts, tokens, out, scratch })
+        })
+    }
+}

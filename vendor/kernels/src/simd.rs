@@ -1,0 +1,103 @@
+//! What the kernels ask of a processor.
+//!
+//! A kernel is written once, over [`Simd`]; each implementor is an instruction set. A value of an implementor is a proof
+//! that the processor has the set: only [`crate::Isa`] makes them, after asking the processor.
+
+/// Row vectors of a panel: two, so that each activation that is broadcast is used twice.
+pub(crate) const VECS: usize = 2;
+
+/// Vectors of `LANES` 32-bit lanes.
+///
+/// Every method is inlined into [`Simd::run`], which enables the instruction set.
+pub(crate) trait Simd: Copy {
+    /// 32-bit lanes of a vector.
+    const LANES: usize;
+    /// Tokens that are multiplied at once: as many as the registers allow.
+    const TOKENS: usize;
+    /// What is added to a weight's code before it is stored: 128 where the dot product takes unsigned weights.
+    const OFFSET: i32;
+    /// Integers.
+    type I: Copy;
+    /// Floats.
+    type F: Copy;
+
+    /// Runs a kernel with the instruction set enabled.
+    fn run<K: Kernel>(self, kernel: K) -> K::Out;
+
+    /// The same integer in every lane.
+    fn splat_i(self, x: i32) -> Self::I;
+    /// Four bytes for each lane; of `bytes` the first `4 * LANES`.
+    fn load_i(self, bytes: &[u8]) -> Self::I;
+    /// To each lane the dot product of its four weights and its four signed bytes is added.
+    fn dot(self, acc: Self::I, weights: Self::I, x: Self::I) -> Self::I;
+    /// The lanes' bits as floats.
+    fn as_f(self, x: Self::I) -> Self::F;
+    /// Integers as floats.
+    fn to_f(self, x: Self::I) -> Self::F;
+    /// Floats as the nearest integers; anything for what is no integer of 32 bits.
+    fn round(self, x: Self::F) -> Self::I;
+    /// Writes lanes, which are within -128 and 127, as signed bytes.
+    fn store_bytes(self, x: Self::I, out: &mut [u8]);
+    /// Writes the lanes, four bytes each.
+    fn store_i(self, x: Self::I, out: &mut [u8]);
+    /// `a + b`, byte by byte, wrapping.
+    fn add_bytes(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The lower four bits of each byte.
+    fn low(self, x: Self::I) -> Self::I;
+    /// The upper four bits of each byte.
+    fn high(self, x: Self::I) -> Self::I;
+    /// Codes of 64 weights in two blocks of 32, each in 16 bytes (lower halves of the bytes first), looked up in a table of its
+    /// block.
+    fn look_up(self, blocks: [&[u8]; 2], tables: &[[u8; 16]; 2], out: &mut [u8]);
+    /// The same for 32 bytes: the lower halves are the first block's, the upper ones the second's.
+    fn look_up_halves(self, codes: &[u8], tables: &[[u8; 16]; 2], out: &mut [u8]);
+    /// Of `LANES` vectors as a square of lanes, its columns.
+    fn transpose(self, rows: &mut [Self::I]);
+
+    /// `LANES` signed bytes as floats.
+    fn bytes(self, x: &[u8]) -> Self::F;
+    /// Writes `d * code + m` for the lower and for the upper four bits of 16 bytes, with a scale and a minimum for each.
+    fn four_bits(self, codes: &[u8], d: [f32; 2], m: [f32; 2], low: &mut [f32], high: &mut [f32]);
+    /// A 16-bit float by its bits.
+    fn half(self, bits: u16) -> f32;
+    /// The first `LANES` 16-bit floats.
+    fn load_half(self, x: &[u16]) -> Self::F;
+    /// The first `LANES` floats.
+    fn load_f(self, x: &[f32]) -> Self::F;
+    /// Writes the first `LANES` floats.
+    fn store_f(self, x: Self::F, out: &mut [f32]);
+    /// The same float in every lane.
+    fn splat(self, x: f32) -> Self::F;
+    /// `a + b`
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b`
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The larger; `b` where one is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller; `b` where one is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The larger of `a`, which is not negative, and the magnitude of `x`; once it is NaN it stays so.
+    fn largest(self, a: Self::F, x: Self::F) -> Self::F;
+    /// `2^n` for whole numbers `n` within -126 and 127.
+    fn exp2_i(self, n: Self::I) -> Self::F;
+    /// Writes the lanes whose bit in `mask` is set, one after the other, and anything behind them: `LANES` floats in all.
+    fn compress(self, x: Self::F, mask: u32, out: &mut [f32]);
+    /// Sum of the lanes.
+    fn sum(self, x: Self::F) -> f32;
+    /// Largest of the lanes, none of which is negative; NaN if one is.
+    fn max_lane(self, x: Self::F) -> f32;
+}
+
+/// A computation that is written over instruction sets.
+pub(crate) trait Kernel {
+    /// Its result.
+    type Out;
+    /// Computes; to be marked `#[inline(always)]`.
+    fn call<S: Simd>(self, s: S) -> Self::Out;
+}
