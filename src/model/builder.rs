@@ -11,7 +11,7 @@ use ggml::{Builder, Slot, Store, Tensor, TensorId, Type};
 use super::compact::{Compact, CompactBlock};
 use super::hparams::Hparams;
 use super::kv_cache::KvCache;
-use super::native::{Factor, Native, Product, Quantize, words};
+use super::native::{Attend, Factor, Native, Product, Quantize, words};
 use crate::blocks::{self, Linear, Qkv};
 use crate::prune::plan::{Block, Kind};
 use crate::prune::reduce::{GatherColumns, GatherHeads, GatherRows, Matrix, SpreadHeads};
@@ -451,6 +451,18 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         self.cache.write(g, il, qkv.k, qkv.v, self.k_ids.0, self.v_ids.0);
         let mut k = self.cache.k(g, il, self.shape.n_kv, self.shape.n_seq);
         let mut v = self.cache.v(g, il, self.shape.n_kv, self.shape.n_seq);
+        if self.native.attends(self.shape.n_tokens()) && self.cache.params().flash_attn {
+            let [d, n_head, n, _] = qkv.q.ne();
+            let mut sources = vec![qkv.q, k, v, self.pos.0];
+            sources.extend(kept.map(|kept| kept.ids));
+            let op = Attend { scale: self.hparams.kq_scale, n_rep: self.hparams.n_head / self.hparams.n_head_kv };
+            let mut out = g.custom(Type::F32, [d * n_head, n, 1, 1], &sources, op);
+            self.name(out, "kqv_out", il);
+            if let Some((rot, _)) = self.rot_v {
+                out = g.mul_mat_hadamard(out, rot);
+            }
+            return out;
+        }
         // A kept head has its keys and values copied together, unless the tokens are so few that attention of all heads is
         // less work than the copies.
         let n_head = self.hparams.n_head;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ggml::{Division, Op, Part, Source, TensorId, Type, dequantize_row};
-use kernels::{Acts, Columns, Format, Isa, Out, Row, token_bytes};
+use kernels::{Acts, Cells, Columns, Format, Isa, Out, Query, Row, token_bytes};
 
 use crate::prune::reduce::Matrix;
 
@@ -21,6 +21,11 @@ pub struct Native {
 }
 
 impl Native {
+    /// Whether they compute attention of `n` tokens.
+    pub fn attends(&self, n: usize) -> bool {
+        n >= self.min_tokens && !self.weights.is_empty()
+    }
+
     /// Whether they multiply a weight with `n` tokens.
     pub fn multiplies(&self, weight: &TensorId, n: usize) -> bool {
         n >= self.min_tokens && self.weights.contains(weight)
@@ -160,5 +165,60 @@ impl Op for Product {
             &mut Tokens { part: out },
         );
         self.clock.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Tokens whose attention is computed together: enough that each key is read for many queries, few enough for all threads.
+const ATTEND_ROWS: usize = 96;
+
+/// Queries F32 `[d, n_head, n_tokens]`, keys and values `[d, n_head_kv, n_kv, n_seq]` of a cache, positions I32 `[n_tokens]` (and the
+/// kept heads I32 `[n_head]`) -> F32 `[d * n_head, n_tokens]`: attention of each token to the cells up to its position.
+#[derive(Debug)]
+pub struct Attend {
+    /// Factor on scores
+    pub scale: f32,
+    /// Query heads to a key and value head
+    pub n_rep: usize,
+}
+
+impl Op for Attend {
+    fn division(&self, ne: [usize; 4]) -> Division {
+        Division { rows: (ATTEND_ROWS / self.n_rep).max(1), columns: ne[0] }
+    }
+
+    fn compute(&self, sources: &[Source], out: &mut Part) {
+        let [q, k, v, pos] = [0, 1, 2, 3].map(|i| sources[i]);
+        let [d, n_head, n_tokens, _] = q.ne();
+        let n_each = n_tokens / k.ne()[3];
+        let pos = pos.row::<i32>(0);
+        let ids: Option<&[i32]> = sources.get(4).map(|s| s.row(0));
+        let kv_head = |head: usize| ids.map_or(head, |ids| ids[head] as usize) / self.n_rep;
+        let tokens = out.rows();
+        let mut first = tokens.start;
+        while first < tokens.end {
+            // Tokens of one sequence, heads that read the same keys.
+            let seq = first / n_each;
+            let last = tokens.end.min((seq + 1) * n_each);
+            for heads in (0..n_head).collect::<Vec<_>>().chunk_by(|&a, &b| kv_head(a) == kv_head(b)) {
+                let head = kv_head(heads[0]);
+                let rows: Vec<(usize, usize)> = (first..last).flat_map(|t| heads.iter().map(move |&h| (t, h))).collect();
+                let query = |&(t, h): &(usize, usize)| {
+                    Query { q: q.elements([h, t, 0]), visible: pos[t] as usize + 1 }
+                };
+                let queries: Vec<Query> = rows.iter().map(query).collect();
+                let key = move |cell: usize| k.bytes([head, cell, seq]);
+                let value = move |cell: usize| v.bytes([head, cell, seq]);
+                let (kt, vt) = (k.ty(), v.ty());
+                let k_values = move |b: &[u8], o: &mut [f32]| dequantize_row(kt, b, o);
+                let v_values = move |b: &[u8], o: &mut [f32]| dequantize_row(vt, b, o);
+                let keys = Cells { cell: &key, values: (kt != Type::F16).then_some(&k_values) };
+                let values = Cells { cell: &value, values: (vt != Type::F16).then_some(&v_values) };
+                Isa::best().attend(&queries, &keys, &values, self.scale, &mut |i, x| {
+                    let (t, h) = rows[i];
+                    out.row::<f32>(t)[h * d..(h + 1) * d].copy_from_slice(x);
+                });
+            }
+            first = last;
+        }
     }
 }

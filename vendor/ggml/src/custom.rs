@@ -173,14 +173,18 @@ impl<'a> Source<'a> {
         Type::from_id(self.tensor.type_ as u32).expect("sources have types of this ggml")
     }
 
-    /// Row `i1` of a matrix.
-    pub fn row<T: Element>(&self, i1: usize) -> &'a [T] {
+    /// The elements of row `[i1, i2, i3]`.
+    pub fn elements<T: Element>(&self, row: [usize; 3]) -> &'a [T] {
         assert_eq!(self.tensor.type_, T::TYPE.raw(), "element type of a source");
-        let bytes = self.bytes([i1, 0, 0]);
         // SAFETY: every bit pattern is a valid element; the split is checked below.
-        let (before, row, after) = unsafe { bytes.align_to::<T>() };
+        let (before, row, after) = unsafe { self.bytes(row).align_to::<T>() };
         assert!(before.is_empty() && after.is_empty(), "elements are aligned");
         row
+    }
+
+    /// Row `i1` of a matrix.
+    pub fn row<T: Element>(&self, i1: usize) -> &'a [T] {
+        self.elements([i1, 0, 0])
     }
 }
 

@@ -33,6 +33,7 @@ macro_rules! op {
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const TOKENS: usize = 6;
+    const WIDE: usize = 4;
     const OFFSET: i32 = 128;
     type I = __m512i;
     type F = __m512;
@@ -67,6 +68,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn as_f(self, x: __m512i) -> __m512 {
         op!(_mm512_castsi512_ps(x))
+    }
+
+    #[inline(always)]
+    fn as_i(self, x: __m512) -> __m512i {
+        op!(_mm512_castps_si512(x))
     }
 
     #[inline(always)]
@@ -192,8 +198,8 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn load_half(self, x: &[u16]) -> __m512 {
-        let x: &[u16; 16] = x[..16].try_into().expect("16 halves");
+    fn load_half(self, x: &[u8]) -> __m512 {
+        let x: &[u8; 32] = x[..32].try_into().expect("32 bytes");
         // SAFETY: 32 readable bytes; the processor has the instructions.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
     }
@@ -261,6 +267,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn exp2_i(self, n: __m512i) -> __m512 {
         op!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(n, _mm512_set1_epi32(127)))))
+    }
+
+    #[inline(always)]
+    fn max_of(self, x: __m512) -> f32 {
+        op!(_mm512_reduce_max_ps(x))
     }
 
     #[inline(always)]

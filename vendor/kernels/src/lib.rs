@@ -4,6 +4,7 @@
 //! ([`Isa::multiply`]); for a few they are used in place. Activations are 8-bit codes too ([`Acts`]).
 
 mod acts;
+mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod gemm;
@@ -16,6 +17,7 @@ use std::cell::RefCell;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+pub use attend::{Cells, Query};
 pub use acts::{Acts, GROUP, token_bytes};
 pub use gemm::Out;
 pub use pack::Columns;
@@ -34,6 +36,7 @@ enum Kind {
 
 thread_local! {
     static SCRATCH: RefCell<pack::Scratch> = RefCell::default();
+    static BUFFERS: RefCell<attend::Buffers> = RefCell::default();
 }
 
 impl Isa {
@@ -83,5 +86,18 @@ impl Isa {
         SCRATCH.with_borrow_mut(|scratch| {
             self.run(gemm::Multiply { row, gated, n_rows, n_in, columns, acts, tokens, out, scratch })
         })
+    }
+
+    /// Attention of queries to the cells of one key and value head: `softmax(q k^T * scale) v`, of each query over the first
+    /// [`Query::visible`] cells. `done(i, values)` gets the result of query `i`.
+    pub fn attend<'c>(
+        self,
+        queries: &[Query<'c>],
+        keys: &Cells<'c>,
+        values: &Cells<'c>,
+        scale: f32,
+        done: &mut dyn FnMut(usize, &[f32]),
+    ) {
+        BUFFERS.with_borrow_mut(|buffers| self.run(attend::Attend { queries, keys, values, scale, done, buffers }));
     }
 }

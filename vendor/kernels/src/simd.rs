@@ -14,6 +14,8 @@ pub(crate) trait Simd: Copy {
     const LANES: usize;
     /// Tokens that are multiplied at once: as many as the registers allow.
     const TOKENS: usize;
+    /// Row vectors that a product of floats keeps for each of six rows.
+    const WIDE: usize;
     /// What is added to a weight's code before it is stored: 128 where the dot product takes unsigned weights.
     const OFFSET: i32;
     /// Integers.
@@ -32,6 +34,8 @@ pub(crate) trait Simd: Copy {
     fn dot(self, acc: Self::I, weights: Self::I, x: Self::I) -> Self::I;
     /// The lanes' bits as floats.
     fn as_f(self, x: Self::I) -> Self::F;
+    /// The lanes' bits as integers.
+    fn as_i(self, x: Self::F) -> Self::I;
     /// Integers as floats.
     fn to_f(self, x: Self::I) -> Self::F;
     /// Floats as the nearest integers; anything for what is no integer of 32 bits.
@@ -60,8 +64,8 @@ pub(crate) trait Simd: Copy {
     fn four_bits(self, codes: &[u8], d: [f32; 2], m: [f32; 2], low: &mut [f32], high: &mut [f32]);
     /// A 16-bit float by its bits.
     fn half(self, bits: u16) -> f32;
-    /// The first `LANES` 16-bit floats.
-    fn load_half(self, x: &[u16]) -> Self::F;
+    /// `LANES` 16-bit floats.
+    fn load_half(self, x: &[u8]) -> Self::F;
     /// The first `LANES` floats.
     fn load_f(self, x: &[f32]) -> Self::F;
     /// Writes the first `LANES` floats.
@@ -86,6 +90,8 @@ pub(crate) trait Simd: Copy {
     fn largest(self, a: Self::F, x: Self::F) -> Self::F;
     /// `2^n` for whole numbers `n` within -126 and 127.
     fn exp2_i(self, n: Self::I) -> Self::F;
+    /// Largest of the lanes, NaN aside.
+    fn max_of(self, x: Self::F) -> f32;
     /// Writes the lanes whose bit in `mask` is set, one after the other, and anything behind them: `LANES` floats in all.
     fn compress(self, x: Self::F, mask: u32, out: &mut [f32]);
     /// Sum of the lanes.

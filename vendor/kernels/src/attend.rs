@@ -1,0 +1,231 @@
+//! Attention: blocks of cells against all queries of a head, with a running softmax (as in FlashAttention).
+
+use crate::math;
+use crate::simd::{Kernel, Simd};
+
+/// Cells of a block.
+const BLOCK: usize = 64;
+
+/// Queries that are multiplied at once.
+const ROWS: usize = 6;
+
+/// One query of a head.
+#[derive(Debug, Clone, Copy)]
+pub struct Query<'a> {
+    /// Its floats
+    pub q: &'a [f32],
+    /// It looks at so many cells, the first ones; at least one
+    pub visible: usize,
+}
+
+/// Keys or values of one head.
+pub struct Cells<'a> {
+    /// The bytes of a cell
+    pub cell: &'a dyn Fn(usize) -> &'a [u8],
+    /// Writes its values, unless they are 16-bit floats.
+    pub values: Option<&'a dyn Fn(&[u8], &mut [f32])>,
+}
+
+/// What is written in between; kept by each thread.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
+    /// Queries, scaled, `[n][d]`
+    q: Vec<f32>,
+    /// Keys of a block, one after the other
+    cells: Vec<f32>,
+    /// The same, transposed: `[d][BLOCK]`
+    keys: Vec<f32>,
+    /// `[BLOCK][width]`
+    values: Vec<f32>,
+    /// Results so far, `[n][width]`
+    out: Vec<f32>,
+    /// Largest score and sum of weights of each query so far
+    state: Vec<(f32, f32)>,
+}
+
+/// See [`crate::Isa::attend`].
+pub(crate) struct Attend<'a, 'c> {
+    pub queries: &'a [Query<'c>],
+    pub keys: &'a Cells<'c>,
+    pub values: &'a Cells<'c>,
+    pub scale: f32,
+    pub done: &'a mut dyn FnMut(usize, &[f32]),
+    pub buffers: &'a mut Buffers,
+}
+
+/// Adds to `out` `[R][stride]`, columns `at..at + V * LANES`, the product of `a` `[R][k]` (rows `a_stride` apart) and `b`
+/// `[k][stride]`.
+#[inline(always)]
+fn product<S: Simd, const V: usize>(
+    s: S,
+    a: &[f32],
+    a_stride: usize,
+    b: &[f32],
+    k: usize,
+    stride: usize,
+    at: usize,
+    n_rows: usize,
+    out: &mut [f32],
+) {
+    // Rows beyond the last are computed from the last, and not written.
+    let a: [&[f32]; ROWS] = std::array::from_fn(|r| &a[r.min(n_rows - 1) * a_stride..][..k]);
+    let mut acc = [[s.splat(0.0); V]; ROWS];
+    for (i, b) in b.chunks_exact(stride).enumerate().take(k) {
+        let b: [S::F; V] = std::array::from_fn(|v| s.load_f(&b[at + v * S::LANES..]));
+        for r in 0..ROWS {
+            let x = s.splat(a[r][i]);
+            for v in 0..V {
+                acc[r][v] = s.fma(x, b[v], acc[r][v]);
+            }
+        }
+    }
+    for (r, acc) in acc.iter().enumerate().take(n_rows) {
+        for (v, acc) in acc.iter().enumerate() {
+            let out = &mut out[r * stride + at + v * S::LANES..];
+            s.store_f(s.add(s.load_f(out), *acc), out);
+        }
+    }
+}
+
+/// The whole width of [`product`].
+#[inline(always)]
+fn product_all<S: Simd>(
+    s: S,
+    a: &[f32],
+    a_stride: usize,
+    b: &[f32],
+    k: usize,
+    stride: usize,
+    n_rows: usize,
+    out: &mut [f32],
+) {
+    let mut at = 0;
+    while at < stride {
+        let left = (stride - at) / S::LANES;
+        if left >= 4 && S::WIDE >= 4 {
+            product::<S, 4>(s, a, a_stride, b, k, stride, at, n_rows, out);
+            at += 4 * S::LANES;
+        } else if left >= 2 {
+            product::<S, 2>(s, a, a_stride, b, k, stride, at, n_rows, out);
+            at += 2 * S::LANES;
+        } else {
+            product::<S, 1>(s, a, a_stride, b, k, stride, at, n_rows, out);
+            at += S::LANES;
+        }
+    }
+}
+
+/// Writes the floats of cells, `width` apart, with zeros behind and below them.
+#[inline(always)]
+fn read<S: Simd>(s: S, cells: &Cells, range: std::ops::Range<usize>, d: usize, width: usize, out: &mut [f32]) {
+    let n = range.len();
+    for (cell, out) in range.zip(out.chunks_exact_mut(width)) {
+        let bytes = (cells.cell)(cell);
+        match cells.values {
+            Some(values) => values(bytes, &mut out[..d]),
+            None => {
+                let (whole, rest) = (d / S::LANES * S::LANES, d % S::LANES);
+                for (x, out) in bytes.chunks_exact(2 * S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
+                    s.store_f(s.load_half(x), out);
+                }
+                for (x, out) in bytes[2 * whole..].chunks_exact(2).zip(&mut out[whole..whole + rest]) {
+                    *out = s.half(u16::from_le_bytes([x[0], x[1]]));
+                }
+            }
+        }
+        out[d..].fill(0.0);
+    }
+    out[n * width..].fill(0.0);
+}
+
+impl Kernel for Attend<'_, '_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        let Attend { queries, keys, values, scale, done, buffers } = self;
+        let d = queries[0].q.len();
+        let width = d.next_multiple_of(S::LANES);
+        let n = queries.len();
+        buffers.q.resize(n * width, 0.0);
+        for (query, q) in queries.iter().zip(buffers.q.chunks_exact_mut(width)) {
+            q.iter_mut().zip(query.q).for_each(|(to, x)| *to = x * scale);
+            q[d..].fill(0.0);
+        }
+        buffers.cells.resize(BLOCK * width, 0.0);
+        buffers.keys.resize(width * BLOCK, 0.0);
+        buffers.values.resize(BLOCK * width, 0.0);
+        buffers.out.clear();
+        buffers.out.resize(n * width, 0.0);
+        buffers.state.clear();
+        buffers.state.resize(n, (f32::NEG_INFINITY, 0.0));
+        let most = queries.iter().map(|q| q.visible).max().unwrap_or(0);
+        let mut square = [s.splat_i(0); 16];
+        for first in (0..most).step_by(BLOCK) {
+            let range = first..most.min(first + BLOCK);
+            read(s, keys, range.clone(), d, width, &mut buffers.cells);
+            read(s, values, range, d, width, &mut buffers.values);
+            for c in (0..BLOCK).step_by(S::LANES) {
+                for i in (0..width).step_by(S::LANES) {
+                    let square = &mut square[..S::LANES];
+                    for (j, x) in square.iter_mut().enumerate() {
+                        *x = s.as_i(s.load_f(&buffers.cells[(c + j) * width + i..]));
+                    }
+                    s.transpose(square);
+                    for (j, x) in square.iter().enumerate() {
+                        s.store_f(s.as_f(*x), &mut buffers.keys[(i + j) * BLOCK + c..]);
+                    }
+                }
+            }
+            for start in (0..n).step_by(ROWS) {
+                let end = n.min(start + ROWS);
+                if queries[start..end].iter().all(|q| q.visible <= first) {
+                    continue;
+                }
+                let mut weights = [0.0f32; ROWS * BLOCK];
+                let q = &buffers.q[start * width..];
+                product_all(s, q, width, &buffers.keys, d, BLOCK, end - start, &mut weights);
+                for (i, w) in weights.chunks_exact_mut(BLOCK).enumerate().take(end - start) {
+                    let visible = queries[start + i].visible.saturating_sub(first).min(BLOCK);
+                    let state = &mut buffers.state[start + i];
+                    if visible == 0 {
+                        w.fill(0.0);
+                        continue;
+                    }
+                    w[visible..].fill(f32::NEG_INFINITY);
+                    let mut largest = s.splat(state.0);
+                    for v in w.chunks_exact(S::LANES) {
+                        largest = s.max(s.load_f(v), largest);
+                    }
+                    let largest = s.max_of(largest);
+                    // The first block changes nothing: there is nothing yet.
+                    if largest > state.0 {
+                        let shrink = (state.0 - largest).exp();
+                        state.1 *= shrink;
+                        let shrink = s.splat(shrink);
+                        for o in buffers.out[(start + i) * width..][..width].chunks_exact_mut(S::LANES) {
+                            s.store_f(s.mul(s.load_f(o), shrink), o);
+                        }
+                        state.0 = largest;
+                    }
+                    let (mut sum, largest) = (s.splat(0.0), s.splat(state.0));
+                    for v in w.chunks_exact_mut(S::LANES) {
+                        let p = math::exp(s, s.sub(s.load_f(v), largest));
+                        sum = s.add(sum, p);
+                        s.store_f(p, v);
+                    }
+                    // What `exp` makes of minus infinity is small, but not zero.
+                    w[visible..].fill(0.0);
+                    state.1 += s.sum(sum);
+                }
+                let out = &mut buffers.out[start * width..];
+                product_all(s, &weights, BLOCK, &buffers.values, BLOCK, width, end - start, out);
+            }
+        }
+        for (i, (out, state)) in buffers.out.chunks_exact_mut(width).zip(&buffers.state).enumerate() {
+            let inverse = 1.0 / state.1;
+            out.iter_mut().for_each(|x| *x *= inverse);
+            done(i, &out[..d]);
+        }
+    }
+}
