@@ -67,6 +67,14 @@ pub struct ModelArgs {
     /// Replace metadata: KEY=TYPE:VALUE with int, float, bool or str
     #[arg(long, value_name = "K=T:V", action = ArgAction::Append)]
     pub override_kv: Vec<String>,
+    /// Whose kernels multiply weights on the CPU: ggml (bit-equal to llama.cpp), native (our own, int8), auto (those that
+    /// are measured faster for this model here)
+    #[arg(long, value_name = "WHOSE", default_value = "auto")]
+    pub kernels: String,
+    /// When weights are brought into the layout of our own kernels: batch (anew for each batch, into a small buffer),
+    /// resident (once at load, in memory of about one byte per weight)
+    #[arg(long, value_name = "WHEN", default_value = "batch")]
+    pub pack: String,
 }
 
 #[derive(Debug, Args)]

@@ -433,8 +433,28 @@ fn model_options(path: PathBuf, a: ModelArgs) -> Result<ModelOptions> {
         Some("mmap+mlock") => (false, true),
         Some(other) => return Err(not_one_of("--load-mode", other, "auto, mmap, none, mlock, mmap+mlock")),
     };
+    let kernels = match a.kernels.as_str() {
+        "auto" => Kernels::Auto,
+        "ggml" => Kernels::Ggml,
+        "native" => Kernels::Native,
+        other => return Err(not_one_of("--kernels", other, "auto, ggml, native")),
+    };
+    let pack = match a.pack.as_str() {
+        "batch" => Pack::Batch,
+        "resident" => Pack::Resident,
+        other => return Err(not_one_of("--pack", other, "batch, resident")),
+    };
     let overrides = a.override_kv.iter().flat_map(|list| list.split(',')).map(override_kv).collect::<Result<_>>()?;
-    Ok(ModelOptions { path, n_gpu_layers, no_mmap, mlock, check_tensors: a.check_tensors, override_kv: overrides })
+    Ok(ModelOptions {
+        path,
+        n_gpu_layers,
+        no_mmap,
+        mlock,
+        check_tensors: a.check_tensors,
+        override_kv: overrides,
+        kernels,
+        pack,
+    })
 }
 
 /// `key=type:value`
@@ -668,6 +688,9 @@ mod tests {
         assert_eq!(o.stop, ["x", "y"]);
         assert_eq!(o.conversation, Conversation::Off);
         assert_eq!(o.model.n_gpu_layers, Some(u32::MAX));
+        assert_eq!((o.model.kernels, o.model.pack), (Kernels::Auto, Pack::Batch));
+        let o = run_options(&["--kernels", "native", "--pack", "resident"]);
+        assert_eq!((o.model.kernels, o.model.pack), (Kernels::Native, Pack::Resident));
         let o = run_options(&["--override-kv", "a.b=int:3,c=str:x"]);
         assert_eq!(
             o.model.override_kv,
@@ -688,6 +711,8 @@ mod tests {
             &["--temp", "warm"],
             &["--temp", "nan"],
             &["--override-kv", "a=b"],
+            &["--kernels", "mine"],
+            &["--pack", "later"],
             &["--chat-template-kwargs", "[]"],
             &["-p", "a", "-f", "b"],
             &["-n"],

@@ -47,6 +47,10 @@ pub struct ModelOptions {
     pub check_tensors: bool,
     /// Metadata replaced before the model is built: `key=type:value`.
     pub override_kv: Vec<(String, OverrideValue)>,
+    /// Whose kernels multiply weights on the CPU.
+    pub kernels: Kernels,
+    /// When weights are brought into the layout of our own kernels.
+    pub pack: Pack,
 }
 
 impl ModelOptions {
@@ -59,8 +63,30 @@ impl ModelOptions {
             mlock: false,
             check_tensors: false,
             override_kv: Vec::new(),
+            kernels: Kernels::Auto,
+            pack: Pack::Batch,
         }
     }
+}
+
+/// Whose kernels multiply weights on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernels {
+    /// Whichever are measured faster for this model here
+    Auto,
+    /// ggml's: bit-equal to llama.cpp
+    Ggml,
+    /// Our own, on 8-bit integers
+    Native,
+}
+
+/// When weights are brought into the layout of our own kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pack {
+    /// Anew for each batch, into a small buffer
+    Batch,
+    /// Once at load, which takes memory of about one byte per weight
+    Resident,
 }
 
 /// Value of an `--override-kv`.
