@@ -192,6 +192,52 @@ fn perplexity_and_bench_print_what_llama_cpp_prints() {
     assert!(table.starts_with("| model") && table.contains("| pp16") || table.contains(" pp16 "), "{table}");
 }
 
+#[test]
+fn bench_runs_each_test_at_each_ratio() {
+    let model = smollm2();
+    let m = model.to_str().unwrap();
+    let bench = |args: &[&str]| output(&[&["bench", "-m", m, "-r", "1"], args].concat());
+    let o = bench(&[
+        "-p",
+        "16",
+        "-n",
+        "2",
+        "-d",
+        "16",
+        "--prune",
+        "0,0.2",
+        "--prune-min-tokens",
+        "2",
+        "--baseline",
+        "llama.cpp",
+        "-o",
+        "json",
+        "-q",
+    ]);
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&o.stdout).unwrap();
+    let cells: Vec<_> = rows.iter().map(|r| (r["engine"].as_str().unwrap(), r["prune"].as_f64().unwrap())).collect();
+    assert_eq!(cells, [("llama.cpp", 0.0), ("pp-run", 0.0), ("pp-run", 0.2)].repeat(2));
+    for (i, row) in rows.iter().enumerate() {
+        let pruned = row["prune"] != 0.0;
+        // Only an answer runs on weights that are reduced once.
+        let frozen = pruned && i >= 3;
+        let number = |name: &str| row[name].as_f64().unwrap();
+        assert_eq!(number("kept") < 1.0, pruned, "{row}");
+        assert_eq!(row["prune_report"].is_string(), pruned);
+        assert_eq!(row["ratio"].is_number(), row["engine"] == "pp-run");
+        assert_eq!((number("freeze_bytes") > 0.0, number("avg_freeze_ns") > 0.0), (frozen, frozen), "{row}");
+        assert_eq!(number("avg_ts_without_freeze") > number("avg_ts"), frozen, "{row}");
+        assert!(row["kernels"].is_string());
+    }
+    let o = bench(&["-p", "0", "-n", "2", "--prune", "0.2"]);
+    assert!(text(&o.stderr).contains("no prompt to choose masks by"), "{}", text(&o.stderr));
+    let table = text(&o.stdout);
+    assert!(table.contains("| prune |   kept |") && table.contains("|   0.2 | 100.0% |"), "{table}");
+    fails(&bench(&["--prune", "0,0.9"]), 2, "--prune is 0.9");
+    fails(&bench(&["--prune-skip", "1"]), 2, "--prune R");
+    fails(&bench(&["--prune-min-tokens", "1"]), 2, "--prune R");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_closed_pipe_is_success_and_signals_have_their_codes() {

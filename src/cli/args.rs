@@ -191,6 +191,20 @@ pub struct PruneArgs {
     /// Share of heads and MLP channels to leave out, 0 to 0.8: each batch runs on those that matter for it
     #[arg(long, value_name = "R", allow_hyphen_values = true)]
     pub prune: Option<f64>,
+    #[command(flatten)]
+    pub how: PruneHowArgs,
+    /// Write what each block of each batch kept, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub prune_dump: Option<PathBuf>,
+    /// Keep what a dump says
+    #[arg(long, value_name = "FILE")]
+    pub prune_replay: Option<PathBuf>,
+}
+
+/// What holds for any ratio.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Probe Pruning")]
+pub struct PruneHowArgs {
     /// The paper's own configuration, for batches of many samples; the other flags change it
     #[arg(long)]
     pub prune_paper: bool,
@@ -227,12 +241,6 @@ pub struct PruneArgs {
     /// Statistics from pp-run calibrate [default: the model's name with .ppcal]
     #[arg(long, value_name = "FILE")]
     pub prune_calibration: Option<PathBuf>,
-    /// Write what each block of each batch kept, as JSON
-    #[arg(long, value_name = "FILE")]
-    pub prune_dump: Option<PathBuf>,
-    /// Keep what a dump says
-    #[arg(long, value_name = "FILE")]
-    pub prune_replay: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -481,6 +489,20 @@ pub struct BenchArgs {
     /// Run llama.cpp's own engine alternately in the same process, and print the ratio
     #[arg(long, value_name = "ENGINE")]
     pub baseline: Option<String>,
+    /// Shares of heads and MLP channels to leave out, 0 to 0.8: a list; each test runs with each of them
+    #[arg(
+        long,
+        value_name = "R,..",
+        value_delimiter = ',',
+        allow_hyphen_values = true,
+        help_heading = "Probe Pruning"
+    )]
+    pub prune: Vec<f64>,
+    /// Shortest prompt that is pruned, in tokens; auto = where it begins to pay, measured [default: auto]
+    #[arg(long, value_name = "N", help_heading = "Probe Pruning")]
+    pub prune_min_tokens: Option<String>,
+    #[command(flatten)]
+    pub prune_how: PruneHowArgs,
     #[command(flatten)]
     pub context: ContextArgs,
     #[command(flatten)]

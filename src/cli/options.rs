@@ -80,6 +80,17 @@ pub enum Kernels {
     Native,
 }
 
+impl Kernels {
+    /// Name in flags and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kernels::Auto => "auto",
+            Kernels::Ggml => "ggml",
+            Kernels::Native => "native",
+        }
+    }
+}
+
 /// When weights are brought into the layout of our own kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pack {
@@ -595,4 +606,6 @@ pub struct BenchOptions {
     pub format: TableFormat,
     /// `--baseline llama.cpp`: run libllama alternately, print both and the ratio
     pub baseline: bool,
+    /// What to prune, if at all: each test runs with each of these
+    pub prune: Vec<Option<PruneOptions>>,
 }
