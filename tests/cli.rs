@@ -121,6 +121,28 @@ fn json_is_one_object() {
     assert!(value["text"].is_string() && value["timings"]["prompt_tokens_per_s"].is_number());
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn peak_memory_is_what_the_system_counts() {
+    const MEASURE: &str = "\
+import json, resource, subprocess, sys
+run = subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(json.dumps({'stdout': run.stdout, 'stderr': run.stderr, 'bytes': kib * 1024}))";
+    let model = smollm2();
+    let args = ["-m", model.to_str().unwrap(), "-p", "x", "-n", "4", "-c", "256", "--output-format", "json"];
+    let o = Command::new("python3").args(["-c", MEASURE, env!("CARGO_BIN_EXE_pp-run")]).args(args).output().unwrap();
+    assert!(o.status.success(), "{}", text(&o.stderr));
+    let value: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
+    let counted = value["bytes"].as_f64().unwrap();
+    let answer: serde_json::Value = serde_json::from_str(value["stdout"].as_str().unwrap()).unwrap();
+    let line = value["stderr"].as_str().unwrap();
+    let said = line.split("peak memory ").nth(1).and_then(|l| l.split(" MiB").next()).unwrap();
+    for bytes in [answer["peak_memory_bytes"].as_f64().unwrap(), said.parse::<f64>().unwrap() * 1024.0 * 1024.0] {
+        assert!((bytes / counted - 1.0).abs() < 0.05, "{bytes} against {counted}");
+    }
+}
+
 #[test]
 fn stop_strings_limits_and_seeds() {
     let all = text(&model_run(&["-p", "1, 2, 3, 4,", "-no-cnv", "-n", "16", "-q"]).stdout);

@@ -16,7 +16,7 @@ use crate::generate::{Generate, Limits, StopReason};
 use crate::model::Model;
 use crate::sampler::Sampler;
 use crate::session::{PruneReport, Session};
-use crate::stats::{Log, Stats, logits_hash};
+use crate::stats::{Log, Stats, logits_hash, peak_memory};
 use crate::tokenizer::{Token, Tokenizer};
 
 /// Answers, or chats.
@@ -155,6 +155,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
             "seed": s.seed,
             "logits_hash": format!("{:016x}", s.logits_hash),
             "prune": s.prune,
+            "peak_memory_bytes": peak_memory(),
             "timings": {
                 "load_s": load_time.as_secs_f64(),
                 "prompt_s": s.prompt_time.as_secs_f64(),
