@@ -144,6 +144,44 @@ print(json.dumps({'stdout': run.stdout, 'stderr': run.stderr, 'bytes': kib * 102
 }
 
 #[test]
+fn a_trace_has_the_nodes_of_each_micro_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trace.json");
+    let args = ["-p", &"The river rose. ".repeat(8), "-no-cnv", "-ub", "24", "-n", "3"];
+    let (plain, traced) = (model_run(&args), model_run(&[&args[..], &["--trace", path.to_str().unwrap()]].concat()));
+    let hash = |o: &Output| text(&o.stderr).split("logits ").nth(1).unwrap().to_owned();
+    assert_eq!((&traced.stdout, hash(&traced)), (&plain.stdout, hash(&plain)));
+
+    let trace: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    // Times are in microseconds, and a sum of decimal fractions is a little off.
+    const OFF: f64 = 0.01;
+    let (mut outer, mut inner) = (Vec::new(), Vec::new());
+    for event in trace["traceEvents"].as_array().unwrap() {
+        assert!(event["ph"] == "X" && event["pid"].is_u64() && event["tid"].is_u64(), "{event}");
+        let [ts, dur] = ["ts", "dur"].map(|name| event[name].as_f64().unwrap());
+        let (name, category) = (event["name"].as_str().unwrap(), event["cat"].as_str().unwrap());
+        let is_node = !["load", "batch"].contains(&category);
+        let events = if is_node { &mut inner } else { &mut outer };
+        // Events of one level follow one another.
+        assert!(dur >= 0.0 && events.last().is_none_or(|(_, _, _, end)| *end <= ts + OFF), "{event}");
+        events.push((name, category, ts, ts + dur));
+        assert_eq!(event["args"]["shape"].as_array().map(Vec::len), is_node.then_some(4));
+    }
+    assert_eq!(outer.iter().map(|e| e.0).collect::<Vec<_>>(), ["load", "micro-batch", "micro-batch"]);
+    for &(_, category, start, end) in &outer {
+        let nodes: Vec<_> = inner.iter().filter(|(_, _, ts, to)| start <= ts + OFF && *to <= end + OFF).collect();
+        let last_is_logits = nodes.last().map(|n| (n.0, n.1)) == Some(("result_output", "MUL_MAT"));
+        assert_eq!((last_is_logits, nodes.iter().any(|n| n.0 == "Qcur-0")), (category == "batch", category == "batch"));
+        assert!(nodes.iter().map(|n| n.3 - n.2).sum::<f64>() <= end - start + OFF);
+        inner.retain(|n| !(start..=end).contains(&n.2));
+    }
+    assert!(inner.is_empty(), "nodes outside micro-batches: {inner:?}");
+
+    let o = model_run(&["-p", "x", "-n", "1", "--trace", "/nonexistent/trace.json"]);
+    assert_eq!((o.status.code(), text(&o.stderr).contains("/nonexistent/trace.json")), (Some(73), true));
+}
+
+#[test]
 fn stop_strings_limits_and_seeds() {
     let all = text(&model_run(&["-p", "1, 2, 3, 4,", "-no-cnv", "-n", "16", "-q"]).stdout);
     assert!(all.contains(" 6"), "{all}");

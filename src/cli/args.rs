@@ -322,6 +322,10 @@ pub struct RunArgs {
     /// Copy the conversation to a file
     #[arg(long, short = 'o', value_name = "FILE", allow_hyphen_values = true)]
     pub output_file: Option<PathBuf>,
+    /// Write when each node of the prompt's graphs was computed, as a Chrome trace (for ui.perfetto.dev or
+    /// chrome://tracing); they are computed one by one then, which takes somewhat longer
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    pub trace: Option<PathBuf>,
     /// Text before each input
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     pub in_prefix: String,

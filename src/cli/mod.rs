@@ -130,6 +130,7 @@ fn run(a: RunArgs) -> Result<RunOptions> {
         simple_io: a.simple_io,
         output_format,
         output_file: a.output_file,
+        trace: a.trace,
         in_prefix: text(a.in_prefix),
         in_suffix: text(a.in_suffix),
         show_timings: !a.no_show_timings,

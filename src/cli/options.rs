@@ -484,6 +484,8 @@ pub struct RunOptions {
     pub output_format: OutputFormat,
     /// `-o`: a copy of the conversation
     pub output_file: Option<PathBuf>,
+    /// `--trace`: times of the prompt's nodes
+    pub trace: Option<PathBuf>,
     /// `--in-prefix`, `--in-suffix`
     pub in_prefix: String,
     /// see `in_prefix`
