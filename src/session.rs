@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ggml::{ComputeError, Executor, F16};
+use ggml::{ComputeError, Executor, F16, NodeTime};
 
 use crate::cli::options::{ContextOptions, Tristate};
 use crate::error::{Error, Kind, Result};
@@ -37,6 +37,23 @@ pub struct Session<'m> {
     tokens: Vec<Token>,
     logits: Vec<f32>,
     prune: Option<Prune>,
+    /// Micro-batches of prompts so far, if they are traced.
+    trace: Option<Vec<TracedBatch>>,
+}
+
+/// When a micro-batch of a prompt was computed.
+#[derive(Debug, Clone)]
+pub struct TracedBatch {
+    /// Position of its first token
+    pub first: usize,
+    /// Its tokens
+    pub n_tokens: usize,
+    /// When it began
+    pub start: Instant,
+    /// How long it took: building the graph and reading the logits included
+    pub duration: Duration,
+    /// The nodes of its graph that compute something
+    pub nodes: Vec<NodeTime>,
 }
 
 /// Pruning on this timeline.
@@ -191,6 +208,7 @@ impl<'m> Session<'m> {
                         tokens: Vec::new(),
                         logits: Vec::new(),
                         prune: None,
+                        trace: None,
                     });
                 }
                 Err(e) if e.kind() == Kind::Memory && shrink && n_ctx > LEAST_CTX => n_ctx = (n_ctx / 2).max(LEAST_CTX),
@@ -286,9 +304,15 @@ impl<'m> Session<'m> {
             let piece = &prompt[start..prompt.len().min(start + self.n_ubatch)];
             let n_threads = if piece.len() > 1 { self.n_threads_batch } else { self.n_threads };
             let outputs = piece.len() - 1..piece.len();
+            let began = Instant::now();
             let mode = self.mode(piece.len())?;
-            self.run(&Batch { pieces: &[piece], first: start, outputs }, Run { mode, ..Run::text(n_threads) })?;
+            let how = Run { mode, trace: self.trace.is_some(), ..Run::text(n_threads) };
+            let nodes = self.run(&Batch { pieces: &[piece], first: start, outputs }, how)?;
             self.read_logits();
+            if let Some(trace) = &mut self.trace {
+                let (n_tokens, duration) = (piece.len(), began.elapsed());
+                trace.push(TracedBatch { first: start, n_tokens, start: began, duration, nodes });
+            }
             self.tokens.extend_from_slice(piece);
             progress(self.n_past() + total - prompt.len(), total);
         }
@@ -307,6 +331,16 @@ impl<'m> Session<'m> {
         self.read_logits();
         self.tokens.push(token);
         Ok(())
+    }
+
+    /// Notes from now on when each node of prompts is computed, which slows them somewhat.
+    pub fn trace(&mut self) {
+        self.trace.get_or_insert_default();
+    }
+
+    /// What was noted.
+    pub fn traced(&self) -> &[TracedBatch] {
+        self.trace.as_deref().unwrap_or_default()
     }
 
     /// Prunes from now on, or no longer. `fixed` are masks that hold for all batches, with the mean inputs that stand in for what
@@ -592,8 +626,8 @@ impl<'m> Session<'m> {
         self.executor.get(slot, &mut self.logits);
     }
 
-    /// Computes one micro-batch.
-    fn run(&mut self, batch: &Batch, how: Run) -> Result<()> {
+    /// Computes one micro-batch; the times of its nodes, if it is to be traced.
+    fn run(&mut self, batch: &Batch, how: Run) -> Result<Vec<NodeTime>> {
         if self.executor.interrupt().load(Ordering::Relaxed) {
             return Err(failure(ComputeError::Interrupted));
         }
@@ -683,11 +717,15 @@ impl<'m> Session<'m> {
                 }
             }
         }
-        executor.compute(how.n_threads).map_err(failure)?;
+        let nodes = match how.trace {
+            true => executor.compute_traced(how.n_threads),
+            false => executor.compute(how.n_threads).map(|()| Vec::new()),
+        };
+        let nodes = nodes.map_err(failure)?;
         if let (Some(mode), Some(prune)) = (mode.or(how.mode), &mut self.prune) {
             prune.collect(mode, &self.executor, slots, batch, given);
         }
-        Ok(())
+        Ok(nodes)
     }
 }
 
@@ -699,13 +737,14 @@ struct Run {
     whole: bool,
     observe: bool,
     positions: bool,
+    trace: bool,
     n_threads: usize,
 }
 
 impl Run {
     /// A piece of the timeline's text, whole.
     fn text(n_threads: usize) -> Run {
-        Run { mode: None, logits: true, whole: false, observe: true, positions: false, n_threads }
+        Run { mode: None, logits: true, whole: false, observe: true, positions: false, trace: false, n_threads }
     }
 }
 

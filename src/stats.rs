@@ -1,7 +1,7 @@
 //! Messages on stderr: notes by verbosity, progress, and the closing line of statistics.
 
 use std::cell::RefCell;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{IsTerminal, Write, stderr};
 use std::time::Duration;
 
@@ -114,6 +114,15 @@ pub fn per_second(n: usize, time: Duration) -> f64 {
     if seconds > 0.0 { n as f64 / seconds } else { 0.0 }
 }
 
+/// The most memory that this process has had at once, in bytes: its maximum resident set, mapped files included. `None` where
+/// the system does not say.
+pub fn peak_memory() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let kib: u64 =
+        status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse().ok())?;
+    Some(kib * 1024)
+}
+
 impl Stats {
     /// Speed of the prompt in tokens per second.
     pub fn prompt_speed(&self) -> f64 {
@@ -125,17 +134,19 @@ impl Stats {
         per_second(self.generated_tokens.saturating_sub(1), self.generation_time)
     }
 
-    /// The closing line.
+    /// The closing line; peak memory is that of now.
     pub fn line(&self) -> String {
         let cached = match self.cached_tokens {
             0 => String::new(),
             n => format!(" ({n} cached)"),
         };
         let prune = self.prune.as_ref().map_or_else(String::new, |p| format!("{p} | "));
+        let memory = peak_memory()
+            .map_or_else(String::new, |bytes| format!("peak memory {:.1} MiB | ", bytes as f64 / f64::from(1 << 20)));
         let first = self.first_token_time.map_or_else(|| "none".to_owned(), |t| format!("{:.3} s", t.as_secs_f64()));
         format!(
             "prompt {} tokens{cached}, {:.1} tok/s | generated {} tokens, {:.1} tok/s | first token {first} | context {}/{} | \
-             {prune}seed {} | logits {:016x} | {}",
+             {memory}{prune}seed {} | logits {:016x} | {}",
             self.prompt_tokens,
             self.prompt_speed(),
             self.generated_tokens,

@@ -121,6 +121,66 @@ fn json_is_one_object() {
     assert!(value["text"].is_string() && value["timings"]["prompt_tokens_per_s"].is_number());
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn peak_memory_is_what_the_system_counts() {
+    const MEASURE: &str = "\
+import json, resource, subprocess, sys
+run = subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(json.dumps({'stdout': run.stdout, 'stderr': run.stderr, 'bytes': kib * 1024}))";
+    let model = smollm2();
+    let args = ["-m", model.to_str().unwrap(), "-p", "x", "-n", "4", "-c", "256", "--output-format", "json"];
+    let o = Command::new("python3").args(["-c", MEASURE, env!("CARGO_BIN_EXE_pp-run")]).args(args).output().unwrap();
+    assert!(o.status.success(), "{}", text(&o.stderr));
+    let value: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
+    let counted = value["bytes"].as_f64().unwrap();
+    let answer: serde_json::Value = serde_json::from_str(value["stdout"].as_str().unwrap()).unwrap();
+    let line = value["stderr"].as_str().unwrap();
+    let said = line.split("peak memory ").nth(1).and_then(|l| l.split(" MiB").next()).unwrap();
+    for bytes in [answer["peak_memory_bytes"].as_f64().unwrap(), said.parse::<f64>().unwrap() * 1024.0 * 1024.0] {
+        assert!((bytes / counted - 1.0).abs() < 0.05, "{bytes} against {counted}");
+    }
+}
+
+#[test]
+fn a_trace_has_the_nodes_of_each_micro_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trace.json");
+    let args = ["-p", &"The river rose. ".repeat(8), "-no-cnv", "-ub", "24", "-n", "3"];
+    let (plain, traced) = (model_run(&args), model_run(&[&args[..], &["--trace", path.to_str().unwrap()]].concat()));
+    let hash = |o: &Output| text(&o.stderr).split("logits ").nth(1).unwrap().to_owned();
+    assert_eq!((&traced.stdout, hash(&traced)), (&plain.stdout, hash(&plain)));
+
+    let trace: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    // Times are in microseconds, and a sum of decimal fractions is a little off.
+    const OFF: f64 = 0.01;
+    let (mut outer, mut inner) = (Vec::new(), Vec::new());
+    for event in trace["traceEvents"].as_array().unwrap() {
+        assert!(event["ph"] == "X" && event["pid"].is_u64() && event["tid"].is_u64(), "{event}");
+        let [ts, dur] = ["ts", "dur"].map(|name| event[name].as_f64().unwrap());
+        let (name, category) = (event["name"].as_str().unwrap(), event["cat"].as_str().unwrap());
+        let is_node = !["load", "batch"].contains(&category);
+        let events = if is_node { &mut inner } else { &mut outer };
+        // Events of one level follow one another.
+        assert!(dur >= 0.0 && events.last().is_none_or(|(_, _, _, end)| *end <= ts + OFF), "{event}");
+        events.push((name, category, ts, ts + dur));
+        assert_eq!(event["args"]["shape"].as_array().map(Vec::len), is_node.then_some(4));
+    }
+    assert_eq!(outer.iter().map(|e| e.0).collect::<Vec<_>>(), ["load", "micro-batch", "micro-batch"]);
+    for &(_, category, start, end) in &outer {
+        let nodes: Vec<_> = inner.iter().filter(|(_, _, ts, to)| start <= ts + OFF && *to <= end + OFF).collect();
+        let last_is_logits = nodes.last().map(|n| (n.0, n.1)) == Some(("result_output", "MUL_MAT"));
+        assert_eq!((last_is_logits, nodes.iter().any(|n| n.0 == "Qcur-0")), (category == "batch", category == "batch"));
+        assert!(nodes.iter().map(|n| n.3 - n.2).sum::<f64>() <= end - start + OFF);
+        inner.retain(|n| !(start..=end).contains(&n.2));
+    }
+    assert!(inner.is_empty(), "nodes outside micro-batches: {inner:?}");
+
+    let o = model_run(&["-p", "x", "-n", "1", "--trace", "/nonexistent/trace.json"]);
+    assert_eq!((o.status.code(), text(&o.stderr).contains("/nonexistent/trace.json")), (Some(73), true));
+}
+
 #[test]
 fn stop_strings_limits_and_seeds() {
     let all = text(&model_run(&["-p", "1, 2, 3, 4,", "-no-cnv", "-n", "16", "-q"]).stdout);
@@ -190,6 +250,52 @@ fn perplexity_and_bench_print_what_llama_cpp_prints() {
     }
     let table = text(&output(&["bench", "-m", m, "-p", "16", "-n", "0", "-r", "1", "-q"]).stdout);
     assert!(table.starts_with("| model") && table.contains("| pp16") || table.contains(" pp16 "), "{table}");
+}
+
+#[test]
+fn bench_runs_each_test_at_each_ratio() {
+    let model = smollm2();
+    let m = model.to_str().unwrap();
+    let bench = |args: &[&str]| output(&[&["bench", "-m", m, "-r", "1"], args].concat());
+    let o = bench(&[
+        "-p",
+        "16",
+        "-n",
+        "2",
+        "-d",
+        "16",
+        "--prune",
+        "0,0.2",
+        "--prune-min-tokens",
+        "2",
+        "--baseline",
+        "llama.cpp",
+        "-o",
+        "json",
+        "-q",
+    ]);
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&o.stdout).unwrap();
+    let cells: Vec<_> = rows.iter().map(|r| (r["engine"].as_str().unwrap(), r["prune"].as_f64().unwrap())).collect();
+    assert_eq!(cells, [("llama.cpp", 0.0), ("pp-run", 0.0), ("pp-run", 0.2)].repeat(2));
+    for (i, row) in rows.iter().enumerate() {
+        let pruned = row["prune"] != 0.0;
+        // Only an answer runs on weights that are reduced once.
+        let frozen = pruned && i >= 3;
+        let number = |name: &str| row[name].as_f64().unwrap();
+        assert_eq!(number("kept") < 1.0, pruned, "{row}");
+        assert_eq!(row["prune_report"].is_string(), pruned);
+        assert_eq!(row["ratio"].is_number(), row["engine"] == "pp-run");
+        assert_eq!((number("freeze_bytes") > 0.0, number("avg_freeze_ns") > 0.0), (frozen, frozen), "{row}");
+        assert_eq!(number("avg_ts_without_freeze") > number("avg_ts"), frozen, "{row}");
+        assert!(row["kernels"].is_string());
+    }
+    let o = bench(&["-p", "0", "-n", "2", "--prune", "0.2"]);
+    assert!(text(&o.stderr).contains("no prompt to choose masks by"), "{}", text(&o.stderr));
+    let table = text(&o.stdout);
+    assert!(table.contains("| prune |   kept |") && table.contains("|   0.2 | 100.0% |"), "{table}");
+    fails(&bench(&["--prune", "0,0.9"]), 2, "--prune is 0.9");
+    fails(&bench(&["--prune-skip", "1"]), 2, "--prune R");
+    fails(&bench(&["--prune-min-tokens", "1"]), 2, "--prune R");
 }
 
 #[cfg(unix)]

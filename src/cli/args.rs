@@ -67,6 +67,14 @@ pub struct ModelArgs {
     /// Replace metadata: KEY=TYPE:VALUE with int, float, bool or str
     #[arg(long, value_name = "K=T:V", action = ArgAction::Append)]
     pub override_kv: Vec<String>,
+    /// Whose kernels multiply weights on the CPU: ggml (bit-equal to llama.cpp), native (our own, int8), auto (those that
+    /// are measured faster for this model here)
+    #[arg(long, value_name = "WHOSE", default_value = "auto")]
+    pub kernels: String,
+    /// When weights are brought into the layout of our own kernels: batch (anew for each batch, into a small buffer),
+    /// resident (once at load, in memory of about one byte per weight)
+    #[arg(long, value_name = "WHEN", default_value = "batch")]
+    pub pack: String,
 }
 
 #[derive(Debug, Args)]
@@ -183,6 +191,20 @@ pub struct PruneArgs {
     /// Share of heads and MLP channels to leave out, 0 to 0.8: each batch runs on those that matter for it
     #[arg(long, value_name = "R", allow_hyphen_values = true)]
     pub prune: Option<f64>,
+    #[command(flatten)]
+    pub how: PruneHowArgs,
+    /// Write what each block of each batch kept, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub prune_dump: Option<PathBuf>,
+    /// Keep what a dump says
+    #[arg(long, value_name = "FILE")]
+    pub prune_replay: Option<PathBuf>,
+}
+
+/// What holds for any ratio.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Probe Pruning")]
+pub struct PruneHowArgs {
     /// The paper's own configuration, for batches of many samples; the other flags change it
     #[arg(long)]
     pub prune_paper: bool,
@@ -219,12 +241,6 @@ pub struct PruneArgs {
     /// Statistics from pp-run calibrate [default: the model's name with .ppcal]
     #[arg(long, value_name = "FILE")]
     pub prune_calibration: Option<PathBuf>,
-    /// Write what each block of each batch kept, as JSON
-    #[arg(long, value_name = "FILE")]
-    pub prune_dump: Option<PathBuf>,
-    /// Keep what a dump says
-    #[arg(long, value_name = "FILE")]
-    pub prune_replay: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -306,6 +322,10 @@ pub struct RunArgs {
     /// Copy the conversation to a file
     #[arg(long, short = 'o', value_name = "FILE", allow_hyphen_values = true)]
     pub output_file: Option<PathBuf>,
+    /// Write when each node of the prompt's graphs was computed, as a Chrome trace (for ui.perfetto.dev or
+    /// chrome://tracing); they are computed one by one then, which takes somewhat longer
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    pub trace: Option<PathBuf>,
     /// Text before each input
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     pub in_prefix: String,
@@ -473,6 +493,20 @@ pub struct BenchArgs {
     /// Run llama.cpp's own engine alternately in the same process, and print the ratio
     #[arg(long, value_name = "ENGINE")]
     pub baseline: Option<String>,
+    /// Shares of heads and MLP channels to leave out, 0 to 0.8: a list; each test runs with each of them
+    #[arg(
+        long,
+        value_name = "R,..",
+        value_delimiter = ',',
+        allow_hyphen_values = true,
+        help_heading = "Probe Pruning"
+    )]
+    pub prune: Vec<f64>,
+    /// Shortest prompt that is pruned, in tokens; auto = where it begins to pay, measured [default: auto]
+    #[arg(long, value_name = "N", help_heading = "Probe Pruning")]
+    pub prune_min_tokens: Option<String>,
+    #[command(flatten)]
+    pub prune_how: PruneHowArgs,
     #[command(flatten)]
     pub context: ContextArgs,
     #[command(flatten)]

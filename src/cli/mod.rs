@@ -12,8 +12,8 @@ use clap::{CommandFactory, FromArgMatches};
 
 use crate::error::{Error, Result};
 use args::{
-    BenchArgs, CalibrateArgs, Cli, ContextArgs, LogArgs, ModelArgs, PerplexityArgs, PruneArgs, RunArgs, SamplingArgs,
-    Sub, TokenizeArgs,
+    BenchArgs, CalibrateArgs, Cli, ContextArgs, LogArgs, ModelArgs, PerplexityArgs, PruneArgs, PruneHowArgs, RunArgs,
+    SamplingArgs, Sub, TokenizeArgs,
 };
 use options::*;
 
@@ -106,9 +106,6 @@ fn run(a: RunArgs) -> Result<RunOptions> {
     if a.prompt.is_some() && a.file.is_some() {
         return Err(Error::usage("-p and -f both give a prompt: use one of them (text on stdin is added to -p)"));
     }
-    if a.prune_min_tokens.is_some() && a.prune.prune.is_none() {
-        return Err(Error::usage("--prune-min-tokens changes what --prune R does: give that too"));
-    }
     Ok(RunOptions {
         log: log(a.log),
         model: model_options(model, a.model_args)?,
@@ -133,6 +130,7 @@ fn run(a: RunArgs) -> Result<RunOptions> {
         simple_io: a.simple_io,
         output_format,
         output_file: a.output_file,
+        trace: a.trace,
         in_prefix: text(a.in_prefix),
         in_suffix: text(a.in_suffix),
         show_timings: !a.no_show_timings,
@@ -166,7 +164,8 @@ fn perplexity(mut a: PerplexityArgs) -> Result<PerplexityOptions> {
         }
         _ => None,
     };
-    let prune = prune(a.prune, Some("2".to_owned()))?;
+    // What is scored is pruned, whether it pays or not.
+    let prune = prune(a.prune, None)?.map(|p| PruneOptions { min_tokens: Some(2), ..p });
     if a.kl && prune.is_none() {
         return Err(Error::usage("--kl compares the pruned model with the dense one: it needs --prune R"));
     }
@@ -209,6 +208,27 @@ fn calibrate(mut a: CalibrateArgs) -> Result<CalibrateOptions> {
 
 /// What to prune; `None` for nothing. Every flag that would have no effect is refused with the reason.
 fn prune(a: PruneArgs, min_tokens: Option<String>) -> Result<Option<PruneOptions>> {
+    let of_batches = [("--prune-dump", a.prune_dump.is_some()), ("--prune-replay", a.prune_replay.is_some())];
+    if let (None, Some((flag, _))) = (a.prune, of_batches.iter().find(|f| f.1)) {
+        return Err(needs_ratio(flag));
+    }
+    let Some(mut o) = prune_how(a.prune, a.how, min_tokens)? else { return Ok(None) };
+    o.dump = a.prune_dump;
+    o.replay = a.prune_replay;
+    if o.replay.is_some() && o.needs_calibration() {
+        return Err(Error::usage(
+            "--prune-replay keeps what the dump says: --prune-method and --prune-history have no effect",
+        ));
+    }
+    Ok(Some(o))
+}
+
+fn needs_ratio(flag: &str) -> Error {
+    Error::usage(format!("{flag} changes what --prune R does: give that too"))
+}
+
+/// [`prune`] without what concerns single batches.
+fn prune_how(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<String>) -> Result<Option<PruneOptions>> {
     let given = [
         ("--prune-paper", a.prune_paper),
         ("--prune-method", a.prune_method.is_some()),
@@ -222,12 +242,11 @@ fn prune(a: PruneArgs, min_tokens: Option<String>) -> Result<Option<PruneOptions
         ("--prune-momentum", a.prune_momentum.is_some()),
         ("--prune-multiple", a.prune_multiple.is_some()),
         ("--prune-calibration", a.prune_calibration.is_some()),
-        ("--prune-dump", a.prune_dump.is_some()),
-        ("--prune-replay", a.prune_replay.is_some()),
+        ("--prune-min-tokens", min_tokens.is_some()),
     ];
-    let Some(ratio) = a.prune else {
+    let Some(ratio) = ratio else {
         return match given.iter().find(|g| g.1) {
-            Some((flag, _)) => Err(Error::usage(format!("{flag} changes what --prune R does: give that too"))),
+            Some((flag, _)) => Err(needs_ratio(flag)),
             None => Ok(None),
         };
     };
@@ -321,13 +340,6 @@ fn prune(a: PruneArgs, min_tokens: Option<String>) -> Result<Option<PruneOptions
         ));
     }
     o.calibration = a.prune_calibration;
-    o.dump = a.prune_dump;
-    o.replay = a.prune_replay;
-    if o.replay.is_some() && o.needs_calibration() {
-        return Err(Error::usage(
-            "--prune-replay keeps what the dump says: --prune-method and --prune-history have no effect",
-        ));
-    }
     Ok((ratio > 0.0).then_some(o))
 }
 
@@ -366,6 +378,9 @@ fn bench(mut a: BenchArgs) -> Result<BenchOptions> {
     if a.repetitions == 0 {
         return Err(out_of_range("-r", 0, "1 or more"));
     }
+    let ratios = if a.prune.is_empty() { vec![None] } else { a.prune.into_iter().map(Some).collect() };
+    let pruned = |ratio| prune_how(ratio, a.prune_how.clone(), a.prune_min_tokens.clone());
+    let prune = ratios.into_iter().map(pruned).collect::<Result<Vec<_>>>()?;
     Ok(BenchOptions {
         log: log(a.log),
         model: model_options(a.model.first().cloned().unwrap_or_default(), a.model_args)?,
@@ -379,6 +394,7 @@ fn bench(mut a: BenchArgs) -> Result<BenchOptions> {
         n_threads,
         format,
         baseline,
+        prune,
     })
 }
 
@@ -433,8 +449,28 @@ fn model_options(path: PathBuf, a: ModelArgs) -> Result<ModelOptions> {
         Some("mmap+mlock") => (false, true),
         Some(other) => return Err(not_one_of("--load-mode", other, "auto, mmap, none, mlock, mmap+mlock")),
     };
+    let kernels = match a.kernels.as_str() {
+        "auto" => Kernels::Auto,
+        "ggml" => Kernels::Ggml,
+        "native" => Kernels::Native,
+        other => return Err(not_one_of("--kernels", other, "auto, ggml, native")),
+    };
+    let pack = match a.pack.as_str() {
+        "batch" => Pack::Batch,
+        "resident" => Pack::Resident,
+        other => return Err(not_one_of("--pack", other, "batch, resident")),
+    };
     let overrides = a.override_kv.iter().flat_map(|list| list.split(',')).map(override_kv).collect::<Result<_>>()?;
-    Ok(ModelOptions { path, n_gpu_layers, no_mmap, mlock, check_tensors: a.check_tensors, override_kv: overrides })
+    Ok(ModelOptions {
+        path,
+        n_gpu_layers,
+        no_mmap,
+        mlock,
+        check_tensors: a.check_tensors,
+        override_kv: overrides,
+        kernels,
+        pack,
+    })
 }
 
 /// `key=type:value`
@@ -668,6 +704,9 @@ mod tests {
         assert_eq!(o.stop, ["x", "y"]);
         assert_eq!(o.conversation, Conversation::Off);
         assert_eq!(o.model.n_gpu_layers, Some(u32::MAX));
+        assert_eq!((o.model.kernels, o.model.pack), (Kernels::Auto, Pack::Batch));
+        let o = run_options(&["--kernels", "native", "--pack", "resident"]);
+        assert_eq!((o.model.kernels, o.model.pack), (Kernels::Native, Pack::Resident));
         let o = run_options(&["--override-kv", "a.b=int:3,c=str:x"]);
         assert_eq!(
             o.model.override_kv,
@@ -688,6 +727,8 @@ mod tests {
             &["--temp", "warm"],
             &["--temp", "nan"],
             &["--override-kv", "a=b"],
+            &["--kernels", "mine"],
+            &["--pack", "later"],
             &["--chat-template-kwargs", "[]"],
             &["-p", "a", "-f", "b"],
             &["-n"],

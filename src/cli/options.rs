@@ -47,6 +47,10 @@ pub struct ModelOptions {
     pub check_tensors: bool,
     /// Metadata replaced before the model is built: `key=type:value`.
     pub override_kv: Vec<(String, OverrideValue)>,
+    /// Whose kernels multiply weights on the CPU.
+    pub kernels: Kernels,
+    /// When weights are brought into the layout of our own kernels.
+    pub pack: Pack,
 }
 
 impl ModelOptions {
@@ -59,8 +63,41 @@ impl ModelOptions {
             mlock: false,
             check_tensors: false,
             override_kv: Vec::new(),
+            kernels: Kernels::Auto,
+            pack: Pack::Batch,
         }
     }
+}
+
+/// Whose kernels multiply weights on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernels {
+    /// Whichever are measured faster for this model here
+    Auto,
+    /// ggml's: bit-equal to llama.cpp
+    Ggml,
+    /// Our own, on 8-bit integers
+    Native,
+}
+
+impl Kernels {
+    /// Name in flags and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kernels::Auto => "auto",
+            Kernels::Ggml => "ggml",
+            Kernels::Native => "native",
+        }
+    }
+}
+
+/// When weights are brought into the layout of our own kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pack {
+    /// Anew for each batch, into a small buffer
+    Batch,
+    /// Once at load, which takes memory of about one byte per weight
+    Resident,
 }
 
 /// Value of an `--override-kv`.
@@ -447,6 +484,8 @@ pub struct RunOptions {
     pub output_format: OutputFormat,
     /// `-o`: a copy of the conversation
     pub output_file: Option<PathBuf>,
+    /// `--trace`: times of the prompt's nodes
+    pub trace: Option<PathBuf>,
     /// `--in-prefix`, `--in-suffix`
     pub in_prefix: String,
     /// see `in_prefix`
@@ -569,4 +608,6 @@ pub struct BenchOptions {
     pub format: TableFormat,
     /// `--baseline llama.cpp`: run libllama alternately, print both and the ratio
     pub baseline: bool,
+    /// What to prune, if at all: each test runs with each of these
+    pub prune: Vec<Option<PruneOptions>>,
 }

@@ -1,4 +1,4 @@
-//! `pp-run bench`: llama-bench's tests and columns, and llama.cpp's own engine alternately in the same process.
+//! `pp-run bench`: llama-bench's tests and columns; pruning ratios and llama.cpp's own engine alternately in one process.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -8,11 +8,11 @@ use ggml::llama::{Context, ContextParams, Model as LlamaModel};
 use serde_json::{Value, json};
 
 use super::load::{Signals, load};
-use super::print;
-use crate::cli::options::{BenchOptions, ContextOptions, TableFormat, Tristate};
-use crate::error::{Error, Result};
+use super::{print, prune};
+use crate::cli::options::{BenchOptions, ContextOptions, Kernels, TableFormat, Tristate};
+use crate::error::{Error, Kind, Result};
 use crate::model::{Model, memory};
-use crate::session::Session;
+use crate::session::{PruneReport, Session};
 use crate::stats::Log;
 use crate::tokenizer::Token;
 
@@ -43,23 +43,39 @@ impl Test {
     }
 }
 
-/// One of the two engines.
+/// Ours at some ratio, or the baseline.
 enum Engine<'m> {
-    Ours(Box<Session<'m>>),
+    Ours { session: Box<Session<'m>>, ratio: f64 },
     Llama { context: Context<'m>, n_batch: usize },
 }
 
 impl Engine<'_> {
     fn name(&self) -> &'static str {
         match self {
-            Engine::Ours(_) => "pp-run",
+            Engine::Ours { .. } => "pp-run",
             Engine::Llama { .. } => "llama.cpp",
+        }
+    }
+
+    /// What is left out; 0 = nothing.
+    fn ratio(&self) -> f64 {
+        match self {
+            Engine::Ours { ratio, .. } => *ratio,
+            Engine::Llama { .. } => 0.0,
+        }
+    }
+
+    /// What pruning did in the last test.
+    fn report(&self) -> Option<&PruneReport> {
+        match self {
+            Engine::Ours { session, .. } => session.prune_report(),
+            Engine::Llama { .. } => None,
         }
     }
 
     fn clear(&mut self) {
         match self {
-            Engine::Ours(session) => session.rewind(0),
+            Engine::Ours { session, .. } => session.rewind(0),
             Engine::Llama { context, .. } => context.clear(),
         }
     }
@@ -67,7 +83,7 @@ impl Engine<'_> {
     /// Processes `tokens` from position `start` on.
     fn prompt(&mut self, tokens: &[Token], start: usize) -> Result<()> {
         match self {
-            Engine::Ours(session) => {
+            Engine::Ours { session, .. } => {
                 let mut all = session.tokens().to_vec();
                 all.extend_from_slice(tokens);
                 session.sync(&all, &mut |_, _| {}).map(drop)
@@ -91,15 +107,15 @@ impl Engine<'_> {
 
     fn decode(&mut self, token: Token, position: usize) -> Result<()> {
         match self {
-            Engine::Ours(session) => session.decode(token),
+            Engine::Ours { session, .. } => session.decode(token),
             Engine::Llama { .. } => self.prompt(&[token], position),
         }
     }
 
-    /// The threads sleep while the other engine runs.
+    /// The threads sleep while another engine runs.
     fn pause(&self) {
         match self {
-            Engine::Ours(session) => session.pause(),
+            Engine::Ours { session, .. } => session.pause(),
             Engine::Llama { context, .. } => context.pause(),
         }
     }
@@ -125,14 +141,46 @@ impl Engine<'_> {
     }
 }
 
+/// One repetition of a test.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    time: Duration,
+    /// Of this, the time in which the weights that the answer ran on were reduced
+    freeze: Duration,
+}
+
 /// Times of one engine on one test.
 struct Row {
     engine: &'static str,
+    kernels: Kernels,
     test: Test,
     n_threads: usize,
-    samples: Vec<Duration>,
+    /// What was to be left out; 0 = nothing
+    prune: f64,
+    /// What pruning did, in the last repetition
+    report: Option<PruneReport>,
+    samples: Vec<Sample>,
     /// Median over the repetitions of the baseline's time by ours.
     ratio: Option<f64>,
+}
+
+impl Row {
+    /// Share of the blocks' weights that it ran on.
+    fn kept(&self) -> f64 {
+        match &self.report {
+            Some(r) if r.is_fixed || r.pruned_tokens > 0 || r.frozen.is_some() => r.kept,
+            _ => 1.0,
+        }
+    }
+
+    /// How a test that was to be pruned ran.
+    fn how(&self) -> Option<String> {
+        let report = self.report.as_ref()?;
+        Some(match self.test.n_prompt + self.test.n_depth {
+            0 if !report.is_fixed => "dense: there is no prompt to choose masks by (-d N gives one)".to_owned(),
+            _ => report.line(),
+        })
+    }
 }
 
 /// Runs the tests on every model.
@@ -150,7 +198,12 @@ pub fn run(options: &BenchOptions) -> Result<()> {
     if tests.is_empty() {
         return Err(Error::usage("nothing to measure: -p and -n are both 0"));
     }
-    let mut table = Table::new(options.format, options.baseline);
+    let mut table = Table {
+        format: options.format,
+        baseline: options.baseline,
+        prune: options.prune.iter().any(Option::is_some),
+        rows: Vec::new(),
+    };
     for path in &options.models {
         let mut model_options = options.model.clone();
         model_options.path = path.clone();
@@ -173,7 +226,7 @@ pub fn run(options: &BenchOptions) -> Result<()> {
     table.finish()
 }
 
-/// One test on one or both engines, alternately.
+/// One test on every engine, alternately.
 fn measure(
     options: &BenchOptions,
     model: &Model,
@@ -186,24 +239,30 @@ fn measure(
     let n_ctx = u32::try_from(test.n_depth + test.n_tokens()).unwrap_or(u32::MAX);
     let context =
         ContextOptions { n_ctx: Some(n_ctx), n_threads, n_threads_batch: n_threads, ..options.context.clone() };
-    let interrupt: Arc<AtomicBool> = signals.interrupt.clone();
-    let mut engines = vec![Engine::Ours(Box::new(Session::new(model, &context, 1, 1, interrupt)?))];
+    // The baseline first, then what is compared with it.
+    let mut engines = Vec::new();
     if let Some(llama) = llama {
         let params = llama_params(&context);
         let refused = |e: ggml::llama::LlamaError| Error::failed(format!("llama.cpp: {}", e.0));
         let n_batch = context.n_batch as usize;
         engines.push(Engine::Llama { context: Context::new(llama, &params).map_err(refused)?, n_batch });
     }
+    for pruned in &options.prune {
+        let interrupt: Arc<AtomicBool> = signals.interrupt.clone();
+        let mut session = Session::new(model, &context, 1, 1, interrupt)?;
+        prune::apply(&mut session, model, pruned.as_ref(), n_threads)?;
+        engines.push(Engine::Ours { session: Box::new(session), ratio: pruned.as_ref().map_or(0.0, |p| p.ratio) });
+    }
     // Any tokens will do; these are spread over the vocabulary.
     let n_vocab = model.n_vocab() as u64;
     let tokens: Vec<Token> =
         (0..n_ctx as u64).map(|i| ((i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % n_vocab) as Token).collect();
 
-    let name = test.name();
-    let bar = log.progress(&name, u64::from(options.repetitions));
+    let interrupted = |e: Error| if e.kind() == Kind::Interrupted { signals.error() } else { e };
+    let bar = log.progress(&test.name(), u64::from(options.repetitions));
     for engine in &mut engines {
         let warm = Test { n_gen: test.n_gen.min(1), ..test };
-        engine.time(&warm, &tokens[..warm.n_depth + warm.n_tokens()])?;
+        engine.time(&warm, &tokens[..warm.n_depth + warm.n_tokens()]).map_err(interrupted)?;
     }
     let mut samples = vec![Vec::new(); engines.len()];
     for repetition in 0..options.repetitions {
@@ -212,26 +271,38 @@ fn measure(
             order.reverse();
         }
         for i in order {
-            let time = engines[i].time(&test, &tokens);
-            samples[i]
-                .push(time.map_err(|e| if e.kind() == crate::error::Kind::Interrupted { signals.error() } else { e })?);
+            let time = engines[i].time(&test, &tokens).map_err(interrupted)?;
+            let frozen = engines[i].report().and_then(|r| r.frozen);
+            samples[i].push(Sample { time, freeze: frozen.map_or(Duration::ZERO, |f| f.0) });
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let ratio = (engines.len() == 2).then(|| {
-        let pairs = samples[1].iter().zip(&samples[0]);
-        median(pairs.map(|(theirs, ours)| theirs.as_secs_f64() / ours.as_secs_f64()).collect())
-    });
-    // The baseline comes first, what is compared with it second.
-    let rows = engines.iter().zip(samples).enumerate().rev().map(|(i, (engine, samples))| Row {
-        engine: engine.name(),
-        test,
-        n_threads,
-        samples,
-        ratio: if i == 0 { ratio } else { None },
-    });
-    Ok(rows.collect())
+    let baseline = llama.map(|_| samples[0].clone());
+    let row = |(engine, samples): (&Engine, Vec<Sample>)| {
+        let ours = matches!(engine, Engine::Ours { .. });
+        let ratio = baseline.as_ref().filter(|_| ours).map(|baseline| {
+            let pairs = baseline.iter().zip(&samples);
+            median(pairs.map(|(theirs, ours)| theirs.time.as_secs_f64() / ours.time.as_secs_f64()).collect())
+        });
+        Row {
+            engine: engine.name(),
+            kernels: if ours { options.model.kernels } else { Kernels::Ggml },
+            test,
+            n_threads,
+            prune: engine.ratio(),
+            report: engine.report().cloned(),
+            samples,
+            ratio,
+        }
+    };
+    let rows: Vec<Row> = engines.iter().zip(samples).map(row).collect();
+    for row in &rows {
+        if let Some(how) = row.how() {
+            log.note(&format!("{} at --prune {}: {how}", row.test.name(), row.prune));
+        }
+    }
+    Ok(rows)
 }
 
 /// libllama's settings for the same run.
@@ -270,23 +341,26 @@ fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
 struct Table {
     format: TableFormat,
     baseline: bool,
+    /// Whether something is pruned
+    prune: bool,
     rows: Vec<Value>,
 }
 
 impl Table {
-    fn new(format: TableFormat, baseline: bool) -> Table {
-        Table { format, baseline, rows: Vec::new() }
-    }
-
     fn add(&mut self, row: &Row, model: &Model, options: &BenchOptions) -> Result<()> {
+        let nanoseconds = |t: Duration| t.as_nanos() as f64;
         let n = row.test.n_tokens() as f64;
-        let speeds: Vec<f64> = row.samples.iter().map(|t| n / t.as_secs_f64()).collect();
-        let times: Vec<f64> = row.samples.iter().map(|t| t.as_nanos() as f64).collect();
-        let (avg_ts, stddev_ts) = mean_and_deviation(&speeds);
+        let times: Vec<f64> = row.samples.iter().map(|s| nanoseconds(s.time)).collect();
+        let freezes: Vec<f64> = row.samples.iter().map(|s| nanoseconds(s.freeze)).collect();
+        let speeds: Vec<f64> = times.iter().map(|t| n / t * 1e9).collect();
+        let unfrozen: Vec<f64> = times.iter().zip(&freezes).map(|(t, f)| n / (t - f) * 1e9).collect();
         let (avg_ns, stddev_ns) = mean_and_deviation(&times);
+        let (avg_ts, stddev_ts) = mean_and_deviation(&speeds);
+        let frozen = row.report.as_ref().and_then(|r| r.frozen);
         let c = &options.context;
         let mut value = json!({
             "engine": row.engine,
+            "kernels": row.kernels.name(),
             "test": row.test.name(),
             "backends": model.backend(),
             "model_filename": model.gguf().path().display().to_string(),
@@ -302,6 +376,14 @@ impl Table {
             "n_prompt": row.test.n_prompt,
             "n_gen": row.test.n_gen,
             "n_depth": row.test.n_depth,
+            "prune": row.prune,
+            "kept": row.kept(),
+            "prune_report": row.how(),
+            "freeze_bytes": frozen.map_or(0, |f| f.1),
+            "avg_freeze_ns": mean_and_deviation(&freezes).0,
+            "samples_freeze_ns": freezes,
+            "avg_ts_without_freeze": mean_and_deviation(&unfrozen).0,
+            "samples_ts_without_freeze": unfrozen,
             "avg_ns": avg_ns,
             "stddev_ns": stddev_ns,
             "avg_ts": avg_ts,
@@ -322,36 +404,41 @@ impl Table {
     }
 
     fn markdown(&self, row: &Row, model: &Model, avg: f64, deviation: f64) -> Result<()> {
-        let mut names = vec!["model", "size", "params", "backend", "threads", "test", "t/s"];
-        let mut cells = vec![
-            model.description(),
-            memory::human(model.n_bytes()),
-            format!("{:.2} M", model.n_params() as f64 / 1e6),
-            model.backend(),
-            row.n_threads.to_string(),
-            row.test.name(),
-            format!("{avg:.2} \u{b1} {deviation:.2}"),
+        let mut columns = vec![
+            ("model", 24, model.description()),
+            ("size", 10, memory::human(model.n_bytes())),
+            ("params", 10, format!("{:.2} M", model.n_params() as f64 / 1e6)),
+            ("backend", 10, model.backend()),
+            ("threads", 7, row.n_threads.to_string()),
+            ("test", 16, row.test.name()),
+            ("t/s", 20, format!("{avg:.2} \u{b1} {deviation:.2}")),
         ];
         if self.baseline {
-            names.extend(["engine", "ratio"]);
-            cells.extend([row.engine.to_owned(), row.ratio.map_or_else(String::new, |r| format!("{r:.3}"))]);
+            columns.push(("engine", 9, row.engine.to_owned()));
         }
-        let widths = [24, 10, 10, 10, 7, 16, 20, 9, 6];
-        let line = |cells: Vec<String>| {
-            let cells: Vec<String> = cells
-                .iter()
-                .zip(widths)
-                .enumerate()
-                .map(|(i, (c, w))| if i == 0 { format!(" {c:<w$} ") } else { format!(" {c:>w$} ") })
-                .collect();
+        if self.prune {
+            columns.push(("prune", 5, if row.prune > 0.0 { row.prune.to_string() } else { "-".to_owned() }));
+            columns.push(("kept", 6, format!("{:.1}%", 100.0 * row.kept())));
+        }
+        if self.baseline {
+            columns.push(("ratio", 6, row.ratio.map_or_else(String::new, |r| format!("{r:.3}"))));
+        }
+        let line = |cell: &dyn Fn(&(&str, usize, String)) -> String| {
+            let cells: Vec<String> = columns.iter().map(cell).collect();
             format!("|{}|\n", cells.join("|"))
         };
+        // The first column is to the left, numbers are to the right.
+        let text = |name: &str, width: usize, text: &str| match name {
+            "model" => format!(" {text:<width$} "),
+            _ => format!(" {text:>width$} "),
+        };
         if self.rows.is_empty() {
-            let rules =
-                (0..names.len()).map(|i| format!("{}{}", "-".repeat(widths[i] - 1), if i == 0 { "-" } else { ":" }));
-            print(&(line(names.iter().map(|n| (*n).to_owned()).collect()) + &line(rules.collect())))?;
+            let rule = |name: &str, width: usize| "-".repeat(width + 1) + if name == "model" { "-" } else { ":" };
+            print(
+                &(line(&|(name, width, _)| text(name, *width, name)) + &line(&|(name, width, _)| rule(name, *width))),
+            )?;
         }
-        print(&line(cells))
+        print(&line(&|(name, width, cell)| text(name, *width, cell)))
     }
 
     fn csv(&self, value: &Value) -> Result<()> {

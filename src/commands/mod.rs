@@ -10,6 +10,7 @@ mod prune;
 mod run;
 mod show;
 mod tokenize;
+mod trace;
 
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write, stdin, stdout};

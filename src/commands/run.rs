@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::load::{Signals, load};
-use super::{chat, drop_line_break, print, print_answer, prune, read_stdin, read_text, write_file};
+use super::{chat, drop_line_break, print, print_answer, prune, read_stdin, read_text, trace, write_file};
 use crate::chat::{Conversation, Message, Role, Template};
 use crate::cli::options::{Conversation as Mode, OutputFormat, Predict, RunOptions};
 use crate::error::{Error, Kind, Result};
@@ -16,7 +16,7 @@ use crate::generate::{Generate, Limits, StopReason};
 use crate::model::Model;
 use crate::sampler::Sampler;
 use crate::session::{PruneReport, Session};
-use crate::stats::{Log, Stats, logits_hash};
+use crate::stats::{Log, Stats, logits_hash, peak_memory};
 use crate::tokenizer::{Token, Tokenizer};
 
 /// Answers, or chats.
@@ -37,6 +37,9 @@ pub fn run(options: &RunOptions) -> Result<()> {
     }
     if prompt.is_none() && options.conversation == Mode::Off {
         return Err(Error::usage("no prompt to complete: give one with -p or -f"));
+    }
+    if chats && options.trace.is_some() {
+        return Err(Error::usage("--trace is of one answer, not of a chat: give a prompt with -p or -f"));
     }
 
     let start = Instant::now();
@@ -132,6 +135,9 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     }
     let mut session = Session::new(run.model, &context, 1, 1, run.signals.interrupt.clone())?;
     prune::apply(&mut session, run.model, options.prune.as_ref(), context.n_threads_batch)?;
+    if options.trace.is_some() {
+        session.trace();
+    }
     let mut sampler = sampler(run, &session);
     let json = options.output_format == OutputFormat::Json;
     let load_time = run.start.elapsed();
@@ -155,6 +161,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
             "seed": s.seed,
             "logits_hash": format!("{:016x}", s.logits_hash),
             "prune": s.prune,
+            "peak_memory_bytes": peak_memory(),
             "timings": {
                 "load_s": load_time.as_secs_f64(),
                 "prompt_s": s.prompt_time.as_secs_f64(),
@@ -170,6 +177,9 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     }
     if options.show_timings {
         run.log.note(&answer.stats.line());
+    }
+    if let Some(path) = &options.trace {
+        trace::write(path, run.start, load_time, session.traced())?;
     }
     if let Some(path) = &options.output_file {
         let mut turns = Vec::new();

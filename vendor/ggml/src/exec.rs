@@ -1,9 +1,10 @@
 //! Running graphs: allocate, set inputs, compute, get outputs.
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_char, c_void};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use llama_cpp_sys_2 as sys;
 
@@ -50,6 +51,28 @@ pub struct F16(pub u16);
 
 elements! { f32 => Type::F32, i32 => Type::I32, i64 => Type::I64, F16 => Type::F16 }
 
+/// When a node of a graph was computed.
+#[derive(Debug, Clone)]
+pub struct NodeTime {
+    /// Its name.
+    pub name: String,
+    /// Its operation, as ggml names it.
+    pub op: String,
+    /// Its shape.
+    pub ne: [usize; 4],
+    /// When its computation began.
+    pub start: Instant,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// What [`trace`] writes to.
+struct Trace {
+    /// When the node that is being computed began.
+    start: Instant,
+    nodes: Vec<NodeTime>,
+}
+
 /// Runs one graph at a time on the given devices and the CPU.
 ///
 /// Lives on one thread, like the tensors that its graphs refer to.
@@ -78,6 +101,36 @@ impl Drop for Backend {
 unsafe extern "C" fn interrupted(flag: *mut c_void) -> bool {
     // SAFETY: the pointer is to the AtomicBool in the executor's Arc, which outlives the backend that calls this.
     unsafe { &*flag.cast::<AtomicBool>() }.load(Ordering::Relaxed)
+}
+
+/// ggml calls this before each node (`ask`), to hear whether it is to stop after it, and after each at which it was to stop.
+unsafe extern "C" fn trace(node: *mut sys::ggml_tensor, ask: bool, trace: *mut c_void) -> bool {
+    // SAFETY: the pointer is to the Trace of `compute_traced`, which waits for this thread and does not touch it.
+    let trace = unsafe { &mut *trace.cast::<Trace>() };
+    // SAFETY: ggml passes a live node of the graph that it computes.
+    let t = unsafe { &*node };
+    if ask {
+        trace.start = Instant::now();
+        // These have nothing to compute.
+        return !matches!(
+            t.op,
+            sys::GGML_OP_NONE
+                | sys::GGML_OP_RESHAPE
+                | sys::GGML_OP_VIEW
+                | sys::GGML_OP_PERMUTE
+                | sys::GGML_OP_TRANSPOSE
+        );
+    }
+    let duration = trace.start.elapsed();
+    let text = |s: *const c_char| {
+        // SAFETY: a NUL-terminated string: the name in the node, or one of ggml's constants.
+        unsafe { CStr::from_ptr(s) }.to_string_lossy().into_owned()
+    };
+    // SAFETY: the node is live.
+    let op = text(unsafe { sys::ggml_op_desc(node) });
+    let ne = t.ne.map(|n| usize::try_from(n).unwrap_or(0));
+    trace.nodes.push(NodeTime { name: text(t.name.as_ptr()), op, ne, start: trace.start, duration });
+    true
 }
 
 impl Executor {
@@ -182,13 +235,33 @@ impl Executor {
 
     /// Computes the current graph with `n_threads` CPU threads.
     pub fn compute(&mut self, n_threads: usize) -> Result<(), ComputeError> {
+        let status = self.run(n_threads);
+        self.check(status)
+    }
+
+    /// [`Executor::compute`], node by node, which takes somewhat longer: when each was computed.
+    pub fn compute_traced(&mut self, n_threads: usize) -> Result<Vec<NodeTime>, ComputeError> {
+        let mut traced = Trace { start: Instant::now(), nodes: Vec::new() };
+        let to = (&raw mut traced).cast();
+        // SAFETY: the scheduler is live; it forgets `traced` again below, before that goes.
+        unsafe { sys::ggml_backend_sched_set_eval_callback(self.sched.as_ptr(), Some(trace), to) };
+        let status = self.run(n_threads);
+        // SAFETY: the scheduler is live.
+        unsafe { sys::ggml_backend_sched_set_eval_callback(self.sched.as_ptr(), None, std::ptr::null_mut()) };
+        self.check(status).map(|()| traced.nodes)
+    }
+
+    fn run(&mut self, n_threads: usize) -> sys::ggml_status {
         let graph = self.graph.as_ref().expect("a graph is loaded").as_ptr();
         let cpu = self.backends.last().expect("the CPU is always there").ptr;
         let n_threads = i32::try_from(n_threads).expect("thread counts are small");
         // SAFETY: cpu is a live CPU backend.
         unsafe { sys::ggml_backend_cpu_set_n_threads(cpu.as_ptr(), n_threads) };
         // SAFETY: scheduler and graph are live, and the graph was allocated by `load`.
-        let status = unsafe { sys::ggml_backend_sched_graph_compute(self.sched.as_ptr(), graph) };
+        unsafe { sys::ggml_backend_sched_graph_compute(self.sched.as_ptr(), graph) }
+    }
+
+    fn check(&self, status: sys::ggml_status) -> Result<(), ComputeError> {
         assert!(!self.graph.as_ref().is_some_and(Graph::op_failed), "an operation of the program's own failed");
         match status {
             sys::GGML_STATUS_SUCCESS => Ok(()),

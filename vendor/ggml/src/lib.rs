@@ -17,7 +17,7 @@ mod types;
 
 pub use custom::{Division, Op, Part, Source};
 pub use device::{BufferType, Device, Usage};
-pub use exec::{ComputeError, Element, Executor, F16};
+pub use exec::{ComputeError, Element, Executor, F16, NodeTime};
 pub use graph::{Builder, Graph, Rope, Slot, Tensor};
 pub use map::Map;
 pub use quantize::{can_quantize, dequantize_row, quantize, quantize_row};
