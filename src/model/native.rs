@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ggml::{Division, Op, Part, Source, TensorId, Type, dequantize_row};
-use kernels::{Acts, Cells, Columns, Format, Isa, Out, Query, Row, token_bytes};
+use kernels::{Acts, Cells, Columns, FEW, Format, Isa, Out, Query, Row, token_bytes};
 
 use crate::prune::reduce::Matrix;
 
@@ -28,7 +28,7 @@ impl Native {
 
     /// Whether they multiply a weight with `n` tokens.
     pub fn multiplies(&self, weight: &TensorId, n: usize) -> bool {
-        n >= self.min_tokens && self.weights.contains(weight)
+        (n >= self.min_tokens || n <= FEW) && self.weights.contains(weight)
     }
 }
 
@@ -123,7 +123,9 @@ impl Out for Tokens<'_, '_> {
 
 impl Op for Product {
     fn division(&self, ne: [usize; 4]) -> Division {
-        Division { rows: ne[1], columns: Isa::best().panel_rows() }
+        // A few tokens are little work: fewer parts.
+        let share = if ne[1] <= FEW { ne[0].div_ceil(8) } else { 1 };
+        Division { rows: ne[1], columns: share.next_multiple_of(Isa::best().panel_rows()) }
     }
 
     fn compute(&self, sources: &[Source], out: &mut Part) {
@@ -153,6 +155,20 @@ impl Op for Product {
             let (number, i) = if self.gated { (which, range.start + i) } else { find(range.start + i) };
             self.factors[number].row(i, ids, &others[number])
         };
+        if n <= FEW && columns.is_none() {
+            let mut first = vec![0.0f32; if self.gated { range.len() * n } else { 0 }];
+            Isa::best().multiply_few(|i| row(0, i), range.len(), acts, |i, x| match self.gated {
+                true => first[i * n..(i + 1) * n].copy_from_slice(x),
+                false => x.iter().enumerate().for_each(|(t, x)| out.row::<f32>(t)[i] = *x),
+            });
+            if self.gated {
+                Isa::best().multiply_few(|i| row(1, i), range.len(), acts, |i, x| {
+                    let silu = |x: f32| x / (1.0 + (-x).exp());
+                    x.iter().zip(&first[i * n..]).enumerate().for_each(|(t, (u, g))| out.row::<f32>(t)[i] = silu(*g) * u);
+                });
+            }
+            return;
+        }
         let tokens: Vec<usize> = (0..n).collect();
         let time = Isa::best().multiply(
             row,

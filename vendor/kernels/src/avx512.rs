@@ -49,6 +49,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        // SAFETY: a hint; any address will do.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
     fn splat_i(self, x: i32) -> __m512i {
         op!(_mm512_set1_epi32(x))
     }
@@ -58,6 +64,20 @@ impl Simd for Avx512 {
         let bytes: &[u8; 64] = bytes[..64].try_into().expect("64 bytes");
         // SAFETY: 64 readable bytes; the processor has the instruction.
         unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn load_lanes(self, x: &[i32]) -> __m512i {
+        let x: &[i32; 16] = x[..16].try_into().expect("16 integers");
+        // SAFETY: 64 readable bytes; the processor has the instruction.
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store_lanes(self, x: __m512i, out: &mut [i32]) {
+        let out: &mut [i32; 16] = (&mut out[..16]).try_into().expect("16 integers");
+        // SAFETY: 64 writable bytes; the processor has the instruction.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), x) }
     }
 
     #[inline(always)]
@@ -149,6 +169,59 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn unpack(self, blocks: [&[u8]; 2]) -> [__m512i; 4] {
+        let [a, b]: [&[u8; 16]; 2] = blocks.map(|b| b[..16].try_into().expect("16 bytes"));
+        // SAFETY: blocks are 16 readable bytes; the processor has the instructions.
+        let x = unsafe {
+            let load = |x: &[u8; 16]| _mm512_broadcast_i32x4(_mm_loadu_si128(x.as_ptr().cast()));
+            // Of each block twice the same, for the lower and for the upper halves.
+            _mm512_mask_blend_epi64(0xf0, load(a), load(b))
+        };
+        let shifts = op!(_mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4));
+        let x = op!(_mm512_and_si512(_mm512_srlv_epi64(x, shifts), _mm512_set1_epi8(15)));
+        [x; 4]
+    }
+
+    #[inline(always)]
+    fn unpack_halves(self, codes: &[u8]) -> [__m512i; 4] {
+        let codes: &[u8; 32] = codes[..32].try_into().expect("32 bytes");
+        // SAFETY: 32 readable bytes; the processor has the instructions.
+        let x = unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(codes.as_ptr().cast())) };
+        let shifts = op!(_mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4));
+        [op!(_mm512_and_si512(_mm512_srlv_epi64(x, shifts), _mm512_set1_epi8(15))); 4]
+    }
+
+    #[inline(always)]
+    fn unpack_bytes(self, blocks: [&[u8]; 2]) -> [__m512i; 4] {
+        let [a, b]: [&[u8; 32]; 2] = blocks.map(|b| b[..32].try_into().expect("32 bytes"));
+        // SAFETY: blocks are 32 readable bytes; the processor has the instructions.
+        let x = unsafe {
+            let load = |x: &[u8; 32]| _mm256_loadu_si256(x.as_ptr().cast());
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(load(a)), load(b))
+        };
+        [op!(_mm512_xor_si512(x, _mm512_set1_epi8(-128))); 4]
+    }
+
+    #[inline(always)]
+    fn pair(self, a: f32, b: f32, _v: usize) -> __m512 {
+        op!(_mm512_mask_blend_ps(0xff00, _mm512_set1_ps(a), _mm512_set1_ps(b)))
+    }
+
+    #[inline(always)]
+    fn pair_of(self, x: &[f32; 8], g: usize, _v: usize) -> __m512 {
+        let (a, b) = (2 * g as i32, 2 * g as i32 + 1);
+        // SAFETY: 8 readable floats; the processor has the instructions.
+        let x = unsafe { _mm512_castps256_ps512(_mm256_loadu_ps(x.as_ptr())) };
+        op!(_mm512_permutexvar_ps(_mm512_mask_blend_epi32(0xff00, _mm512_set1_epi32(a), _mm512_set1_epi32(b)), x))
+    }
+
+    #[inline(always)]
+    fn pair_half(self, a: &[u8], b: &[u8], _v: usize) -> __m512 {
+        let [a, b] = [a, b].map(|x| op!(_mm256_set1_epi16(i16::from_le_bytes([x[0], x[1]]))));
+        op!(_mm512_cvtph_ps(_mm256_mask_blend_epi16(0xff00, a, b)))
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: &mut [__m512i]) {
         let r: &mut [__m512i; 16] = rows.try_into().expect("16 vectors");
         // Pairs, fours, then quarters of the vectors change places.
@@ -180,6 +253,15 @@ impl Simd for Avx512 {
         let x: &[u8; 16] = x[..16].try_into().expect("16 bytes");
         // SAFETY: 16 readable bytes; the processor has the instructions.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn eight(self, bytes: [u8; 8], factor: f32) -> [f32; 8] {
+        let mut out = [0.0f32; 8];
+        let x = op!(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(bytes)))));
+        // SAFETY: 8 writable floats; the processor has the instructions.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_mul_ps(x, _mm256_set1_ps(factor))) };
+        out
     }
 
     #[inline(always)]
@@ -246,6 +328,14 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         op!(_mm512_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn fma_eight(self, a: &[f32], b: &[f32; 8], c: __m512) -> __m512 {
+        let a: &[f32; 8] = a[..8].try_into().expect("8 floats");
+        // SAFETY: 8 readable floats each; the processor has the instructions.
+        let [a, b] = [a, b].map(|x| unsafe { _mm512_zextps256_ps512(_mm256_loadu_ps(x.as_ptr())) });
+        self.fma(a, b, c)
     }
 
     #[inline(always)]

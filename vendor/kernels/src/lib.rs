@@ -8,6 +8,7 @@ mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod gemm;
+mod gemv;
 mod math;
 mod pack;
 mod rows;
@@ -20,6 +21,7 @@ use std::time::Duration;
 pub use attend::{Cells, Query};
 pub use acts::{Acts, GROUP, token_bytes};
 pub use gemm::Out;
+pub use gemv::FEW;
 pub use pack::Columns;
 pub use rows::{Format, Row};
 use simd::{Kernel, Simd};
@@ -86,6 +88,21 @@ impl Isa {
         SCRATCH.with_borrow_mut(|scratch| {
             self.run(gemm::Multiply { row, gated, n_rows, n_in, columns, acts, tokens, out, scratch })
         })
+    }
+
+    /// Multiplies rows of `acts.k()` weights with up to [`FEW`] tokens, reading each row once, where it is: `done(i, results)` gets
+    /// the products of row `i` with all tokens.
+    ///
+    /// # Panics
+    /// If there are more tokens, or a row's format is none of those of [`Format::is_direct`].
+    pub fn multiply_few<'r>(
+        self,
+        row: impl Fn(usize) -> Row<'r>,
+        n_rows: usize,
+        acts: Acts,
+        done: impl FnMut(usize, &[f32]),
+    ) {
+        SCRATCH.with_borrow_mut(|scratch| self.run(gemv::MultiplyFew { row, n_rows, acts, done, tokens: &mut scratch.tokens }));
     }
 
     /// Attention of queries to the cells of one key and value head: `softmax(q k^T * scale) v`, of each query over the first

@@ -61,6 +61,8 @@ pub(crate) struct Scratch {
     scales: Vec<f32>,
     floats: Vec<f32>,
     kept: Vec<f32>,
+    /// Activations of a few tokens
+    pub tokens: crate::gemv::Tokens,
 }
 
 /// Writes a row's codes (signed bytes) and scales.
@@ -154,7 +156,7 @@ pub(crate) fn pack<'r, S: Simd>(
     let k = columns.map_or(n_in, Columns::len);
     let n_groups = k.div_ceil(GROUP);
     let width = n_groups * GROUP;
-    let Scratch { panels, codes, scales, floats: buffer, kept } = scratch;
+    let Scratch { panels, codes, scales, floats: buffer, kept, .. } = scratch;
     let rows = panel_rows::<S>();
     codes.resize(rows * width, 0);
     scales.resize(rows * n_groups, 0.0);

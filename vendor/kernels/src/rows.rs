@@ -29,6 +29,13 @@ impl std::fmt::Debug for Format<'_> {
     }
 }
 
+impl Format<'_> {
+    /// Whether rows can be multiplied where they are.
+    pub fn is_direct(&self) -> bool {
+        !matches!(self, Format::Other(_))
+    }
+}
+
 /// One row of a matrix.
 #[derive(Debug, Clone, Copy)]
 pub struct Row<'a> {
@@ -54,10 +61,8 @@ pub(crate) fn q4_k_scales<S: Simd>(s: S, block: &[u8]) -> ([f32; 8], [f32; 8]) {
     let (a, b, c) = (word(4), word(8), word(12));
     let scales = [a & 0x3f3f_3f3f, c & 0x0f0f_0f0f | (a >> 2 & 0x3030_3030)];
     let minima = [b & 0x3f3f_3f3f, c >> 4 & 0x0f0f_0f0f | (b >> 2 & 0x3030_3030)];
-    let spread = |w: [u32; 2], factor: f32| -> [f32; 8] {
-        std::array::from_fn(|i| (w[i / 4] >> (8 * (i % 4)) & 0xff) as f32 * factor)
-    };
-    (spread(scales, d), spread(minima, -dmin))
+    let words = |w: [u32; 2]| (u64::from(w[0]) | u64::from(w[1]) << 32).to_le_bytes();
+    (s.eight(words(scales), d), s.eight(words(minima), -dmin))
 }
 
 impl Row<'_> {

@@ -26,10 +26,16 @@ pub(crate) trait Simd: Copy {
     /// Runs a kernel with the instruction set enabled.
     fn run<K: Kernel>(self, kernel: K) -> K::Out;
 
+    /// Asks for the first of the bytes to be brought near.
+    fn prefetch(self, bytes: &[u8]);
     /// The same integer in every lane.
     fn splat_i(self, x: i32) -> Self::I;
     /// Four bytes for each lane; of `bytes` the first `4 * LANES`.
     fn load_i(self, bytes: &[u8]) -> Self::I;
+    /// The first `LANES` integers.
+    fn load_lanes(self, x: &[i32]) -> Self::I;
+    /// Writes the lanes.
+    fn store_lanes(self, x: Self::I, out: &mut [i32]);
     /// To each lane the dot product of its four weights and its four signed bytes is added.
     fn dot(self, acc: Self::I, weights: Self::I, x: Self::I) -> Self::I;
     /// The lanes' bits as floats.
@@ -55,11 +61,26 @@ pub(crate) trait Simd: Copy {
     fn look_up(self, blocks: [&[u8]; 2], tables: &[[u8; 16]; 2], out: &mut [u8]);
     /// The same for 32 bytes: the lower halves are the first block's, the upper ones the second's.
     fn look_up_halves(self, codes: &[u8], tables: &[[u8; 16]; 2], out: &mut [u8]);
+    /// Codes of 64 weights, as [`Simd::dot`] takes them, in the first `16 / LANES` vectors: of two blocks of 32, each in 16 bytes
+    /// (lower halves of the bytes first).
+    fn unpack(self, blocks: [&[u8]; 2]) -> [Self::I; 4];
+    /// The same of one block in the lower and one in the upper halves of 32 bytes.
+    fn unpack_halves(self, codes: &[u8]) -> [Self::I; 4];
+    /// The same of two blocks of 32 signed bytes, plus `OFFSET`.
+    fn unpack_bytes(self, blocks: [&[u8]; 2]) -> [Self::I; 4];
+    /// For vector `v` of 64 codes: in lanes of the first 32 codes `a`, in lanes of the others `b`.
+    fn pair(self, a: f32, b: f32, v: usize) -> Self::F;
+    /// The same of the floats `2 * g` and `2 * g + 1`.
+    fn pair_of(self, x: &[f32; 8], g: usize, v: usize) -> Self::F;
+    /// The same for 16-bit floats, little-endian.
+    fn pair_half(self, a: &[u8], b: &[u8], v: usize) -> Self::F;
     /// Of `LANES` vectors as a square of lanes, its columns.
     fn transpose(self, rows: &mut [Self::I]);
 
     /// `LANES` signed bytes as floats.
     fn bytes(self, x: &[u8]) -> Self::F;
+    /// Eight bytes, without sign, times a factor.
+    fn eight(self, bytes: [u8; 8], factor: f32) -> [f32; 8];
     /// Writes `d * code + m` for the lower and for the upper four bits of 16 bytes, with a scale and a minimum for each.
     fn four_bits(self, codes: &[u8], d: [f32; 2], m: [f32; 2], low: &mut [f32], high: &mut [f32]);
     /// A 16-bit float by its bits.
@@ -82,6 +103,8 @@ pub(crate) trait Simd: Copy {
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Adds to some lanes the products of the first eight floats.
+    fn fma_eight(self, a: &[f32], b: &[f32; 8], c: Self::F) -> Self::F;
     /// The larger; `b` where one is NaN.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// The smaller; `b` where one is NaN.
