@@ -11,6 +11,8 @@ use ggml::{Builder, Slot, Store, Tensor, TensorId, Type};
 use super::compact::{Compact, CompactBlock};
 use super::hparams::Hparams;
 use super::kv_cache::KvCache;
+use kernels::FEW;
+
 use super::native::{Attend, Factor, Native, Product, Quantize, words};
 use crate::blocks::{self, Linear, Qkv};
 use crate::prune::plan::{Block, Kind};
@@ -299,10 +301,28 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
     ) -> Tensor<'g> {
         let n_kept = kept.map_or(0, |k| k.n);
         let n_out: usize = factors.iter().take(if gated { 1 } else { factors.len() }).map(|f| f.n_out(n_kept)).sum();
-        let mut sources = vec![self.acts(input)];
+        self.product_of(input, factors, gated, kept, None, n_out)
+    }
+
+    fn product_of(
+        &self,
+        input: &Input<'g>,
+        factors: Vec<Factor>,
+        gated: bool,
+        kept: Option<&Kept<'a, 'g>>,
+        columns: Option<usize>,
+        n_out: usize,
+    ) -> Tensor<'g> {
+        let n = input.x.ne()[1];
+        let mut sources = if n > FEW || columns.is_some() {
+            vec![self.acts(input)]
+        } else {
+            std::iter::once(input.x).chain(input.norm.map(|w| self.weight(w))).collect()
+        };
         sources.extend(kept.map(|k| k.ids));
-        let op = Product { factors, gated, columns: None, clock: self.native.pack_clock.clone() };
-        self.g.custom(Type::F32, [n_out, input.x.ne()[1], 1, 1], &sources, op)
+        let (has_ids, eps) = (kept.is_some(), self.hparams.norm_rms_eps);
+        let op = Product { factors, gated, columns, has_ids, eps, clock: self.native.pack_clock.clone() };
+        self.g.custom(Type::F32, [n_out, n, 1, 1], &sources, op)
     }
 
     /// `[n_out, n]`: the states, of kept units if these are given, times the weight's columns of these, of `width` columns each.
@@ -324,12 +344,8 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
             return linear.apply(g, self.floats(input));
         }
         let factors = self.factors(&[weight], None);
-        let mut sources = vec![self.acts(input)];
-        sources.extend(kept.map(|k| k.ids));
-        let ne = [factors[0].matrix.n_out(), n, 1, 1];
-        let columns = kept.map(|_| width);
-        let op = Product { factors, gated: false, columns, clock: self.native.pack_clock.clone() };
-        let y = g.custom(Type::F32, ne, &sources, op);
+        let n_out = factors[0].matrix.n_out();
+        let y = self.product_of(input, factors, false, kept, kept.map(|_| width), n_out);
         let made = kept.and_then(|kept| Some(self.made(kept, number)?.bias));
         self.biased(y, made.unwrap_or_else(|| weight.1.map(|b| self.weight(b))))
     }
@@ -680,7 +696,7 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         let g = self.g;
         let mut result = result;
         if self.shape.logits {
-            result = g.mul_mat(self.weight(output), result);
+            [result] = self.multiply(&Input::new(result, None), [(output, None)], None, 0, 1);
             g.name(result, "result_output");
         }
         Slots {

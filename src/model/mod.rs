@@ -66,7 +66,7 @@ impl Model {
         };
         let (store, tensors, matrices) = load(progress).map_err(|e: Error| e.in_file(gguf.path()))?;
         let native = native::Native {
-            weights: matrices.iter().filter(|m| m.1.ty().is_quantized() && std::env::var_os("NATIVE").is_some()).map(|m| *m.0).collect(),
+            weights: matrices.iter().filter(|m| m.1.ty().is_quantized() && std::env::var_os("NATIVE").is_some()).map(|m| (*m.0, native::is_direct(m.1.ty()))).collect(),
             min_tokens: 16,
             ..Default::default()
         };

@@ -1,6 +1,6 @@
 //! Operations of a graph that multiply weights with our own kernels: straight from the file's rows, in 8 bits.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,8 +12,8 @@ use crate::prune::reduce::Matrix;
 /// What our kernels multiply, and when.
 #[derive(Debug, Default)]
 pub struct Native {
-    /// The weights that they can multiply
-    pub weights: HashSet<TensorId>,
+    /// The weights that they can multiply; and whether a few tokens, without packing
+    pub weights: HashMap<TensorId, bool>,
     /// Fewest tokens
     pub min_tokens: usize,
     /// Time of packing
@@ -23,12 +23,15 @@ pub struct Native {
 impl Native {
     /// Whether they compute attention of `n` tokens.
     pub fn attends(&self, n: usize) -> bool {
-        n >= self.min_tokens && !self.weights.is_empty()
+        n > FEW && n >= self.min_tokens && !self.weights.is_empty()
     }
 
     /// Whether they multiply a weight with `n` tokens.
     pub fn multiplies(&self, weight: &TensorId, n: usize) -> bool {
-        (n >= self.min_tokens || n <= FEW) && self.weights.contains(weight)
+        match self.weights.get(weight) {
+            Some(direct) => n >= self.min_tokens || (n <= FEW && *direct),
+            None => false,
+        }
     }
 }
 
@@ -39,6 +42,11 @@ pub struct Factor {
     pub matrix: Matrix,
     /// Rows of a unit, if kept units are multiplied only
     pub kept: Option<usize>,
+}
+
+/// Whether the kernels multiply rows of this type where they are.
+pub fn is_direct(ty: Type) -> bool {
+    format(ty).is_some()
 }
 
 /// Words of a token's activations: what [`Quantize`] makes is I32 `[words(k), n_tokens]`.
@@ -56,24 +64,29 @@ pub struct Quantize {
 
 impl Op for Quantize {
     fn compute(&self, sources: &[Source], out: &mut Part) {
-        let isa = Isa::best();
-        let k = sources[0].ne()[0];
         let rows = out.rows();
-        for (i, out) in rows.zip(out.bytes().chunks_exact_mut(token_bytes(k))) {
-            let x = sources[0].row::<f32>(i);
-            match sources.get(1) {
-                Some(gain) => isa.norm_quantize(x, gain.row::<f32>(0), self.eps, out),
-                None => isa.quantize(x, out),
-            }
+        let bytes = token_bytes(sources[0].ne()[0]);
+        for (i, out) in rows.zip(out.bytes().chunks_exact_mut(bytes)) {
+            quantize(sources, i, self.eps, out);
         }
+    }
+}
+
+/// The activations of row `i`.
+fn quantize(sources: &[Source], i: usize, eps: f32, out: &mut [u8]) {
+    let x = sources[0].row::<f32>(i);
+    match sources.get(1) {
+        Some(gain) => Isa::best().norm_quantize(x, gain.row::<f32>(0), eps, out),
+        None => Isa::best().quantize(x, out),
     }
 }
 
 /// Time that threads spent on a part of the work, in nanoseconds.
 pub type Clock = Arc<AtomicU64>;
 
-/// Activations I32 `[words(k), n_tokens]` (and ids I32 `[n_kept]`, if rows or columns of units are kept) -> F32 `[n_out, n_tokens]`:
-/// products with all factors, one below the other. Or, if `gated`, `silu(first) * second` of two factors of equal shape.
+/// Activations I32 `[words(k), n_tokens]` of [`Quantize`] (and ids I32 `[n_kept]`, if rows or columns of units are kept) -> F32
+/// `[n_out, n_tokens]`: products with all factors, one below the other. Or, if `gated`, `silu(first) * second` of two factors of
+/// equal shape. Of [`FEW`] tokens the sources are those of [`Quantize`] in place of the activations: it costs less than a node.
 #[derive(Debug)]
 pub struct Product {
     /// The weights
@@ -82,6 +95,10 @@ pub struct Product {
     pub gated: bool,
     /// Columns of a unit, if kept units are multiplied only
     pub columns: Option<usize>,
+    /// The last source are ids
+    pub has_ids: bool,
+    /// Of the norm
+    pub eps: f32,
     /// Time of packing
     pub clock: Clock,
 }
@@ -91,33 +108,17 @@ impl Factor {
     pub fn n_out(&self, n_kept: usize) -> usize {
         self.kept.map_or(self.matrix.n_out(), |width| n_kept * width)
     }
-
-    /// Row `i` of the product.
-    fn row<'a>(&'a self, i: usize, ids: &[i32], other: &'a (dyn Fn(&[u8], &mut [f32]) + Sync)) -> Row<'a> {
-        let j = match self.kept {
-            Some(width) => ids[i / width] as usize * width + i % width,
-            None => i,
-        };
-        let ty = self.matrix.ty();
-        let format = match ty {
-            Type::Q4_0 => Format::Q4_0,
-            Type::Q4_1 => Format::Q4_1,
-            Type::Q4_K => Format::Q4K,
-            Type::Q8_0 => Format::Q8_0,
-            _ => Format::Other(other),
-        };
-        Row { bytes: self.matrix.row(j), format }
-    }
 }
 
 /// The part's rows as the kernels write them.
 struct Tokens<'a, 'b> {
     part: &'a mut Part<'b>,
+    at: usize,
 }
 
 impl Out for Tokens<'_, '_> {
     fn token(&mut self, t: usize) -> &mut [f32] {
-        self.part.row(t)
+        &mut self.part.row(t)[self.at..]
     }
 }
 
@@ -129,58 +130,125 @@ impl Op for Product {
     }
 
     fn compute(&self, sources: &[Source], out: &mut Part) {
-        let ids: &[i32] = sources.get(1).map_or(&[], |s| s.row(0));
-        let n_in = self.factors[0].matrix.n_in();
-        let columns = self.columns.map(|width| Columns::new(ids, width, n_in));
-        let k = columns.as_ref().map_or(n_in, Columns::len);
-        let acts = Acts::new(sources[0].all_bytes(), k);
-        let n = acts.n_tokens();
-        let range = out.columns();
+        let isa = Isa::best();
+        let (sources, ids): (&[Source], &[i32]) = match sources.split_last() {
+            Some((ids, rest)) if self.has_ids => (rest, ids.row(0)),
+            _ => (sources, &[]),
+        };
         let others: Vec<_> = (self.factors.iter())
             .map(|f| {
                 let ty = f.matrix.ty();
                 move |bytes: &[u8], out: &mut [f32]| dequantize_row(ty, bytes, out)
             })
             .collect();
-        // Factor and row of the factor's product of row `i`.
-        let find = |mut i: usize| {
-            let mut number = 0;
-            while i >= self.factors[number].n_out(ids.len()) {
-                i -= self.factors[number].n_out(ids.len());
-                number += 1;
+        let formats: Vec<Format> =
+            self.factors.iter().zip(&others).map(|(f, o)| format(f.matrix.ty()).unwrap_or(Format::Other(o))).collect();
+        let row = |number: usize, i: usize| {
+            let factor = &self.factors[number];
+            let i = factor.kept.map_or(i, |width| ids[i / width] as usize * width + i % width);
+            Row { bytes: factor.matrix.row(i), format: formats[number] }
+        };
+        let n = sources[0].ne()[1];
+        let n_in = self.factors[0].matrix.n_in();
+        // The part's share of each factor.
+        let range = out.columns();
+        let mut first = 0;
+        for (number, factor) in self.factors.iter().enumerate() {
+            let n_out = factor.n_out(ids.len());
+            let share = range.start.max(first)..range.end.min(first + n_out);
+            if !share.is_empty() {
+                let row = |which: usize, i: usize| row(number + which, share.start - first + i);
+                let at = share.start - range.start;
+                if n <= FEW && self.columns.is_none() {
+                    let acts = few(sources, self.eps);
+                    self.few(isa, row, Acts::new(&acts, n_in), share.len(), at, out);
+                } else {
+                    self.many(isa, row, sources[0].all_bytes(), n_in, ids, share.len(), at, out);
+                }
             }
-            (number, i)
-        };
-        let row = |which: usize, i: usize| {
-            let (number, i) = if self.gated { (which, range.start + i) } else { find(range.start + i) };
-            self.factors[number].row(i, ids, &others[number])
-        };
-        if n <= FEW && columns.is_none() {
-            let mut first = vec![0.0f32; if self.gated { range.len() * n } else { 0 }];
-            Isa::best().multiply_few(|i| row(0, i), range.len(), acts, |i, x| match self.gated {
-                true => first[i * n..(i + 1) * n].copy_from_slice(x),
-                false => x.iter().enumerate().for_each(|(t, x)| out.row::<f32>(t)[i] = *x),
-            });
+            first += n_out;
             if self.gated {
-                Isa::best().multiply_few(|i| row(1, i), range.len(), acts, |i, x| {
-                    let silu = |x: f32| x / (1.0 + (-x).exp());
-                    x.iter().zip(&first[i * n..]).enumerate().for_each(|(t, (u, g))| out.row::<f32>(t)[i] = silu(*g) * u);
-                });
+                break;
             }
+        }
+    }
+}
+
+impl Product {
+    /// `n_rows` results for a few tokens, `at` elements into the part.
+    fn few<'r>(
+        &self,
+        isa: Isa,
+        row: impl Fn(usize, usize) -> Row<'r>,
+        acts: Acts,
+        n_rows: usize,
+        at: usize,
+        out: &mut Part,
+    ) {
+        let first_row = out.rows().start;
+        if !self.gated {
+            isa.multiply_few(|i| row(0, i), n_rows, acts, |i, x| {
+                x.iter().enumerate().for_each(|(t, x)| out.row::<f32>(first_row + t)[at + i] = *x);
+            });
             return;
         }
-        let tokens: Vec<usize> = (0..n).collect();
-        let time = Isa::best().multiply(
-            row,
-            self.gated,
-            range.len(),
-            n_in,
-            columns.as_ref(),
-            acts,
-            &tokens,
-            &mut Tokens { part: out },
-        );
-        self.clock.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+        let n = acts.n_tokens();
+        let mut halves = [0, 1].map(|_| vec![0.0f32; n * n_rows]);
+        for (which, half) in halves.iter_mut().enumerate() {
+            isa.multiply_few(|i| row(which, i), n_rows, acts, |i, x| {
+                x.iter().enumerate().for_each(|(t, x)| half[t * n_rows + i] = *x);
+            });
+        }
+        for (t, (gate, up)) in halves[0].chunks_exact(n_rows).zip(halves[1].chunks_exact(n_rows)).enumerate() {
+            isa.swiglu(gate, up, &mut out.row::<f32>(t)[at..at + n_rows]);
+        }
+    }
+
+    /// `n_rows` results for many tokens, `at` elements into the part.
+    #[allow(clippy::too_many_arguments, reason = "all of one product")]
+    fn many<'r>(
+        &self,
+        isa: Isa,
+        row: impl Fn(usize, usize) -> Row<'r>,
+        acts: &[u8],
+        n_in: usize,
+        ids: &[i32],
+        n_rows: usize,
+        at: usize,
+        out: &mut Part,
+    ) {
+        let columns = self.columns.map(|width| Columns::new(ids, width, n_in));
+        let acts = Acts::new(acts, columns.as_ref().map_or(n_in, Columns::len));
+        let tokens: Vec<usize> = (0..acts.n_tokens()).collect();
+        let rows = isa.panel_rows();
+        for start in (0..n_rows).step_by(rows) {
+            let row = |which, i| row(which, start + i);
+            let n = rows.min(n_rows - start);
+            let mut out = Tokens { part: out, at: at + start };
+            let time = isa.multiply(row, self.gated, n, n_in, columns.as_ref(), acts, &tokens, &mut out);
+            self.clock.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The activations of a few tokens, of the sources of [`Quantize`].
+fn few(sources: &[Source], eps: f32) -> Vec<u8> {
+    let [k, n, ..] = sources[0].ne();
+    let mut acts = vec![0u8; n * token_bytes(k)];
+    for (i, acts) in acts.chunks_exact_mut(token_bytes(k)).enumerate() {
+        quantize(sources, i, eps, acts);
+    }
+    acts
+}
+
+/// The kernels' name of a type that they read themselves.
+fn format(ty: Type) -> Option<Format<'static>> {
+    match ty {
+        Type::Q4_0 => Some(Format::Q4_0),
+        Type::Q4_1 => Some(Format::Q4_1),
+        Type::Q4_K => Some(Format::Q4K),
+        Type::Q8_0 => Some(Format::Q8_0),
+        _ => None,
     }
 }
 

@@ -12,6 +12,8 @@ pub struct Matrix {
     ty: Type,
     n_in: usize,
     n_out: usize,
+    /// Bytes of a row
+    row: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -27,8 +29,9 @@ impl Matrix {
     /// # Panics
     /// If the range is not the matrix's size.
     pub fn mapped(map: Arc<Map>, range: Range<usize>, ty: Type, n_in: usize, n_out: usize) -> Matrix {
-        assert_eq!(ty.row_bytes(n_in).map(|b| b * n_out), Some(range.len()), "bytes of the matrix");
-        Matrix { bytes: Bytes::Mapped(map, range), ty, n_in, n_out }
+        let row = ty.row_bytes(n_in).expect("whole blocks");
+        assert_eq!(row * n_out, range.len(), "bytes of the matrix");
+        Matrix { bytes: Bytes::Mapped(map, range), ty, n_in, n_out, row }
     }
 
     /// A matrix of floats.
@@ -36,7 +39,7 @@ impl Matrix {
     pub fn from_rows(rows: &[&[f32]]) -> Matrix {
         let values = rows.concat();
         let bytes = ggml::quantize(Type::F32, &values, rows[0].len());
-        Matrix { bytes: Bytes::Owned(bytes.into()), ty: Type::F32, n_in: rows[0].len(), n_out: rows.len() }
+        Matrix { bytes: Bytes::Owned(bytes.into()), ty: Type::F32, n_in: rows[0].len(), n_out: rows.len(), row: 4 * rows[0].len() }
     }
 
     /// Inputs: the length of a row.
@@ -56,7 +59,7 @@ impl Matrix {
 
     /// The bytes of row `j`.
     pub fn row(&self, j: usize) -> &[u8] {
-        let n = self.ty.row_bytes(self.n_in).expect("checked in new");
+        let n = self.row;
         match &self.bytes {
             Bytes::Mapped(map, range) => &map[range.start + j * n..range.start + (j + 1) * n],
             #[cfg(test)]
@@ -78,8 +81,7 @@ impl Matrix {
 
     /// Writes the rows of the units `kept` (`width` rows each) that lie in `range` of all of these.
     pub fn gather_rows(&self, kept: &[i32], width: usize, range: Range<usize>, out: &mut [u8]) {
-        let n = self.ty.row_bytes(self.n_in).expect("checked in new");
-        for (out, i) in out.chunks_exact_mut(n).zip(range) {
+        for (out, i) in out.chunks_exact_mut(self.row).zip(range) {
             out.copy_from_slice(self.row(kept[i / width] as usize * width + i % width));
         }
     }

@@ -136,7 +136,8 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn look_up(self, blocks: [&[u8]; 2], tables: &[[u8; 16]; 2], out: &mut [u8]) {
-        let [a, b]: [&[u8; 16]; 2] = blocks.map(|b| b[..16].try_into().expect("16 bytes"));
+        let a: &[u8; 16] = blocks[0][..16].try_into().expect("16 bytes");
+        let b: &[u8; 16] = blocks[1][..16].try_into().expect("16 bytes");
         let out: &mut [u8; 64] = (&mut out[..64]).try_into().expect("64 bytes");
         // SAFETY: blocks and tables are 16 readable bytes, `out` 64 writable ones; the processor has the instructions.
         unsafe {
@@ -170,7 +171,8 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn unpack(self, blocks: [&[u8]; 2]) -> [__m512i; 4] {
-        let [a, b]: [&[u8; 16]; 2] = blocks.map(|b| b[..16].try_into().expect("16 bytes"));
+        let a: &[u8; 16] = blocks[0][..16].try_into().expect("16 bytes");
+        let b: &[u8; 16] = blocks[1][..16].try_into().expect("16 bytes");
         // SAFETY: blocks are 16 readable bytes; the processor has the instructions.
         let x = unsafe {
             let load = |x: &[u8; 16]| _mm512_broadcast_i32x4(_mm_loadu_si128(x.as_ptr().cast()));
@@ -193,7 +195,8 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn unpack_bytes(self, blocks: [&[u8]; 2]) -> [__m512i; 4] {
-        let [a, b]: [&[u8; 32]; 2] = blocks.map(|b| b[..32].try_into().expect("32 bytes"));
+        let a: &[u8; 32] = blocks[0][..32].try_into().expect("32 bytes");
+        let b: &[u8; 32] = blocks[1][..32].try_into().expect("32 bytes");
         // SAFETY: blocks are 32 readable bytes; the processor has the instructions.
         let x = unsafe {
             let load = |x: &[u8; 32]| _mm256_loadu_si256(x.as_ptr().cast());
@@ -217,8 +220,17 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn pair_half(self, a: &[u8], b: &[u8], _v: usize) -> __m512 {
-        let [a, b] = [a, b].map(|x| op!(_mm256_set1_epi16(i16::from_le_bytes([x[0], x[1]]))));
+        let a = op!(_mm256_set1_epi16(i16::from_le_bytes([a[0], a[1]])));
+        let b = op!(_mm256_set1_epi16(i16::from_le_bytes([b[0], b[1]])));
         op!(_mm512_cvtph_ps(_mm256_mask_blend_epi16(0xff00, a, b)))
+    }
+
+    #[inline(always)]
+    fn pair_halves(self, a: &[u8], b: &[u8], _v: usize) -> [__m512; 2] {
+        let a = op!(_mm256_set1_epi32(i32::from_le_bytes([a[0], a[1], a[2], a[3]])));
+        let b = op!(_mm256_set1_epi32(i32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        let both = op!(_mm512_cvtph_ps(_mm256_blend_epi32::<0xf0>(a, b)));
+        [op!(_mm512_moveldup_ps(both)), op!(_mm512_movehdup_ps(both))]
     }
 
     #[inline(always)]
@@ -334,8 +346,11 @@ impl Simd for Avx512 {
     fn fma_eight(self, a: &[f32], b: &[f32; 8], c: __m512) -> __m512 {
         let a: &[f32; 8] = a[..8].try_into().expect("8 floats");
         // SAFETY: 8 readable floats each; the processor has the instructions.
-        let [a, b] = [a, b].map(|x| unsafe { _mm512_zextps256_ps512(_mm256_loadu_ps(x.as_ptr())) });
-        self.fma(a, b, c)
+        unsafe {
+            let a = _mm512_zextps256_ps512(_mm256_loadu_ps(a.as_ptr()));
+            let b = _mm512_zextps256_ps512(_mm256_loadu_ps(b.as_ptr()));
+            _mm512_fmadd_ps(a, b, c)
+        }
     }
 
     #[inline(always)]

@@ -123,10 +123,12 @@ fn dot_row<S: Simd, const T: usize>(s: S, row: Row, next: &[u8], tokens: &Tokens
             d: halves(s, a, b),
             m: None,
         }),
-        Format::Q4_1 => add_pairs::<S, T, 20>(s, x, row.bytes, next, &mut acc, |a, b| Weights {
-            codes: s.unpack([&a[4..], &b[4..]]),
-            d: halves(s, a, b),
-            m: Some(halves(s, &a[2..], &b[2..])),
+        Format::Q4_1 => add_pairs::<S, T, 20>(s, x, row.bytes, next, &mut acc, |a, b| {
+            let (mut d, mut m) = ([s.splat(0.0); 4], [s.splat(0.0); 4]);
+            for (v, (d, m)) in d.iter_mut().zip(&mut m).enumerate().take(16 / S::LANES) {
+                [*d, *m] = s.pair_halves(a, b, v);
+            }
+            Weights { codes: s.unpack([&a[4..], &b[4..]]), d, m: Some(m) }
         }),
         Format::Q8_0 => add_pairs::<S, T, 34>(s, x, row.bytes, next, &mut acc, |a, b| Weights {
             codes: s.unpack_bytes([&a[2..], &b[2..]]),
@@ -203,8 +205,13 @@ impl<'r, R: Fn(usize) -> Row<'r>, D: FnMut(usize, &[f32])> Kernel for MultiplyFe
         tokens.make(s, acts, row(0).format);
         macro_rules! run {
             ($t:literal) => {
-                for i in 0..n_rows {
-                    done(i, &dot_row::<S, $t>(s, row(i), row((i + 1).min(n_rows - 1)).bytes, tokens));
+                {
+                    let mut next = row(0);
+                    for i in 0..n_rows {
+                        let now = next;
+                        next = row((i + 1).min(n_rows - 1));
+                        done(i, &dot_row::<S, $t>(s, now, next.bytes, tokens));
+                    }
                 }
             };
         }

@@ -73,6 +73,11 @@ impl Isa {
         self.run(acts::NormQuantize { x, gain, eps, out });
     }
 
+    /// `silu(gate) * up`, element by element.
+    pub fn swiglu(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        self.run(acts::Swiglu { gate, up, out });
+    }
+
     /// Multiplies the weights' rows `row(i)`, `i < n_rows`, of `n_in` inputs (or the kept of these) with tokens.
     pub fn multiply<'r>(
         self,

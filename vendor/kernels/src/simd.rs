@@ -74,6 +74,11 @@ pub(crate) trait Simd: Copy {
     fn pair_of(self, x: &[f32; 8], g: usize, v: usize) -> Self::F;
     /// The same for 16-bit floats, little-endian.
     fn pair_half(self, a: &[u8], b: &[u8], v: usize) -> Self::F;
+    /// The same of two 16-bit floats each.
+    #[inline(always)]
+    fn pair_halves(self, a: &[u8], b: &[u8], v: usize) -> [Self::F; 2] {
+        [self.pair_half(a, b, v), self.pair_half(&a[2..], &b[2..], v)]
+    }
     /// Of `LANES` vectors as a square of lanes, its columns.
     fn transpose(self, rows: &mut [Self::I]);
 
