@@ -287,7 +287,7 @@ fn measure(
         });
         Row {
             engine: engine.name(),
-            kernels: if ours { options.model.kernels } else { Kernels::Ggml },
+            kernels: if ours { model.kernels() } else { Kernels::Ggml },
             test,
             n_threads,
             prune: engine.ratio(),

@@ -7,13 +7,12 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use ggml::{Builder, Slot, Store, Tensor, TensorId, Type};
+use kernels::FEW;
 
 use super::compact::{Compact, CompactBlock};
 use super::hparams::Hparams;
 use super::kv_cache::KvCache;
-use kernels::FEW;
-
-use super::native::{Attend, Factor, Native, Product, Quantize, words};
+use super::native::{Attend, Factor, Native, Product, Quantize, is_direct, words};
 use crate::blocks::{self, Linear, Qkv};
 use crate::prune::plan::{Block, Kind};
 use crate::prune::reduce::{GatherColumns, GatherHeads, GatherRows, Matrix, SpreadHeads};
@@ -314,14 +313,17 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         n_out: usize,
     ) -> Tensor<'g> {
         let n = input.x.ne()[1];
-        let mut sources = if n > FEW || columns.is_some() {
+        // Columns are always packed; and what is no row to be multiplied where it is.
+        let direct = columns.is_none() && factors.iter().all(|f| is_direct(f.matrix.ty()));
+        let panels = self.native.packs(n) || !direct;
+        let mut sources = if n > FEW || panels {
             vec![self.acts(input)]
         } else {
             std::iter::once(input.x).chain(input.norm.map(|w| self.weight(w))).collect()
         };
         sources.extend(kept.map(|k| k.ids));
         let (has_ids, eps) = (kept.is_some(), self.hparams.norm_rms_eps);
-        let op = Product { factors, gated, columns, has_ids, eps, clock: self.native.pack_clock.clone() };
+        let op = Product { factors, panels, gated, columns, has_ids, eps, clock: self.native.pack_clock.clone() };
         self.g.custom(Type::F32, [n_out, n, 1, 1], &sources, op)
     }
 

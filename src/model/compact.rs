@@ -64,7 +64,7 @@ impl Compact {
             let mut push = |name: &str, ty, ne: [usize; 2], usage, source| -> Result<usize> {
                 let ne = [ne[0] as u64, ne[1] as u64, 1, 1];
                 let (_, memory) =
-                    memory_for(&model.placement, ty, [ne[0], ne[1]], usage, block.il).ok_or_else(|| {
+                    memory_for(&model.placement, ty, [ne[0], ne[1]], usage, block.il, false).ok_or_else(|| {
                         Error::unsupported(format!("no device can compute with reduced weights of type {ty}"))
                     })?;
                 let name = format!("compact_{name}-{}", block.il);

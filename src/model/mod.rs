@@ -1,6 +1,7 @@
 //! The model: hyper-parameters, weights, KV cache and graph. Knows tensors and tokens, never text.
 
 mod builder;
+mod choose;
 mod compact;
 mod hparams;
 mod kv_cache;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 
 use ggml::{BufferType, Device, Graph, Slot, Store, TensorId, Type};
 
-use crate::cli::options::{ModelOptions, RopeOptions};
+use crate::cli::options::{Kernels, ModelOptions, RopeOptions};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::prune::plan::{Block, Dims, Kind};
@@ -27,6 +28,7 @@ pub use builder::{Pass, Shape, Slots};
 pub use compact::Compact;
 pub use hparams::{ARCHITECTURES, Hparams};
 pub use kv_cache::{CacheParams, KvCache, hadamard};
+use native::Native;
 use weights::{Loader, Placement, Weights};
 
 /// A model in memory, ready to compute.
@@ -39,7 +41,7 @@ pub struct Model {
     tensors: llama::Tensors,
     /// The weights as the file has them, for what is gathered out of them
     matrices: HashMap<TensorId, Matrix>,
-    native: native::Native,
+    native: Native,
 }
 
 impl Model {
@@ -55,22 +57,26 @@ impl Model {
     ) -> Result<Model> {
         let hparams = Hparams::read(&gguf, rope)?;
         let placement = Placement::new(&gguf, hparams.n_layer, options.n_gpu_layers);
+        // What decides is what a layer does most.
+        let native = choose::native(options.kernels, &gguf, "blk.0.ffn_up.weight", &placement, n_threads);
         let load = |progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send)| {
-            let mut loader = Loader::new(&gguf, &placement, options);
+            let mut loader = Loader::new(&gguf, &placement, options, native.is_some());
             let wanted = llama::Tensors::want(&mut loader, &hparams)?;
             if options.check_tensors {
                 check_values(&gguf)?;
             }
-            let Weights { store, ids, matrices } = loader.finish(n_threads, progress)?;
-            Ok((store, wanted.resolve(&ids), matrices))
+            let weights = loader.finish(n_threads, progress)?;
+            Ok((wanted.resolve(&weights.ids), weights))
         };
-        let (store, tensors, matrices) = load(progress).map_err(|e: Error| e.in_file(gguf.path()))?;
-        let native = native::Native {
-            weights: matrices.iter().filter(|m| m.1.ty().is_quantized() && std::env::var_os("NATIVE").is_some()).map(|m| (*m.0, native::is_direct(m.1.ty()))).collect(),
-            min_tokens: 16,
-            ..Default::default()
-        };
+        let (tensors, weights) = load(progress).map_err(|e: Error| e.in_file(gguf.path()))?;
+        let Weights { store, matrices, native: multiplied, .. } = weights;
+        let native = Native { weights: multiplied, ..native.unwrap_or_default() };
         Ok(Model { gguf: gguf.clone(), hparams, placement, store, tensors, matrices, native })
+    }
+
+    /// Whose kernels multiply most weights: never [`Kernels::Auto`].
+    pub fn kernels(&self) -> Kernels {
+        if self.native.weights.is_empty() { Kernels::Ggml } else { Kernels::Native }
     }
 
     /// The model's shape.

@@ -14,7 +14,7 @@ use crate::prune::reduce::Matrix;
 pub struct Native {
     /// The weights that they can multiply; and whether a few tokens, without packing
     pub weights: HashMap<TensorId, bool>,
-    /// Fewest tokens
+    /// Fewest tokens that are multiplied by panels
     pub min_tokens: usize,
     /// Time of packing
     pub pack_clock: Clock,
@@ -23,15 +23,17 @@ pub struct Native {
 impl Native {
     /// Whether they compute attention of `n` tokens.
     pub fn attends(&self, n: usize) -> bool {
-        n > FEW && n >= self.min_tokens && !self.weights.is_empty()
+        n > FEW && !self.weights.is_empty()
     }
 
     /// Whether they multiply a weight with `n` tokens.
     pub fn multiplies(&self, weight: &TensorId, n: usize) -> bool {
-        match self.weights.get(weight) {
-            Some(direct) => n >= self.min_tokens || (n <= FEW && *direct),
-            None => false,
-        }
+        self.weights.get(weight).is_some_and(|&direct| direct || self.packs(n))
+    }
+
+    /// Whether `n` tokens are multiplied by panels, rather than by rows where they are.
+    pub fn packs(&self, n: usize) -> bool {
+        n > FEW && n >= self.min_tokens
     }
 }
 
@@ -86,11 +88,13 @@ pub type Clock = Arc<AtomicU64>;
 
 /// Activations I32 `[words(k), n_tokens]` of [`Quantize`] (and ids I32 `[n_kept]`, if rows or columns of units are kept) -> F32
 /// `[n_out, n_tokens]`: products with all factors, one below the other. Or, if `gated`, `silu(first) * second` of two factors of
-/// equal shape. Of [`FEW`] tokens the sources are those of [`Quantize`] in place of the activations: it costs less than a node.
+/// equal shape. Of up to [`FEW`] tokens the sources are those of [`Quantize`] in place of the activations: it costs less than a node.
 #[derive(Debug)]
 pub struct Product {
     /// The weights
     pub factors: Vec<Factor>,
+    /// By panels, rather than by rows where they are
+    pub panels: bool,
     /// `silu(first) * second`
     pub gated: bool,
     /// Columns of a unit, if kept units are multiplied only
@@ -159,11 +163,14 @@ impl Op for Product {
             if !share.is_empty() {
                 let row = |which: usize, i: usize| row(number + which, share.start - first + i);
                 let at = share.start - range.start;
-                if n <= FEW && self.columns.is_none() {
-                    let acts = few(sources, self.eps);
-                    self.few(isa, row, Acts::new(&acts, n_in), share.len(), at, out);
-                } else {
+                if self.panels {
                     self.many(isa, row, sources[0].all_bytes(), n_in, ids, share.len(), at, out);
+                } else if n <= FEW {
+                    self.few(isa, row, Acts::new(&few(sources, self.eps), n_in), share.len(), at, 0, out);
+                } else {
+                    for (i, acts) in sources[0].all_bytes().chunks(FEW * token_bytes(n_in)).enumerate() {
+                        self.few(isa, &row, Acts::new(acts, n_in), share.len(), at, FEW * i, out);
+                    }
                 }
             }
             first += n_out;
@@ -175,7 +182,8 @@ impl Op for Product {
 }
 
 impl Product {
-    /// `n_rows` results for a few tokens, `at` elements into the part.
+    /// `n_rows` results for a few tokens, from the token `first` on, `at` elements into the part.
+    #[allow(clippy::too_many_arguments, reason = "all of one product")]
     fn few<'r>(
         &self,
         isa: Isa,
@@ -183,12 +191,12 @@ impl Product {
         acts: Acts,
         n_rows: usize,
         at: usize,
+        first: usize,
         out: &mut Part,
     ) {
-        let first_row = out.rows().start;
         if !self.gated {
             isa.multiply_few(|i| row(0, i), n_rows, acts, |i, x| {
-                x.iter().enumerate().for_each(|(t, x)| out.row::<f32>(first_row + t)[at + i] = *x);
+                x.iter().enumerate().for_each(|(t, x)| out.row::<f32>(first + t)[at + i] = *x);
             });
             return;
         }
@@ -200,7 +208,7 @@ impl Product {
             });
         }
         for (t, (gate, up)) in halves[0].chunks_exact(n_rows).zip(halves[1].chunks_exact(n_rows)).enumerate() {
-            isa.swiglu(gate, up, &mut out.row::<f32>(t)[at..at + n_rows]);
+            isa.swiglu(gate, up, &mut out.row::<f32>(first + t)[at..at + n_rows]);
         }
     }
 

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use ggml::{BufferType, Device, MAPPED_ALIGNMENT, Place, Store, TensorId, TensorSpec, Type, Usage};
 
 use super::memory;
+use super::native::is_direct;
 use crate::cli::options::ModelOptions;
 use crate::error::{Error, Kind, Result};
 use crate::gguf::{Gguf, TensorInfo};
@@ -55,20 +56,24 @@ impl Placement {
     }
 }
 
-/// The best memory for a weight `ne` of layer `il`: as llama.cpp, the device's own, then the CPU's layouts, then plain memory.
+/// The best memory for a weight `ne` of layer `il`: as llama.cpp, the device's own, then the CPU's layouts (which our own kernels do
+/// not read: not for a `native` weight), then plain memory.
 pub fn memory_for(
     placement: &Placement,
     ty: Type,
     ne: [u64; 2],
     usage: Usage,
     il: usize,
+    native: bool,
 ) -> Option<(Device, BufferType)> {
     let (cpu, device) = (Device::cpu(), placement.device(il));
     let mut candidates: Vec<(Device, BufferType)> = Vec::new();
     if device != cpu {
         candidates.push((device, device.buffer_type()));
     }
-    candidates.extend(cpu.extra_buffer_types().into_iter().map(|b| (cpu, b)));
+    if !native {
+        candidates.extend(cpu.extra_buffer_types().into_iter().map(|b| (cpu, b)));
+    }
     candidates.push((cpu, cpu.buffer_type()));
     candidates.into_iter().find(|&(device, memory)| device.supports(memory, ty, ne, usage))
 }
@@ -83,6 +88,9 @@ pub struct Loader<'a> {
     gguf: &'a Gguf,
     placement: &'a Placement,
     no_mmap: bool,
+    native: bool,
+    /// The weights that our own kernels multiply
+    multiplied: Vec<usize>,
     specs: Vec<TensorSpec>,
     sources: Vec<&'a TensorInfo>,
     used: std::collections::HashSet<&'a str>,
@@ -97,6 +105,8 @@ pub struct Weights {
     pub ids: Vec<TensorId>,
     /// The tensors as the file has them
     pub matrices: HashMap<TensorId, Matrix>,
+    /// What our own kernels multiply; and whether a few tokens, without packing
+    pub native: HashMap<TensorId, bool>,
 }
 
 /// Number of a tensor that was asked for; becomes a [`TensorId`] when the weights are loaded.
@@ -108,9 +118,11 @@ impl<'a> Loader<'a> {
     pub const INPUT: usize = usize::MAX;
 
     /// A loader over a checked file.
-    pub fn new(gguf: &'a Gguf, placement: &'a Placement, options: &ModelOptions) -> Loader<'a> {
+    /// `native` says whether our own kernels are to multiply what they can.
+    pub fn new(gguf: &'a Gguf, placement: &'a Placement, options: &ModelOptions, native: bool) -> Loader<'a> {
         let no_mmap = options.no_mmap;
-        Loader { gguf, placement, no_mmap, specs: Vec::new(), sources: Vec::new(), used: Default::default() }
+        let (multiplied, specs, sources, used) = Default::default();
+        Loader { gguf, placement, no_mmap, native, multiplied, specs, sources, used }
     }
 
     /// A tensor that the file must have, of shape `ne` (missing dimensions are 1), computed with in layer `il`.
@@ -136,15 +148,24 @@ impl<'a> Loader<'a> {
         if !matches!(usage, Usage::MulMat | Usage::GetRows) && info.ty != Type::F32 {
             return Err(Error::unsupported(format!("tensor '{name}' has type {}, expected F32", info.ty.name())));
         }
-        let place = self.place(info, usage, il)?;
+        let native = self.native
+            && usage == Usage::MulMat
+            && info.ty.is_quantized()
+            && self.placement.device(il) == Device::cpu()
+            // The output matrix multiplies few tokens only.
+            && (is_direct(info.ty) || self.gguf.tensor("output.weight").is_none_or(|t| t.name != name));
+        let place = self.place(info, usage, il, native)?;
+        if native {
+            self.multiplied.push(self.specs.len());
+        }
         self.used.insert(&info.name);
         self.specs.push(TensorSpec { name: name.to_owned(), ty: info.ty, ne: info.ne, place });
         self.sources.push(info);
         Ok(Some(Wanted(self.specs.len() - 1)))
     }
 
-    fn place(&self, info: &TensorInfo, usage: Usage, il: usize) -> Result<Place> {
-        let found = memory_for(self.placement, info.ty, [info.ne[0], info.ne[1]], usage, il);
+    fn place(&self, info: &TensorInfo, usage: Usage, il: usize, native: bool) -> Result<Place> {
+        let found = memory_for(self.placement, info.ty, [info.ne[0], info.ne[1]], usage, il, native);
         let (device, memory) = found.ok_or_else(|| {
             Error::unsupported(format!(
                 "tensor '{}' has type {}, with which no device can compute",
@@ -218,7 +239,8 @@ impl<'a> Loader<'a> {
             (id, Matrix::mapped(self.gguf.map().clone(), range, info.ty, info.ne[0] as usize, info.ne[1] as usize))
         };
         let matrices = ids.iter().zip(&self.sources).map(matrix).collect();
-        Ok(Weights { store: Rc::new(store), ids, matrices })
+        let native = self.multiplied.iter().map(|&i| (ids[i], is_direct(self.sources[i].ty))).collect();
+        Ok(Weights { store: Rc::new(store), ids, matrices, native })
     }
 }
 
