@@ -12,7 +12,7 @@ use kernels::FEW;
 use super::compact::{Compact, CompactBlock};
 use super::hparams::Hparams;
 use super::kv_cache::KvCache;
-use super::native::{Attend, Factor, Native, Product, Quantize, is_direct, words};
+use super::native::{Attend, ColumnProduct, Factor, Native, Product, Quantize, is_direct, words};
 use crate::blocks::{self, Linear, Qkv};
 use crate::prune::plan::{Block, Kind};
 use crate::prune::reduce::{GatherColumns, GatherHeads, GatherRows, Matrix, SpreadHeads};
@@ -338,18 +338,28 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
     ) -> Tensor<'g> {
         let g = self.g;
         let n = input.x.ne()[1];
-        if !self.is_native(&[weight], n) {
-            let linear = match kept {
-                Some(kept) => self.reduced_columns(weight, kept, number, width),
-                None => self.linear(weight),
-            };
-            return linear.apply(g, self.floats(input));
+        let compact = kept.and_then(|k| k.compact);
+        let bias = match compact {
+            // What stands in for the others may be in it.
+            Some(block) => block.matrices[number].1.map(|b| g.leaf(self.compact_store(), b)),
+            None => weight.1.map(|b| self.weight(b)),
+        };
+        if let (Some(columns), true) = (compact.and_then(|b| b.columns.clone()), n <= FEW) {
+            let op = ColumnProduct { weights: columns.clone() };
+            return self.biased(g.custom(Type::F32, [columns.n_out(), n, 1, 1], &[input.x], op), bias);
         }
-        let factors = self.factors(&[weight], None);
-        let n_out = factors[0].matrix.n_out();
-        let y = self.product_of(input, factors, false, kept, kept.map(|_| width), n_out);
-        let made = kept.and_then(|kept| Some(self.made(kept, number)?.bias));
-        self.biased(y, made.unwrap_or_else(|| weight.1.map(|b| self.weight(b))))
+        let made = compact.and_then(|b| b.matrices[number].0);
+        if made.is_none() && self.is_native(&[weight], n) {
+            let factors = self.factors(&[weight], None);
+            let n_out = factors[0].matrix.n_out();
+            return self.biased(self.product_of(input, factors, false, kept, kept.map(|_| width), n_out), bias);
+        }
+        let w = match (made, kept) {
+            (Some(made), _) => g.leaf(self.compact_store(), made),
+            (None, Some(kept)) => self.reduced_columns(weight.0, kept, width),
+            (None, None) => self.weight(weight.0),
+        };
+        Linear { weight: w, bias }.apply(g, self.floats(input))
     }
 
     /// The inside of a gated MLP, `[n_ff, n]`, or of its kept channels.
@@ -613,8 +623,9 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         width: usize,
     ) -> Linear<'g> {
         let g = self.g;
-        if let Some(linear) = self.made(kept, number) {
-            return linear;
+        if let Some((Some(weight), bias)) = kept.compact.map(|b| b.matrices[number]) {
+            let store = self.compact_store();
+            return Linear { weight: g.leaf(store, weight), bias: bias.map(|b| g.leaf(store, b)) };
         }
         let matrix = self.matrices[&weight].clone();
         let ne = [matrix.n_in(), kept.n * width, 1, 1];
@@ -637,28 +648,16 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
     }
 
     /// The kept units' columns of a matrix.
-    fn reduced_columns(
-        &self,
-        (weight, bias): Pair<TensorId>,
-        kept: &Kept<'a, 'g>,
-        number: usize,
-        width: usize,
-    ) -> Linear<'g> {
-        if let Some(linear) = self.made(kept, number) {
-            return linear;
-        }
+    fn reduced_columns(&self, weight: TensorId, kept: &Kept<'a, 'g>, width: usize) -> Tensor<'g> {
         let matrix = self.matrices[&weight].clone();
         let n = kept.n * width;
         let op = GatherColumns { matrix: matrix.clone(), width };
-        let weight = self.g.custom(matrix.column_type(n), [n, matrix.n_out(), 1, 1], &[kept.ids], op);
-        Linear { weight, bias: bias.map(|b| self.weight(b)) }
+        self.g.custom(matrix.column_type(n), [n, matrix.n_out(), 1, 1], &[kept.ids], op)
     }
 
-    /// A matrix that was reduced in advance.
-    fn made(&self, kept: &Kept<'a, 'g>, number: usize) -> Option<Linear<'g>> {
-        let store = self.pass?.compact?.store();
-        let (weight, bias) = kept.compact?.matrices[number];
-        Some(Linear { weight: self.g.leaf(store, weight), bias: bias.map(|b| self.g.leaf(store, b)) })
+    /// Where what was made in advance is.
+    fn compact_store(&self) -> &'a Rc<Store> {
+        self.pass.and_then(|p| p.compact).expect("blocks that were made in advance").store()
     }
 
     /// Notes what the pass wants to know of the inputs `states` of a block's last matrix.

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use ggml::{Place, Store, TensorId, TensorSpec, Type, Usage};
+use kernels::ColumnWeights;
 
 use super::Model;
-use super::builder::Pair;
 use super::memory;
+use super::native::reduce_columns;
 use super::weights::memory_for;
 use crate::error::{Error, Result};
 use crate::prune::Masks;
@@ -20,8 +22,11 @@ use crate::prune::score::multiply;
 pub struct CompactBlock {
     /// I32 `[n_kept]`: the kept units
     pub ids: TensorId,
-    /// Matrices with their biases: queries and output of attention; gate, up and down of an MLP
-    pub matrices: Vec<Pair<TensorId>>,
+    /// Matrices with their biases: queries and output of attention; gate, up and down of an MLP. Rows that our own kernels multiply
+    /// are read where the file has them: no matrix is made.
+    pub matrices: Vec<(Option<TensorId>, Option<TensorId>)>,
+    /// The last of these, if our own kernels multiply it
+    pub columns: Option<Arc<ColumnWeights>>,
 }
 
 /// Reduced weights of all blocks that a mask shrinks.
@@ -55,8 +60,9 @@ impl Compact {
     ) -> Result<Compact> {
         let h = model.hparams();
         let mut parts: Vec<Part> = Vec::new();
-        let mut numbers: Vec<(Block, usize, Vec<Pair<usize>>)> = Vec::new();
+        let mut numbers: Vec<(Block, usize, Vec<(Option<usize>, Option<usize>)>, Option<Arc<ColumnWeights>>)> = Vec::new();
         let mut owners: Vec<Block> = Vec::new();
+        let mut column_bytes = 0;
         for (&block, kept) in masks {
             let (attn, ffn) = model.tensors.blocks(block.il);
             let width = if block.kind == Kind::Attn { h.n_embd_head } else { 1 };
@@ -82,7 +88,10 @@ impl Compact {
             let mut matrices = Vec::new();
             for (weight, bias) in rows {
                 let matrix = &model.matrices[&weight];
-                let w = push("rows", matrix.ty(), [matrix.n_in(), n], Usage::MulMat, Source::Rows(matrix))?;
+                let w = match model.native.multiplies(&weight, 1) {
+                    true => None,
+                    false => Some(push("rows", matrix.ty(), [matrix.n_in(), n], Usage::MulMat, Source::Rows(matrix))?),
+                };
                 let bias = bias.map(|b| {
                     let all = model.vector(b);
                     let units = kept.iter().flat_map(|&k| all[k as usize * width..][..width].iter().copied());
@@ -91,8 +100,16 @@ impl Compact {
                 matrices.push((w, bias.transpose()?));
             }
             let matrix = &model.matrices[&last.0];
+            let columns = model.native.weights.contains_key(&last.0).then(|| {
+                let columns = reduce_columns(matrix, kept, width, n_threads);
+                column_bytes += columns.n_bytes() as u64;
+                Arc::new(columns)
+            });
             let ty = matrix.column_type(n);
-            let w = push("columns", ty, [n, matrix.n_out()], Usage::MulMat, Source::Columns(matrix))?;
+            let w = match columns {
+                Some(_) => None,
+                None => Some(push("columns", ty, [n, matrix.n_out()], Usage::MulMat, Source::Columns(matrix))?),
+            };
             let bias = match (last.1.map(|b| model.vector(b)), left_out.get(&block)) {
                 (None, None) => None,
                 (Some(bias), None) => Some(bias),
@@ -104,11 +121,11 @@ impl Compact {
             };
             let bias = bias.map(|b| push("bias", Type::F32, [matrix.n_out(), 1], Usage::Add, floats(b)));
             matrices.push((w, bias.transpose()?));
-            numbers.push((block, ids, matrices));
+            numbers.push((block, ids, matrices, columns));
         }
 
         let bytes = |s: &TensorSpec| s.ty.row_bytes(s.ne[0] as usize).expect("whole blocks") as u64 * s.ne[1];
-        let n_bytes = parts.iter().map(|p| bytes(&p.spec)).sum();
+        let n_bytes = parts.iter().map(|p| bytes(&p.spec)).sum::<u64>();
         memory::require(n_bytes, "the reduced weights", "prune without them (/prune off), or use a smaller model")?;
         let specs: Vec<TensorSpec> = parts.iter().map(|p| p.spec.clone()).collect();
         let mut store = Store::new(&specs, None).map_err(|e| {
@@ -133,11 +150,14 @@ impl Compact {
             };
             store.fill(&[(id, &data)], 1, &mut |_| std::ops::ControlFlow::Continue(()));
         }
-        let block = |(block, ids, matrices): (Block, usize, Vec<Pair<usize>>)| {
-            let matrices = matrices.into_iter().map(|(w, b)| (tensors[w], b.map(|b| tensors[b]))).collect();
-            (block, CompactBlock { ids: tensors[ids], matrices })
-        };
-        Ok(Compact { blocks: numbers.into_iter().map(block).collect(), store: Rc::new(store), n_bytes })
+        let blocks = (numbers.into_iter())
+            .map(|(block, ids, matrices, columns)| {
+                let id = |i: Option<usize>| i.map(|i| tensors[i]);
+                let matrices = matrices.into_iter().map(|(w, b)| (id(w), id(b))).collect();
+                (block, CompactBlock { ids: tensors[ids], matrices, columns })
+            })
+            .collect();
+        Ok(Compact { blocks, store: Rc::new(store), n_bytes: n_bytes + column_bytes })
     }
 
     /// Where the tensors are.

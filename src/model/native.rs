@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ggml::{Division, Op, Part, Source, TensorId, Type, dequantize_row};
-use kernels::{Acts, Cells, Columns, FEW, Format, Isa, Out, Query, Row, token_bytes};
+use kernels::{Acts, Cells, ColumnWeights, Columns, FEW, Format, Isa, Out, Query, Row, token_bytes};
 
 use crate::prune::reduce::Matrix;
 
@@ -258,6 +258,36 @@ fn format(ty: Type) -> Option<Format<'static>> {
         Type::Q8_0 => Some(Format::Q8_0),
         _ => None,
     }
+}
+
+/// Kept units' states F32 `[n_kept * width, n_tokens]` -> F32 `[n_out, n_tokens]`: products with the columns of these that were made
+/// in advance.
+#[derive(Debug)]
+pub struct ColumnProduct {
+    /// The columns
+    pub weights: Arc<ColumnWeights>,
+}
+
+impl Op for ColumnProduct {
+    fn division(&self, ne: [usize; 4]) -> Division {
+        Division { rows: ne[1], columns: ne[0].div_ceil(8).next_multiple_of(self.weights.tile_rows()) }
+    }
+
+    fn compute(&self, sources: &[Source], out: &mut Part) {
+        let first = out.columns().start;
+        for t in out.rows() {
+            Isa::best().multiply_columns(&self.weights, sources[0].row::<f32>(t), first, out.row::<f32>(t));
+        }
+    }
+}
+
+/// The columns of kept units of a matrix, for many products with few tokens.
+pub fn reduce_columns(matrix: &Matrix, kept: &[i32], width: usize, n_threads: usize) -> ColumnWeights {
+    let ty = matrix.ty();
+    let other = move |bytes: &[u8], out: &mut [f32]| dequantize_row(ty, bytes, out);
+    let row = |i: usize| Row { bytes: matrix.row(i), format: format(ty).unwrap_or(Format::Other(&other)) };
+    let columns = Columns::new(kept, width, matrix.n_in());
+    Isa::best().reduce_columns(row, matrix.n_out(), matrix.n_in(), &columns, n_threads)
 }
 
 /// Tokens whose attention is computed together: enough that each key is read for many queries, few enough for all threads.

@@ -206,11 +206,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn pair(self, a: f32, b: f32, _v: usize) -> __m512 {
-        op!(_mm512_mask_blend_ps(0xff00, _mm512_set1_ps(a), _mm512_set1_ps(b)))
-    }
-
-    #[inline(always)]
     fn pair_of(self, x: &[f32; 8], g: usize, _v: usize) -> __m512 {
         let (a, b) = (2 * g as i32, 2 * g as i32 + 1);
         // SAFETY: 8 readable floats; the processor has the instructions.
@@ -258,6 +253,13 @@ impl Simd for Avx512 {
             r[i + 8] = op!(_mm512_shuffle_i32x4::<0xdd>(ab, cd));
             r[i + 12] = op!(_mm512_shuffle_i32x4::<0xdd>(ab2, cd2));
         }
+    }
+
+    #[inline(always)]
+    fn store_half(self, x: __m512, out: &mut [u8]) {
+        let out: &mut [u8; 32] = (&mut out[..32]).try_into().expect("32 bytes");
+        // SAFETY: 32 writable bytes; the processor has the instructions.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)) }
     }
 
     #[inline(always)]
@@ -377,6 +379,22 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn max_of(self, x: __m512) -> f32 {
         op!(_mm512_reduce_max_ps(x))
+    }
+
+    #[inline(always)]
+    fn compress_codes(self, codes: &[u8; 32], mask: u32, out: &mut [u8]) {
+        let out: &mut [u8; 32] = (&mut out[..32]).try_into().expect("32 bytes");
+        let n = (mask as u16).count_ones() as usize;
+        // SAFETY: `codes` are 32 readable bytes, `out` 32 writable ones of which at most 16 + 16 are written; the processor has
+        // the instructions.
+        unsafe {
+            let low = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
+            let high = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().add(16).cast()));
+            let low = _mm512_cvtepi32_epi8(_mm512_maskz_compress_epi32(mask as u16, low));
+            let high = _mm512_cvtepi32_epi8(_mm512_maskz_compress_epi32((mask >> 16) as u16, high));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), low);
+            _mm_storeu_si128(out.as_mut_ptr().add(n).cast(), high);
+        }
     }
 
     #[inline(always)]

@@ -7,6 +7,7 @@ mod acts;
 mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod columns;
 mod gemm;
 mod gemv;
 mod math;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 pub use attend::{Cells, Query};
 pub use acts::{Acts, GROUP, token_bytes};
+pub use columns::ColumnWeights;
 pub use gemm::Out;
 pub use gemv::FEW;
 pub use pack::Columns;
@@ -38,6 +40,7 @@ enum Kind {
 
 thread_local! {
     static SCRATCH: RefCell<pack::Scratch> = RefCell::default();
+    static COLUMN_ACTS: RefCell<columns::ColumnActs> = RefCell::default();
     static BUFFERS: RefCell<attend::Buffers> = RefCell::default();
 }
 
@@ -108,6 +111,24 @@ impl Isa {
         done: impl FnMut(usize, &[f32]),
     ) {
         SCRATCH.with_borrow_mut(|scratch| self.run(gemv::MultiplyFew { row, n_rows, acts, done, tokens: &mut scratch.tokens }));
+    }
+
+    /// Makes the kept columns of a matrix of `n_out` rows of `n_in` inputs, with `n_threads` threads.
+    pub fn reduce_columns<'r>(
+        self,
+        row: impl Fn(usize) -> Row<'r> + Sync,
+        n_out: usize,
+        n_in: usize,
+        columns: &Columns,
+        n_threads: usize,
+    ) -> ColumnWeights {
+        self.run(columns::Reduce { row, n_out, n_in, columns, n_threads })
+    }
+
+    /// Products of kept columns with a token's kept inputs: of as many rows as `out` has floats, from row `first` on, the first of a
+    /// tile.
+    pub fn multiply_columns(self, w: &ColumnWeights, x: &[f32], first: usize, out: &mut [f32]) {
+        COLUMN_ACTS.with_borrow_mut(|acts| self.run(columns::MultiplyColumns { w, x, first, out, acts }));
     }
 
     /// Attention of queries to the cells of one key and value head: `softmax(q k^T * scale) v`, of each query over the first

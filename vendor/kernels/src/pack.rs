@@ -36,6 +36,11 @@ impl Columns {
         self.n
     }
 
+    /// A bit for each input of the matrix, 32 by 32.
+    pub(crate) fn masks(&self) -> &[u32] {
+        &self.mask
+    }
+
     /// Whether nothing is kept.
     pub fn is_empty(&self) -> bool {
         self.n == 0

@@ -9,7 +9,7 @@ pub(crate) const VECS: usize = 2;
 /// Vectors of `LANES` 32-bit lanes.
 ///
 /// Every method is inlined into [`Simd::run`], which enables the instruction set.
-pub(crate) trait Simd: Copy {
+pub(crate) trait Simd: Copy + Send + Sync {
     /// 32-bit lanes of a vector.
     const LANES: usize;
     /// Tokens that are multiplied at once: as many as the registers allow.
@@ -68,9 +68,7 @@ pub(crate) trait Simd: Copy {
     fn unpack_halves(self, codes: &[u8]) -> [Self::I; 4];
     /// The same of two blocks of 32 signed bytes, plus `OFFSET`.
     fn unpack_bytes(self, blocks: [&[u8]; 2]) -> [Self::I; 4];
-    /// For vector `v` of 64 codes: in lanes of the first 32 codes `a`, in lanes of the others `b`.
-    fn pair(self, a: f32, b: f32, v: usize) -> Self::F;
-    /// The same of the floats `2 * g` and `2 * g + 1`.
+    /// For vector `v` of 64 codes: in lanes of the first 32 codes float `2 * g`, in lanes of the others `2 * g + 1`.
     fn pair_of(self, x: &[f32; 8], g: usize, v: usize) -> Self::F;
     /// The same for 16-bit floats, little-endian.
     fn pair_half(self, a: &[u8], b: &[u8], v: usize) -> Self::F;
@@ -82,6 +80,8 @@ pub(crate) trait Simd: Copy {
     /// Of `LANES` vectors as a square of lanes, its columns.
     fn transpose(self, rows: &mut [Self::I]);
 
+    /// Writes `LANES` 16-bit floats, little-endian, the nearest ones.
+    fn store_half(self, x: Self::F, out: &mut [u8]);
     /// `LANES` signed bytes as floats.
     fn bytes(self, x: &[u8]) -> Self::F;
     /// Eight bytes, without sign, times a factor.
@@ -120,6 +120,15 @@ pub(crate) trait Simd: Copy {
     fn exp2_i(self, n: Self::I) -> Self::F;
     /// Largest of the lanes, NaN aside.
     fn max_of(self, x: Self::F) -> f32;
+    /// Writes the codes whose bit in `mask` is set, one after the other, and anything behind them: 32 bytes in all.
+    #[inline(always)]
+    fn compress_codes(self, codes: &[u8; 32], mask: u32, out: &mut [u8]) {
+        let mut n = 0;
+        for (i, c) in codes.iter().enumerate() {
+            out[n] = *c;
+            n += (mask >> i & 1) as usize;
+        }
+    }
     /// Writes the lanes whose bit in `mask` is set, one after the other, and anything behind them: `LANES` floats in all.
     fn compress(self, x: Self::F, mask: u32, out: &mut [f32]);
     /// Sum of the lanes.

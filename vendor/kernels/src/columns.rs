@@ -1,0 +1,387 @@
+//! Some columns of a matrix, made once and multiplied often: with the file's own codes and scales.
+//!
+//! Blocks of 32 inputs lose those that are not kept and are filled up to whole fours. A tile is `LANES` rows: all fours of its blocks
+//! one after the other, each `LANES * 4` codes (row by row; of 4 bits two fours in one vector, the earlier in the lower halves),
+//! then for each block the rows' scales and, if the format has them, minima, in 16-bit floats times [`ColumnWeights::factor`].
+
+use crate::acts::scales;
+use crate::pack::Columns;
+use crate::rows::{Format, Row, half, q4_k_scales};
+use crate::simd::{Kernel, Simd};
+
+/// Inputs of a block of a file.
+const BLOCK: usize = 32;
+
+/// The kept inputs of a block.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    mask: u32,
+    /// Number of the first among all kept inputs
+    first: usize,
+    n: usize,
+}
+
+impl Kept {
+    fn fours(&self) -> usize {
+        self.n.div_ceil(4)
+    }
+}
+
+/// Kept columns of a matrix.
+pub struct ColumnWeights {
+    n_out: usize,
+    blocks: Vec<Kept>,
+    /// Codes are of 4 bits
+    short: bool,
+    /// Blocks have minima
+    minima: bool,
+    /// What codes have too much
+    excess: i32,
+    /// What scales and minima are to be multiplied with: a power of two
+    factor: f32,
+    lanes: usize,
+    tile_bytes: usize,
+    tiles: Vec<u8>,
+}
+
+impl std::fmt::Debug for ColumnWeights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ColumnWeights").field("n_out", &self.n_out).field("bytes", &self.tiles.len()).finish_non_exhaustive()
+    }
+}
+
+impl ColumnWeights {
+    /// Size in bytes.
+    pub fn n_bytes(&self) -> usize {
+        self.tiles.len()
+    }
+
+    /// Rows of the matrix.
+    pub fn n_out(&self) -> usize {
+        self.n_out
+    }
+
+    /// Rows of a tile.
+    pub fn tile_rows(&self) -> usize {
+        self.lanes
+    }
+
+    fn fours(&self) -> usize {
+        self.blocks.iter().map(Kept::fours).sum()
+    }
+
+    /// Bytes of the codes of a tile.
+    fn code_bytes(&self) -> usize {
+        let vectors = if self.short { self.fours().div_ceil(2) } else { self.fours() };
+        vectors * 4 * self.lanes
+    }
+}
+
+/// See [`crate::Isa::reduce_columns`].
+pub(crate) struct Reduce<'a, R> {
+    pub row: R,
+    pub n_out: usize,
+    pub n_in: usize,
+    pub columns: &'a Columns,
+    pub n_threads: usize,
+}
+
+/// What a tile is made in.
+struct Buffers {
+    /// Codes of the rows, `[LANES][4 * fours]`, with room for what `compress_codes` writes behind
+    codes: Vec<u8>,
+    /// Scales and minima, `[2][blocks][LANES]`
+    scales: Vec<f32>,
+    floats: Vec<f32>,
+    width: usize,
+}
+
+/// Writes one row's codes, and its scales and minima at lane `i`.
+#[inline(always)]
+fn reduce_row<S: Simd>(s: S, row: Row, w: &ColumnWeights, i: usize, buffers: &mut Buffers) {
+    let Buffers { codes, scales: to, floats, width } = buffers;
+    let codes = &mut codes[i * *width..(i + 1) * *width];
+    let n_blocks = w.blocks.len();
+    let mut at = 0;
+    let mut block = |b: usize, all: &[u8; 32], d: f32, m: f32| {
+        to[b * S::LANES + i] = d;
+        to[(n_blocks + b) * S::LANES + i] = m;
+        s.compress_codes(all, w.blocks[b].mask, &mut codes[at..]);
+        at += 4 * w.blocks[b].fours();
+    };
+    match row.format {
+        Format::Q4_0 => {
+            for (b, x) in row.bytes.chunks_exact(18).enumerate() {
+                block(b, &nibbles(x[2..].first_chunk().expect("16 bytes")), half(s, x), 0.0);
+            }
+        }
+        Format::Q4_1 => {
+            for (b, x) in row.bytes.chunks_exact(20).enumerate() {
+                block(b, &nibbles(x[4..].first_chunk().expect("16 bytes")), half(s, x), half(s, &x[2..]));
+            }
+        }
+        Format::Q4K => {
+            for (i, x) in row.bytes.chunks_exact(144).enumerate() {
+                let (d, m) = q4_k_scales(s, x);
+                for j in 0..8 {
+                    let mut all = [0u8; 32];
+                    for (to, c) in all.iter_mut().zip(&x[16 + 32 * (j / 2)..]) {
+                        *to = if j % 2 == 0 { c & 15 } else { c >> 4 };
+                    }
+                    block(8 * i + j, &all, d[j], m[j]);
+                }
+            }
+        }
+        Format::Q8_0 => {
+            for (b, x) in row.bytes.chunks_exact(34).enumerate() {
+                block(b, x[2..].first_chunk().expect("32 bytes"), half(s, x), 0.0);
+            }
+        }
+        Format::Other(_) => {
+            let n = floats.len();
+            row.floats(s, floats);
+            for b in 0..n_blocks {
+                let x = &floats[b * BLOCK..n.min((b + 1) * BLOCK)];
+                let (d, inverse) = scales(largest(x));
+                let mut all = [0u8; 32];
+                all.iter_mut().zip(x).for_each(|(to, x)| *to = (x * inverse).round() as i8 as u8);
+                block(b, &all, d, 0.0);
+            }
+        }
+    }
+}
+
+/// Largest magnitude; NaN if there is one.
+#[inline(always)]
+fn largest(x: &[f32]) -> f32 {
+    x.iter().fold(0.0, |a, x| if x.abs() > a || x.is_nan() { x.abs() } else { a })
+}
+
+/// The lower halves of 16 bytes, then the upper ones.
+#[inline(always)]
+fn nibbles(x: &[u8; 16]) -> [u8; 32] {
+    let mut all = [0u8; 32];
+    let (low, high) = all.split_at_mut(16);
+    for ((c, l), h) in x.iter().zip(low).zip(high) {
+        *l = c & 15;
+        *h = c >> 4;
+    }
+    all
+}
+
+/// Writes one tile: rows from `first` on.
+#[inline(always)]
+fn reduce_tile<'r, S: Simd>(
+    s: S,
+    row: &impl Fn(usize) -> Row<'r>,
+    w: &ColumnWeights,
+    first: usize,
+    buffers: &mut Buffers,
+    tile: &mut [u8],
+) {
+    buffers.codes.fill(0);
+    buffers.scales.fill(0.0);
+    for i in 0..S::LANES.min(w.n_out - first) {
+        reduce_row(s, row(first + i), w, i, buffers);
+    }
+    let (codes, scales) = tile.split_at_mut(w.code_bytes());
+    let offset = s.splat_i(if w.short { 0 } else { 0x0101_0101 * S::OFFSET });
+    let mut square = [s.splat_i(0); 16];
+    let vector = 4 * S::LANES;
+    for (n, start) in (0..4 * w.fours()).step_by(vector).enumerate() {
+        let square = &mut square[..S::LANES];
+        for (i, r) in square.iter_mut().enumerate() {
+            *r = s.load_i(&buffers.codes[i * buffers.width + start..]);
+        }
+        s.transpose(square);
+        let left = w.fours() - n * S::LANES;
+        for (j, r) in square.iter().enumerate().take(left) {
+            let four = n * S::LANES + j;
+            if !w.short {
+                s.store_i(s.add_bytes(*r, offset), &mut codes[four * vector..]);
+            } else if four % 2 == 0 {
+                s.store_i(*r, &mut codes[four / 2 * vector..]);
+            } else {
+                let to = &mut codes[four / 2 * vector..];
+                // The lower halves are there; what is added is less than 16.
+                let sixteen = s.add_bytes(*r, *r);
+                let sixteen = s.add_bytes(sixteen, sixteen);
+                let sixteen = s.add_bytes(sixteen, sixteen);
+                let sixteen = s.add_bytes(sixteen, sixteen);
+                s.store_i(s.add_bytes(s.load_i(to), sixteen), to);
+            }
+        }
+    }
+    let inverse = s.splat(1.0 / w.factor);
+    let n_blocks = w.blocks.len() * (1 + usize::from(w.minima));
+    for (from, to) in buffers.scales.chunks_exact(S::LANES).take(n_blocks).zip(scales.chunks_exact_mut(2 * S::LANES)) {
+        s.store_half(s.mul(s.load_f(from), inverse), to);
+    }
+}
+
+/// Largest scale or minimum of the first rows, whose power of two the factor is made of.
+fn factor<S: Simd>(s: S, row: Row) -> f32 {
+    let mut largest = 0.0f32;
+    let mut see = |x: f32| largest = largest.max(x.abs());
+    match row.format {
+        Format::Q4K => row.bytes.chunks_exact(144).for_each(|x| {
+            let (d, m) = q4_k_scales(s, x);
+            d.iter().chain(&m).for_each(|&x| see(x));
+        }),
+        // The file's own, in 16 bits.
+        Format::Q4_0 | Format::Q4_1 | Format::Q8_0 => return 1.0,
+        Format::Other(_) => return 2f32.powi(-12),
+    }
+    // So that the largest is about 16: room above, and small ones keep their precision.
+    if largest > 1e-30 && largest < 1e30 { 2f32.powi(largest.log2().ceil() as i32 - 4) } else { 1.0 }
+}
+
+impl<'r, R: Fn(usize) -> Row<'r> + Sync> Kernel for Reduce<'_, R> {
+    type Out = ColumnWeights;
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) -> ColumnWeights {
+        let Reduce { row, n_out, n_in, columns, n_threads } = self;
+        let mut first = 0;
+        let blocks: Vec<Kept> = (columns.masks().iter())
+            .map(|&mask| {
+                let n = mask.count_ones() as usize;
+                first += n;
+                Kept { mask, first: first - n, n }
+            })
+            .collect();
+        let format = row(0).format;
+        let short = matches!(format, Format::Q4_0 | Format::Q4_1 | Format::Q4K);
+        let minima = matches!(format, Format::Q4_1 | Format::Q4K);
+        let excess = match format {
+            Format::Q4_0 => 8,
+            _ if short => 0,
+            _ => S::OFFSET,
+        };
+        let mut w = ColumnWeights {
+            n_out,
+            blocks,
+            short,
+            minima,
+            excess,
+            factor: factor(s, row(0)),
+            lanes: S::LANES,
+            tile_bytes: 0,
+            tiles: Vec::new(),
+        };
+        w.tile_bytes = w.code_bytes() + w.blocks.len() * (1 + usize::from(minima)) * 2 * S::LANES;
+        let n_tiles = n_out.div_ceil(S::LANES);
+        let mut tiles = vec![0u8; n_tiles * w.tile_bytes];
+        let share = n_tiles.div_ceil(n_threads).max(1);
+        std::thread::scope(|scope| {
+            for (part, tiles) in tiles.chunks_mut(share * w.tile_bytes).enumerate() {
+                let (w, row) = (&w, &row);
+                scope.spawn(move || s.run(ReducePart { row, w, n_in, first: part * share * S::LANES, tiles }));
+            }
+        });
+        w.tiles = tiles;
+        w
+    }
+}
+
+/// Tiles that one thread makes.
+struct ReducePart<'a, R> {
+    row: &'a R,
+    w: &'a ColumnWeights,
+    n_in: usize,
+    first: usize,
+    tiles: &'a mut [u8],
+}
+
+impl<'r, R: Fn(usize) -> Row<'r>> Kernel for ReducePart<'_, R> {
+    type Out = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        let ReducePart { row, w, n_in, first, tiles } = self;
+        let width = (4 * w.fours()).next_multiple_of(4 * S::LANES) + BLOCK;
+        let mut buffers = Buffers {
+            codes: vec![0; S::LANES * width],
+            scales: vec![0.0; 2 * w.blocks.len() * S::LANES],
+            floats: vec![0.0; n_in],
+            width,
+        };
+        for (i, tile) in tiles.chunks_exact_mut(w.tile_bytes).enumerate() {
+            reduce_tile(s, row, w, first + i * S::LANES, &mut buffers, tile);
+        }
+    }
+}
+
+/// A token's activations for a matrix's kept columns, kept by each thread.
+#[derive(Debug, Default)]
+pub(crate) struct ColumnActs {
+    /// Signed bytes, four by four, with zeros where blocks are filled up
+    fours: Vec<i32>,
+    /// Of each block: scale, sum of codes times scale, and what the codes' excess adds
+    blocks: Vec<(f32, f32, i32)>,
+}
+
+/// See [`crate::Isa::multiply_columns`].
+pub(crate) struct MultiplyColumns<'a> {
+    pub w: &'a ColumnWeights,
+    pub x: &'a [f32],
+    pub first: usize,
+    pub out: &'a mut [f32],
+    pub acts: &'a mut ColumnActs,
+}
+
+impl Kernel for MultiplyColumns<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        let MultiplyColumns { w, x, first, out, acts } = self;
+        assert!(w.lanes == S::LANES && first.is_multiple_of(S::LANES), "tiles of this instruction set");
+        acts.fours.clear();
+        acts.blocks.clear();
+        for b in &w.blocks {
+            let x = &x[b.first..b.first + b.n];
+            let (scale, inverse) = scales(largest(x));
+            let mut sum = 0;
+            for four in x.chunks(4) {
+                let mut bytes = [0u8; 4];
+                for (to, x) in bytes.iter_mut().zip(four) {
+                    let code = (x * inverse).round_ties_even() as i32;
+                    sum += code;
+                    *to = code as u8;
+                }
+                acts.fours.push(i32::from_le_bytes(bytes));
+            }
+            acts.blocks.push((scale * w.factor, sum as f32 * scale * w.factor, -w.excess * sum));
+        }
+        let tiles = w.tiles[first / S::LANES * w.tile_bytes..].chunks_exact(w.tile_bytes);
+        let (vector, n_blocks, code_bytes) = (4 * S::LANES, w.blocks.len(), w.code_bytes());
+        let mut whole = [0.0f32; 16];
+        for (tile, out) in tiles.zip(out.chunks_mut(S::LANES)) {
+            let (codes, scales) = tile.split_at(code_bytes);
+            let (d, m) = scales.split_at(n_blocks * 2 * S::LANES);
+            let mut sum = s.splat(0.0);
+            let mut four = 0;
+            for (b, (kept, &(scale, total, start))) in w.blocks.iter().zip(&acts.blocks).enumerate() {
+                let mut dots = s.splat_i(start);
+                for &x in &acts.fours[four..four + kept.fours()] {
+                    let c = if !w.short {
+                        s.load_i(&codes[four * vector..])
+                    } else {
+                        let c = s.load_i(&codes[four / 2 * vector..]);
+                        if four % 2 == 0 { s.low(c) } else { s.high(c) }
+                    };
+                    dots = s.dot(dots, c, s.splat_i(x));
+                    four += 1;
+                }
+                let d = s.load_half(&d[b * 2 * S::LANES..]);
+                sum = s.fma(s.to_f(dots), s.mul(d, s.splat(scale)), sum);
+                if w.minima {
+                    sum = s.fma(s.load_half(&m[b * 2 * S::LANES..]), s.splat(total), sum);
+                }
+            }
+            s.store_f(sum, &mut whole);
+            out.copy_from_slice(&whole[..out.len()]);
+        }
+    }
+}
