@@ -49,12 +49,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn prefetch(self, bytes: &[u8]) {
-        // SAFETY: a hint; any address will do.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().cast()) }
-    }
-
-    #[inline(always)]
     fn splat_i(self, x: i32) -> __m512i {
         op!(_mm512_set1_epi32(x))
     }
@@ -170,30 +164,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn unpack(self, blocks: [&[u8]; 2]) -> [__m512i; 4] {
-        let a: &[u8; 16] = blocks[0][..16].try_into().expect("16 bytes");
-        let b: &[u8; 16] = blocks[1][..16].try_into().expect("16 bytes");
-        // SAFETY: blocks are 16 readable bytes; the processor has the instructions.
-        let x = unsafe {
-            let load = |x: &[u8; 16]| _mm512_broadcast_i32x4(_mm_loadu_si128(x.as_ptr().cast()));
-            // Of each block twice the same, for the lower and for the upper halves.
-            _mm512_mask_blend_epi64(0xf0, load(a), load(b))
-        };
-        let shifts = op!(_mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4));
-        let x = op!(_mm512_and_si512(_mm512_srlv_epi64(x, shifts), _mm512_set1_epi8(15)));
-        [x; 4]
-    }
-
-    #[inline(always)]
-    fn unpack_halves(self, codes: &[u8]) -> [__m512i; 4] {
-        let codes: &[u8; 32] = codes[..32].try_into().expect("32 bytes");
-        // SAFETY: 32 readable bytes; the processor has the instructions.
-        let x = unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(codes.as_ptr().cast())) };
-        let shifts = op!(_mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4));
-        [op!(_mm512_and_si512(_mm512_srlv_epi64(x, shifts), _mm512_set1_epi8(15))); 4]
-    }
-
-    #[inline(always)]
     fn unpack_bytes(self, blocks: [&[u8]; 2]) -> [__m512i; 4] {
         let a: &[u8; 32] = blocks[0][..32].try_into().expect("32 bytes");
         let b: &[u8; 32] = blocks[1][..32].try_into().expect("32 bytes");
@@ -206,10 +176,42 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn pair_of(self, x: &[f32; 8], g: usize, _v: usize) -> __m512 {
-        let (a, b) = (2 * g as i32, 2 * g as i32 + 1);
+    fn spread<const B: usize>(self, blocks: &[u8]) -> [__m512; 2] {
+        let b = &blocks[..4 * B];
+        let lanes = op!(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3));
+        if B == 20 {
+            // Scales and minima in turn.
+            let word = |i: usize| u64::from(u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]));
+            let (low, high) = (word(0) | word(B) << 32, word(2 * B) | word(3 * B) << 32);
+            let x = op!(_mm512_castps256_ps512(_mm256_cvtph_ps(_mm_set_epi64x(high as i64, low as i64))));
+            let evens = op!(_mm512_add_epi32(lanes, lanes));
+            let odds = op!(_mm512_add_epi32(evens, _mm512_set1_epi32(1)));
+            return op!([_mm512_permutexvar_ps(evens, x), _mm512_permutexvar_ps(odds, x)]);
+        }
+        let word = |i: usize| u64::from(u16::from_le_bytes([b[i], b[i + 1]]));
+        let all = word(0) | word(B) << 16 | word(2 * B) << 32 | word(3 * B) << 48;
+        let x = op!(_mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi64_si128(all as i64))));
+        let d = op!(_mm512_permutexvar_ps(lanes, x));
+        [d, d]
+    }
+
+    #[inline(always)]
+    fn load_pieces<const B: usize>(self, bytes: &[u8]) -> __m512i {
+        let b = &bytes[..3 * B + 16];
+        // SAFETY: the four pieces are within `b`; the processor has the instructions.
+        unsafe {
+            let load = |i: usize| _mm_loadu_si128(b.as_ptr().add(i * B).cast());
+            let low = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(0)), load(1));
+            let high = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(2)), load(3));
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+        }
+    }
+
+    #[inline(always)]
+    fn two_of(self, x: &[f32; 8], a: usize, b: usize) -> __m512 {
         // SAFETY: 8 readable floats; the processor has the instructions.
         let x = unsafe { _mm512_castps256_ps512(_mm256_loadu_ps(x.as_ptr())) };
+        let (a, b) = (a as i32, b as i32);
         op!(_mm512_permutexvar_ps(_mm512_mask_blend_epi32(0xff00, _mm512_set1_epi32(a), _mm512_set1_epi32(b)), x))
     }
 
@@ -218,14 +220,6 @@ impl Simd for Avx512 {
         let a = op!(_mm256_set1_epi16(i16::from_le_bytes([a[0], a[1]])));
         let b = op!(_mm256_set1_epi16(i16::from_le_bytes([b[0], b[1]])));
         op!(_mm512_cvtph_ps(_mm256_mask_blend_epi16(0xff00, a, b)))
-    }
-
-    #[inline(always)]
-    fn pair_halves(self, a: &[u8], b: &[u8], _v: usize) -> [__m512; 2] {
-        let a = op!(_mm256_set1_epi32(i32::from_le_bytes([a[0], a[1], a[2], a[3]])));
-        let b = op!(_mm256_set1_epi32(i32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-        let both = op!(_mm512_cvtph_ps(_mm256_blend_epi32::<0xf0>(a, b)));
-        [op!(_mm512_moveldup_ps(both)), op!(_mm512_movehdup_ps(both))]
     }
 
     #[inline(always)]
@@ -342,6 +336,18 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         op!(_mm512_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn mul_eight(self, a: &[f32; 8], b: &[f32]) -> [f32; 8] {
+        let b: &[f32; 8] = b[..8].try_into().expect("8 floats");
+        let mut out = [0.0f32; 8];
+        // SAFETY: 8 readable floats each and 8 writable ones; the processor has the instructions.
+        unsafe {
+            let product = _mm256_mul_ps(_mm256_loadu_ps(a.as_ptr()), _mm256_loadu_ps(b.as_ptr()));
+            _mm256_storeu_ps(out.as_mut_ptr(), product);
+        }
+        out
     }
 
     #[inline(always)]

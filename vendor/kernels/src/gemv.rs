@@ -7,24 +7,27 @@ use crate::simd::{Kernel, Simd};
 /// Most tokens of such a product.
 pub const FEW: usize = 8;
 
-/// A group of a token's activations, as rows want them.
+/// Some of a token's activations, in the order in which codes come out of a row's bytes in one step.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
 struct Ready {
-    codes: [u8; GROUP],
-    /// Sums of each four codes, scaled
-    sums: [f32; GROUP / 4],
-    /// The same, not scaled, times what the format's codes have too much
-    start: [i32; GROUP / 4],
-    scale: f32,
+    /// For codes in the lower halves of bytes, and in the upper ones; whole bytes are for the first
+    codes: [[u8; 64]; 2],
+    /// By lanes: sums of the codes times what the format's codes have too much
+    start: [i32; 16],
+    /// By lanes: scale
+    scales: [f32; 16],
+    /// By lanes: sums of the codes, scaled
+    sums: [f32; 16],
 }
 
 /// Activations of a few tokens, kept by each thread.
 #[derive(Debug, Default)]
 pub(crate) struct Tokens {
-    /// Group by group, in each token by token
+    /// Step by step, in each token by token
     ready: Vec<Ready>,
-    /// Sums of 32 codes, scaled: token by token
+    /// Scales of each 32 codes, and their sums (scaled): token by token
+    scales: Vec<f32>,
     sums: Vec<f32>,
 }
 
@@ -37,160 +40,228 @@ pub(crate) struct MultiplyFew<'a, R, D> {
     pub tokens: &'a mut Tokens,
 }
 
-/// A group of 64 weights: codes, and by lanes what a code is multiplied with and what is added.
-struct Weights<S: Simd> {
-    codes: [S::I; 4],
-    d: [S::F; 4],
-    m: Option<[S::F; 4]>,
-}
-
-/// Sums of products so far, by lanes: of groups of even and of odd number, as the sums of one wait for each other while those of
-/// the other go on; and of what is added.
+/// Sums of products so far, by lanes: of steps of even and of odd number, as the sums of one wait for each other while those of the
+/// other go on; and of what is added.
 type Sums<S, const T: usize> = [[<S as Simd>::F; 3]; T];
 
-/// Adds the products with one group of `T` tokens.
-#[inline(always)]
-fn add<S: Simd, const T: usize>(s: S, x: &[Ready], w: &Weights<S>, odd: usize, acc: &mut Sums<S, T>) {
-    for (acc, x) in acc.iter_mut().zip(x) {
-        for v in 0..16 / S::LANES {
-            let start = s.load_lanes(&x.start[v * S::LANES..]);
-            let dots = s.dot(start, w.codes[v], s.load_i(&x.codes[v * 4 * S::LANES..]));
-            acc[odd] = s.fma(s.to_f(dots), s.mul(w.d[v], s.splat(x.scale)), acc[odd]);
-            if let Some(m) = &w.m {
-                acc[2] = s.fma(s.load_f(&x.sums[v * S::LANES..]), m[v], acc[2]);
-            }
+/// How a format's codes lie.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Order {
+    /// Blocks of 32 in 16 bytes; a step is as many blocks as a vector has fours of lanes
+    Halves,
+    /// 32 bytes hold two blocks; a step is a vector of bytes
+    Chunks,
+    /// Blocks of 32 bytes; a step is two blocks
+    Bytes,
+}
+
+impl Order {
+    fn of(format: Format) -> Order {
+        match format {
+            Format::Q4_0 | Format::Q4_1 => Order::Halves,
+            Format::Q4K => Order::Chunks,
+            Format::Q8_0 | Format::Other(_) => Order::Bytes,
         }
     }
-}
 
-/// Adds the products with all groups of `T` tokens; `weights` unpacks two blocks of `B` bytes. `next` is what will be read after
-/// this row: asked for in time.
-#[inline(always)]
-fn add_pairs<S: Simd, const T: usize, const B: usize>(
-    s: S,
-    x: &[Ready],
-    row: &[u8],
-    next: &[u8],
-    acc: &mut Sums<S, T>,
-    weights: impl Fn(&[u8; B], &[u8; B]) -> Weights<S>,
-) {
-    let pairs = row.chunks_exact(4 * B);
-    let rest = pairs.remainder();
-    let n = pairs.len();
-    let block = |b: &[u8], i: usize| -> [u8; B] { b[i * B..].first_chunk().copied().unwrap_or([0; B]) };
-    for ((b, x), next) in pairs.zip(x.chunks_exact(2 * T)).zip(next.chunks_exact(4 * B)) {
-        s.prefetch(next);
-        s.prefetch(&next[2 * B..]);
-        add(s, &x[..T], &weights(b[..B].first_chunk().expect("B bytes"), b[B..].first_chunk().expect("B bytes")), 0, acc);
-        let b = &b[2 * B..];
-        add(s, &x[T..], &weights(b[..B].first_chunk().expect("B bytes"), b[B..].first_chunk().expect("B bytes")), 1, acc);
+    /// Activations of a step.
+    fn step<S: Simd>(self) -> usize {
+        if self == Order::Bytes { GROUP } else { 8 * S::LANES }
     }
-    // Up to three blocks are left; what a group lacks is zero.
-    for (i, x) in x[2 * n * T..].chunks_exact(T).enumerate() {
-        let b = &rest[2 * B * i..];
-        add(s, x, &weights(&block(b, 0), &block(&b[B.min(b.len())..], 0)), 0, acc);
-    }
-}
 
-/// What the codes of a format have too much.
-#[inline(always)]
-fn excess<S: Simd>(format: Format) -> i32 {
-    match format {
-        Format::Q4_0 => 8,
-        Format::Q8_0 => S::OFFSET,
-        _ => 0,
-    }
-}
-
-/// By lanes, two 16-bit floats at the start of two blocks.
-#[inline(always)]
-fn halves<S: Simd>(s: S, a: &[u8], b: &[u8]) -> [S::F; 4] {
-    let mut out = [s.splat(0.0); 4];
-    for (v, out) in out.iter_mut().enumerate().take(16 / S::LANES) {
-        *out = s.pair_half(a, b, v);
-    }
-    out
-}
-
-/// Products of a row with `T` tokens.
-#[inline(always)]
-fn dot_row<S: Simd, const T: usize>(s: S, row: Row, next: &[u8], tokens: &Tokens) -> [f32; T] {
-    let x = &tokens.ready[..];
-    let mut acc = [[s.splat(0.0); 3]; T];
-    match row.format {
-        Format::Q4_0 => add_pairs::<S, T, 18>(s, x, row.bytes, next, &mut acc, |a, b| Weights {
-            codes: s.unpack([&a[2..], &b[2..]]),
-            d: halves(s, a, b),
-            m: None,
-        }),
-        Format::Q4_1 => add_pairs::<S, T, 20>(s, x, row.bytes, next, &mut acc, |a, b| {
-            let (mut d, mut m) = ([s.splat(0.0); 4], [s.splat(0.0); 4]);
-            for (v, (d, m)) in d.iter_mut().zip(&mut m).enumerate().take(16 / S::LANES) {
-                [*d, *m] = s.pair_halves(a, b, v);
-            }
-            Weights { codes: s.unpack([&a[4..], &b[4..]]), d, m: Some(m) }
-        }),
-        Format::Q8_0 => add_pairs::<S, T, 34>(s, x, row.bytes, next, &mut acc, |a, b| Weights {
-            codes: s.unpack_bytes([&a[2..], &b[2..]]),
-            d: halves(s, a, b),
-            m: None,
-        }),
-        Format::Q4K => {
-            let blocks = row.bytes.chunks_exact(144).zip(next.chunks_exact(144));
-            for (i, ((block, next), x)) in blocks.zip(x.chunks_exact(4 * T)).enumerate() {
-                let (d, m) = q4_k_scales(s, block);
-                for (g, x) in x.chunks_exact(T).enumerate() {
-                    s.prefetch(&next[36 * g..]);
-                    let mut w = Weights { codes: s.unpack_halves(&block[16 + 32 * g..]), d: [s.splat(0.0); 4], m: None };
-                    for (v, w) in w.d.iter_mut().enumerate().take(16 / S::LANES) {
-                        *w = s.pair_of(&d, g, v);
-                    }
-                    add(s, x, &w, g % 2, &mut acc);
-                }
-                for (t, acc) in acc.iter_mut().enumerate() {
-                    acc[2] = s.fma_eight(&tokens.sums[t * (tokens.sums.len() / T) + 8 * i..], &m, acc[2]);
-                }
-            }
+    /// Number of the first activation of 16 bytes of a step, from byte `i` on: of their lower halves, or of the upper ones.
+    #[inline(always)]
+    fn place<S: Simd>(self, step: usize, upper: usize, i: usize) -> usize {
+        let at = step * 4 * S::LANES + i;
+        match self {
+            Order::Halves => 2 * at + upper * 16,
+            Order::Chunks => at / 32 * GROUP + upper * 32 + at % 32,
+            Order::Bytes => step * GROUP + i,
         }
-        Format::Other(_) => panic!("a row that cannot be multiplied where it is"),
     }
-    let mut out = [0.0; T];
-    for (out, [a, b, c]) in out.iter_mut().zip(acc) {
-        *out = s.sum(s.add(s.add(a, b), c));
-    }
-    out
 }
 
 impl Tokens {
     /// Takes in the tokens, for rows of a format.
     #[inline(always)]
     fn make<S: Simd>(&mut self, s: S, acts: Acts, format: Format) {
-        let n_groups = acts.n_groups();
+        let order = Order::of(format);
+        let excess = match format {
+            Format::Q4_0 => 8,
+            Format::Q8_0 => S::OFFSET,
+            _ => 0,
+        };
+        let (n_steps, n_blocks) = (acts.k().div_ceil(order.step::<S>()), 2 * acts.n_groups());
+        let (ones, n) = (s.splat_i(0x0101_0101), acts.n_tokens());
         self.ready.clear();
-        self.sums.resize(2 * n_groups * acts.n_tokens(), 0.0);
-        let (ones, excess) = (s.splat_i(0x0101_0101), s.splat(-excess::<S>(format) as f32));
-        for g in 0..n_groups {
-            for t in 0..acts.n_tokens() {
+        for step in 0..n_steps {
+            for t in 0..n {
                 let token = acts.token(t);
-                let mut x = Ready {
-                    codes: *token.codes(g),
-                    sums: [0.0; GROUP / 4],
-                    start: [0; GROUP / 4],
-                    scale: token.scale(g),
-                };
-                for v in 0..16 / S::LANES {
-                    let sum = s.to_f(s.dot(s.splat_i(0), ones, s.load_i(&x.codes[v * 4 * S::LANES..])));
-                    s.store_f(s.mul(sum, s.splat(x.scale)), &mut x.sums[v * S::LANES..]);
-                    s.store_lanes(s.round(s.mul(sum, excess)), &mut x.start[v * S::LANES..]);
+                let mut x = Ready { codes: [[0; 64]; 2], start: [0; 16], scales: [0.0; 16], sums: [0.0; 16] };
+                let (uppers, bytes) = if order == Order::Bytes { (1, GROUP) } else { (2, 4 * S::LANES) };
+                for upper in 0..uppers {
+                    for i in (0..bytes).step_by(16) {
+                        let mut place = order.place::<S>(step, upper, i);
+                        let (first, end) = (step * order.step::<S>(), (step + 1) * order.step::<S>());
+                        if order == Order::Halves && end > acts.k() && acts.k() >= order.step::<S>() {
+                            // The last step is of the last blocks: those of steps before it are left out.
+                            place = place + acts.k() - end;
+                            if place < first {
+                                continue;
+                            }
+                        }
+                        let (g, at) = (place / GROUP, place % GROUP);
+                        if g < acts.n_groups() {
+                            let piece: &[u8; 16] = token.codes(g)[at..].first_chunk().expect("16 of a group");
+                            x.codes[upper][i..i + 16].copy_from_slice(piece);
+                            x.scales[i / 4..i / 4 + 4].fill(token.scale(g));
+                        }
+                    }
                 }
-                let (a, b) = x.sums.split_at(GROUP / 8);
-                let at = 2 * (t * n_groups + g);
-                self.sums[at] = a.iter().sum();
-                self.sums[at + 1] = b.iter().sum();
+                for v in 0..bytes / (4 * S::LANES) {
+                    let lanes = v * S::LANES..(v + 1) * S::LANES;
+                    let mut sum = s.splat_i(0);
+                    for codes in &x.codes {
+                        sum = s.dot(sum, ones, s.load_i(&codes[4 * lanes.start..]));
+                    }
+                    let sum = s.to_f(sum);
+                    s.store_f(s.mul(sum, s.load_f(&x.scales[lanes.clone()])), &mut x.sums[lanes.clone()]);
+                    s.store_lanes(s.round(s.mul(sum, s.splat(-excess as f32))), &mut x.start[lanes]);
+                }
                 self.ready.push(x);
             }
         }
+        if order != Order::Chunks {
+            return;
+        }
+        self.scales.clear();
+        self.sums.clear();
+        for t in 0..n {
+            let token = acts.token(t);
+            for b in 0..n_blocks {
+                let codes = &token.codes(b / 2)[b % 2 * 32..][..32];
+                let scale = token.scale(b / 2);
+                let sum: i32 = codes.iter().map(|&c| i32::from(c as i8)).sum();
+                self.scales.push(scale);
+                self.sums.push(sum as f32 * scale);
+            }
+        }
     }
+}
+
+/// A row of blocks of 32 in `B` bytes: a scale, for 20 bytes a minimum, and 16 bytes of codes.
+#[inline(always)]
+fn halves<S: Simd, const T: usize, const B: usize>(s: S, x: &[Ready], row: &[u8]) -> Sums<S, T> {
+    let mut acc = [[s.splat(0.0); 3]; T];
+    let n = S::LANES / 4 * B;
+    let mut one = |b: &[u8], x: &[Ready], odd: usize| {
+        let [d, m] = s.spread::<B>(b);
+        let c = s.load_pieces::<B>(&b[B - 16..]);
+        let (low, high) = (s.low(c), s.high(c));
+        for (acc, x) in acc.iter_mut().zip(x) {
+            let dots = s.dot(s.load_lanes(&x.start), low, s.load_i(&x.codes[0]));
+            let dots = s.dot(dots, high, s.load_i(&x.codes[1]));
+            acc[odd] = s.fma(s.to_f(dots), s.mul(d, s.load_f(&x.scales)), acc[odd]);
+            if B == 20 {
+                acc[2] = s.fma(s.load_f(&x.sums), m, acc[2]);
+            }
+        }
+    };
+    let steps = row.chunks_exact(n);
+    let rest = steps.remainder();
+    let (whole, part) = x.split_at(steps.len() * T);
+    for (i, (b, x)) in steps.zip(whole.chunks_exact(T)).enumerate() {
+        one(b, x, i % 2);
+    }
+    if !rest.is_empty() {
+        let mut b = [0u8; 4 * 20];
+        if row.len() >= n {
+            // The last blocks once more; see `Tokens::make`.
+            one(&row[row.len() - n..], part, 0);
+        } else {
+            // Blocks that are missing are zeros.
+            b[..rest.len()].copy_from_slice(rest);
+            one(&b[..n], part, 0);
+        }
+    }
+    acc
+}
+
+/// A row of Q4_K.
+#[inline(always)]
+fn chunks<S: Simd, const T: usize>(s: S, tokens: &Tokens, row: &[u8]) -> Sums<S, T> {
+    let mut acc = [[s.splat(0.0); 3]; T];
+    let (bytes, n_blocks) = (4 * S::LANES, tokens.sums.len() / T);
+    let blocks = row.chunks_exact(144).zip(tokens.ready.chunks_exact(128 / bytes * T));
+    for (i, (block, x)) in blocks.enumerate() {
+        let (d, m) = q4_k_scales(s, block);
+        let mut scales = [[0.0f32; 8]; T];
+        for (t, scales) in scales.iter_mut().enumerate() {
+            let at = t * n_blocks + 8 * i;
+            *scales = s.mul_eight(&d, &tokens.scales[at..]);
+            acc[t][2] = s.fma_eight(&tokens.sums[at..], &m, acc[t][2]);
+        }
+        for (step, (c, x)) in block[16..].chunks_exact(bytes).zip(x.chunks_exact(T)).enumerate() {
+            let c = s.load_i(c);
+            // The blocks of the first and of the last bytes.
+            let (a, b) = (step * bytes / 32 * 2, (step * bytes + bytes / 2) / 32 * 2);
+            for (upper, c) in [s.low(c), s.high(c)].into_iter().enumerate() {
+                for ((acc, x), scales) in acc.iter_mut().zip(x).zip(&scales) {
+                    let dots = s.dot(s.splat_i(0), c, s.load_i(&x.codes[upper]));
+                    acc[upper] = s.fma(s.to_f(dots), s.two_of(scales, a + upper, b + upper), acc[upper]);
+                }
+            }
+        }
+    }
+    acc
+}
+
+/// A row of Q8_0.
+#[inline(always)]
+fn bytes<S: Simd, const T: usize>(s: S, x: &[Ready], row: &[u8]) -> Sums<S, T> {
+    let mut acc = [[s.splat(0.0); 3]; T];
+    let mut one = |b: &[u8], x: &[Ready], odd: usize| {
+        let (a, b) = b.split_at(34);
+        let codes = s.unpack_bytes([&a[2..], &b[2..]]);
+        for v in 0..16 / S::LANES {
+            let d = s.pair_half(a, b, v);
+            for (acc, x) in acc.iter_mut().zip(x) {
+                let lanes = v * S::LANES;
+                let dots = s.dot(s.load_lanes(&x.start[lanes..]), codes[v], s.load_i(&x.codes[0][4 * lanes..]));
+                acc[odd] = s.fma(s.to_f(dots), s.mul(d, s.load_f(&x.scales[lanes..])), acc[odd]);
+            }
+        }
+    };
+    let steps = row.chunks_exact(68);
+    let rest = steps.remainder();
+    let (whole, part) = x.split_at(steps.len() * T);
+    for (i, (b, x)) in steps.zip(whole.chunks_exact(T)).enumerate() {
+        one(b, x, i % 2);
+    }
+    if !rest.is_empty() {
+        let mut b = [0u8; 68];
+        b[..rest.len()].copy_from_slice(rest);
+        one(&b, part, 0);
+    }
+    acc
+}
+
+/// Products of a row with `T` tokens.
+#[inline(always)]
+fn dot_row<S: Simd, const T: usize>(s: S, row: Row, tokens: &Tokens) -> [f32; T] {
+    let x = &tokens.ready[..];
+    let acc = match row.format {
+        Format::Q4_0 => halves::<S, T, 18>(s, x, row.bytes),
+        Format::Q4_1 => halves::<S, T, 20>(s, x, row.bytes),
+        Format::Q4K => chunks::<S, T>(s, tokens, row.bytes),
+        Format::Q8_0 => bytes::<S, T>(s, x, row.bytes),
+        Format::Other(_) => panic!("a row that cannot be multiplied where it is"),
+    };
+    let mut out = [0.0; T];
+    for (out, [a, b, c]) in out.iter_mut().zip(acc) {
+        *out = s.sum(s.add(s.add(a, b), c));
+    }
+    out
 }
 
 impl<'r, R: Fn(usize) -> Row<'r>, D: FnMut(usize, &[f32])> Kernel for MultiplyFew<'_, R, D> {
@@ -205,13 +276,8 @@ impl<'r, R: Fn(usize) -> Row<'r>, D: FnMut(usize, &[f32])> Kernel for MultiplyFe
         tokens.make(s, acts, row(0).format);
         macro_rules! run {
             ($t:literal) => {
-                {
-                    let mut next = row(0);
-                    for i in 0..n_rows {
-                        let now = next;
-                        next = row((i + 1).min(n_rows - 1));
-                        done(i, &dot_row::<S, $t>(s, now, next.bytes, tokens));
-                    }
+                for i in 0..n_rows {
+                    done(i, &dot_row::<S, $t>(s, row(i), tokens));
                 }
             };
         }

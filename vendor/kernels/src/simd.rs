@@ -26,8 +26,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Runs a kernel with the instruction set enabled.
     fn run<K: Kernel>(self, kernel: K) -> K::Out;
 
-    /// Asks for the first of the bytes to be brought near.
-    fn prefetch(self, bytes: &[u8]);
     /// The same integer in every lane.
     fn splat_i(self, x: i32) -> Self::I;
     /// Four bytes for each lane; of `bytes` the first `4 * LANES`.
@@ -61,21 +59,40 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn look_up(self, blocks: [&[u8]; 2], tables: &[[u8; 16]; 2], out: &mut [u8]);
     /// The same for 32 bytes: the lower halves are the first block's, the upper ones the second's.
     fn look_up_halves(self, codes: &[u8], tables: &[[u8; 16]; 2], out: &mut [u8]);
-    /// Codes of 64 weights, as [`Simd::dot`] takes them, in the first `16 / LANES` vectors: of two blocks of 32, each in 16 bytes
-    /// (lower halves of the bytes first).
-    fn unpack(self, blocks: [&[u8]; 2]) -> [Self::I; 4];
-    /// The same of one block in the lower and one in the upper halves of 32 bytes.
-    fn unpack_halves(self, codes: &[u8]) -> [Self::I; 4];
-    /// The same of two blocks of 32 signed bytes, plus `OFFSET`.
+    /// Codes of 64 weights, as [`Simd::dot`] takes them, in the first `16 / LANES` vectors: of two blocks of 32 signed bytes, plus
+    /// `OFFSET`.
     fn unpack_bytes(self, blocks: [&[u8]; 2]) -> [Self::I; 4];
-    /// For vector `v` of 64 codes: in lanes of the first 32 codes float `2 * g`, in lanes of the others `2 * g + 1`.
-    fn pair_of(self, x: &[f32; 8], g: usize, v: usize) -> Self::F;
-    /// The same for 16-bit floats, little-endian.
+    /// For vector `v` of 64 codes: in lanes of the first 32 codes a 16-bit float at the start of `a`, in the others of `b`.
     fn pair_half(self, a: &[u8], b: &[u8], v: usize) -> Self::F;
-    /// The same of two 16-bit floats each.
+    /// Of blocks of `B` bytes, for each four lanes one: the 16-bit floats that they start with, and, where blocks are of 20 bytes, the
+    /// second ones.
     #[inline(always)]
-    fn pair_halves(self, a: &[u8], b: &[u8], v: usize) -> [Self::F; 2] {
-        [self.pair_half(a, b, v), self.pair_half(&a[2..], &b[2..], v)]
+    fn spread<const B: usize>(self, blocks: &[u8]) -> [Self::F; 2] {
+        let mut floats = [[0.0f32; 16]; 2];
+        for (i, b) in blocks.chunks_exact(B).enumerate().take(Self::LANES / 4) {
+            for (which, floats) in floats.iter_mut().enumerate().take(if B == 20 { 2 } else { 1 }) {
+                floats[4 * i..4 * i + 4].fill(self.half(u16::from_le_bytes([b[2 * which], b[2 * which + 1]])));
+            }
+        }
+        [self.load_f(&floats[0]), self.load_f(&floats[1])]
+    }
+    /// For each four lanes 16 bytes, `B` bytes from one to the next.
+    #[inline(always)]
+    fn load_pieces<const B: usize>(self, bytes: &[u8]) -> Self::I {
+        let mut all = [0u8; 64];
+        for i in 0..Self::LANES / 4 {
+            all[16 * i..16 * i + 16].copy_from_slice(&bytes[B * i..B * i + 16]);
+        }
+        self.load_i(&all)
+    }
+    /// Float `a` in the first half of 16 lanes, float `b` in the second; of fewer lanes `a` in all.
+    #[inline(always)]
+    fn two_of(self, x: &[f32; 8], a: usize, b: usize) -> Self::F {
+        let mut lanes = [x[a]; 16];
+        if Self::LANES == 16 {
+            lanes[8..].fill(x[b]);
+        }
+        self.load_f(&lanes)
     }
     /// Of `LANES` vectors as a square of lanes, its columns.
     fn transpose(self, rows: &mut [Self::I]);
@@ -108,6 +125,15 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Products of the first eight floats.
+    #[inline(always)]
+    fn mul_eight(self, a: &[f32; 8], b: &[f32]) -> [f32; 8] {
+        let mut out = [0.0; 8];
+        for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+            *out = a * b;
+        }
+        out
+    }
     /// Adds to some lanes the products of the first eight floats.
     fn fma_eight(self, a: &[f32], b: &[f32; 8], c: Self::F) -> Self::F;
     /// The larger; `b` where one is NaN.
