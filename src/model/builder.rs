@@ -291,13 +291,7 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
     }
 
     /// A [`Product`] of the states.
-    fn product(
-        &self,
-        input: &Input<'g>,
-        factors: Vec<Factor>,
-        gated: bool,
-        kept: Option<&Kept<'a, 'g>>,
-    ) -> Tensor<'g> {
+    fn product(&self, input: &Input<'g>, factors: Vec<Factor>, gated: bool, kept: Option<&Kept<'a, 'g>>) -> Tensor<'g> {
         let n_kept = kept.map_or(0, |k| k.n);
         let n_out: usize = factors.iter().take(if gated { 1 } else { factors.len() }).map(|f| f.n_out(n_kept)).sum();
         self.product_of(input, factors, gated, kept, None, n_out)
@@ -634,12 +628,7 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
     }
 
     /// A bias, or the kept units' part of it.
-    fn rows_of_bias(
-        &self,
-        bias: Option<TensorId>,
-        kept: Option<&Kept<'a, 'g>>,
-        width: usize,
-    ) -> Option<Tensor<'g>> {
+    fn rows_of_bias(&self, bias: Option<TensorId>, kept: Option<&Kept<'a, 'g>>, width: usize) -> Option<Tensor<'g>> {
         let g = self.g;
         let b = self.weight(bias?);
         let Some(kept) = kept else { return Some(b) };

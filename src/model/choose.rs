@@ -45,13 +45,7 @@ impl Times {
 }
 
 /// Our kernels, if the user asked for them or they are faster with the matrix `name`.
-pub fn native(
-    wanted: Kernels,
-    gguf: &Gguf,
-    name: &str,
-    placement: &Placement,
-    n_threads: usize,
-) -> Option<Native> {
+pub fn native(wanted: Kernels, gguf: &Gguf, name: &str, placement: &Placement, n_threads: usize) -> Option<Native> {
     if wanted == Kernels::Ggml {
         return None;
     }

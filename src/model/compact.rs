@@ -60,7 +60,8 @@ impl Compact {
     ) -> Result<Compact> {
         let h = model.hparams();
         let mut parts: Vec<Part> = Vec::new();
-        let mut numbers: Vec<(Block, usize, Vec<(Option<usize>, Option<usize>)>, Option<Arc<ColumnWeights>>)> = Vec::new();
+        let mut numbers: Vec<(Block, usize, Vec<(Option<usize>, Option<usize>)>, Option<Arc<ColumnWeights>>)> =
+            Vec::new();
         let mut owners: Vec<Block> = Vec::new();
         let mut column_bytes = 0;
         for (&block, kept) in masks {

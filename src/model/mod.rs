@@ -150,7 +150,16 @@ impl Model {
     /// The graph of a micro-batch.
     pub(crate) fn graph(&self, cache: &KvCache, shape: Shape, pass: Option<Pass>) -> (Graph, Slots) {
         Graph::build(self.max_tensors(), |g| {
-            let builder = builder::BatchBuilder::new(g, &self.hparams, &self.store, &self.matrices, &self.native, cache, shape, pass);
+            let builder = builder::BatchBuilder::new(
+                g,
+                &self.hparams,
+                &self.store,
+                &self.matrices,
+                &self.native,
+                cache,
+                shape,
+                pass,
+            );
             self.tensors.graph(builder)
         })
     }
@@ -158,8 +167,16 @@ impl Model {
     /// The graph of one layer's MLP alone: residual stream F32 `[n_embd, n_tokens]` (input) to the block's output.
     pub(crate) fn ffn_graph(&self, cache: &KvCache, shape: Shape, pass: Pass, il: usize) -> (Graph, (Slot, Slots)) {
         Graph::build(256, |g| {
-            let builder =
-                builder::BatchBuilder::new(g, &self.hparams, &self.store, &self.matrices, &self.native, cache, shape, Some(pass));
+            let builder = builder::BatchBuilder::new(
+                g,
+                &self.hparams,
+                &self.store,
+                &self.matrices,
+                &self.native,
+                cache,
+                shape,
+                Some(pass),
+            );
             let (x, input) = g.input("ffn_inp", Type::F32, [self.hparams.n_embd, shape.n_tokens(), 1, 1]);
             (input, self.tensors.ffn_graph(builder, x, il))
         })

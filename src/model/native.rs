@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ggml::{Division, Op, Part, Source, TensorId, Type, dequantize_row};
-use kernels::{Acts, Cells, ColumnWeights, Columns, FEW, Format, Isa, Out, Query, Row, token_bytes};
+use ggml::{Division, Op, Part, Parts, Source, TensorId, Type, dequantize_row};
+use kernels::{Acts, Cells, ColumnWeights, Columns, FEW, Few, Format, Isa, Out, Query, Row, token_bytes};
 
 use crate::prune::reduce::Matrix;
 
@@ -65,11 +65,12 @@ pub struct Quantize {
 }
 
 impl Op for Quantize {
-    fn compute(&self, sources: &[Source], out: &mut Part) {
-        let rows = out.rows();
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
         let bytes = token_bytes(sources[0].ne()[0]);
-        for (i, out) in rows.zip(out.bytes().chunks_exact_mut(bytes)) {
-            quantize(sources, i, self.eps, out);
+        while let Some(mut out) = parts.next() {
+            for (i, out) in out.rows().zip(out.bytes().chunks_exact_mut(bytes)) {
+                quantize(sources, i, self.eps, out);
+            }
         }
     }
 }
@@ -114,6 +115,9 @@ impl Factor {
     }
 }
 
+/// Bytes of weights that a thread takes at once.
+const PART_BYTES: usize = 2048 << 10;
+
 /// The part's rows as the kernels write them.
 struct Tokens<'a, 'b> {
     part: &'a mut Part<'b>,
@@ -128,13 +132,15 @@ impl Out for Tokens<'_, '_> {
 
 impl Op for Product {
     fn division(&self, ne: [usize; 4]) -> Division {
-        // A few tokens are little work: fewer parts.
-        let share = if ne[1] <= FEW { ne[0].div_ceil(8) } else { 1 };
-        Division { rows: ne[1], columns: share.next_multiple_of(Isa::best().panel_rows()) }
+        // Rows that are read where they are: enough to be worth the tokens' preparation, few enough for threads to end together.
+        let share = match self.panels {
+            true => 1,
+            false => (PART_BYTES / self.factors[0].matrix.row(0).len()).min(ne[0].div_ceil(4)),
+        };
+        Division { rows: ne[1], columns: share.max(1).next_multiple_of(Isa::best().panel_rows()) }
     }
 
-    fn compute(&self, sources: &[Source], out: &mut Part) {
-        let isa = Isa::best();
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
         let (sources, ids): (&[Source], &[i32]) = match sources.split_last() {
             Some((ids, rest)) if self.has_ids => (rest, ids.row(0)),
             _ => (sources, &[]),
@@ -147,35 +153,51 @@ impl Op for Product {
             .collect();
         let formats: Vec<Format> =
             self.factors.iter().zip(&others).map(|(f, o)| format(f.matrix.ty()).unwrap_or(Format::Other(o))).collect();
+        let rows: Vec<(&[u8], usize)> =
+            self.factors.iter().map(|f| (f.matrix.bytes(), f.matrix.bytes().len() / f.matrix.n_out())).collect();
         let row = |number: usize, i: usize| {
-            let factor = &self.factors[number];
-            let i = factor.kept.map_or(i, |width| ids[i / width] as usize * width + i % width);
-            Row { bytes: factor.matrix.row(i), format: formats[number] }
+            let i = self.factors[number].kept.map_or(i, |width| ids[i / width] as usize * width + i % width);
+            let (bytes, n) = rows[number];
+            Row { bytes: &bytes[i * n..][..n], format: formats[number] }
         };
-        let n = sources[0].ne()[1];
         let n_in = self.factors[0].matrix.n_in();
-        // The part's share of each factor.
-        let range = out.columns();
-        let mut first = 0;
-        for (number, factor) in self.factors.iter().enumerate() {
-            let n_out = factor.n_out(ids.len());
-            let share = range.start.max(first)..range.end.min(first + n_out);
-            if !share.is_empty() {
-                let row = |which: usize, i: usize| row(number + which, share.start - first + i);
-                let at = share.start - range.start;
-                if self.panels {
-                    self.many(isa, row, sources[0].all_bytes(), n_in, ids, share.len(), at, out);
-                } else if n <= FEW {
-                    self.few(isa, row, Acts::new(&few(sources, self.eps), n_in), share.len(), at, 0, out);
-                } else {
-                    for (i, acts) in sources[0].all_bytes().chunks(FEW * token_bytes(n_in)).enumerate() {
-                        self.few(isa, &row, Acts::new(acts, n_in), share.len(), at, FEW * i, out);
+        let columns = self.columns.map(|width| Columns::new(ids, width, n_in));
+        let n = sources[0].ne()[1];
+        let made = if n <= FEW && !self.panels { few(sources, self.eps) } else { Vec::new() };
+        let acts = if made.is_empty() { sources[0].all_bytes() } else { &made };
+        let k = columns.as_ref().map_or(n_in, Columns::len);
+        // For each factor the tokens, a few at a time; once for all parts of this thread.
+        let mut ready: Vec<Vec<Few>> = Vec::new();
+        if !self.panels {
+            ready.extend(formats.iter().map(|&format| {
+                acts.chunks(FEW * token_bytes(k)).map(|acts| Isa::best().few(Acts::new(acts, k), format)).collect()
+            }));
+        }
+        let tokens: Vec<usize> = (0..n).collect();
+        while let Some(mut out) = parts.next() {
+            // The part's share of each factor.
+            let range = out.columns();
+            let mut first = 0;
+            for (number, factor) in self.factors.iter().enumerate() {
+                let n_out = factor.n_out(ids.len());
+                let share = range.start.max(first)..range.end.min(first + n_out);
+                if !share.is_empty() {
+                    let row = |which: usize, i: usize| row(number + which, share.start - first + i);
+                    let at = share.start - range.start;
+                    if self.panels {
+                        let acts = Acts::new(acts, k);
+                        self.many(row, acts, &tokens, n_in, columns.as_ref(), share.len(), at, &mut out);
+                    } else {
+                        for i in 0..n.div_ceil(FEW) {
+                            let both = [&ready[number][i], &ready[if self.gated { 1 } else { number }][i]];
+                            self.few(&row, both, n, share.len(), at, FEW * i, &mut out);
+                        }
                     }
                 }
-            }
-            first += n_out;
-            if self.gated {
-                break;
+                first += n_out;
+                if self.gated {
+                    break;
+                }
             }
         }
     }
@@ -186,29 +208,28 @@ impl Product {
     #[allow(clippy::too_many_arguments, reason = "all of one product")]
     fn few<'r>(
         &self,
-        isa: Isa,
         row: impl Fn(usize, usize) -> Row<'r>,
-        acts: Acts,
+        tokens: [&Few; 2],
+        n: usize,
         n_rows: usize,
         at: usize,
         first: usize,
         out: &mut Part,
     ) {
-        if !self.gated {
-            isa.multiply_few(|i| row(0, i), n_rows, acts, |i, x| {
-                x.iter().enumerate().for_each(|(t, x)| out.row::<f32>(first + t)[at + i] = *x);
-            });
-            return;
-        }
-        let n = acts.n_tokens();
-        let mut halves = [0, 1].map(|_| vec![0.0f32; n * n_rows]);
-        for (which, half) in halves.iter_mut().enumerate() {
-            isa.multiply_few(|i| row(which, i), n_rows, acts, |i, x| {
-                x.iter().enumerate().for_each(|(t, x)| half[t * n_rows + i] = *x);
+        let isa = Isa::best();
+        let n = FEW.min(n - first);
+        let mut results = [vec![0.0f32; n * n_rows], vec![0.0f32; if self.gated { n * n_rows } else { 0 }]];
+        for (which, to) in results.iter_mut().enumerate().take(1 + usize::from(self.gated)) {
+            isa.multiply_few(tokens[which], |i| row(which, i), n_rows, |i, x| {
+                x.iter().enumerate().for_each(|(t, x)| to[t * n_rows + i] = *x);
             });
         }
-        for (t, (gate, up)) in halves[0].chunks_exact(n_rows).zip(halves[1].chunks_exact(n_rows)).enumerate() {
-            isa.swiglu(gate, up, &mut out.row::<f32>(first + t)[at..at + n_rows]);
+        for (t, x) in results[0].chunks_exact(n_rows).enumerate() {
+            let out = &mut out.row::<f32>(first + t)[at..at + n_rows];
+            match self.gated {
+                true => isa.swiglu(x, &results[1][t * n_rows..][..n_rows], out),
+                false => out.copy_from_slice(x),
+            }
         }
     }
 
@@ -216,24 +237,22 @@ impl Product {
     #[allow(clippy::too_many_arguments, reason = "all of one product")]
     fn many<'r>(
         &self,
-        isa: Isa,
         row: impl Fn(usize, usize) -> Row<'r>,
-        acts: &[u8],
+        acts: Acts,
+        tokens: &[usize],
         n_in: usize,
-        ids: &[i32],
+        columns: Option<&Columns>,
         n_rows: usize,
         at: usize,
         out: &mut Part,
     ) {
-        let columns = self.columns.map(|width| Columns::new(ids, width, n_in));
-        let acts = Acts::new(acts, columns.as_ref().map_or(n_in, Columns::len));
-        let tokens: Vec<usize> = (0..acts.n_tokens()).collect();
+        let isa = Isa::best();
         let rows = isa.panel_rows();
         for start in (0..n_rows).step_by(rows) {
             let row = |which, i| row(which, start + i);
             let n = rows.min(n_rows - start);
             let mut out = Tokens { part: out, at: at + start };
-            let time = isa.multiply(row, self.gated, n, n_in, columns.as_ref(), acts, &tokens, &mut out);
+            let time = isa.multiply(row, self.gated, n, n_in, columns, acts, tokens, &mut out);
             self.clock.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
         }
     }
@@ -270,13 +289,21 @@ pub struct ColumnProduct {
 
 impl Op for ColumnProduct {
     fn division(&self, ne: [usize; 4]) -> Division {
-        Division { rows: ne[1], columns: ne[0].div_ceil(8).next_multiple_of(self.weights.tile_rows()) }
+        Division {
+            rows: ne[1],
+            columns: (PART_BYTES / self.weights.row_bytes()).max(1).next_multiple_of(self.weights.tile_rows()),
+        }
     }
 
-    fn compute(&self, sources: &[Source], out: &mut Part) {
-        let first = out.columns().start;
-        for t in out.rows() {
-            Isa::best().multiply_columns(&self.weights, sources[0].row::<f32>(t), first, out.row::<f32>(t));
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
+        let isa = Isa::best();
+        let n = sources[0].ne()[1];
+        let acts: Vec<_> = (0..n).map(|t| isa.column_acts(&self.weights, sources[0].row::<f32>(t))).collect();
+        while let Some(mut out) = parts.next() {
+            let first = out.columns().start;
+            for (t, acts) in acts.iter().enumerate() {
+                isa.multiply_columns(&self.weights, acts, first, out.row::<f32>(t));
+            }
         }
     }
 }
@@ -308,39 +335,41 @@ impl Op for Attend {
         Division { rows: (ATTEND_ROWS / self.n_rep).max(1), columns: ne[0] }
     }
 
-    fn compute(&self, sources: &[Source], out: &mut Part) {
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
         let [q, k, v, pos] = [0, 1, 2, 3].map(|i| sources[i]);
         let [d, n_head, n_tokens, _] = q.ne();
         let n_each = n_tokens / k.ne()[3];
         let pos = pos.row::<i32>(0);
         let ids: Option<&[i32]> = sources.get(4).map(|s| s.row(0));
         let kv_head = |head: usize| ids.map_or(head, |ids| ids[head] as usize) / self.n_rep;
-        let tokens = out.rows();
-        let mut first = tokens.start;
-        while first < tokens.end {
-            // Tokens of one sequence, heads that read the same keys.
-            let seq = first / n_each;
-            let last = tokens.end.min((seq + 1) * n_each);
-            for heads in (0..n_head).collect::<Vec<_>>().chunk_by(|&a, &b| kv_head(a) == kv_head(b)) {
-                let head = kv_head(heads[0]);
-                let rows: Vec<(usize, usize)> = (first..last).flat_map(|t| heads.iter().map(move |&h| (t, h))).collect();
-                let query = |&(t, h): &(usize, usize)| {
-                    Query { q: q.elements([h, t, 0]), visible: pos[t] as usize + 1 }
-                };
-                let queries: Vec<Query> = rows.iter().map(query).collect();
-                let key = move |cell: usize| k.bytes([head, cell, seq]);
-                let value = move |cell: usize| v.bytes([head, cell, seq]);
-                let (kt, vt) = (k.ty(), v.ty());
-                let k_values = move |b: &[u8], o: &mut [f32]| dequantize_row(kt, b, o);
-                let v_values = move |b: &[u8], o: &mut [f32]| dequantize_row(vt, b, o);
-                let keys = Cells { cell: &key, values: (kt != Type::F16).then_some(&k_values) };
-                let values = Cells { cell: &value, values: (vt != Type::F16).then_some(&v_values) };
-                Isa::best().attend(&queries, &keys, &values, self.scale, &mut |i, x| {
-                    let (t, h) = rows[i];
-                    out.row::<f32>(t)[h * d..(h + 1) * d].copy_from_slice(x);
-                });
+        while let Some(mut out) = parts.next() {
+            let tokens = out.rows();
+            let mut first = tokens.start;
+            while first < tokens.end {
+                // Tokens of one sequence, heads that read the same keys.
+                let seq = first / n_each;
+                let last = tokens.end.min((seq + 1) * n_each);
+                for heads in (0..n_head).collect::<Vec<_>>().chunk_by(|&a, &b| kv_head(a) == kv_head(b)) {
+                    let head = kv_head(heads[0]);
+                    let rows: Vec<(usize, usize)> =
+                        (first..last).flat_map(|t| heads.iter().map(move |&h| (t, h))).collect();
+                    let query =
+                        |&(t, h): &(usize, usize)| Query { q: q.elements([h, t, 0]), visible: pos[t] as usize + 1 };
+                    let queries: Vec<Query> = rows.iter().map(query).collect();
+                    let key = move |cell: usize| k.bytes([head, cell, seq]);
+                    let value = move |cell: usize| v.bytes([head, cell, seq]);
+                    let (kt, vt) = (k.ty(), v.ty());
+                    let k_values = move |b: &[u8], o: &mut [f32]| dequantize_row(kt, b, o);
+                    let v_values = move |b: &[u8], o: &mut [f32]| dequantize_row(vt, b, o);
+                    let keys = Cells { cell: &key, values: (kt != Type::F16).then_some(&k_values) };
+                    let values = Cells { cell: &value, values: (vt != Type::F16).then_some(&v_values) };
+                    Isa::best().attend(&queries, &keys, &values, self.scale, &mut |i, x| {
+                        let (t, h) = rows[i];
+                        out.row::<f32>(t)[h * d..(h + 1) * d].copy_from_slice(x);
+                    });
+                }
+                first = last;
             }
-            first = last;
         }
     }
 }

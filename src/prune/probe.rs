@@ -1,6 +1,6 @@
 //! The probe: which rows of a batch are run ahead. Tokens first, then samples; the same tokens of each sample.
 
-use ggml::{Op, Part, Source};
+use ggml::{Op, Parts, Source};
 
 use crate::cli::options::{PruneMethod, PruneOptions};
 
@@ -67,10 +67,12 @@ fn largest(values: &[f64], n: usize) -> Vec<usize> {
 pub struct SquaredNorms;
 
 impl Op for SquaredNorms {
-    fn compute(&self, sources: &[Source], out: &mut Part) {
-        let range = out.rows();
-        for (out, row) in out.elements::<f32>().iter_mut().zip(range) {
-            *out = sources[0].row::<f32>(row).iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() as f32;
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
+        while let Some(mut out) = parts.next() {
+            let range = out.rows();
+            for (out, row) in out.elements::<f32>().iter_mut().zip(range) {
+                *out = sources[0].row::<f32>(row).iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() as f32;
+            }
         }
     }
 }
@@ -87,10 +89,12 @@ pub struct PickByResidual {
 }
 
 impl Op for PickByResidual {
-    fn compute(&self, sources: &[Source], out: &mut Part) {
-        let squares: Vec<f32> = (0..self.n_seq * self.n_each).map(|i| sources[0].row::<f32>(i)[0]).collect();
-        let rows = by_residual(self.probe, &squares, self.n_seq, self.n_each);
-        out.elements::<i32>().copy_from_slice(&rows);
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
+        while let Some(mut out) = parts.next() {
+            let squares: Vec<f32> = (0..self.n_seq * self.n_each).map(|i| sources[0].row::<f32>(i)[0]).collect();
+            let rows = by_residual(self.probe, &squares, self.n_seq, self.n_each);
+            out.elements::<i32>().copy_from_slice(&rows);
+        }
     }
 }
 

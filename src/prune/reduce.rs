@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ggml::{Map, Op, Part, Source, Type, dequantize_row, quantize_row};
+use ggml::{Map, Op, Parts, Source, Type, dequantize_row, quantize_row};
 
 /// A matrix `[n_in, n_out]` as the file has it, row by row.
 #[derive(Debug, Clone)]
@@ -39,7 +39,13 @@ impl Matrix {
     pub fn from_rows(rows: &[&[f32]]) -> Matrix {
         let values = rows.concat();
         let bytes = ggml::quantize(Type::F32, &values, rows[0].len());
-        Matrix { bytes: Bytes::Owned(bytes.into()), ty: Type::F32, n_in: rows[0].len(), n_out: rows.len(), row: 4 * rows[0].len() }
+        Matrix {
+            bytes: Bytes::Owned(bytes.into()),
+            ty: Type::F32,
+            n_in: rows[0].len(),
+            n_out: rows.len(),
+            row: 4 * rows[0].len(),
+        }
     }
 
     /// Inputs: the length of a row.
@@ -57,14 +63,18 @@ impl Matrix {
         self.ty
     }
 
+    /// The bytes of all rows.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Mapped(map, range) => &map[range.clone()],
+            #[cfg(test)]
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+
     /// The bytes of row `j`.
     pub fn row(&self, j: usize) -> &[u8] {
-        let n = self.row;
-        match &self.bytes {
-            Bytes::Mapped(map, range) => &map[range.start + j * n..range.start + (j + 1) * n],
-            #[cfg(test)]
-            Bytes::Owned(bytes) => &bytes[j * n..(j + 1) * n],
-        }
+        &self.bytes()[j * self.row..][..self.row]
     }
 
     /// Type of rows of `n` columns out of this matrix. A block of a quantised type shares a scale among neighbours that are not
@@ -112,9 +122,11 @@ pub struct GatherRows {
 }
 
 impl Op for GatherRows {
-    fn compute(&self, sources: &[Source], out: &mut Part) {
-        let range = out.rows();
-        self.matrix.gather_rows(sources[0].row::<i32>(0), self.width, range, out.bytes());
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
+        while let Some(mut out) = parts.next() {
+            let range = out.rows();
+            self.matrix.gather_rows(sources[0].row::<i32>(0), self.width, range, out.bytes());
+        }
     }
 }
 
@@ -128,9 +140,11 @@ pub struct GatherColumns {
 }
 
 impl Op for GatherColumns {
-    fn compute(&self, sources: &[Source], out: &mut Part) {
-        let range = out.rows();
-        self.matrix.gather_columns(sources[0].row::<i32>(0), self.width, range, out.bytes());
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
+        while let Some(mut out) = parts.next() {
+            let range = out.rows();
+            self.matrix.gather_columns(sources[0].row::<i32>(0), self.width, range, out.bytes());
+        }
     }
 }
 
@@ -143,15 +157,17 @@ pub struct GatherHeads {
 }
 
 impl Op for GatherHeads {
-    fn compute(&self, sources: &[Source], out: &mut Part) {
-        let [_, _, m, _] = sources[0].ne();
-        let kept = sources[1].row::<i32>(0);
-        let range = out.rows();
-        let row = out.bytes().len() / range.len();
-        for (out, i) in out.bytes().chunks_exact_mut(row).zip(range) {
-            let head = kept[i % kept.len()] as usize / self.n_rep;
-            let i = i / kept.len();
-            out.copy_from_slice(sources[0].bytes([head, i % m, i / m]));
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
+        while let Some(mut out) = parts.next() {
+            let [_, _, m, _] = sources[0].ne();
+            let kept = sources[1].row::<i32>(0);
+            let range = out.rows();
+            let row = out.bytes().len() / range.len();
+            for (out, i) in out.bytes().chunks_exact_mut(row).zip(range) {
+                let head = kept[i % kept.len()] as usize / self.n_rep;
+                let i = i / kept.len();
+                out.copy_from_slice(sources[0].bytes([head, i % m, i / m]));
+            }
         }
     }
 }
@@ -165,15 +181,17 @@ pub struct SpreadHeads {
 }
 
 impl Op for SpreadHeads {
-    fn compute(&self, sources: &[Source], out: &mut Part) {
-        let n = sources[0].ne()[0];
-        let kept = sources[1].row::<i32>(0);
-        let range = out.rows();
-        let n_head = self.n_head;
-        for (out, i) in out.bytes().chunks_exact_mut(4 * n).zip(range) {
-            match kept.binary_search(&((i % n_head) as i32)) {
-                Ok(j) => out.copy_from_slice(sources[0].bytes([j, i / n_head, 0])),
-                Err(_) => out.fill(0),
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
+        while let Some(mut out) = parts.next() {
+            let n = sources[0].ne()[0];
+            let kept = sources[1].row::<i32>(0);
+            let range = out.rows();
+            let n_head = self.n_head;
+            for (out, i) in out.bytes().chunks_exact_mut(4 * n).zip(range) {
+                match kept.binary_search(&((i % n_head) as i32)) {
+                    Ok(j) => out.copy_from_slice(sources[0].bytes([j, i / n_head, 0])),
+                    Err(_) => out.fill(0),
+                }
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, RwLock};
 
-use ggml::{Op, Part, Source, dequantize_row};
+use ggml::{Op, Parts, Source, dequantize_row};
 
 use super::history::{History, fuse};
 use super::plan::{Block, Dims, Kind};
@@ -112,35 +112,37 @@ pub struct Score {
 }
 
 impl Op for Score {
-    fn compute(&self, sources: &[Source], out: &mut Part) {
-        let units = out.rows();
-        let channels = units.start * self.width..units.end * self.width;
-        let n_rows = sources[0].ne()[1];
-        let history = self.history.as_ref().map(|h| h.read().expect("no writer panics"));
-        let mut energy = vec![0.0f64; channels.len()];
-        let groups = if self.by_position { self.n_each } else { 1 };
-        for group in 0..groups {
-            let mut p = vec![0.0f64; channels.len()];
-            let rows = (group..n_rows).step_by(groups);
-            let n = rows.len() as f64;
-            for row in rows {
-                let states = &sources[0].row::<f32>(row)[channels.clone()];
-                p.iter_mut().zip(states).for_each(|(p, &x)| *p += f64::from(x) * f64::from(x));
-            }
-            match &history {
-                None => energy.iter_mut().zip(&p).for_each(|(a, p)| *a += p / n),
-                Some(history) => {
-                    let pos = self.by_position.then(|| sources[1].row::<i32>(0)[group] as usize);
-                    let h = &history.row(pos)[channels.clone()];
-                    for ((a, p), &h) in energy.iter_mut().zip(&p).zip(h) {
-                        *a += f64::from(fuse((p / n) as f32, h));
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
+        while let Some(mut out) = parts.next() {
+            let units = out.rows();
+            let channels = units.start * self.width..units.end * self.width;
+            let n_rows = sources[0].ne()[1];
+            let history = self.history.as_ref().map(|h| h.read().expect("no writer panics"));
+            let mut energy = vec![0.0f64; channels.len()];
+            let groups = if self.by_position { self.n_each } else { 1 };
+            for group in 0..groups {
+                let mut p = vec![0.0f64; channels.len()];
+                let rows = (group..n_rows).step_by(groups);
+                let n = rows.len() as f64;
+                for row in rows {
+                    let states = &sources[0].row::<f32>(row)[channels.clone()];
+                    p.iter_mut().zip(states).for_each(|(p, &x)| *p += f64::from(x) * f64::from(x));
+                }
+                match &history {
+                    None => energy.iter_mut().zip(&p).for_each(|(a, p)| *a += p / n),
+                    Some(history) => {
+                        let pos = self.by_position.then(|| sources[1].row::<i32>(0)[group] as usize);
+                        let h = &history.row(pos)[channels.clone()];
+                        for ((a, p), &h) in energy.iter_mut().zip(&p).zip(h) {
+                            *a += f64::from(fuse((p / n) as f32, h));
+                        }
                     }
                 }
             }
+            let energy: Vec<f32> = energy.into_iter().map(|a| a as f32).collect();
+            let scores = self.formula.scores(&energy, &self.constants[channels], self.width);
+            out.elements::<f32>().copy_from_slice(&scores);
         }
-        let energy: Vec<f32> = energy.into_iter().map(|a| a as f32).collect();
-        let scores = self.formula.scores(&energy, &self.constants[channels], self.width);
-        out.elements::<f32>().copy_from_slice(&scores);
     }
 }
 
@@ -149,15 +151,17 @@ impl Op for Score {
 pub struct Energy;
 
 impl Op for Energy {
-    fn compute(&self, sources: &[Source], out: &mut Part) {
-        let channels = out.rows();
-        let n_rows = sources[0].ne()[1];
-        let mut sums = vec![0.0f64; channels.len()];
-        for row in 0..n_rows {
-            let states = &sources[0].row::<f32>(row)[channels.clone()];
-            sums.iter_mut().zip(states).for_each(|(s, &x)| *s += f64::from(x) * f64::from(x));
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
+        while let Some(mut out) = parts.next() {
+            let channels = out.rows();
+            let n_rows = sources[0].ne()[1];
+            let mut sums = vec![0.0f64; channels.len()];
+            for row in 0..n_rows {
+                let states = &sources[0].row::<f32>(row)[channels.clone()];
+                sums.iter_mut().zip(states).for_each(|(s, &x)| *s += f64::from(x) * f64::from(x));
+            }
+            out.elements::<f32>().iter_mut().zip(&sums).for_each(|(o, s)| *o = (s / n_rows as f64) as f32);
         }
-        out.elements::<f32>().iter_mut().zip(&sums).for_each(|(o, s)| *o = (s / n_rows as f64) as f32);
     }
 }
 
@@ -169,17 +173,19 @@ pub struct EnergyByPosition {
 }
 
 impl Op for EnergyByPosition {
-    fn compute(&self, sources: &[Source], out: &mut Part) {
-        let [n_channels, n_rows, ..] = sources[0].ne();
-        let n_each = n_rows / self.n_seq;
-        let positions = out.rows();
-        for (out, s) in out.elements::<f32>().chunks_exact_mut(n_channels).zip(positions) {
-            out.fill(0.0);
-            for b in 0..self.n_seq {
-                let states = sources[0].row::<f32>(b * n_each + s);
-                out.iter_mut().zip(states).for_each(|(o, &x)| *o += x * x);
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
+        while let Some(mut out) = parts.next() {
+            let [n_channels, n_rows, ..] = sources[0].ne();
+            let n_each = n_rows / self.n_seq;
+            let positions = out.rows();
+            for (out, s) in out.elements::<f32>().chunks_exact_mut(n_channels).zip(positions) {
+                out.fill(0.0);
+                for b in 0..self.n_seq {
+                    let states = sources[0].row::<f32>(b * n_each + s);
+                    out.iter_mut().zip(states).for_each(|(o, &x)| *o += x * x);
+                }
+                out.iter_mut().for_each(|o| *o /= self.n_seq as f32);
             }
-            out.iter_mut().for_each(|o| *o /= self.n_seq as f32);
         }
     }
 }
@@ -189,20 +195,22 @@ impl Op for EnergyByPosition {
 pub struct Moments;
 
 impl Op for Moments {
-    fn compute(&self, sources: &[Source], out: &mut Part) {
-        let channels = out.rows();
-        let n_rows = sources[0].ne()[1];
-        let mut sums = vec![[0.0f64; 2]; channels.len()];
-        for row in 0..n_rows {
-            let states = &sources[0].row::<f32>(row)[channels.clone()];
-            for (s, &x) in sums.iter_mut().zip(states) {
-                let x = f64::from(x);
-                s[0] += x;
-                s[1] += x * x;
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
+        while let Some(mut out) = parts.next() {
+            let channels = out.rows();
+            let n_rows = sources[0].ne()[1];
+            let mut sums = vec![[0.0f64; 2]; channels.len()];
+            for row in 0..n_rows {
+                let states = &sources[0].row::<f32>(row)[channels.clone()];
+                for (s, &x) in sums.iter_mut().zip(states) {
+                    let x = f64::from(x);
+                    s[0] += x;
+                    s[1] += x * x;
+                }
             }
-        }
-        for (out, s) in out.elements::<f32>().chunks_exact_mut(2).zip(&sums) {
-            out.copy_from_slice(&s.map(|s| (s / n_rows as f64) as f32));
+            for (out, s) in out.elements::<f32>().chunks_exact_mut(2).zip(&sums) {
+                out.copy_from_slice(&s.map(|s| (s / n_rows as f64) as f32));
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Which units are kept: those of the highest scores, exactly as many as planned.
 
-use ggml::{Op, Part, Source};
+use ggml::{Op, Parts, Source};
 
 /// Numbers of the `n` highest scores, ascending. Of equal scores the later is kept, as a stable sort has it.
 pub fn highest(scores: &[f32], n: usize) -> Vec<usize> {
@@ -16,11 +16,13 @@ pub fn highest(scores: &[f32], n: usize) -> Vec<usize> {
 pub struct Select;
 
 impl Op for Select {
-    fn compute(&self, sources: &[Source], out: &mut Part) {
-        let scores: Vec<f32> = (0..sources[0].ne()[1]).map(|i| sources[0].row::<f32>(i)[0]).collect();
-        let out = out.elements::<i32>();
-        let kept = highest(&scores, out.len());
-        out.iter_mut().zip(kept).for_each(|(o, k)| *o = k as i32);
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
+        while let Some(mut out) = parts.next() {
+            let scores: Vec<f32> = (0..sources[0].ne()[1]).map(|i| sources[0].row::<f32>(i)[0]).collect();
+            let out = out.elements::<i32>();
+            let kept = highest(&scores, out.len());
+            out.iter_mut().zip(kept).for_each(|(o, k)| *o = k as i32);
+        }
     }
 }
 

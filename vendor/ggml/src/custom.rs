@@ -21,8 +21,20 @@ pub trait Op: Send + Sync {
         Division { rows: 0, columns: ne[0] }
     }
 
-    /// Computes a part of the result from the sources. Several threads call this at once, each for a part of its own.
-    fn compute(&self, sources: &[Source], out: &mut Part);
+    /// Computes parts of the result from the sources, as long as there are any. Several threads call this at once.
+    fn compute(&self, sources: &[Source], parts: &mut Parts);
+}
+
+/// The parts of a result that no thread has taken yet.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    next: &'a AtomicUsize,
+    division: Division,
+    n_rows: usize,
+    ne0: usize,
+    ty: Type,
+    row_bytes: usize,
+    data: NonNull<u8>,
 }
 
 /// Size of the parts of a result.
@@ -40,7 +52,7 @@ pub struct Source<'a> {
     tensor: &'a sys::ggml_tensor,
 }
 
-/// Part of an operation's result that one call computes: some columns of some rows. Rows are counted over all dimensions
+/// Part of an operation's result that one thread computes: some columns of some rows. Rows are counted over all dimensions
 /// above the first.
 #[derive(Debug)]
 pub struct Part<'a> {
@@ -73,7 +85,13 @@ impl std::fmt::Debug for Custom {
 
 impl Custom {
     pub(crate) fn new(op: impl Op + 'static, n_sources: usize) -> Custom {
-        Custom { op: Box::new(op), n_sources, failed: AtomicBool::new(false), next: AtomicUsize::new(0), done: AtomicUsize::new(0) }
+        Custom {
+            op: Box::new(op),
+            n_sources,
+            failed: AtomicBool::new(false),
+            next: AtomicUsize::new(0),
+            done: AtomicUsize::new(0),
+        }
     }
 
     /// Whether a call panicked.
@@ -89,7 +107,6 @@ impl Custom {
         let Division { rows, columns } = self.op.division(ne);
         assert!(columns == ne[0] || (columns > 0 && ty.block_size() == 1), "parts are of whole blocks");
         let rows = if rows == 0 { n_rows.div_ceil(4 * nth) } else { rows };
-        let across = ne[0].div_ceil(columns);
         let sources: Vec<Source> = dst.src[..self.n_sources]
             .iter()
             // SAFETY: the sources were given to ggml by `Builder::custom` and live as long as the graph; their data was
@@ -97,23 +114,9 @@ impl Custom {
             .map(|&s| Source { tensor: unsafe { s.as_ref() }.expect("a source for each argument") })
             .collect();
         let data = NonNull::new(dst.data.cast::<u8>()).expect("the result has memory");
-        loop {
-            let part = self.next.fetch_add(1, Ordering::Relaxed);
-            if part >= n_rows.div_ceil(rows) * across {
-                return;
-            }
-            let (i, j) = (part / across, part % across);
-            let mut part = Part {
-                rows: i * rows..n_rows.min((i + 1) * rows),
-                columns: j * columns..ne[0].min((j + 1) * columns),
-                ty,
-                ne0: ne[0],
-                row_bytes,
-                data,
-                result: PhantomData,
-            };
-            self.op.compute(&sources, &mut part);
-        }
+        let division = Division { rows, columns };
+        let mut parts = Parts { next: &self.next, division, n_rows, ne0: ne[0], ty, row_bytes, data };
+        self.op.compute(&sources, &mut parts);
     }
 
     /// Says that one of `nth` threads has no part left to take: the last one makes ready for the node's next run.
@@ -185,6 +188,26 @@ impl<'a> Source<'a> {
     /// Row `i1` of a matrix.
     pub fn row<T: Element>(&self, i1: usize) -> &'a [T] {
         self.elements([i1, 0, 0])
+    }
+}
+
+impl Parts<'_> {
+    /// Takes a part; `None` if none is left.
+    #[allow(clippy::should_implement_trait, reason = "a part lives no longer than the call that it was given in")]
+    pub fn next(&mut self) -> Option<Part<'_>> {
+        let Division { rows, columns } = self.division;
+        let across = self.ne0.div_ceil(columns);
+        let part = self.next.fetch_add(1, Ordering::Relaxed);
+        let (i, j) = (part / across, part % across);
+        (i < self.n_rows.div_ceil(rows)).then(|| Part {
+            rows: i * rows..self.n_rows.min((i + 1) * rows),
+            columns: j * columns..self.ne0.min((j + 1) * columns),
+            ty: self.ty,
+            ne0: self.ne0,
+            row_bytes: self.row_bytes,
+            data: self.data,
+            result: PhantomData,
+        })
     }
 }
 

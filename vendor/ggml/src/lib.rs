@@ -15,7 +15,7 @@ mod sampler;
 mod store;
 mod types;
 
-pub use custom::{Division, Op, Part, Source};
+pub use custom::{Division, Op, Part, Parts, Source};
 pub use device::{BufferType, Device, Usage};
 pub use exec::{ComputeError, Element, Executor, F16, NodeTime};
 pub use graph::{Builder, Graph, Rope, Slot, Tensor};

@@ -191,11 +191,8 @@ impl Kernel for Swiglu<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let (mut gate, mut up, mut out) = (
-            self.gate.chunks_exact(S::LANES),
-            self.up.chunks_exact(S::LANES),
-            self.out.chunks_exact_mut(S::LANES),
-        );
+        let (mut gate, mut up, mut out) =
+            (self.gate.chunks_exact(S::LANES), self.up.chunks_exact(S::LANES), self.out.chunks_exact_mut(S::LANES));
         for ((g, u), o) in gate.by_ref().zip(up.by_ref()).zip(out.by_ref()) {
             s.store_f(s.mul(math::silu(s, s.load_f(g)), s.load_f(u)), o);
         }

@@ -46,7 +46,10 @@ pub struct ColumnWeights {
 
 impl std::fmt::Debug for ColumnWeights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ColumnWeights").field("n_out", &self.n_out).field("bytes", &self.tiles.len()).finish_non_exhaustive()
+        f.debug_struct("ColumnWeights")
+            .field("n_out", &self.n_out)
+            .field("bytes", &self.tiles.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -59,6 +62,11 @@ impl ColumnWeights {
     /// Rows of the matrix.
     pub fn n_out(&self) -> usize {
         self.n_out
+    }
+
+    /// Bytes of a row.
+    pub fn row_bytes(&self) -> usize {
+        self.tile_bytes / self.lanes
     }
 
     /// Rows of a tile.
@@ -312,22 +320,63 @@ impl<'r, R: Fn(usize) -> Row<'r>> Kernel for ReducePart<'_, R> {
     }
 }
 
-/// A token's activations for a matrix's kept columns, kept by each thread.
-#[derive(Debug, Default)]
-pub(crate) struct ColumnActs {
+/// A token's activations, ready for a matrix's kept columns.
+#[derive(Debug)]
+pub struct ColumnActs {
     /// Signed bytes, four by four, with zeros where blocks are filled up
     fours: Vec<i32>,
     /// Of each block: scale, sum of codes times scale, and what the codes' excess adds
     blocks: Vec<(f32, f32, i32)>,
 }
 
+/// See [`crate::Isa::column_acts`].
+pub(crate) struct MakeActs<'a> {
+    pub w: &'a ColumnWeights,
+    pub x: &'a [f32],
+}
+
+impl Kernel for MakeActs<'_> {
+    type Out = ColumnActs;
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) -> ColumnActs {
+        let MakeActs { w, x } = self;
+        let mut acts = ColumnActs { fours: Vec::with_capacity(w.fours()), blocks: Vec::with_capacity(w.blocks.len()) };
+        let (mut floats, mut codes) = ([0.0f32; BLOCK], [0u8; BLOCK]);
+        let ones = s.splat_i(0x0101_0101);
+        for b in &w.blocks {
+            floats[..b.n].copy_from_slice(&x[b.first..b.first + b.n]);
+            floats[b.n..].fill(0.0);
+            let mut most = s.splat(0.0);
+            for x in floats.chunks_exact(S::LANES) {
+                most = s.largest(most, s.load_f(x));
+            }
+            let (scale, inverse) = scales(s.max_lane(most));
+            let inverse = s.splat(inverse);
+            for (x, codes) in floats.chunks_exact(S::LANES).zip(codes.chunks_exact_mut(S::LANES)) {
+                s.store_bytes(s.round(s.mul(s.load_f(x), inverse)), codes);
+            }
+            let mut padded = [0u8; 64];
+            padded[..BLOCK].copy_from_slice(&codes);
+            let mut sum = s.splat(0.0);
+            for x in padded.chunks_exact(4 * S::LANES) {
+                sum = s.add(sum, s.to_f(s.dot(s.splat_i(0), ones, s.load_i(x))));
+            }
+            let sum = s.sum(sum);
+            let fours = codes.chunks_exact(4).take(b.fours());
+            acts.fours.extend(fours.map(|c| i32::from_le_bytes([c[0], c[1], c[2], c[3]])));
+            acts.blocks.push((scale * w.factor, sum * scale * w.factor, -w.excess * sum as i32));
+        }
+        acts
+    }
+}
+
 /// See [`crate::Isa::multiply_columns`].
 pub(crate) struct MultiplyColumns<'a> {
     pub w: &'a ColumnWeights,
-    pub x: &'a [f32],
+    pub acts: &'a ColumnActs,
     pub first: usize,
     pub out: &'a mut [f32],
-    pub acts: &'a mut ColumnActs,
 }
 
 impl Kernel for MultiplyColumns<'_> {
@@ -335,25 +384,8 @@ impl Kernel for MultiplyColumns<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let MultiplyColumns { w, x, first, out, acts } = self;
+        let MultiplyColumns { w, acts, first, out } = self;
         assert!(w.lanes == S::LANES && first.is_multiple_of(S::LANES), "tiles of this instruction set");
-        acts.fours.clear();
-        acts.blocks.clear();
-        for b in &w.blocks {
-            let x = &x[b.first..b.first + b.n];
-            let (scale, inverse) = scales(largest(x));
-            let mut sum = 0;
-            for four in x.chunks(4) {
-                let mut bytes = [0u8; 4];
-                for (to, x) in bytes.iter_mut().zip(four) {
-                    let code = (x * inverse).round_ties_even() as i32;
-                    sum += code;
-                    *to = code as u8;
-                }
-                acts.fours.push(i32::from_le_bytes(bytes));
-            }
-            acts.blocks.push((scale * w.factor, sum as f32 * scale * w.factor, -w.excess * sum));
-        }
         let tiles = w.tiles[first / S::LANES * w.tile_bytes..].chunks_exact(w.tile_bytes);
         let (vector, n_blocks, code_bytes) = (4 * S::LANES, w.blocks.len(), w.code_bytes());
         let mut whole = [0.0f32; 16];

@@ -21,9 +21,11 @@ struct Ready {
     sums: [f32; 16],
 }
 
-/// Activations of a few tokens, kept by each thread.
-#[derive(Debug, Default)]
-pub(crate) struct Tokens {
+/// Activations of up to [`FEW`] tokens, made ready for rows of one format; see [`crate::Isa::few`].
+#[derive(Debug)]
+pub struct Few {
+    n: usize,
+    order: Order,
     /// Step by step, in each token by token
     ready: Vec<Ready>,
     /// Scales of each 32 codes, and their sums (scaled): token by token
@@ -33,11 +35,10 @@ pub(crate) struct Tokens {
 
 /// See [`crate::Isa::multiply_few`].
 pub(crate) struct MultiplyFew<'a, R, D> {
+    pub tokens: &'a Few,
     pub row: R,
     pub n_rows: usize,
-    pub acts: Acts<'a>,
     pub done: D,
-    pub tokens: &'a mut Tokens,
 }
 
 /// Sums of products so far, by lanes: of steps of even and of odd number, as the sums of one wait for each other while those of the
@@ -81,10 +82,18 @@ impl Order {
     }
 }
 
-impl Tokens {
-    /// Takes in the tokens, for rows of a format.
+/// See [`crate::Isa::few`].
+pub(crate) struct MakeFew<'a> {
+    pub acts: Acts<'a>,
+    pub format: Format<'a>,
+}
+
+impl Kernel for MakeFew<'_> {
+    type Out = Few;
+
     #[inline(always)]
-    fn make<S: Simd>(&mut self, s: S, acts: Acts, format: Format) {
+    fn call<S: Simd>(self, s: S) -> Few {
+        let MakeFew { acts, format } = self;
         let order = Order::of(format);
         let excess = match format {
             Format::Q4_0 => 8,
@@ -93,7 +102,8 @@ impl Tokens {
         };
         let (n_steps, n_blocks) = (acts.k().div_ceil(order.step::<S>()), 2 * acts.n_groups());
         let (ones, n) = (s.splat_i(0x0101_0101), acts.n_tokens());
-        self.ready.clear();
+        assert!((1..=FEW).contains(&n), "{n} tokens are not few");
+        let mut few = Few { n, order, ready: Vec::with_capacity(n_steps * n), scales: Vec::new(), sums: Vec::new() };
         for step in 0..n_steps {
             for t in 0..n {
                 let token = acts.token(t);
@@ -128,24 +138,23 @@ impl Tokens {
                     s.store_f(s.mul(sum, s.load_f(&x.scales[lanes.clone()])), &mut x.sums[lanes.clone()]);
                     s.store_lanes(s.round(s.mul(sum, s.splat(-excess as f32))), &mut x.start[lanes]);
                 }
-                self.ready.push(x);
+                few.ready.push(x);
             }
         }
         if order != Order::Chunks {
-            return;
+            return few;
         }
-        self.scales.clear();
-        self.sums.clear();
         for t in 0..n {
             let token = acts.token(t);
             for b in 0..n_blocks {
                 let codes = &token.codes(b / 2)[b % 2 * 32..][..32];
                 let scale = token.scale(b / 2);
                 let sum: i32 = codes.iter().map(|&c| i32::from(c as i8)).sum();
-                self.scales.push(scale);
-                self.sums.push(sum as f32 * scale);
+                few.scales.push(scale);
+                few.sums.push(sum as f32 * scale);
             }
         }
+        few
     }
 }
 
@@ -176,7 +185,7 @@ fn halves<S: Simd, const T: usize, const B: usize>(s: S, x: &[Ready], row: &[u8]
     if !rest.is_empty() {
         let mut b = [0u8; 4 * 20];
         if row.len() >= n {
-            // The last blocks once more; see `Tokens::make`.
+            // The last blocks once more; see `MakeFew`.
             one(&row[row.len() - n..], part, 0);
         } else {
             // Blocks that are missing are zeros.
@@ -189,7 +198,7 @@ fn halves<S: Simd, const T: usize, const B: usize>(s: S, x: &[Ready], row: &[u8]
 
 /// A row of Q4_K.
 #[inline(always)]
-fn chunks<S: Simd, const T: usize>(s: S, tokens: &Tokens, row: &[u8]) -> Sums<S, T> {
+fn chunks<S: Simd, const T: usize>(s: S, tokens: &Few, row: &[u8]) -> Sums<S, T> {
     let mut acc = [[s.splat(0.0); 3]; T];
     let (bytes, n_blocks) = (4 * S::LANES, tokens.sums.len() / T);
     let blocks = row.chunks_exact(144).zip(tokens.ready.chunks_exact(128 / bytes * T));
@@ -248,7 +257,7 @@ fn bytes<S: Simd, const T: usize>(s: S, x: &[Ready], row: &[u8]) -> Sums<S, T> {
 
 /// Products of a row with `T` tokens.
 #[inline(always)]
-fn dot_row<S: Simd, const T: usize>(s: S, row: Row, tokens: &Tokens) -> [f32; T] {
+fn dot_row<S: Simd, const T: usize>(s: S, row: Row, tokens: &Few) -> [f32; T] {
     let x = &tokens.ready[..];
     let acc = match row.format {
         Format::Q4_0 => halves::<S, T, 18>(s, x, row.bytes),
@@ -269,19 +278,16 @@ impl<'r, R: Fn(usize) -> Row<'r>, D: FnMut(usize, &[f32])> Kernel for MultiplyFe
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let MultiplyFew { row, n_rows, acts, mut done, tokens } = self;
-        if n_rows == 0 {
-            return;
-        }
-        tokens.make(s, acts, row(0).format);
+        let MultiplyFew { tokens, row, n_rows, mut done } = self;
         macro_rules! run {
             ($t:literal) => {
                 for i in 0..n_rows {
+                    debug_assert_eq!(Order::of(row(i).format), tokens.order, "a row of the format");
                     done(i, &dot_row::<S, $t>(s, row(i), tokens));
                 }
             };
         }
-        match acts.n_tokens() {
+        match tokens.n {
             1 => run!(1),
             2 => run!(2),
             3 => run!(3),
@@ -289,8 +295,7 @@ impl<'r, R: Fn(usize) -> Row<'r>, D: FnMut(usize, &[f32])> Kernel for MultiplyFe
             5 => run!(5),
             6 => run!(6),
             7 => run!(7),
-            8 => run!(8),
-            n => panic!("{n} tokens are not few"),
+            _ => run!(8),
         }
     }
 }

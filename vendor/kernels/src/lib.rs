@@ -19,11 +19,11 @@ use std::cell::RefCell;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-pub use attend::{Cells, Query};
 pub use acts::{Acts, GROUP, token_bytes};
-pub use columns::ColumnWeights;
+pub use attend::{Cells, Query};
+pub use columns::{ColumnActs, ColumnWeights};
 pub use gemm::Out;
-pub use gemv::FEW;
+pub use gemv::{FEW, Few};
 pub use pack::Columns;
 pub use rows::{Format, Row};
 use simd::{Kernel, Simd};
@@ -40,7 +40,6 @@ enum Kind {
 
 thread_local! {
     static SCRATCH: RefCell<pack::Scratch> = RefCell::default();
-    static COLUMN_ACTS: RefCell<columns::ColumnActs> = RefCell::default();
     static BUFFERS: RefCell<attend::Buffers> = RefCell::default();
 }
 
@@ -98,19 +97,27 @@ impl Isa {
         })
     }
 
-    /// Multiplies rows of `acts.k()` weights with up to [`FEW`] tokens, reading each row once, where it is: `done(i, results)` gets
-    /// the products of row `i` with all tokens.
+    /// Makes up to [`FEW`] tokens ready for [`Isa::multiply_few`] with rows of a format.
     ///
     /// # Panics
-    /// If there are more tokens, or a row's format is none of those of [`Format::is_direct`].
+    /// If there are more tokens, or none.
+    pub fn few(self, acts: Acts, format: Format) -> Few {
+        self.run(gemv::MakeFew { acts, format })
+    }
+
+    /// Multiplies rows with a few tokens, reading each row once, where it is: `done(i, results)` gets the products of row `i` with all
+    /// tokens.
+    ///
+    /// # Panics
+    /// If a row's format is none of those of [`Format::is_direct`].
     pub fn multiply_few<'r>(
         self,
+        tokens: &Few,
         row: impl Fn(usize) -> Row<'r>,
         n_rows: usize,
-        acts: Acts,
         done: impl FnMut(usize, &[f32]),
     ) {
-        SCRATCH.with_borrow_mut(|scratch| self.run(gemv::MultiplyFew { row, n_rows, acts, done, tokens: &mut scratch.tokens }));
+        self.run(gemv::MultiplyFew { tokens, row, n_rows, done });
     }
 
     /// Makes the kept columns of a matrix of `n_out` rows of `n_in` inputs, with `n_threads` threads.
@@ -125,10 +132,15 @@ impl Isa {
         self.run(columns::Reduce { row, n_out, n_in, columns, n_threads })
     }
 
+    /// Makes a token's kept inputs ready for [`Isa::multiply_columns`].
+    pub fn column_acts(self, w: &ColumnWeights, x: &[f32]) -> ColumnActs {
+        self.run(columns::MakeActs { w, x })
+    }
+
     /// Products of kept columns with a token's kept inputs: of as many rows as `out` has floats, from row `first` on, the first of a
     /// tile.
-    pub fn multiply_columns(self, w: &ColumnWeights, x: &[f32], first: usize, out: &mut [f32]) {
-        COLUMN_ACTS.with_borrow_mut(|acts| self.run(columns::MultiplyColumns { w, x, first, out, acts }));
+    pub fn multiply_columns(self, w: &ColumnWeights, acts: &ColumnActs, first: usize, out: &mut [f32]) {
+        self.run(columns::MultiplyColumns { w, acts, first, out });
     }
 
     /// Attention of queries to the cells of one key and value head: `softmax(q k^T * scale) v`, of each query over the first

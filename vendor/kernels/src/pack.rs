@@ -66,8 +66,6 @@ pub(crate) struct Scratch {
     scales: Vec<f32>,
     floats: Vec<f32>,
     kept: Vec<f32>,
-    /// Activations of a few tokens
-    pub tokens: crate::gemv::Tokens,
 }
 
 /// Writes a row's codes (signed bytes) and scales.
@@ -113,13 +111,7 @@ fn tables<S: Simd>(s: S, d: [f32; 2], m: [f32; 2]) -> ([[u8; 16]; 2], f32) {
 
 /// Codes of a row of blocks of 32 in `B` bytes, whose 16 bytes of codes start at `at`; `scale` reads a block's factor and minimum.
 #[inline(always)]
-fn code_blocks<S: Simd, const B: usize>(
-    s: S,
-    row: &[u8],
-    at: usize,
-    scale: impl Fn(&[u8]) -> (f32, f32),
-    out: Coded,
-) {
+fn code_blocks<S: Simd, const B: usize>(s: S, row: &[u8], at: usize, scale: impl Fn(&[u8]) -> (f32, f32), out: Coded) {
     let none = [0u8; B];
     for ((pair, codes), to) in row.chunks(2 * B).zip(out.codes.chunks_exact_mut(GROUP)).zip(out.scales) {
         let (a, b) = pair.split_at(B);
@@ -161,7 +153,7 @@ pub(crate) fn pack<'r, S: Simd>(
     let k = columns.map_or(n_in, Columns::len);
     let n_groups = k.div_ceil(GROUP);
     let width = n_groups * GROUP;
-    let Scratch { panels, codes, scales, floats: buffer, kept, .. } = scratch;
+    let Scratch { panels, codes, scales, floats: buffer, kept } = scratch;
     let rows = panel_rows::<S>();
     codes.resize(rows * width, 0);
     scales.resize(rows * n_groups, 0.0);
