@@ -500,6 +500,7 @@ impl<'m> Session<'m> {
         // The old ones go first, and the graph that refers to them: both at once may not fit.
         self.current = None;
         self.executor.unload();
+        self.executor.pause();
         prune.compact = None;
         let compact = Compact::new(self.model, &masks, &BTreeMap::new(), self.n_threads_batch)?;
         prune.report.frozen = Some((start.elapsed(), compact.n_bytes()));

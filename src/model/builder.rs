@@ -473,11 +473,12 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         self.cache.write(g, il, qkv.k, qkv.v, self.k_ids.0, self.v_ids.0);
         let mut k = self.cache.k(g, il, self.shape.n_kv, self.shape.n_seq);
         let mut v = self.cache.v(g, il, self.shape.n_kv, self.shape.n_seq);
-        if self.native.attends(self.shape.n_tokens()) && self.cache.params().flash_attn {
+        if self.native.attends() && self.cache.params().flash_attn {
             let [d, n_head, n, _] = qkv.q.ne();
             let mut sources = vec![qkv.q, k, v, self.pos.0];
             sources.extend(kept.map(|kept| kept.ids));
-            let op = Attend { scale: self.hparams.kq_scale, n_rep: self.hparams.n_head / self.hparams.n_head_kv };
+            let n_rep = self.hparams.n_head / self.hparams.n_head_kv;
+            let op = Attend { scale: self.hparams.kq_scale, n_rep, d };
             let mut out = g.custom(Type::F32, [d * n_head, n, 1, 1], &sources, op);
             self.name(out, "kqv_out", il);
             if let Some((rot, _)) = self.rot_v {

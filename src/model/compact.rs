@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ggml::{Place, Store, TensorId, TensorSpec, Type, Usage};
 use kernels::ColumnWeights;
@@ -63,7 +64,8 @@ impl Compact {
         let mut numbers: Vec<(Block, usize, Vec<(Option<usize>, Option<usize>)>, Option<Arc<ColumnWeights>>)> =
             Vec::new();
         let mut owners: Vec<Block> = Vec::new();
-        let mut column_bytes = 0;
+        let mut columns = native_columns(model, masks, n_threads);
+        let column_bytes: u64 = columns.values().map(|c| c.n_bytes() as u64).sum();
         for (&block, kept) in masks {
             let (attn, ffn) = model.tensors.blocks(block.il);
             let width = if block.kind == Kind::Attn { h.n_embd_head } else { 1 };
@@ -101,11 +103,7 @@ impl Compact {
                 matrices.push((w, bias.transpose()?));
             }
             let matrix = &model.matrices[&last.0];
-            let columns = model.native.weights.contains_key(&last.0).then(|| {
-                let columns = reduce_columns(matrix, kept, width, n_threads);
-                column_bytes += columns.n_bytes() as u64;
-                Arc::new(columns)
-            });
+            let columns = columns.remove(&block);
             let ty = matrix.column_type(n);
             let w = match columns {
                 Some(_) => None,
@@ -175,6 +173,33 @@ impl Compact {
     pub fn n_bytes(&self) -> u64 {
         self.n_bytes
     }
+}
+
+/// The columns that our own kernels multiply, block by block on several threads.
+fn native_columns(model: &Model, masks: &Masks, n_threads: usize) -> BTreeMap<Block, Arc<ColumnWeights>> {
+    let h = model.hparams();
+    let jobs: Vec<(Block, &[i32], TensorId)> = (masks.iter())
+        .map(|(&block, kept)| {
+            let (attn, ffn) = model.tensors.blocks(block.il);
+            let last = if block.kind == Kind::Attn { attn.output.0 } else { ffn.down.0 };
+            (block, &kept[..], last)
+        })
+        .filter(|job| model.native.weights.contains_key(&job.2))
+        .collect();
+    let (next, matrices) = (AtomicUsize::new(0), &model.matrices);
+    let (jobs, next, n_embd_head) = (&jobs, &next, h.n_embd_head);
+    let work = move || {
+        let mut made = Vec::new();
+        while let Some(&(block, kept, weight)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let width = if block.kind == Kind::Attn { n_embd_head } else { 1 };
+            made.push((block, Arc::new(reduce_columns(&matrices[&weight], kept, width))));
+        }
+        made
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..n_threads.min(jobs.len())).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
+    })
 }
 
 /// Rows of `row` bytes, made by several threads.

@@ -21,9 +21,9 @@ pub struct Native {
 }
 
 impl Native {
-    /// Whether they compute attention of `n` tokens.
-    pub fn attends(&self, n: usize) -> bool {
-        n > FEW && !self.weights.is_empty()
+    /// Whether they compute attention.
+    pub fn attends(&self) -> bool {
+        !self.weights.is_empty()
     }
 
     /// Whether they multiply a weight with `n` tokens.
@@ -309,12 +309,12 @@ impl Op for ColumnProduct {
 }
 
 /// The columns of kept units of a matrix, for many products with few tokens.
-pub fn reduce_columns(matrix: &Matrix, kept: &[i32], width: usize, n_threads: usize) -> ColumnWeights {
+pub fn reduce_columns(matrix: &Matrix, kept: &[i32], width: usize) -> ColumnWeights {
     let ty = matrix.ty();
     let other = move |bytes: &[u8], out: &mut [f32]| dequantize_row(ty, bytes, out);
     let row = |i: usize| Row { bytes: matrix.row(i), format: format(ty).unwrap_or(Format::Other(&other)) };
     let columns = Columns::new(kept, width, matrix.n_in());
-    Isa::best().reduce_columns(row, matrix.n_out(), matrix.n_in(), &columns, n_threads)
+    Isa::best().reduce_columns(row, matrix.n_out(), matrix.n_in(), &columns)
 }
 
 /// Tokens whose attention is computed together: enough that each key is read for many queries, few enough for all threads.
@@ -328,28 +328,34 @@ pub struct Attend {
     pub scale: f32,
     /// Query heads to a key and value head
     pub n_rep: usize,
+    /// Width of a head
+    pub d: usize,
 }
 
 impl Op for Attend {
     fn division(&self, ne: [usize; 4]) -> Division {
-        Division { rows: (ATTEND_ROWS / self.n_rep).max(1), columns: ne[0] }
+        match ne[1] <= FEW {
+            // Head by head.
+            true => Division { rows: 1, columns: self.d },
+            false => Division { rows: (ATTEND_ROWS / self.n_rep).max(1), columns: ne[0] },
+        }
     }
 
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
         let [q, k, v, pos] = [0, 1, 2, 3].map(|i| sources[i]);
-        let [d, n_head, n_tokens, _] = q.ne();
+        let [d, _, n_tokens, _] = q.ne();
         let n_each = n_tokens / k.ne()[3];
         let pos = pos.row::<i32>(0);
         let ids: Option<&[i32]> = sources.get(4).map(|s| s.row(0));
         let kv_head = |head: usize| ids.map_or(head, |ids| ids[head] as usize) / self.n_rep;
         while let Some(mut out) = parts.next() {
-            let tokens = out.rows();
+            let (tokens, columns) = (out.rows(), out.columns());
             let mut first = tokens.start;
             while first < tokens.end {
                 // Tokens of one sequence, heads that read the same keys.
                 let seq = first / n_each;
                 let last = tokens.end.min((seq + 1) * n_each);
-                for heads in (0..n_head).collect::<Vec<_>>().chunk_by(|&a, &b| kv_head(a) == kv_head(b)) {
+                for heads in (columns.start / d..columns.end / d).collect::<Vec<_>>().chunk_by(|&a, &b| kv_head(a) == kv_head(b)) {
                     let head = kv_head(heads[0]);
                     let rows: Vec<(usize, usize)> =
                         (first..last).flat_map(|t| heads.iter().map(move |&h| (t, h))).collect();
@@ -365,7 +371,7 @@ impl Op for Attend {
                     let values = Cells { cell: &value, values: (vt != Type::F16).then_some(&v_values) };
                     Isa::best().attend(&queries, &keys, &values, self.scale, &mut |i, x| {
                         let (t, h) = rows[i];
-                        out.row::<f32>(t)[h * d..(h + 1) * d].copy_from_slice(x);
+                        out.row::<f32>(t)[h * d - columns.start..][..d].copy_from_slice(x);
                     });
                 }
                 first = last;

@@ -138,13 +138,100 @@ fn read<S: Simd>(s: S, cells: &Cells, range: std::ops::Range<usize>, d: usize, w
     out[n * width..].fill(0.0);
 }
 
+/// Queries so few that keys are better read where they are, once for each.
+const FEW: usize = 4;
+
+/// A vector of a cell's floats, from `i` on.
+#[inline(always)]
+fn some<S: Simd>(s: S, cells: &Cells, bytes: &[u8], buffer: &[f32], i: usize) -> S::F {
+    match cells.values {
+        None => s.load_half(&bytes[2 * i..]),
+        Some(_) => s.load_f(&buffer[i..]),
+    }
+}
+
+impl Attend<'_, '_> {
+    /// One query, cell by cell; its width is whole vectors.
+    #[inline(always)]
+    fn one<S: Simd>(&mut self, s: S, number: usize) {
+        let Query { q, visible } = self.queries[number];
+        let d = q.len();
+        let Buffers { cells, out, state: _, q: scaled, .. } = &mut *self.buffers;
+        cells.resize(d, 0.0);
+        out.clear();
+        out.resize(d, 0.0);
+        scaled.clear();
+        scaled.extend(q.iter().map(|x| x * self.scale));
+        let (mut largest, mut total) = (f32::NEG_INFINITY, 0.0);
+        let mut scores = [f32::NEG_INFINITY; BLOCK];
+        for first in (0..visible).step_by(BLOCK) {
+            let n = BLOCK.min(visible - first);
+            for (j, score) in scores.iter_mut().enumerate().take(n) {
+                let bytes = (self.keys.cell)(first + j);
+                if let Some(values) = self.keys.values {
+                    values(bytes, cells);
+                }
+                let mut sum = s.splat(0.0);
+                for (i, q) in scaled.chunks_exact(S::LANES).enumerate() {
+                    sum = s.fma(s.load_f(q), some(s, self.keys, bytes, cells, i * S::LANES), sum);
+                }
+                *score = s.sum(sum);
+            }
+            scores[n..].fill(f32::NEG_INFINITY);
+            let mut most = s.splat(largest);
+            for x in scores.chunks_exact(S::LANES) {
+                most = s.max(s.load_f(x), most);
+            }
+            let most = s.max_of(most);
+            if most > largest {
+                let shrink = (largest - most).exp();
+                total *= shrink;
+                for o in out.chunks_exact_mut(S::LANES) {
+                    s.store_f(s.mul(s.load_f(o), s.splat(shrink)), o);
+                }
+                largest = most;
+            }
+            let mut sum = s.splat(0.0);
+            for x in scores.chunks_exact_mut(S::LANES) {
+                s.store_f(math::exp(s, s.sub(s.load_f(x), s.splat(largest))), x);
+            }
+            // What `exp` makes of minus infinity is small, but not zero.
+            scores[n..].fill(0.0);
+            for x in scores.chunks_exact(S::LANES) {
+                sum = s.add(sum, s.load_f(x));
+            }
+            total += s.sum(sum);
+            for (j, &weight) in scores.iter().enumerate().take(n) {
+                let bytes = (self.values.cell)(first + j);
+                if let Some(values) = self.values.values {
+                    values(bytes, cells);
+                }
+                let weight = s.splat(weight);
+                for (i, o) in out.chunks_exact_mut(S::LANES).enumerate() {
+                    let v = some(s, self.values, bytes, cells, i * S::LANES);
+                    s.store_f(s.fma(weight, v, s.load_f(o)), o);
+                }
+            }
+        }
+        let inverse = 1.0 / total;
+        out.iter_mut().for_each(|x| *x *= inverse);
+        (self.done)(number, out);
+    }
+}
+
 impl Kernel for Attend<'_, '_> {
     type Out = ();
 
     #[inline(always)]
-    fn call<S: Simd>(self, s: S) {
+    fn call<S: Simd>(mut self, s: S) {
+        let d = self.queries[0].q.len();
+        if self.queries.len() <= FEW && d.is_multiple_of(S::LANES) {
+            for number in 0..self.queries.len() {
+                self.one(s, number);
+            }
+            return;
+        }
         let Attend { queries, keys, values, scale, done, buffers } = self;
-        let d = queries[0].q.len();
         let width = d.next_multiple_of(S::LANES);
         let n = queries.len();
         buffers.q.resize(n * width, 0.0);

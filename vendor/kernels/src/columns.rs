@@ -91,7 +91,6 @@ pub(crate) struct Reduce<'a, R> {
     pub n_out: usize,
     pub n_in: usize,
     pub columns: &'a Columns,
-    pub n_threads: usize,
 }
 
 /// What a tile is made in.
@@ -244,12 +243,12 @@ fn factor<S: Simd>(s: S, row: Row) -> f32 {
     if largest > 1e-30 && largest < 1e30 { 2f32.powi(largest.log2().ceil() as i32 - 4) } else { 1.0 }
 }
 
-impl<'r, R: Fn(usize) -> Row<'r> + Sync> Kernel for Reduce<'_, R> {
+impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Reduce<'_, R> {
     type Out = ColumnWeights;
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) -> ColumnWeights {
-        let Reduce { row, n_out, n_in, columns, n_threads } = self;
+        let Reduce { row, n_out, n_in, columns } = self;
         let mut first = 0;
         let blocks: Vec<Kept> = (columns.masks().iter())
             .map(|&mask| {
@@ -280,33 +279,6 @@ impl<'r, R: Fn(usize) -> Row<'r> + Sync> Kernel for Reduce<'_, R> {
         w.tile_bytes = w.code_bytes() + w.blocks.len() * (1 + usize::from(minima)) * 2 * S::LANES;
         let n_tiles = n_out.div_ceil(S::LANES);
         let mut tiles = vec![0u8; n_tiles * w.tile_bytes];
-        let share = n_tiles.div_ceil(n_threads).max(1);
-        std::thread::scope(|scope| {
-            for (part, tiles) in tiles.chunks_mut(share * w.tile_bytes).enumerate() {
-                let (w, row) = (&w, &row);
-                scope.spawn(move || s.run(ReducePart { row, w, n_in, first: part * share * S::LANES, tiles }));
-            }
-        });
-        w.tiles = tiles;
-        w
-    }
-}
-
-/// Tiles that one thread makes.
-struct ReducePart<'a, R> {
-    row: &'a R,
-    w: &'a ColumnWeights,
-    n_in: usize,
-    first: usize,
-    tiles: &'a mut [u8],
-}
-
-impl<'r, R: Fn(usize) -> Row<'r>> Kernel for ReducePart<'_, R> {
-    type Out = ();
-
-    #[inline(always)]
-    fn call<S: Simd>(self, s: S) {
-        let ReducePart { row, w, n_in, first, tiles } = self;
         let width = (4 * w.fours()).next_multiple_of(4 * S::LANES) + BLOCK;
         let mut buffers = Buffers {
             codes: vec![0; S::LANES * width],
@@ -315,8 +287,10 @@ impl<'r, R: Fn(usize) -> Row<'r>> Kernel for ReducePart<'_, R> {
             width,
         };
         for (i, tile) in tiles.chunks_exact_mut(w.tile_bytes).enumerate() {
-            reduce_tile(s, row, w, first + i * S::LANES, &mut buffers, tile);
+            reduce_tile(s, &row, &w, i * S::LANES, &mut buffers, tile);
         }
+        w.tiles = tiles;
+        w
     }
 }
 

@@ -120,16 +120,15 @@ impl Isa {
         self.run(gemv::MultiplyFew { tokens, row, n_rows, done });
     }
 
-    /// Makes the kept columns of a matrix of `n_out` rows of `n_in` inputs, with `n_threads` threads.
+    /// Makes the kept columns of a matrix of `n_out` rows of `n_in` inputs.
     pub fn reduce_columns<'r>(
         self,
-        row: impl Fn(usize) -> Row<'r> + Sync,
+        row: impl Fn(usize) -> Row<'r>,
         n_out: usize,
         n_in: usize,
         columns: &Columns,
-        n_threads: usize,
     ) -> ColumnWeights {
-        self.run(columns::Reduce { row, n_out, n_in, columns, n_threads })
+        self.run(columns::Reduce { row, n_out, n_in, columns })
     }
 
     /// Makes a token's kept inputs ready for [`Isa::multiply_columns`].
