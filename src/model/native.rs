@@ -362,13 +362,14 @@ impl Op for Attend {
                     let query =
                         |&(t, h): &(usize, usize)| Query { q: q.elements([h, t, 0]), visible: pos[t] as usize + 1 };
                     let queries: Vec<Query> = rows.iter().map(query).collect();
-                    let key = move |cell: usize| k.bytes([head, cell, seq]);
-                    let value = move |cell: usize| v.bytes([head, cell, seq]);
                     let (kt, vt) = (k.ty(), v.ty());
                     let k_values = move |b: &[u8], o: &mut [f32]| dequantize_row(kt, b, o);
                     let v_values = move |b: &[u8], o: &mut [f32]| dequantize_row(vt, b, o);
-                    let keys = Cells { cell: &key, values: (kt != Type::F16).then_some(&k_values) };
-                    let values = Cells { cell: &value, values: (vt != Type::F16).then_some(&v_values) };
+                    let ((k, k_stride, k_len), (v, v_stride, v_len)) = (k.along(head, seq), v.along(head, seq));
+                    let values = (kt != Type::F16).then_some(&k_values as &dyn Fn(&[u8], &mut [f32]));
+                    let keys = Cells { bytes: k, stride: k_stride, len: k_len, values };
+                    let values = (vt != Type::F16).then_some(&v_values as &dyn Fn(&[u8], &mut [f32]));
+                    let values = Cells { bytes: v, stride: v_stride, len: v_len, values };
                     Isa::best().attend(&queries, &keys, &values, self.scale, &mut |i, x| {
                         let (t, h) = rows[i];
                         out.row::<f32>(t)[h * d - columns.start..][..d].copy_from_slice(x);

@@ -161,6 +161,18 @@ impl<'a> Source<'a> {
         unsafe { std::slice::from_raw_parts(start, ty.row_bytes(ne0).expect("whole blocks")) }
     }
 
+    /// The rows `[i1, .., i3]` along the third dimension: the bytes from the first to the last, how far it is from one to the next, and
+    /// the bytes of each.
+    pub fn along(&self, i1: usize, i3: usize) -> (&'a [u8], usize, usize) {
+        let (n, row) = (self.ne()[2], self.bytes([i1, 0, i3]));
+        let stride = self.tensor.nb[2];
+        assert!(n > 0 && stride >= row.len(), "rows one after the other");
+        // SAFETY: the rows lie within the tensor, by its shape and strides, and what is between them within the same array; nothing
+        // writes them while the operation runs.
+        let all = unsafe { std::slice::from_raw_parts(row.as_ptr(), (n - 1) * stride + row.len()) };
+        (all, stride, row.len())
+    }
+
     /// The bytes of all rows of a contiguous array.
     pub fn all_bytes(&self) -> &'a [u8] {
         let [ne0, ne1, ne2, ne3] = self.ne();

@@ -20,10 +20,21 @@ pub struct Query<'a> {
 
 /// Keys or values of one head.
 pub struct Cells<'a> {
-    /// The bytes of a cell
-    pub cell: &'a dyn Fn(usize) -> &'a [u8],
+    /// The bytes of all cells
+    pub bytes: &'a [u8],
+    /// How far it is from one to the next
+    pub stride: usize,
+    /// Bytes of each
+    pub len: usize,
     /// Writes its values, unless they are 16-bit floats.
     pub values: Option<&'a dyn Fn(&[u8], &mut [f32])>,
+}
+
+impl<'a> Cells<'a> {
+    #[inline(always)]
+    fn cell(&self, i: usize) -> &'a [u8] {
+        &self.bytes[i * self.stride..][..self.len]
+    }
 }
 
 /// What is written in between; kept by each thread.
@@ -120,7 +131,7 @@ fn product_all<S: Simd>(
 fn read<S: Simd>(s: S, cells: &Cells, range: std::ops::Range<usize>, d: usize, width: usize, out: &mut [f32]) {
     let n = range.len();
     for (cell, out) in range.zip(out.chunks_exact_mut(width)) {
-        let bytes = (cells.cell)(cell);
+        let bytes = cells.cell(cell);
         match cells.values {
             Some(values) => values(bytes, &mut out[..d]),
             None => {
@@ -167,7 +178,7 @@ impl Attend<'_, '_> {
         for first in (0..visible).step_by(BLOCK) {
             let n = BLOCK.min(visible - first);
             for (j, score) in scores.iter_mut().enumerate().take(n) {
-                let bytes = (self.keys.cell)(first + j);
+                let bytes = self.keys.cell(first + j);
                 if let Some(values) = self.keys.values {
                     values(bytes, cells);
                 }
@@ -202,7 +213,7 @@ impl Attend<'_, '_> {
             }
             total += s.sum(sum);
             for (j, &weight) in scores.iter().enumerate().take(n) {
-                let bytes = (self.values.cell)(first + j);
+                let bytes = self.values.cell(first + j);
                 if let Some(values) = self.values.values {
                     values(bytes, cells);
                 }
