@@ -335,8 +335,8 @@ pub struct Attend {
 impl Op for Attend {
     fn division(&self, ne: [usize; 4]) -> Division {
         match ne[1] <= FEW {
-            // Head by head.
-            true => Division { rows: 1, columns: self.d },
+            // Heads that read the same keys together.
+            true => Division { rows: 1, columns: self.d * self.n_rep },
             false => Division { rows: (ATTEND_ROWS / self.n_rep).max(1), columns: ne[0] },
         }
     }

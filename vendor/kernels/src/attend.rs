@@ -149,7 +149,7 @@ fn read<S: Simd>(s: S, cells: &Cells, range: std::ops::Range<usize>, d: usize, w
     out[n * width..].fill(0.0);
 }
 
-/// Queries so few that keys are better read where they are, once for each.
+/// Queries so few that keys are better read where they are.
 const FEW: usize = 4;
 
 /// A vector of a cell's floats, from `i` on.
@@ -162,72 +162,124 @@ fn some<S: Simd>(s: S, cells: &Cells, bytes: &[u8], buffer: &[f32], i: usize) ->
 }
 
 impl Attend<'_, '_> {
-    /// One query, cell by cell; its width is whole vectors.
+    /// `R` queries from the number `first_query` on, of equal sight, cell by cell. Their width is whole vectors.
     #[inline(always)]
-    fn one<S: Simd>(&mut self, s: S, number: usize) {
-        let Query { q, visible } = self.queries[number];
+    fn few<S: Simd, const R: usize>(&mut self, s: S, first_query: usize) {
+        let Query { q, visible } = self.queries[first_query];
         let d = q.len();
-        let Buffers { cells, out, state: _, q: scaled, .. } = &mut *self.buffers;
+        let Buffers { cells, out, q: scaled, .. } = &mut *self.buffers;
         cells.resize(d, 0.0);
         out.clear();
-        out.resize(d, 0.0);
+        out.resize(R * d, 0.0);
         scaled.clear();
-        scaled.extend(q.iter().map(|x| x * self.scale));
-        let (mut largest, mut total) = (f32::NEG_INFINITY, 0.0);
-        let mut scores = [f32::NEG_INFINITY; BLOCK];
+        for query in &self.queries[first_query..first_query + R] {
+            scaled.extend(query.q.iter().map(|x| x * self.scale));
+        }
+        let (mut largest, mut total) = ([f32::NEG_INFINITY; R], [0.0; R]);
+        let mut scores = [[f32::NEG_INFINITY; BLOCK]; R];
         for first in (0..visible).step_by(BLOCK) {
             let n = BLOCK.min(visible - first);
-            for (j, score) in scores.iter_mut().enumerate().take(n) {
+            for j in 0..n {
                 let bytes = self.keys.cell(first + j);
                 if let Some(values) = self.keys.values {
                     values(bytes, cells);
                 }
+                let mut sums = [s.splat(0.0); R];
+                for i in (0..d).step_by(S::LANES) {
+                    let k = some(s, self.keys, bytes, cells, i);
+                    for (r, sum) in sums.iter_mut().enumerate() {
+                        *sum = s.fma(s.load_f(&scaled[r * d + i..]), k, *sum);
+                    }
+                }
+                for (r, sum) in sums.iter().enumerate() {
+                    scores[r][j] = s.sum(*sum);
+                }
+            }
+            for r in 0..R {
+                let (scores, out) = (&mut scores[r], &mut out[r * d..(r + 1) * d]);
+                scores[n..].fill(f32::NEG_INFINITY);
+                let mut most = s.splat(largest[r]);
+                for x in scores.chunks_exact(S::LANES) {
+                    most = s.max(s.load_f(x), most);
+                }
+                let most = s.max_of(most);
+                if most > largest[r] {
+                    let shrink = (largest[r] - most).exp();
+                    total[r] *= shrink;
+                    for o in out.chunks_exact_mut(S::LANES) {
+                        s.store_f(s.mul(s.load_f(o), s.splat(shrink)), o);
+                    }
+                    largest[r] = most;
+                }
+                for x in scores.chunks_exact_mut(S::LANES) {
+                    s.store_f(math::exp(s, s.sub(s.load_f(x), s.splat(largest[r]))), x);
+                }
+                // What `exp` makes of minus infinity is small, but not zero.
+                scores[n..].fill(0.0);
                 let mut sum = s.splat(0.0);
-                for (i, q) in scaled.chunks_exact(S::LANES).enumerate() {
-                    sum = s.fma(s.load_f(q), some(s, self.keys, bytes, cells, i * S::LANES), sum);
+                for x in scores.chunks_exact(S::LANES) {
+                    sum = s.add(sum, s.load_f(x));
                 }
-                *score = s.sum(sum);
+                total[r] += s.sum(sum);
             }
-            scores[n..].fill(f32::NEG_INFINITY);
-            let mut most = s.splat(largest);
-            for x in scores.chunks_exact(S::LANES) {
-                most = s.max(s.load_f(x), most);
-            }
-            let most = s.max_of(most);
-            if most > largest {
-                let shrink = (largest - most).exp();
-                total *= shrink;
-                for o in out.chunks_exact_mut(S::LANES) {
-                    s.store_f(s.mul(s.load_f(o), s.splat(shrink)), o);
+            if let Some(values) = self.values.values {
+                for j in 0..n {
+                    values(self.values.cell(first + j), cells);
+                    for i in (0..d).step_by(S::LANES) {
+                        let v = s.load_f(&cells[i..]);
+                        for (r, scores) in scores.iter().enumerate() {
+                            let out = &mut out[r * d + i..];
+                            s.store_f(s.fma(s.splat(scores[j]), v, s.load_f(out)), out);
+                        }
+                    }
                 }
-                largest = most;
+                continue;
             }
-            let mut sum = s.splat(0.0);
-            for x in scores.chunks_exact_mut(S::LANES) {
-                s.store_f(math::exp(s, s.sub(s.load_f(x), s.splat(largest))), x);
-            }
-            // What `exp` makes of minus infinity is small, but not zero.
-            scores[n..].fill(0.0);
-            for x in scores.chunks_exact(S::LANES) {
-                sum = s.add(sum, s.load_f(x));
-            }
-            total += s.sum(sum);
-            for (j, &weight) in scores.iter().enumerate().take(n) {
-                let bytes = self.values.cell(first + j);
-                if let Some(values) = self.values.values {
-                    values(bytes, cells);
-                }
-                let weight = s.splat(weight);
-                for (i, o) in out.chunks_exact_mut(S::LANES).enumerate() {
-                    let v = some(s, self.values, bytes, cells, i * S::LANES);
-                    s.store_f(s.fma(weight, v, s.load_f(o)), o);
+            // As many vectors of each result as stay in registers.
+            let mut i = 0;
+            while i < d {
+                match (d - i) / S::LANES {
+                    4.. => i += weigh::<S, R, 4>(s, self.values, first..first + n, i, &scores, d, out),
+                    _ => i += weigh::<S, R, 1>(s, self.values, first..first + n, i, &scores, d, out),
                 }
             }
         }
-        let inverse = 1.0 / total;
-        out.iter_mut().for_each(|x| *x *= inverse);
-        (self.done)(number, out);
+        for (r, out) in out.chunks_exact_mut(d).enumerate() {
+            let inverse = 1.0 / total[r];
+            out.iter_mut().for_each(|x| *x *= inverse);
+            (self.done)(first_query + r, out);
+        }
     }
+}
+
+/// Adds `V` vectors of 16-bit values, from `i` on, times their weights to `R` results `[R][d]`. Returns the floats of these vectors.
+#[inline(always)]
+fn weigh<S: Simd, const R: usize, const V: usize>(
+    s: S,
+    values: &Cells,
+    range: std::ops::Range<usize>,
+    i: usize,
+    weights: &[[f32; BLOCK]; R],
+    d: usize,
+    out: &mut [f32],
+) -> usize {
+    let mut acc = [[s.splat(0.0); V]; R];
+    for (j, cell) in range.enumerate() {
+        let bytes = values.cell(cell);
+        for v in 0..V {
+            let x = s.load_half(&bytes[2 * (i + v * S::LANES)..]);
+            for r in 0..R {
+                acc[r][v] = s.fma(s.splat(weights[r][j]), x, acc[r][v]);
+            }
+        }
+    }
+    for (r, acc) in acc.iter().enumerate() {
+        for (v, acc) in acc.iter().enumerate() {
+            let out = &mut out[r * d + i + v * S::LANES..];
+            s.store_f(s.add(s.load_f(out), *acc), out);
+        }
+    }
+    V * S::LANES
 }
 
 impl Kernel for Attend<'_, '_> {
@@ -237,8 +289,17 @@ impl Kernel for Attend<'_, '_> {
     fn call<S: Simd>(mut self, s: S) {
         let d = self.queries[0].q.len();
         if self.queries.len() <= FEW && d.is_multiple_of(S::LANES) {
-            for number in 0..self.queries.len() {
-                self.one(s, number);
+            let mut i = 0;
+            while i < self.queries.len() {
+                let sight = self.queries[i].visible;
+                let n = self.queries[i..].iter().take_while(|q| q.visible == sight).count();
+                match n {
+                    4.. => self.few::<S, 4>(s, i),
+                    3 => self.few::<S, 3>(s, i),
+                    2 => self.few::<S, 2>(s, i),
+                    _ => self.few::<S, 1>(s, i),
+                }
+                i += n.min(4);
             }
             return;
         }
