@@ -12,10 +12,12 @@ mod gemm;
 mod gemv;
 mod math;
 mod pack;
+mod portable;
 mod rows;
 mod simd;
 
 use std::cell::RefCell;
+use std::fmt;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -36,6 +38,7 @@ pub struct Isa(Kind);
 enum Kind {
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
+    Portable(portable::Portable),
 }
 
 thread_local! {
@@ -45,25 +48,45 @@ thread_local! {
 }
 
 impl Isa {
-    /// The best that the processor has.
+    /// The best that the processor has and the build allows.
+    ///
+    /// A build for any x86-64 finds out at run time what it may use. One that names a newer baseline, with AVX2
+    /// (`-C target-cpu=x86-64-v3`), is obeyed to the letter: what it leaves out is not used.
     pub fn best() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
-        *BEST.get_or_init(|| Isa(Kind::Avx512(avx512::Avx512::detect().unwrap())))
+        *BEST.get_or_init(|| Isa::all().into_iter().find(|isa| isa.is_allowed()).expect("portable code always is"))
+    }
+
+    /// All that the processor has, whatever the build allows, best first: for tests and benchmarks.
+    pub fn all() -> Vec<Isa> {
+        let kinds = [
+            #[cfg(target_arch = "x86_64")]
+            avx512::Avx512::detect().map(Kind::Avx512),
+            Some(Kind::Portable(portable::Portable)),
+        ];
+        kinds.into_iter().flatten().map(Isa).collect()
+    }
+
+    /// See [`Isa::best`].
+    fn is_allowed(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(_) => cfg!(target_feature = "avx512f") || !cfg!(target_feature = "avx2"),
+            Kind::Portable(_) => true,
+        }
     }
 
     fn run<K: Kernel>(self, kernel: K) -> K::Out {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512(s) => s.run(kernel),
+            Kind::Portable(s) => s.run(kernel),
         }
     }
 
     /// Rows of a panel: the best number of rows for [`Isa::multiply`].
     pub fn panel_rows(self) -> usize {
-        match self.0 {
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512(_) => pack::panel_rows::<avx512::Avx512>(),
-        }
+        self.run(pack::PanelRows)
     }
 
     /// Writes the activations of a token into [`token_bytes`] bytes.
@@ -142,5 +165,15 @@ impl Isa {
         done: &mut dyn FnMut(usize, &[f32]),
     ) {
         BUFFERS.with_borrow_mut(|buffers| self.run(attend::Attend { queries, keys, values, scale, done, buffers }));
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(_) => "AVX-512",
+            Kind::Portable(_) => "portable",
+        })
     }
 }
