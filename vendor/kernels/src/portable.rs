@@ -8,6 +8,13 @@ use crate::simd::{Kernel, Simd};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Portable;
 
+impl Portable {
+    /// Every processor will do.
+    pub fn detect() -> Option<Portable> {
+        Some(Portable)
+    }
+}
+
 /// The four signed bytes of a lane.
 #[inline(always)]
 fn bytes_of(lane: i32) -> [i32; 4] {

@@ -15,6 +15,13 @@ fn isas() -> Vec<Isa> {
     all
 }
 
+#[test]
+fn the_best_is_within_the_build() {
+    let old = cfg!(target_feature = "avx2") && !cfg!(any(target_feature = "avx512f", target_feature = "avxvnni"));
+    let best = if old { "AVX2".to_owned() } else { isas()[0].to_string() };
+    assert_eq!(Isa::best().to_string(), best);
+}
+
 /// A 16-bit float, by its definition.
 fn half(bytes: &[u8]) -> f32 {
     let bits = u16::from_le_bytes([bytes[0], bytes[1]]);
