@@ -13,6 +13,8 @@ mod columns;
 mod gemm;
 mod gemv;
 mod math;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
 mod pack;
 mod portable;
 mod rows;
@@ -83,6 +85,8 @@ kinds! {
     Avx512Vnni(avx2::Avx2<avx2::Avx512Vnni>), "AVX-512 VNNI of 256 bits", cfg!(target_feature = "avx512f");
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2<avx2::Plain>), "AVX2", true;
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    Neon(neon::Neon), "NEON", true;
     Portable(portable::Portable), "portable", true;
 }
 
