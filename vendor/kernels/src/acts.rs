@@ -120,15 +120,20 @@ fn quantize<S: Simd>(s: S, x: &[f32], factor: f32, gain: Option<&[f32]>, out: &m
             s.store_f(v, &mut group[i..]);
         }
         let (scale, inverse) = scales(s.max_lane(largest));
+        tail[..4].copy_from_slice(&scale.to_le_bytes());
+        if scale.is_nan() {
+            // There is no code for these.
+            codes.fill(0);
+            tail[4..].fill(0);
+            continue;
+        }
         let inverse = s.splat(inverse);
         let mut sum = s.splat(0.0);
         for i in (0..GROUP).step_by(S::LANES) {
-            // NaN, which has no code, has that of the least integer: cut to 0 by the bytes.
             let q = s.round(s.mul(s.load_f(&group[i..]), inverse));
             s.store_bytes(q, &mut codes[i..]);
             sum = s.add(sum, s.to_f(q));
         }
-        tail[..4].copy_from_slice(&scale.to_le_bytes());
         tail[4..].copy_from_slice(&(s.sum(sum) as i32).to_le_bytes());
     }
 }

@@ -192,7 +192,7 @@ fn reduce_tile<'r, S: Simd>(
         reduce_row(s, row(first + i), w, i, buffers);
     }
     let (codes, scales) = tile.split_at_mut(w.code_bytes());
-    let offset = s.splat_i(if w.short { 0 } else { 0x0101_0101 * S::OFFSET });
+    let offset = s.splat_i(if w.short { 0 } else { i32::from_le_bytes([S::OFFSET as u8; 4]) });
     let mut square = [s.splat_i(0); 16];
     let vector = 4 * S::LANES;
     for (n, start) in (0..4 * w.fours()).step_by(vector).enumerate() {

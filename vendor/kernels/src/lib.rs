@@ -6,16 +6,22 @@
 mod acts;
 mod attend;
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod columns;
 mod gemm;
 mod gemv;
 mod math;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
 mod pack;
+mod portable;
 mod rows;
 mod simd;
 
 use std::cell::RefCell;
+use std::fmt;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -32,10 +38,56 @@ use simd::{Kernel, Simd};
 #[derive(Debug, Clone, Copy)]
 pub struct Isa(Kind);
 
-#[derive(Debug, Clone, Copy)]
-enum Kind {
+/// [`Kind`]: of each instruction set its name, its implementor, and whether a build that names a baseline with AVX2 allows it.
+macro_rules! kinds {
+    ($($(#[$attribute:meta])* $kind:ident($implementor:ty), $name:literal, $allowed:expr;)*) => {
+        #[derive(Debug, Clone, Copy)]
+        enum Kind {
+            $($(#[$attribute])* $kind($implementor),)*
+        }
+
+        impl Kind {
+            /// Those that the processor has.
+            fn all() -> Vec<Kind> {
+                let kinds = [$($(#[$attribute])* <$implementor>::detect().map(Kind::$kind),)*];
+                kinds.into_iter().flatten().collect()
+            }
+
+            fn name(self) -> &'static str {
+                match self {
+                    $($(#[$attribute])* Kind::$kind(_) => $name,)*
+                }
+            }
+
+            fn is_allowed(self) -> bool {
+                match self {
+                    $($(#[$attribute])* Kind::$kind(_) => !cfg!(target_feature = "avx2") || $allowed,)*
+                }
+            }
+
+            fn run<K: Kernel>(self, kernel: K) -> K::Out {
+                match self {
+                    $($(#[$attribute])* Kind::$kind(s) => s.run(kernel),)*
+                }
+            }
+        }
+    };
+}
+
+// Best first.
+kinds! {
     #[cfg(target_arch = "x86_64")]
-    Avx512(avx512::Avx512),
+    Avx512(avx512::Avx512), "AVX-512", cfg!(target_feature = "avx512f");
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(avx2::Avx2<avx2::AvxVnni>), "AVX-VNNI", cfg!(target_feature = "avxvnni");
+    // Never the best: AVX-VNNI is tested with it where that is missing.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(avx2::Avx2<avx2::Avx512Vnni>), "AVX-512 VNNI of 256 bits", cfg!(target_feature = "avx512f");
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2<avx2::Plain>), "AVX2", true;
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    Neon(neon::Neon), "NEON", true;
+    Portable(portable::Portable), "portable", true;
 }
 
 thread_local! {
@@ -44,25 +96,27 @@ thread_local! {
 }
 
 impl Isa {
-    /// The best that the processor has.
+    /// The best that the processor has and the build allows.
+    ///
+    /// A build for any x86-64 finds out at run time what it may use. One that names a newer baseline, with AVX2
+    /// (`-C target-cpu=x86-64-v3`), is held to it: AVX-512 and AVX-VNNI are used only if the baseline has them.
     pub fn best() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
-        *BEST.get_or_init(|| Isa(Kind::Avx512(avx512::Avx512::detect().unwrap())))
+        *BEST.get_or_init(|| Isa(Kind::all().into_iter().find(|k| k.is_allowed()).expect("portable code always is")))
+    }
+
+    /// All that the processor has, whatever the build allows, best first: for tests and benchmarks.
+    pub fn all() -> Vec<Isa> {
+        Kind::all().into_iter().map(Isa).collect()
     }
 
     fn run<K: Kernel>(self, kernel: K) -> K::Out {
-        match self.0 {
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512(s) => s.run(kernel),
-        }
+        self.0.run(kernel)
     }
 
     /// Rows of a panel: the best number of rows for [`Isa::multiply`].
     pub fn panel_rows(self) -> usize {
-        match self.0 {
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512(_) => pack::panel_rows::<avx512::Avx512>(),
-        }
+        self.run(pack::PanelRows)
     }
 
     /// Writes the activations of a token into [`token_bytes`] bytes.
@@ -153,5 +207,11 @@ impl Isa {
         done: &mut dyn FnMut(usize, &[f32]),
     ) {
         BUFFERS.with_borrow_mut(|buffers| self.run(attend::Attend { queries, keys, values, scale, done, buffers }));
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.name())
     }
 }

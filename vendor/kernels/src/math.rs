@@ -23,5 +23,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
 /// `x / (1 + e^-x)`
 #[inline(always)]
 pub(crate) fn silu<S: Simd>(s: S, x: S::F) -> S::F {
+    // Below, where `exp` ends, it is zero but for 35 decimals.
+    let x = s.max(s.splat(-88.0), x);
     s.div(x, s.add(s.splat(1.0), exp(s, s.sub(s.splat(0.0), x))))
 }

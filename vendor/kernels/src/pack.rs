@@ -5,7 +5,7 @@
 
 use crate::acts::GROUP;
 use crate::rows::{Format, Row, half};
-use crate::simd::{Simd, VECS};
+use crate::simd::{Kernel, Simd, VECS};
 
 /// Inputs of a matrix that are kept.
 #[derive(Debug, Clone)]
@@ -50,6 +50,18 @@ impl Columns {
 /// Rows of a panel.
 pub(crate) const fn panel_rows<S: Simd>() -> usize {
     VECS * S::LANES
+}
+
+/// See [`crate::Isa::panel_rows`].
+pub(crate) struct PanelRows;
+
+impl Kernel for PanelRows {
+    type Out = usize;
+
+    #[inline(always)]
+    fn call<S: Simd>(self, _s: S) -> usize {
+        panel_rows::<S>()
+    }
 }
 
 /// Bytes of a group of a panel: codes and scales.
@@ -200,7 +212,7 @@ pub(crate) fn pack<'r, S: Simd>(
     // Row by row becomes four inputs by four inputs.
     let panel = &mut panels[which];
     panel.resize(n_groups * group_bytes::<S>(), 0);
-    let offset = s.splat_i(0x0101_0101 * S::OFFSET);
+    let offset = s.splat_i(i32::from_le_bytes([S::OFFSET as u8; 4]));
     let mut square = [s.splat_i(0); 16];
     for (g, group) in panel.chunks_exact_mut(group_bytes::<S>()).enumerate() {
         let (to, to_scales) = group.split_at_mut(rows * GROUP);

@@ -42,7 +42,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn as_i(self, x: Self::F) -> Self::I;
     /// Integers as floats.
     fn to_f(self, x: Self::I) -> Self::F;
-    /// Floats as the nearest integers; anything for what is no integer of 32 bits.
+    /// Floats as the nearest integers, ties to even; anything for what is no integer of 32 bits.
     fn round(self, x: Self::F) -> Self::I;
     /// Writes lanes, which are within -128 and 127, as signed bytes.
     fn store_bytes(self, x: Self::I, out: &mut [u8]);
@@ -170,3 +170,6 @@ pub(crate) trait Kernel {
     /// Computes; to be marked `#[inline(always)]`.
     fn call<S: Simd>(self, s: S) -> Self::Out;
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,511 @@
+//! AVX2: 8 lanes, 16 registers; with the dot product that it is made up of there, or one of VNNI's.
+
+use std::arch::x86_64::*;
+
+use crate::simd::{Kernel, Simd};
+
+/// Proof that the processor has AVX2, FMA and F16C, and what `D` is a proof of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2<D>(D);
+
+/// A way to compute dot products of four bytes; its values are proofs that the processor has the instructions.
+pub(crate) trait Dot: Copy + Send + Sync {
+    /// See [`Simd::OFFSET`].
+    const OFFSET: i32;
+    /// See [`Simd::TOKENS`].
+    const TOKENS: usize;
+
+    /// See [`Simd::run`].
+    fn run<K: Kernel>(s: Avx2<Self>, kernel: K) -> K::Out;
+    /// See [`Simd::dot`].
+    fn dot(self, acc: __m256i, weights: __m256i, x: __m256i) -> __m256i;
+}
+
+/// AVX2 itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plain(());
+
+/// AVX-VNNI.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AvxVnni(());
+
+/// AVX-512's VNNI on vectors of 256 bits: what AVX-VNNI has, in another encoding.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512Vnni(());
+
+/// Whether the processor has what all have in common.
+fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+}
+
+impl Avx2<Plain> {
+    /// `Some` if the processor has the instructions.
+    pub fn detect() -> Option<Avx2<Plain>> {
+        has_avx2().then_some(Avx2(Plain(())))
+    }
+}
+
+impl Avx2<AvxVnni> {
+    /// `Some` if the processor has the instructions.
+    pub fn detect() -> Option<Avx2<AvxVnni>> {
+        (has_avx2() && is_x86_feature_detected!("avxvnni")).then_some(Avx2(AvxVnni(())))
+    }
+}
+
+impl Avx2<Avx512Vnni> {
+    /// `Some` if the processor has the instructions.
+    pub fn detect() -> Option<Avx2<Avx512Vnni>> {
+        let has = has_avx2() && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512vnni");
+        has.then_some(Avx2(Avx512Vnni(())))
+    }
+}
+
+/// [`Dot::run`] with instructions enabled.
+macro_rules! run_with {
+    ($features:literal) => {
+        #[inline(always)]
+        fn run<K: Kernel>(s: Avx2<Self>, kernel: K) -> K::Out {
+            #[target_feature(enable = $features)]
+            fn enabled<K: Kernel, D: Dot>(s: Avx2<D>, kernel: K) -> K::Out {
+                kernel.call(s)
+            }
+            // SAFETY: `s` is a proof that the processor has the instructions.
+            unsafe { enabled(s, kernel) }
+        }
+    };
+}
+
+/// One vector instruction (or a few), whose operands are registers.
+macro_rules! op {
+    ($e:expr) => {
+        // SAFETY: `self` is a proof that the processor has the instruction; it touches no memory.
+        unsafe { $e }
+    };
+}
+
+impl Dot for Plain {
+    const OFFSET: i32 = 0;
+    const TOKENS: usize = 4;
+
+    run_with!("avx2,fma,f16c");
+
+    #[inline(always)]
+    fn dot(self, acc: __m256i, weights: __m256i, x: __m256i) -> __m256i {
+        // The instruction wants one factor without sign: the sign goes to the other. Two products are below 2^15 together, as
+        // activations are not -128.
+        let pairs = op!(_mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights)));
+        op!(_mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))))
+    }
+}
+
+impl Dot for AvxVnni {
+    const OFFSET: i32 = 128;
+    const TOKENS: usize = 6;
+
+    run_with!("avx2,fma,f16c,avxvnni");
+
+    #[inline(always)]
+    fn dot(self, acc: __m256i, weights: __m256i, x: __m256i) -> __m256i {
+        op!(_mm256_dpbusd_avx_epi32(acc, weights, x))
+    }
+}
+
+impl Dot for Avx512Vnni {
+    const OFFSET: i32 = 128;
+    const TOKENS: usize = 6;
+
+    run_with!("avx2,fma,f16c,avx512f,avx512vl,avx512vnni");
+
+    #[inline(always)]
+    fn dot(self, acc: __m256i, weights: __m256i, x: __m256i) -> __m256i {
+        op!(_mm256_dpbusd_epi32(acc, weights, x))
+    }
+}
+
+/// For each mask of eight lanes the numbers of those that are set, then zeros.
+const KEPT: [[u8; 8]; 256] = {
+    let mut table = [[0; 8]; 256];
+    let mut mask = 0;
+    while mask < 256 {
+        let (mut n, mut i) = (0, 0);
+        while i < 8 {
+            if mask >> i & 1 == 1 {
+                table[mask][n] = i;
+                n += 1;
+            }
+            i += 1;
+        }
+        mask += 1;
+    }
+    table
+};
+
+impl<D: Dot> Avx2<D> {
+    /// Codes of a block of 32 in 16 bytes, one in each byte: the lower halves, then the upper ones.
+    #[inline(always)]
+    fn nibbles(self, block: &[u8]) -> __m256i {
+        let block: &[u8; 16] = block[..16].try_into().expect("16 bytes");
+        // SAFETY: 16 readable bytes; the processor has the instructions.
+        unsafe {
+            let x = _mm_loadu_si128(block.as_ptr().cast());
+            _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(x), x), _mm256_set1_epi8(15))
+        }
+    }
+
+    /// Codes looked up in a table.
+    #[inline(always)]
+    fn shuffle(self, table: &[u8; 16], codes: __m256i) -> __m256i {
+        // SAFETY: 16 readable bytes; the processor has the instructions.
+        unsafe {
+            let table = _mm_loadu_si128(table.as_ptr().cast());
+            _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes)
+        }
+    }
+
+    /// Eight bytes without sign as integers.
+    #[inline(always)]
+    fn widen(self, bytes: [u8; 8]) -> __m256i {
+        op!(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(bytes))))
+    }
+}
+
+impl<D: Dot> Simd for Avx2<D> {
+    const LANES: usize = 8;
+    const TOKENS: usize = D::TOKENS;
+    const WIDE: usize = 2;
+    const OFFSET: i32 = D::OFFSET;
+    type I = __m256i;
+    type F = __m256;
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        D::run(self, kernel)
+    }
+
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> __m256i {
+        op!(_mm256_set1_epi32(x))
+    }
+
+    #[inline(always)]
+    fn load_i(self, bytes: &[u8]) -> __m256i {
+        let bytes: &[u8; 32] = bytes[..32].try_into().expect("32 bytes");
+        // SAFETY: 32 readable bytes; the processor has the instruction.
+        unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn load_lanes(self, x: &[i32]) -> __m256i {
+        let x: &[i32; 8] = x[..8].try_into().expect("8 integers");
+        // SAFETY: 32 readable bytes; the processor has the instruction.
+        unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store_lanes(self, x: __m256i, out: &mut [i32]) {
+        let out: &mut [i32; 8] = (&mut out[..8]).try_into().expect("8 integers");
+        // SAFETY: 32 writable bytes; the processor has the instruction.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), x) }
+    }
+
+    #[inline(always)]
+    fn dot(self, acc: __m256i, weights: __m256i, x: __m256i) -> __m256i {
+        self.0.dot(acc, weights, x)
+    }
+
+    #[inline(always)]
+    fn as_f(self, x: __m256i) -> __m256 {
+        op!(_mm256_castsi256_ps(x))
+    }
+
+    #[inline(always)]
+    fn as_i(self, x: __m256) -> __m256i {
+        op!(_mm256_castps_si256(x))
+    }
+
+    #[inline(always)]
+    fn to_f(self, x: __m256i) -> __m256 {
+        op!(_mm256_cvtepi32_ps(x))
+    }
+
+    #[inline(always)]
+    fn round(self, x: __m256) -> __m256i {
+        op!(_mm256_cvtps_epi32(x))
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, x: __m256i, out: &mut [u8]) {
+        let out: &mut [u8; 8] = (&mut out[..8]).try_into().expect("8 bytes");
+        // SAFETY: 8 writable bytes; the processor has the instructions.
+        unsafe {
+            let words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            _mm_storel_epi64(out.as_mut_ptr().cast(), _mm_packs_epi16(words, words));
+        }
+    }
+
+    #[inline(always)]
+    fn store_i(self, x: __m256i, out: &mut [u8]) {
+        let out: &mut [u8; 32] = (&mut out[..32]).try_into().expect("32 bytes");
+        // SAFETY: 32 writable bytes; the processor has the instruction.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), x) }
+    }
+
+    #[inline(always)]
+    fn add_bytes(self, a: __m256i, b: __m256i) -> __m256i {
+        op!(_mm256_add_epi8(a, b))
+    }
+
+    #[inline(always)]
+    fn low(self, x: __m256i) -> __m256i {
+        op!(_mm256_and_si256(x, _mm256_set1_epi8(15)))
+    }
+
+    #[inline(always)]
+    fn high(self, x: __m256i) -> __m256i {
+        op!(_mm256_and_si256(_mm256_srli_epi16::<4>(x), _mm256_set1_epi8(15)))
+    }
+
+    #[inline(always)]
+    fn look_up(self, blocks: [&[u8]; 2], tables: &[[u8; 16]; 2], out: &mut [u8]) {
+        self.store_i(self.shuffle(&tables[0], self.nibbles(blocks[0])), out);
+        self.store_i(self.shuffle(&tables[1], self.nibbles(blocks[1])), &mut out[32..]);
+    }
+
+    #[inline(always)]
+    fn look_up_halves(self, codes: &[u8], tables: &[[u8; 16]; 2], out: &mut [u8]) {
+        let x = self.load_i(codes);
+        let (low, high) = (self.low(x), self.high(x));
+        self.store_i(self.shuffle(&tables[0], low), out);
+        self.store_i(self.shuffle(&tables[1], high), &mut out[32..]);
+    }
+
+    #[inline(always)]
+    fn unpack_bytes(self, blocks: [&[u8]; 2]) -> [__m256i; 4] {
+        let offset = op!(_mm256_set1_epi8(D::OFFSET as u8 as i8));
+        let (a, b) = (self.load_i(blocks[0]), self.load_i(blocks[1]));
+        let (a, b) = (self.add_bytes(a, offset), self.add_bytes(b, offset));
+        [a, b, a, b]
+    }
+
+    #[inline(always)]
+    fn spread<const B: usize>(self, blocks: &[u8]) -> [__m256; 2] {
+        let b = &blocks[..2 * B];
+        let lanes = op!(_mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
+        if B == 20 {
+            // Scales and minima in turn.
+            let word = |i: usize| u64::from(u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]));
+            let all = word(0) | word(B) << 32;
+            let x = op!(_mm256_castps128_ps256(_mm_cvtph_ps(_mm_cvtsi64_si128(all as i64))));
+            let evens = op!(_mm256_add_epi32(lanes, lanes));
+            let odds = op!(_mm256_add_epi32(evens, _mm256_set1_epi32(1)));
+            return op!([_mm256_permutevar8x32_ps(x, evens), _mm256_permutevar8x32_ps(x, odds)]);
+        }
+        let word = |i: usize| u32::from(u16::from_le_bytes([b[i], b[i + 1]]));
+        let all = word(0) | word(B) << 16;
+        let x = op!(_mm256_castps128_ps256(_mm_cvtph_ps(_mm_cvtsi32_si128(all as i32))));
+        let d = op!(_mm256_permutevar8x32_ps(x, lanes));
+        [d, d]
+    }
+
+    #[inline(always)]
+    fn load_pieces<const B: usize>(self, bytes: &[u8]) -> __m256i {
+        let b = &bytes[..B + 16];
+        // SAFETY: both pieces of 16 bytes are within `b`; the processor has the instructions.
+        unsafe { _mm256_loadu2_m128i(b.as_ptr().add(B).cast(), b.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn two_of(self, x: &[f32; 8], a: usize, _b: usize) -> __m256 {
+        self.splat(x[a])
+    }
+
+    #[inline(always)]
+    fn pair_half(self, a: &[u8], b: &[u8], v: usize) -> __m256 {
+        let x = if v == 0 { a } else { b };
+        op!(_mm256_cvtph_ps(_mm_set1_epi16(i16::from_le_bytes([x[0], x[1]]))))
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: &mut [__m256i]) {
+        let r: &mut [__m256i; 8] = rows.try_into().expect("8 vectors");
+        // Pairs, fours, then halves of the vectors change places.
+        for i in (0..8).step_by(2) {
+            let (a, b) = (r[i], r[i + 1]);
+            r[i] = op!(_mm256_unpacklo_epi32(a, b));
+            r[i + 1] = op!(_mm256_unpackhi_epi32(a, b));
+        }
+        for i in (0..8).step_by(4) {
+            let [a, b, c, d] = [r[i], r[i + 1], r[i + 2], r[i + 3]];
+            r[i] = op!(_mm256_unpacklo_epi64(a, c));
+            r[i + 1] = op!(_mm256_unpackhi_epi64(a, c));
+            r[i + 2] = op!(_mm256_unpacklo_epi64(b, d));
+            r[i + 3] = op!(_mm256_unpackhi_epi64(b, d));
+        }
+        for i in 0..4 {
+            let (a, b) = (r[i], r[i + 4]);
+            r[i] = op!(_mm256_permute2x128_si256::<0x20>(a, b));
+            r[i + 4] = op!(_mm256_permute2x128_si256::<0x31>(a, b));
+        }
+    }
+
+    #[inline(always)]
+    fn store_half(self, x: __m256, out: &mut [u8]) {
+        let out: &mut [u8; 16] = (&mut out[..16]).try_into().expect("16 bytes");
+        // SAFETY: 16 writable bytes; the processor has the instruction.
+        unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)) }
+    }
+
+    #[inline(always)]
+    fn bytes(self, x: &[u8]) -> __m256 {
+        let x: [u8; 8] = x[..8].try_into().expect("8 bytes");
+        op!(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(x)))))
+    }
+
+    #[inline(always)]
+    fn eight(self, bytes: [u8; 8], factor: f32) -> [f32; 8] {
+        let mut out = [0.0f32; 8];
+        self.store_f(self.mul(self.to_f(self.widen(bytes)), self.splat(factor)), &mut out);
+        out
+    }
+
+    #[inline(always)]
+    fn four_bits(self, codes: &[u8], d: [f32; 2], m: [f32; 2], low: &mut [f32], high: &mut [f32]) {
+        for i in [0, 8] {
+            let x = self.widen(codes[i..i + 8].try_into().expect("8 bytes"));
+            let (l, h) = op!((_mm256_and_si256(x, _mm256_set1_epi32(15)), _mm256_srli_epi32::<4>(x)));
+            self.store_f(self.fma(self.to_f(l), self.splat(d[0]), self.splat(m[0])), &mut low[i..]);
+            self.store_f(self.fma(self.to_f(h), self.splat(d[1]), self.splat(m[1])), &mut high[i..]);
+        }
+    }
+
+    #[inline(always)]
+    fn half(self, bits: u16) -> f32 {
+        op!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))))
+    }
+
+    #[inline(always)]
+    fn load_half(self, x: &[u8]) -> __m256 {
+        let x: &[u8; 16] = x[..16].try_into().expect("16 bytes");
+        // SAFETY: 16 readable bytes; the processor has the instruction.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn load_f(self, x: &[f32]) -> __m256 {
+        let x: &[f32; 8] = x[..8].try_into().expect("8 floats");
+        // SAFETY: 8 readable floats; the processor has the instruction.
+        unsafe { _mm256_loadu_ps(x.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store_f(self, x: __m256, out: &mut [f32]) {
+        let out: &mut [f32; 8] = (&mut out[..8]).try_into().expect("8 floats");
+        // SAFETY: 8 writable floats; the processor has the instruction.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), x) }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        op!(_mm256_set1_ps(x))
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        op!(_mm256_add_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        op!(_mm256_sub_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        op!(_mm256_mul_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m256, b: __m256) -> __m256 {
+        op!(_mm256_div_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        op!(_mm256_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn mul_eight(self, a: &[f32; 8], b: &[f32]) -> [f32; 8] {
+        let mut out = [0.0f32; 8];
+        self.store_f(self.mul(self.load_f(a), self.load_f(b)), &mut out);
+        out
+    }
+
+    #[inline(always)]
+    fn fma_eight(self, a: &[f32], b: &[f32; 8], c: __m256) -> __m256 {
+        self.fma(self.load_f(a), self.load_f(b), c)
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m256, b: __m256) -> __m256 {
+        op!(_mm256_max_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn min(self, a: __m256, b: __m256) -> __m256 {
+        op!(_mm256_min_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn largest(self, a: __m256, x: __m256) -> __m256 {
+        // As integers the bits of numbers that are not negative have the numbers' order, and NaN is above all.
+        let x = op!(_mm256_andnot_ps(_mm256_set1_ps(-0.0), x));
+        op!(_mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(x))))
+    }
+
+    #[inline(always)]
+    fn exp2_i(self, n: __m256i) -> __m256 {
+        op!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127)))))
+    }
+
+    #[inline(always)]
+    fn max_of(self, x: __m256) -> f32 {
+        let x = op!(_mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x)));
+        let x = op!(_mm_max_ps(x, _mm_movehl_ps(x, x)));
+        op!(_mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x))))
+    }
+
+    #[inline(always)]
+    fn compress_codes(self, codes: &[u8; 32], mask: u32, out: &mut [u8]) {
+        let mut n = 0;
+        for (eight, mask) in codes.chunks_exact(8).zip(mask.to_le_bytes()) {
+            let eight = i64::from_le_bytes(eight.try_into().expect("8 bytes"));
+            let kept = i64::from_le_bytes(KEPT[usize::from(mask)]);
+            let kept = op!(_mm_cvtsi128_si64(_mm_shuffle_epi8(_mm_cvtsi64_si128(eight), _mm_cvtsi64_si128(kept))));
+            out[n..n + 8].copy_from_slice(&kept.to_le_bytes());
+            n += mask.count_ones() as usize;
+        }
+    }
+
+    #[inline(always)]
+    fn compress(self, x: __m256, mask: u32, out: &mut [f32]) {
+        let lanes = self.widen(KEPT[(mask & 0xff) as usize]);
+        self.store_f(op!(_mm256_permutevar8x32_ps(x, lanes)), out);
+    }
+
+    #[inline(always)]
+    fn sum(self, x: __m256) -> f32 {
+        let x = op!(_mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x)));
+        let x = op!(_mm_add_ps(x, _mm_movehl_ps(x, x)));
+        op!(_mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x))))
+    }
+
+    #[inline(always)]
+    fn max_lane(self, x: __m256) -> f32 {
+        let x = op!(_mm256_castps_si256(x));
+        let x = op!(_mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)));
+        let x = op!(_mm_max_epi32(x, _mm_shuffle_epi32::<0b01_00_11_10>(x)));
+        let x = op!(_mm_max_epi32(x, _mm_shuffle_epi32::<0b10_11_00_01>(x)));
+        f32::from_bits(op!(_mm_cvtsi128_si32(x)) as u32)
+    }
+}

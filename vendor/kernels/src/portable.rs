@@ -1,0 +1,309 @@
+//! Any processor: 8 lanes as arrays, without a word to the compiler about instructions.
+
+use std::array::from_fn;
+
+use crate::simd::{Kernel, Simd};
+
+/// 8 lanes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Portable;
+
+impl Portable {
+    /// Every processor will do.
+    pub fn detect() -> Option<Portable> {
+        Some(Portable)
+    }
+}
+
+/// The four signed bytes of a lane.
+#[inline(always)]
+fn bytes_of(lane: i32) -> [i32; 4] {
+    lane.to_le_bytes().map(|b| i32::from(b as i8))
+}
+
+/// Codes of 32 weights in 16 bytes: the lower halves of the bytes, then the upper ones.
+#[inline(always)]
+fn nibbles(bytes: &[u8]) -> [u8; 32] {
+    let bytes = &bytes[..16];
+    from_fn(|i| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 })
+}
+
+/// Bits of the nearest 16-bit float, ties to even.
+#[inline(always)]
+fn half_bits(x: f32) -> u16 {
+    let sign = (x.to_bits() >> 16) as u16 & 0x8000;
+    let size = x.to_bits() & 0x7fff_ffff;
+    let half = match size {
+        0x7f80_0001.. => 0x7e00,
+        // Half-way between the largest number and the next power of two.
+        0x477f_f000.. => 0x7c00,
+        // 2^-14, the least with an exponent of its own: 13 bits are cut off, after adding just less than half of the last
+        // that stays, or just half if that is odd.
+        0x3880_0000.. => ((size - ((127 - 15) << 23) + 0xfff + (size >> 13 & 1)) >> 13) as u16,
+        // The sum with 1/2 is rounded to multiples of 2^-24.
+        _ => ((f32::from_bits(size) + 0.5).to_bits() - 0.5f32.to_bits()) as u16,
+    };
+    sign | half
+}
+
+impl Simd for Portable {
+    const LANES: usize = 8;
+    const TOKENS: usize = 2;
+    const WIDE: usize = 2;
+    const OFFSET: i32 = 0;
+    type I = [i32; 8];
+    type F = [f32; 8];
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        kernel.call(self)
+    }
+
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> [i32; 8] {
+        [x; 8]
+    }
+
+    #[inline(always)]
+    fn load_i(self, bytes: &[u8]) -> [i32; 8] {
+        let bytes = &bytes[..32];
+        from_fn(|i| i32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]))
+    }
+
+    #[inline(always)]
+    fn load_lanes(self, x: &[i32]) -> [i32; 8] {
+        x[..8].try_into().expect("8 integers")
+    }
+
+    #[inline(always)]
+    fn store_lanes(self, x: [i32; 8], out: &mut [i32]) {
+        out[..8].copy_from_slice(&x);
+    }
+
+    #[inline(always)]
+    fn dot(self, acc: [i32; 8], weights: [i32; 8], x: [i32; 8]) -> [i32; 8] {
+        from_fn(|i| {
+            let (w, x) = (bytes_of(weights[i]), bytes_of(x[i]));
+            acc[i].wrapping_add((w[0] * x[0] + w[1] * x[1]) + (w[2] * x[2] + w[3] * x[3]))
+        })
+    }
+
+    #[inline(always)]
+    fn as_f(self, x: [i32; 8]) -> [f32; 8] {
+        x.map(|x| f32::from_bits(x as u32))
+    }
+
+    #[inline(always)]
+    fn as_i(self, x: [f32; 8]) -> [i32; 8] {
+        x.map(|x| x.to_bits() as i32)
+    }
+
+    #[inline(always)]
+    fn to_f(self, x: [i32; 8]) -> [f32; 8] {
+        x.map(|x| x as f32)
+    }
+
+    #[inline(always)]
+    fn round(self, x: [f32; 8]) -> [i32; 8] {
+        x.map(|x| x.round_ties_even() as i32)
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, x: [i32; 8], out: &mut [u8]) {
+        out[..8].copy_from_slice(&x.map(|x| x as u8));
+    }
+
+    #[inline(always)]
+    fn store_i(self, x: [i32; 8], out: &mut [u8]) {
+        for (out, x) in out[..32].chunks_exact_mut(4).zip(x) {
+            out.copy_from_slice(&x.to_le_bytes());
+        }
+    }
+
+    #[inline(always)]
+    fn add_bytes(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
+        from_fn(|i| {
+            let (a, b) = (a[i].to_le_bytes(), b[i].to_le_bytes());
+            i32::from_le_bytes(from_fn(|j| a[j].wrapping_add(b[j])))
+        })
+    }
+
+    #[inline(always)]
+    fn low(self, x: [i32; 8]) -> [i32; 8] {
+        x.map(|x| x & 0x0f0f_0f0f)
+    }
+
+    #[inline(always)]
+    fn high(self, x: [i32; 8]) -> [i32; 8] {
+        x.map(|x| x >> 4 & 0x0f0f_0f0f)
+    }
+
+    #[inline(always)]
+    fn look_up(self, blocks: [&[u8]; 2], tables: &[[u8; 16]; 2], out: &mut [u8]) {
+        for ((block, table), out) in blocks.into_iter().zip(tables).zip(out[..64].chunks_exact_mut(32)) {
+            out.copy_from_slice(&nibbles(block).map(|code| table[usize::from(code)]));
+        }
+    }
+
+    #[inline(always)]
+    fn look_up_halves(self, codes: &[u8], tables: &[[u8; 16]; 2], out: &mut [u8]) {
+        let (low, high) = out[..64].split_at_mut(32);
+        for ((code, low), high) in codes[..32].iter().zip(low).zip(high) {
+            *low = tables[0][usize::from(code & 15)];
+            *high = tables[1][usize::from(code >> 4)];
+        }
+    }
+
+    #[inline(always)]
+    fn unpack_bytes(self, blocks: [&[u8]; 2]) -> [[i32; 8]; 4] {
+        let [a, b] = [self.load_i(blocks[0]), self.load_i(blocks[1])];
+        [a, b, a, b]
+    }
+
+    #[inline(always)]
+    fn pair_half(self, a: &[u8], b: &[u8], v: usize) -> [f32; 8] {
+        [crate::rows::half(self, if v == 0 { a } else { b }); 8]
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: &mut [[i32; 8]]) {
+        let old: [[i32; 8]; 8] = (&*rows).try_into().expect("8 vectors");
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = from_fn(|j| old[j][i]);
+        }
+    }
+
+    #[inline(always)]
+    fn store_half(self, x: [f32; 8], out: &mut [u8]) {
+        for (out, x) in out[..16].chunks_exact_mut(2).zip(x) {
+            out.copy_from_slice(&half_bits(x).to_le_bytes());
+        }
+    }
+
+    #[inline(always)]
+    fn bytes(self, x: &[u8]) -> [f32; 8] {
+        let x = &x[..8];
+        from_fn(|i| f32::from(x[i] as i8))
+    }
+
+    #[inline(always)]
+    fn eight(self, bytes: [u8; 8], factor: f32) -> [f32; 8] {
+        bytes.map(|b| f32::from(b) * factor)
+    }
+
+    #[inline(always)]
+    fn four_bits(self, codes: &[u8], d: [f32; 2], m: [f32; 2], low: &mut [f32], high: &mut [f32]) {
+        for ((code, low), high) in codes[..16].iter().zip(&mut low[..16]).zip(&mut high[..16]) {
+            *low = d[0] * f32::from(code & 15) + m[0];
+            *high = d[1] * f32::from(code >> 4) + m[1];
+        }
+    }
+
+    #[inline(always)]
+    fn half(self, bits: u16) -> f32 {
+        let sign = u32::from(bits & 0x8000) << 16;
+        let size = u32::from(bits & 0x7fff) << 13;
+        // The exponent is in place, but counts from -15 and not from -127.
+        let number = f32::from_bits(size) * f32::from_bits((127 + 127 - 15) << 23);
+        let size = if size < 0x7c00 << 13 { number.to_bits() } else { size | 0x7f80_0000 };
+        f32::from_bits(sign | size)
+    }
+
+    #[inline(always)]
+    fn load_half(self, x: &[u8]) -> [f32; 8] {
+        let x = &x[..16];
+        from_fn(|i| crate::rows::half(self, &x[2 * i..]))
+    }
+
+    #[inline(always)]
+    fn load_f(self, x: &[f32]) -> [f32; 8] {
+        x[..8].try_into().expect("8 floats")
+    }
+
+    #[inline(always)]
+    fn store_f(self, x: [f32; 8], out: &mut [f32]) {
+        out[..8].copy_from_slice(&x);
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> [f32; 8] {
+        [x; 8]
+    }
+
+    #[inline(always)]
+    fn add(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn sub(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        from_fn(|i| a[i] - b[i])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn div(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        from_fn(|i| a[i] / b[i])
+    }
+
+    /// Rounds twice: without an instruction, rounding once is slow.
+    #[inline(always)]
+    fn fma(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
+        from_fn(|i| a[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    fn fma_eight(self, a: &[f32], b: &[f32; 8], c: [f32; 8]) -> [f32; 8] {
+        self.fma(self.load_f(a), *b, c)
+    }
+
+    #[inline(always)]
+    fn max(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn min(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn largest(self, a: [f32; 8], x: [f32; 8]) -> [f32; 8] {
+        // The bits of numbers that are not negative have the numbers' order, and NaN is above all.
+        from_fn(|i| f32::from_bits(a[i].to_bits().max(x[i].abs().to_bits())))
+    }
+
+    #[inline(always)]
+    fn exp2_i(self, n: [i32; 8]) -> [f32; 8] {
+        n.map(|n| f32::from_bits((n.wrapping_add(127) as u32) << 23))
+    }
+
+    #[inline(always)]
+    fn max_of(self, x: [f32; 8]) -> f32 {
+        x.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    #[inline(always)]
+    fn compress(self, x: [f32; 8], mask: u32, out: &mut [f32]) {
+        let out = &mut out[..8];
+        let mut n = 0;
+        for (i, x) in x.into_iter().enumerate() {
+            out[n] = x;
+            n += (mask >> i & 1) as usize;
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self, x: [f32; 8]) -> f32 {
+        x.into_iter().sum()
+    }
+
+    #[inline(always)]
+    fn max_lane(self, x: [f32; 8]) -> f32 {
+        f32::from_bits(x.into_iter().fold(0, |a, x| a.max(x.to_bits())))
+    }
+}
