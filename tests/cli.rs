@@ -113,7 +113,7 @@ fn prompts_come_from_flags_files_and_stdin() {
 
 #[test]
 fn json_is_one_object() {
-    let o = model_run(&["-p", "Count to ten.", "-n", "5", "--output-format", "json", "-q", "-s", "7"]);
+    let o = model_run(&["-p", "Count to ten.", "-n", "5", "--output-format", "json", "-q", "-s", "7", "--ignore-eos"]);
     let value: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
     assert_eq!(value["generated_tokens"], 5);
     assert_eq!(value["stop_reason"], "limit");
@@ -147,7 +147,7 @@ print(json.dumps({'stdout': run.stdout, 'stderr': run.stderr, 'bytes': kib * 102
 fn a_trace_has_the_nodes_of_each_micro_batch() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("trace.json");
-    let args = ["-p", &"The river rose. ".repeat(8), "-no-cnv", "-ub", "24", "-n", "3"];
+    let args = ["-p", &"The river rose. ".repeat(8), "-no-cnv", "-ub", "24", "-n", "3", "--kernels", "ggml"];
     let (plain, traced) = (model_run(&args), model_run(&[&args[..], &["--trace", path.to_str().unwrap()]].concat()));
     let hash = |o: &Output| text(&o.stderr).split("logits ").nth(1).unwrap().to_owned();
     assert_eq!((&traced.stdout, hash(&traced)), (&plain.stdout, hash(&plain)));

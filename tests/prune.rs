@@ -183,20 +183,27 @@ fn a_ratio_of_zero_is_the_dense_model() {
         let object: Value = serde_json::from_str(&ok(&args).0).unwrap();
         (object["logits_hash"].clone(), object["text"].clone())
     };
-    assert_eq!(hash(&[]), hash(&["--prune", "0"]));
-    assert_ne!(hash(&[]), hash(&["--prune", "0.4", "--prune-skip", "1", "--prune-min-tokens", "2"]));
+    for kernels in ["ggml", "native"] {
+        let dense = hash(&["--kernels", kernels]);
+        assert_eq!(dense, hash(&["--kernels", kernels, "--prune", "0"]));
+        let pruned = ["--kernels", kernels, "--prune", "0.4", "--prune-skip", "1", "--prune-min-tokens", "2"];
+        assert_ne!(dense, hash(&pruned));
+    }
 }
 
 #[test]
 fn counts_are_exact_masks_are_reproducible_and_dumps_replay() {
     let _turn = turn();
-    for (n_head_kv, ty) in [(8, Type::F32), (2, Type::Q4_0), (8, Type::Q4_K), (2, Type::Q8_0)] {
-        let model = tiny(&format!("dumps-{n_head_kv}-{ty}"), ty, n_head_kv);
-        let path = |name: &str| DIR.path().join(format!("{name}-{n_head_kv}-{ty}.json")).to_str().unwrap().to_owned();
+    let all = [(8, Type::F32), (2, Type::Q4_0), (8, Type::Q4_K), (2, Type::Q8_0), (8, Type::Q6_K)];
+    for ((n_head_kv, ty), kernels) in all.into_iter().flat_map(|c| [(c, "ggml"), (c, "native")]) {
+        let name = format!("{n_head_kv}-{ty}-{kernels}");
+        let model = tiny(&format!("dumps-{name}"), ty, n_head_kv);
+        let path = |which: &str| DIR.path().join(format!("{which}-{name}.json")).to_str().unwrap().to_owned();
         let [first, second, third] = ["a", "b", "c"].map(path);
         let run = |more: &[&str]| {
             let mut args = vec!["-m", &model, "-p", PROMPT, "-n", "8", "--temp", "0", "-no-cnv", "--prune", "0.4"];
             args.extend(["--prune-skip", "1", "--prune-min-tokens", "2", "--output-format", "json"]);
+            args.extend(["--kernels", kernels]);
             args.extend(more);
             let object: Value = serde_json::from_str(&ok(&args).0).unwrap();
             (object["logits_hash"].clone(), object["text"].clone(), object["prune"].clone())
@@ -218,7 +225,7 @@ fn counts_are_exact_masks_are_reproducible_and_dumps_replay() {
             assert!(batch.iter().all(|(b, k)| k.len() == if b.ends_with("attn") { 4 } else { 256 }));
         }
         let again = run(&["--prune-replay", &first, "--prune-dump", &third]);
-        assert_eq!((again.0, again.1), (one.0, one.1), "{ty}");
+        assert_eq!((again.0, again.1), (one.0, one.1), "{name}");
         assert_eq!(dump(Path::new(&third)), batches);
     }
 }

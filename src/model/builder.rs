@@ -309,8 +309,8 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         let n = input.x.ne()[1];
         // Columns are always packed; and what is no row to be multiplied where it is.
         let direct = columns.is_none() && factors.iter().all(|f| is_direct(f.matrix.ty()));
-        let panels = self.native.packs(n) || !direct;
-        let mut sources = if n > FEW || panels {
+        let panels = n > FEW || !direct;
+        let mut sources = if panels {
             vec![self.acts(input)]
         } else {
             std::iter::once(input.x).chain(input.norm.map(|w| self.weight(w))).collect()

@@ -9,7 +9,7 @@ use kernels::FEW;
 
 use super::native::{Clock, Factor, Native, Product, Quantize, is_direct, words};
 use super::weights::{Placement, memory_for};
-use crate::cli::options::Kernels;
+use crate::cli::options::{Kernels, ModelOptions};
 use crate::gguf::Gguf;
 use crate::prune::reduce::Matrix;
 
@@ -45,9 +45,13 @@ impl Times {
 }
 
 /// Our kernels, if the user asked for them or they are faster with the matrix `name`.
-pub fn native(wanted: Kernels, gguf: &Gguf, name: &str, placement: &Placement, n_threads: usize) -> Option<Native> {
-    if wanted == Kernels::Ggml {
-        return None;
+pub fn native(options: &ModelOptions, gguf: &Gguf, name: &str, placement: &Placement, n_threads: usize) -> Option<Native> {
+    match options.kernels {
+        // A copy of the weights in memory is ggml's alone: our kernels read the file's.
+        Kernels::Auto if options.no_mmap => return None,
+        Kernels::Auto => {}
+        Kernels::Ggml => return None,
+        Kernels::Native => return Some(Native::default()),
     }
     let info = gguf.tensor(name).filter(|t| t.ty.is_quantized() && t.n_dims == 2)?;
     let (n_in, n_out) = (info.ne[0] as usize, info.ne[1] as usize);
@@ -56,28 +60,12 @@ pub fn native(wanted: Kernels, gguf: &Gguf, name: &str, placement: &Placement, n
     let start = gguf.position(info);
     let matrix = Matrix::mapped(gguf.map().clone(), start..start + row * n_rows, info.ty, n_in, n_rows);
     let mut bench = Bench::new(matrix, n_threads)?;
-    // Panels against rows where they are, a few tokens at a time.
-    let mut few = |n| is_direct(info.ty).then(|| bench.ours(n, false)).flatten();
-    let few_one = few(1);
-    let few_each = few(TOKENS[0]).map(|t| t / TOKENS[0] as f64);
-    let panels = Times::of(|n| bench.ours(n, true), 0.0)?;
-    let min_tokens = match few_each {
-        Some(each) if each > panels.slope => (panels.fixed / (each - panels.slope)).ceil().clamp(9.0, 1e6) as usize,
-        // Where panels take no less for a token there is no use for them, unless there is nothing else.
-        Some(_) => usize::MAX,
-        None => 9,
-    };
-    let ours = Native { min_tokens, ..Default::default() };
-    if wanted == Kernels::Native {
-        return Some(ours);
-    }
+    let panels = Times::of(|n| bench.ours(n), 0.0)?;
     let theirs = bench.theirs(placement)?;
-    let one = few_one.unwrap_or(theirs.one);
-    let ours_total = match few_each {
-        Some(each) if min_tokens > PROMPT as usize => each * PROMPT + one * ANSWER,
-        _ => Times { one, ..panels }.total(),
-    };
-    (ours_total < theirs.total()).then_some(ours)
+    // A type whose rows cannot be read where they are has its single tokens from ggml.
+    let one = if is_direct(info.ty) { bench.ours(1)? } else { theirs.one };
+    let ours = Times { one, ..panels };
+    (ours.total() < theirs.total()).then(Native::default)
 }
 
 /// One matrix and threads to multiply it with.
@@ -114,11 +102,11 @@ impl Bench {
     }
 
     /// Our kernels' time.
-    fn ours(&mut self, n: usize, panels: bool) -> Option<f64> {
+    fn ours(&mut self, n: usize) -> Option<f64> {
         let factors = vec![Factor { matrix: self.matrix.clone(), kept: None }];
         let (n_in, n_out) = (self.matrix.n_in(), self.matrix.n_out());
         self.time(n, move |g, x| {
-            let eps = 0.0;
+            let (eps, panels) = (0.0, n > FEW);
             let acts = if n <= FEW { x } else { g.custom(Type::I32, [words(n_in), n, 1, 1], &[x], Quantize { eps }) };
             let (gated, columns, has_ids, clock) = (false, None, false, Clock::default());
             let op = Product { factors, panels, gated, columns, has_ids, eps, clock };

@@ -58,7 +58,7 @@ impl Model {
         let hparams = Hparams::read(&gguf, rope)?;
         let placement = Placement::new(&gguf, hparams.n_layer, options.n_gpu_layers);
         // What decides is what a layer does most.
-        let native = choose::native(options.kernels, &gguf, "blk.0.ffn_up.weight", &placement, n_threads);
+        let native = choose::native(options, &gguf, "blk.0.ffn_up.weight", &placement, n_threads);
         let load = |progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send)| {
             let mut loader = Loader::new(&gguf, &placement, options, native.is_some());
             let wanted = llama::Tensors::want(&mut loader, &hparams)?;

@@ -14,8 +14,6 @@ use crate::prune::reduce::Matrix;
 pub struct Native {
     /// The weights that they can multiply; and whether a few tokens, without packing
     pub weights: HashMap<TensorId, bool>,
-    /// Fewest tokens that are multiplied by panels
-    pub min_tokens: usize,
     /// Time of packing
     pub pack_clock: Clock,
 }
@@ -28,12 +26,7 @@ impl Native {
 
     /// Whether they multiply a weight with `n` tokens.
     pub fn multiplies(&self, weight: &TensorId, n: usize) -> bool {
-        self.weights.get(weight).is_some_and(|&direct| direct || self.packs(n))
-    }
-
-    /// Whether `n` tokens are multiplied by panels, rather than by rows where they are.
-    pub fn packs(&self, n: usize) -> bool {
-        n > FEW && n >= self.min_tokens
+        self.weights.get(weight).is_some_and(|&direct| direct || n > FEW)
     }
 }
 
@@ -89,7 +82,8 @@ pub type Clock = Arc<AtomicU64>;
 
 /// Activations I32 `[words(k), n_tokens]` of [`Quantize`] (and ids I32 `[n_kept]`, if rows or columns of units are kept) -> F32
 /// `[n_out, n_tokens]`: products with all factors, one below the other. Or, if `gated`, `silu(first) * second` of two factors of
-/// equal shape. Of up to [`FEW`] tokens the sources are those of [`Quantize`] in place of the activations: it costs less than a node.
+/// equal shape. Where rows are read where they are, the sources are those of [`Quantize`] in
+/// place of the activations: for a few tokens that costs less than a node.
 #[derive(Debug)]
 pub struct Product {
     /// The weights
@@ -163,16 +157,14 @@ impl Op for Product {
         let n_in = self.factors[0].matrix.n_in();
         let columns = self.columns.map(|width| Columns::new(ids, width, n_in));
         let n = sources[0].ne()[1];
-        let made = if n <= FEW && !self.panels { few(sources, self.eps) } else { Vec::new() };
-        let acts = if made.is_empty() { sources[0].all_bytes() } else { &made };
+        let made = if self.panels { Vec::new() } else { few(sources, self.eps) };
+        let acts = if self.panels { sources[0].all_bytes() } else { &made };
         let k = columns.as_ref().map_or(n_in, Columns::len);
-        // For each factor the tokens, a few at a time; once for all parts of this thread.
-        let mut ready: Vec<Vec<Few>> = Vec::new();
-        if !self.panels {
-            ready.extend(formats.iter().map(|&format| {
-                acts.chunks(FEW * token_bytes(k)).map(|acts| Isa::best().few(Acts::new(acts, k), format)).collect()
-            }));
-        }
+        // The tokens for each factor's format, once for all parts of this thread.
+        let ready: Vec<Few> = match self.panels {
+            true => Vec::new(),
+            false => formats.iter().map(|&format| Isa::best().few(Acts::new(acts, k), format)).collect(),
+        };
         let tokens: Vec<usize> = (0..n).collect();
         while let Some(mut out) = parts.next() {
             // The part's share of each factor.
@@ -188,10 +180,8 @@ impl Op for Product {
                         let acts = Acts::new(acts, k);
                         self.many(row, acts, &tokens, n_in, columns.as_ref(), share.len(), at, &mut out);
                     } else {
-                        for i in 0..n.div_ceil(FEW) {
-                            let both = [&ready[number][i], &ready[if self.gated { 1 } else { number }][i]];
-                            self.few(&row, both, n, share.len(), at, FEW * i, &mut out);
-                        }
+                        let both = [&ready[number], &ready[if self.gated { 1 } else { number }]];
+                        self.few(&row, both, n, share.len(), at, &mut out);
                     }
                 }
                 first += n_out;
@@ -204,8 +194,7 @@ impl Op for Product {
 }
 
 impl Product {
-    /// `n_rows` results for a few tokens, from the token `first` on, `at` elements into the part.
-    #[allow(clippy::too_many_arguments, reason = "all of one product")]
+    /// `n_rows` results for `n` tokens, a few, `at` elements into the part.
     fn few<'r>(
         &self,
         row: impl Fn(usize, usize) -> Row<'r>,
@@ -213,11 +202,9 @@ impl Product {
         n: usize,
         n_rows: usize,
         at: usize,
-        first: usize,
         out: &mut Part,
     ) {
         let isa = Isa::best();
-        let n = FEW.min(n - first);
         let mut results = [vec![0.0f32; n * n_rows], vec![0.0f32; if self.gated { n * n_rows } else { 0 }]];
         for (which, to) in results.iter_mut().enumerate().take(1 + usize::from(self.gated)) {
             isa.multiply_few(tokens[which], |i| row(which, i), n_rows, |i, x| {
@@ -225,7 +212,7 @@ impl Product {
             });
         }
         for (t, x) in results[0].chunks_exact(n_rows).enumerate() {
-            let out = &mut out.row::<f32>(first + t)[at..at + n_rows];
+            let out = &mut out.row::<f32>(t)[at..at + n_rows];
             match self.gated {
                 true => isa.swiglu(x, &results[1][t * n_rows..][..n_rows], out),
                 false => out.copy_from_slice(x),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use pp_run::cli::options::{ContextOptions, ModelOptions};
+use pp_run::cli::options::{ContextOptions, Kernels, ModelOptions};
 use pp_run::gguf::Gguf;
 use pp_run::model::Model;
 use pp_run::session::Session;
@@ -23,10 +23,15 @@ pub fn smollm2() -> PathBuf {
     path
 }
 
-/// A model with two threads and the default options.
+/// A model with two threads, for ggml's kernels.
 pub fn load(path: &Path, context: &ContextOptions) -> Model {
+    load_for(path, context, Kernels::Ggml)
+}
+
+/// A model with two threads.
+pub fn load_for(path: &Path, context: &ContextOptions, kernels: Kernels) -> Model {
     let gguf = Arc::new(Gguf::open(path).unwrap());
-    let options = ModelOptions::new(path);
+    let options = ModelOptions { kernels, ..ModelOptions::new(path) };
     Model::load(gguf, &options, &context.rope, 2, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
