@@ -71,10 +71,6 @@ pub struct ModelArgs {
     /// are measured faster for this model here)
     #[arg(long, value_name = "WHOSE", default_value = "auto")]
     pub kernels: String,
-    /// When weights are brought into the layout of our own kernels: batch (anew for each batch, into a small buffer),
-    /// resident (once at load, in memory of about one byte per weight)
-    #[arg(long, value_name = "WHEN", default_value = "batch")]
-    pub pack: String,
 }
 
 #[derive(Debug, Args)]

@@ -455,11 +455,6 @@ fn model_options(path: PathBuf, a: ModelArgs) -> Result<ModelOptions> {
         "native" => Kernels::Native,
         other => return Err(not_one_of("--kernels", other, "auto, ggml, native")),
     };
-    let pack = match a.pack.as_str() {
-        "batch" => Pack::Batch,
-        "resident" => Pack::Resident,
-        other => return Err(not_one_of("--pack", other, "batch, resident")),
-    };
     let overrides = a.override_kv.iter().flat_map(|list| list.split(',')).map(override_kv).collect::<Result<_>>()?;
     Ok(ModelOptions {
         path,
@@ -469,7 +464,6 @@ fn model_options(path: PathBuf, a: ModelArgs) -> Result<ModelOptions> {
         check_tensors: a.check_tensors,
         override_kv: overrides,
         kernels,
-        pack,
     })
 }
 
@@ -704,9 +698,8 @@ mod tests {
         assert_eq!(o.stop, ["x", "y"]);
         assert_eq!(o.conversation, Conversation::Off);
         assert_eq!(o.model.n_gpu_layers, Some(u32::MAX));
-        assert_eq!((o.model.kernels, o.model.pack), (Kernels::Auto, Pack::Batch));
-        let o = run_options(&["--kernels", "native", "--pack", "resident"]);
-        assert_eq!((o.model.kernels, o.model.pack), (Kernels::Native, Pack::Resident));
+        assert_eq!(o.model.kernels, Kernels::Auto);
+        assert_eq!(run_options(&["--kernels", "native"]).model.kernels, Kernels::Native);
         let o = run_options(&["--override-kv", "a.b=int:3,c=str:x"]);
         assert_eq!(
             o.model.override_kv,
@@ -728,7 +721,6 @@ mod tests {
             &["--temp", "nan"],
             &["--override-kv", "a=b"],
             &["--kernels", "mine"],
-            &["--pack", "later"],
             &["--chat-template-kwargs", "[]"],
             &["-p", "a", "-f", "b"],
             &["-n"],

@@ -123,7 +123,6 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("cache-type-v", "CACHE_TYPE_V"),
     ("load-mode", "LOAD_MODE"),
     ("kernels", "KERNELS"),
-    ("pack", "PACK"),
     ("chat-template", "CHAT_TEMPLATE"),
     ("chat-template-file", "CHAT_TEMPLATE_FILE"),
     ("top-k", "TOP_K"),

@@ -49,8 +49,6 @@ pub struct ModelOptions {
     pub override_kv: Vec<(String, OverrideValue)>,
     /// Whose kernels multiply weights on the CPU.
     pub kernels: Kernels,
-    /// When weights are brought into the layout of our own kernels.
-    pub pack: Pack,
 }
 
 impl ModelOptions {
@@ -64,7 +62,6 @@ impl ModelOptions {
             check_tensors: false,
             override_kv: Vec::new(),
             kernels: Kernels::Auto,
-            pack: Pack::Batch,
         }
     }
 }
@@ -89,15 +86,6 @@ impl Kernels {
             Kernels::Native => "native",
         }
     }
-}
-
-/// When weights are brought into the layout of our own kernels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pack {
-    /// Anew for each batch, into a small buffer
-    Batch,
-    /// Once at load, which takes memory of about one byte per weight
-    Resident,
 }
 
 /// Value of an `--override-kv`.

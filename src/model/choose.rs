@@ -45,7 +45,13 @@ impl Times {
 }
 
 /// Our kernels, if the user asked for them or they are faster with the matrix `name`.
-pub fn native(options: &ModelOptions, gguf: &Gguf, name: &str, placement: &Placement, n_threads: usize) -> Option<Native> {
+pub fn native(
+    options: &ModelOptions,
+    gguf: &Gguf,
+    name: &str,
+    placement: &Placement,
+    n_threads: usize,
+) -> Option<Native> {
     match options.kernels {
         // A copy of the weights in memory is ggml's alone: our kernels read the file's.
         Kernels::Auto if options.no_mmap => return None,

@@ -207,9 +207,14 @@ impl Product {
         let isa = Isa::best();
         let mut results = [vec![0.0f32; n * n_rows], vec![0.0f32; if self.gated { n * n_rows } else { 0 }]];
         for (which, to) in results.iter_mut().enumerate().take(1 + usize::from(self.gated)) {
-            isa.multiply_few(tokens[which], |i| row(which, i), n_rows, |i, x| {
-                x.iter().enumerate().for_each(|(t, x)| to[t * n_rows + i] = *x);
-            });
+            isa.multiply_few(
+                tokens[which],
+                |i| row(which, i),
+                n_rows,
+                |i, x| {
+                    x.iter().enumerate().for_each(|(t, x)| to[t * n_rows + i] = *x);
+                },
+            );
         }
         for (t, x) in results[0].chunks_exact(n_rows).enumerate() {
             let out = &mut out.row::<f32>(t)[at..at + n_rows];
@@ -342,7 +347,9 @@ impl Op for Attend {
                 // Tokens of one sequence, heads that read the same keys.
                 let seq = first / n_each;
                 let last = tokens.end.min((seq + 1) * n_each);
-                for heads in (columns.start / d..columns.end / d).collect::<Vec<_>>().chunk_by(|&a, &b| kv_head(a) == kv_head(b)) {
+                for heads in
+                    (columns.start / d..columns.end / d).collect::<Vec<_>>().chunk_by(|&a, &b| kv_head(a) == kv_head(b))
+                {
                     let head = kv_head(heads[0]);
                     let rows: Vec<(usize, usize)> =
                         (first..last).flat_map(|t| heads.iter().map(move |&h| (t, h))).collect();

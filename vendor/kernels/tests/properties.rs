@@ -630,14 +630,7 @@ fn instruction_sets_agree() {
 }
 
 /// Products of the kept columns of rows with one token's kept inputs, tile by tile.
-fn reduced(
-    isa: Isa,
-    format: Format,
-    rows: &[Vec<u8>],
-    n_in: usize,
-    columns: &Columns,
-    x: &[f32],
-) -> Vec<f32> {
+fn reduced(isa: Isa, format: Format, rows: &[Vec<u8>], n_in: usize, columns: &Columns, x: &[f32]) -> Vec<f32> {
     let row = |i: usize| Row { bytes: &rows[i], format };
     let weights = isa.reduce_columns(row, rows.len(), n_in, columns);
     assert_eq!(weights.n_out(), rows.len());

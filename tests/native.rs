@@ -1,0 +1,107 @@
+//! Our own kernels against ggml's: the same model, the same tokens.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard};
+
+use common::forge::Forge;
+use common::{load_for, nmse, session, smollm2};
+use ggml::Type;
+use pp_run::cli::options::{CacheType, ContextOptions, Kernels};
+use pp_run::gguf::Gguf;
+use pp_run::tokenizer::Tokenizer;
+
+/// ggml's threads wait by spinning: one run at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Logits after each prompt, and after each of some tokens more.
+fn logits(path: &Path, options: &ContextOptions, kernels: Kernels, prompts: &[Vec<i32>]) -> Vec<Vec<f32>> {
+    let model = load_for(path, options, kernels);
+    assert_eq!(model.kernels(), kernels);
+    let mut session = session(&model, options);
+    let mut all = Vec::new();
+    for prompt in prompts {
+        session.rewind(0);
+        session.sync(prompt, &mut |_, _| {}).unwrap();
+        all.push(session.logits().to_vec());
+        for &token in &prompt[..prompt.len().min(4)] {
+            session.decode(token).unwrap();
+            all.push(session.logits().to_vec());
+        }
+    }
+    session.pause();
+    all
+}
+
+/// Eight bits lose little: less than `most`, as normalised mean squared error of any logits.
+fn compare(path: &Path, options: &ContextOptions, prompts: &[Vec<i32>], most: f64) {
+    let [ours, theirs] = [Kernels::Native, Kernels::Ggml].map(|kernels| logits(path, options, kernels, prompts));
+    for (i, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+        let error = nmse(ours, theirs);
+        assert!(error < most, "{}: logits {i}: NMSE {error:e}", path.display());
+    }
+}
+
+#[test]
+fn smollm2_is_nearly_the_same() {
+    let _turn = turn();
+    let path = smollm2();
+    let tokenizer = Tokenizer::load(&Gguf::open(&path).unwrap()).unwrap();
+    let long = "The committee met again on Tuesday and could not agree on the colour of the bridge. ".repeat(75);
+    let prompts: Vec<Vec<i32>> = ["The capital of France is", "Write a haiku about the sea, and explain it.", &long]
+        .map(|t| tokenizer.encode(t, true, true).unwrap())
+        .to_vec();
+    // Few tokens, a panel's worth, and more than two micro-batches.
+    compare(&path, &ContextOptions { n_ctx: Some(2048), ..ContextOptions::new(2) }, &prompts, 5e-3);
+}
+
+#[test]
+fn random_models_of_every_kind_are_nearly_the_same() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let prompt = |n: usize, step: usize| (0..n).map(|i| ((i * step + 7) % 256) as i32).collect();
+    let prompts: Vec<Vec<i32>> = vec![prompt(1, 1), prompt(5, 3), prompt(17, 5), prompt(200, 101)];
+    let types = [Type::Q4_0, Type::Q4_1, Type::Q5_0, Type::Q8_0, Type::Q4_K, Type::Q6_K];
+    for (i, ty) in types.into_iter().enumerate() {
+        let forge = Forge { biases: i % 2 == 0, tied: i % 3 == 0, ..Forge::tiny(ty, 4, [4, 2, 1][i % 3]) };
+        let path = dir.path().join(format!("{ty}.gguf"));
+        forge.write(&path);
+        let cache = [CacheType::F16, CacheType::F32, CacheType::Q8_0][i / 2];
+        let options = ContextOptions {
+            n_ctx: Some(512),
+            n_ubatch: 128,
+            cache_type_k: cache,
+            cache_type_v: cache,
+            ..ContextOptions::new(2)
+        };
+        compare(&path, &options, &prompts, 5e-3);
+    }
+}
+
+/// The perplexity that the program prints.
+fn perplexity(kernels: &str, more: &[&str]) -> f64 {
+    let (model, here) = (smollm2(), PathBuf::from(env!("CARGO_MANIFEST_DIR")));
+    let text = here.join("tests/golden/text.txt");
+    let mut args = vec!["perplexity", "-m", model.to_str().unwrap(), "-f", text.to_str().unwrap()];
+    args.extend(["-c", "256", "--chunks", "3", "--kernels", kernels]);
+    args.extend(more);
+    let out = Command::new(env!("CARGO_BIN_EXE_pp-run")).args(args).stdin(Stdio::null()).output().unwrap();
+    assert!(out.status.success());
+    let out = String::from_utf8(out.stdout).unwrap();
+    out.split("PPL = ").last().unwrap().split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn perplexities_are_nearly_the_same() {
+    let _turn = turn();
+    for (more, most) in [(&[][..], 0.01), (&["--prune", "0.2"], 0.05)] {
+        let [ours, theirs] = ["native", "ggml"].map(|kernels| perplexity(kernels, more));
+        assert!((ours / theirs - 1.0).abs() < most, "{more:?}: {ours} and {theirs}");
+    }
+}
