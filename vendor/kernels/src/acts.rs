@@ -1,17 +1,20 @@
 //! Activations in 8 bits: what matrix products multiply weights with.
 //!
-//! A token's `k` activations are bytes in groups of [`GROUP`]: all codes (the last group filled up with zeros), then for each
+//! A token's `k` activations are bytes in groups of [`GROUP`], two by two: all codes (the last ones filled up with zeros), then for each
 //! group its scale (F32) and the sum of its codes (I32). `x = scale * code`, codes within -127 and 127.
 
 use crate::math;
 use crate::simd::{Kernel, Simd};
 
 /// Inputs that share a scale.
-pub const GROUP: usize = 64;
+pub const GROUP: usize = 32;
+
+/// Codes come in multiples of this: two groups.
+pub(crate) const SPAN: usize = 2 * GROUP;
 
 /// Bytes of a token's `k` activations.
 pub const fn token_bytes(k: usize) -> usize {
-    k.div_ceil(GROUP) * (GROUP + 8)
+    2 * k.div_ceil(SPAN) * (GROUP + 8)
 }
 
 /// Activations of `n` tokens, `stride` bytes from one to the next.
@@ -43,7 +46,7 @@ impl<'a> Acts<'a> {
 
     /// Groups of a token.
     pub(crate) fn n_groups(&self) -> usize {
-        self.k.div_ceil(GROUP)
+        2 * self.k.div_ceil(SPAN)
     }
 
     /// One token.
@@ -95,12 +98,12 @@ pub(crate) fn scales(largest: f32) -> (f32, f32) {
 /// Writes the activations of one token: `factor * x * gain`, without gain that of 1.
 #[inline(always)]
 fn quantize<S: Simd>(s: S, x: &[f32], factor: f32, gain: Option<&[f32]>, out: &mut [u8]) {
-    let n_groups = x.len().div_ceil(GROUP);
+    let n_groups = 2 * x.len().div_ceil(SPAN);
     let (codes, tail) = out.split_at_mut(n_groups * GROUP);
     let factor = s.splat(factor);
     let mut group = [0.0f32; GROUP];
     for (g, (codes, tail)) in codes.chunks_exact_mut(GROUP).zip(tail.chunks_exact_mut(8)).enumerate() {
-        let range = g * GROUP..x.len().min((g + 1) * GROUP);
+        let range = x.len().min(g * GROUP)..x.len().min((g + 1) * GROUP);
         let (mut x, mut gain) = (&x[range.clone()], gain.map(|w| &w[range]));
         let mut padded = [[0.0f32; GROUP]; 2];
         if x.len() < GROUP {

@@ -1,6 +1,6 @@
 //! Matrix products of a few tokens: each row is read once, where the file has it, and multiplied with all tokens.
 
-use crate::acts::{Acts, GROUP};
+use crate::acts::{Acts, GROUP, SPAN};
 use crate::rows::{Format, Row, q4_k_scales};
 use crate::simd::{Kernel, Simd};
 
@@ -67,7 +67,7 @@ impl Order {
 
     /// Activations of a step.
     fn step<S: Simd>(self) -> usize {
-        if self == Order::Bytes { GROUP } else { 8 * S::LANES }
+        if self == Order::Bytes { SPAN } else { 8 * S::LANES }
     }
 
     /// Number of the first activation of 16 bytes of a step, from byte `i` on: of their lower halves, or of the upper ones.
@@ -76,8 +76,8 @@ impl Order {
         let at = step * 4 * S::LANES + i;
         match self {
             Order::Halves => 2 * at + upper * 16,
-            Order::Chunks => at / 32 * GROUP + upper * 32 + at % 32,
-            Order::Bytes => step * GROUP + i,
+            Order::Chunks => at / 32 * SPAN + upper * 32 + at % 32,
+            Order::Bytes => step * SPAN + i,
         }
     }
 }
@@ -100,7 +100,7 @@ impl Kernel for MakeFew<'_> {
             Format::Q8_0 => S::OFFSET,
             _ => 0,
         };
-        let (n_steps, n_blocks) = (acts.k().div_ceil(order.step::<S>()), 2 * acts.n_groups());
+        let n_steps = acts.k().div_ceil(order.step::<S>());
         let (ones, n) = (s.splat_i(0x0101_0101), acts.n_tokens());
         assert!((1..=FEW).contains(&n), "{n} tokens are not few");
         let mut few = Few { n, order, ready: Vec::with_capacity(n_steps * n), scales: Vec::new(), sums: Vec::new() };
@@ -108,7 +108,7 @@ impl Kernel for MakeFew<'_> {
             for t in 0..n {
                 let token = acts.token(t);
                 let mut x = Ready { codes: [[0; 64]; 2], start: [0; 16], scales: [0.0; 16], sums: [0.0; 16] };
-                let (uppers, bytes) = if order == Order::Bytes { (1, GROUP) } else { (2, 4 * S::LANES) };
+                let (uppers, bytes) = if order == Order::Bytes { (1, SPAN) } else { (2, 4 * S::LANES) };
                 for upper in 0..uppers {
                     for i in (0..bytes).step_by(16) {
                         let mut place = order.place::<S>(step, upper, i);
@@ -146,12 +146,9 @@ impl Kernel for MakeFew<'_> {
         }
         for t in 0..n {
             let token = acts.token(t);
-            for b in 0..n_blocks {
-                let codes = &token.codes(b / 2)[b % 2 * 32..][..32];
-                let scale = token.scale(b / 2);
-                let sum: i32 = codes.iter().map(|&c| i32::from(c as i8)).sum();
-                few.scales.push(scale);
-                few.sums.push(sum as f32 * scale);
+            for g in 0..acts.n_groups() {
+                few.scales.push(token.scale(g));
+                few.sums.push(token.sum(g) as f32 * token.scale(g));
             }
         }
         few

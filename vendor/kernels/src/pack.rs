@@ -1,9 +1,9 @@
 //! Panels: weights as the matrix product wants them.
 //!
-//! A panel is `2 * LANES` rows of a matrix (or fewer, filled up with zeros) in 8 bits with a scale for each row and group of 64
+//! A panel is `2 * LANES` rows of a matrix (or fewer, filled up with zeros) in 8 bits with a scale for each row and group of 32
 //! inputs. Group by group: for each four inputs the four codes of each row, row by row, then the scales of the rows (F32).
 
-use crate::acts::GROUP;
+use crate::acts::{GROUP, SPAN, scales};
 use crate::rows::{Format, Row, half};
 use crate::simd::{Kernel, Simd, VECS};
 
@@ -94,7 +94,7 @@ fn code_floats<S: Simd>(s: S, x: &[f32], out: Coded) {
         for v in x.chunks_exact(S::LANES) {
             largest = s.largest(largest, s.load_f(v));
         }
-        let (to, inverse) = crate::acts::scales(s.max_lane(largest));
+        let (to, inverse) = scales(s.max_lane(largest));
         *scale = to;
         let inverse = s.splat(inverse);
         for (v, codes) in x.chunks_exact(S::LANES).zip(codes.chunks_exact_mut(S::LANES)) {
@@ -105,34 +105,36 @@ fn code_floats<S: Simd>(s: S, x: &[f32], out: Coded) {
 
 /// Codes of two blocks of 16 values each, `d * code + m`.
 #[inline(always)]
-fn tables<S: Simd>(s: S, d: [f32; 2], m: [f32; 2]) -> ([[u8; 16]; 2], f32) {
+fn tables<S: Simd>(s: S, d: [f32; 2], m: [f32; 2]) -> ([[u8; 16]; 2], [f32; 2]) {
     const IOTA: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
-    let ends = |i: usize| m[i].abs().max((d[i] * 15.0 + m[i]).abs());
-    // `max` passes over NaN.
-    let nan = (d[0] + d[1] + m[0] + m[1]) * 0.0;
-    let (scale, inverse) = crate::acts::scales(ends(0).max(ends(1)) + nan);
     let mut tables = [[0u8; 16]; 2];
-    for (i, table) in tables.iter_mut().enumerate() {
+    let mut steps = [0.0; 2];
+    for i in 0..2 {
+        let largest = m[i].abs().max((d[i] * 15.0 + m[i]).abs());
+        // `max` passes over NaN.
+        let (step, inverse) = scales(largest + (d[i] + m[i]) * 0.0);
         let (d, m) = (s.splat(d[i] * inverse), s.splat(m[i] * inverse));
         for j in (0..16).step_by(S::LANES) {
-            s.store_bytes(s.round(s.fma(s.load_f(&IOTA[j..]), d, m)), &mut table[j..]);
+            s.store_bytes(s.round(s.fma(s.load_f(&IOTA[j..]), d, m)), &mut tables[i][j..]);
         }
+        steps[i] = step;
     }
-    (tables, scale)
+    (tables, steps)
 }
 
 /// Codes of a row of blocks of 32 in `B` bytes, whose 16 bytes of codes start at `at`; `scale` reads a block's factor and minimum.
 #[inline(always)]
 fn code_blocks<S: Simd, const B: usize>(s: S, row: &[u8], at: usize, scale: impl Fn(&[u8]) -> (f32, f32), out: Coded) {
     let none = [0u8; B];
-    for ((pair, codes), to) in row.chunks(2 * B).zip(out.codes.chunks_exact_mut(GROUP)).zip(out.scales) {
+    let codes = out.codes.chunks_exact_mut(SPAN);
+    for ((pair, codes), to) in row.chunks(2 * B).zip(codes).zip(out.scales.chunks_exact_mut(2)) {
         let (a, b) = pair.split_at(B);
-        // The second half of the last group may be missing.
+        // The last group may be missing.
         let b = if b.is_empty() { &none[..] } else { b };
         let ((d0, m0), (d1, m1)) = (scale(a), scale(b));
-        let (tables, largest) = tables(s, [d0, d1], [m0, m1]);
+        let (tables, steps) = tables(s, [d0, d1], [m0, m1]);
         s.look_up([&a[at..], &b[at..]], &tables, codes);
-        *to = largest;
+        to.copy_from_slice(&steps);
     }
 }
 
@@ -140,13 +142,13 @@ fn code_blocks<S: Simd, const B: usize>(s: S, row: &[u8], at: usize, scale: impl
 #[inline(always)]
 fn code_q4_k<S: Simd>(s: S, row: &[u8], out: Coded) {
     let blocks = row.chunks_exact(144);
-    let codes = out.codes.chunks_exact_mut(4 * GROUP);
-    for ((block, codes), scales) in blocks.zip(codes).zip(out.scales.chunks_exact_mut(4)) {
+    let codes = out.codes.chunks_exact_mut(4 * SPAN);
+    for ((block, codes), scales) in blocks.zip(codes).zip(out.scales.chunks_exact_mut(8)) {
         let (d, m) = crate::rows::q4_k_scales(s, block);
         for j in 0..4 {
-            let (tables, largest) = tables(s, [d[2 * j], d[2 * j + 1]], [m[2 * j], m[2 * j + 1]]);
-            s.look_up_halves(&block[16 + 32 * j..], &tables, &mut codes[GROUP * j..]);
-            scales[j] = largest;
+            let (tables, steps) = tables(s, [d[2 * j], d[2 * j + 1]], [m[2 * j], m[2 * j + 1]]);
+            s.look_up_halves(&block[16 + 32 * j..], &tables, &mut codes[SPAN * j..]);
+            scales[2 * j..2 * j + 2].copy_from_slice(&steps);
         }
     }
 }
@@ -163,13 +165,13 @@ pub(crate) fn pack<'r, S: Simd>(
     which: usize,
 ) {
     let k = columns.map_or(n_in, Columns::len);
-    let n_groups = k.div_ceil(GROUP);
+    let n_groups = 2 * k.div_ceil(SPAN);
     let width = n_groups * GROUP;
     let Scratch { panels, codes, scales, floats: buffer, kept } = scratch;
     let rows = panel_rows::<S>();
     codes.resize(rows * width, 0);
     scales.resize(rows * n_groups, 0.0);
-    buffer.resize(n_in.next_multiple_of(GROUP), 0.0);
+    buffer.resize(n_in.next_multiple_of(SPAN), 0.0);
     for i in 0..rows {
         let codes = &mut codes[i * width..(i + 1) * width];
         let scales = &mut scales[i * n_groups..(i + 1) * n_groups];
@@ -214,23 +216,25 @@ pub(crate) fn pack<'r, S: Simd>(
     panel.resize(n_groups * group_bytes::<S>(), 0);
     let offset = s.splat_i(i32::from_le_bytes([S::OFFSET as u8; 4]));
     let mut square = [s.splat_i(0); 16];
-    for (g, group) in panel.chunks_exact_mut(group_bytes::<S>()).enumerate() {
-        let (to, to_scales) = group.split_at_mut(rows * GROUP);
+    for (p, both) in panel.chunks_exact_mut(2 * group_bytes::<S>()).enumerate() {
         for v in 0..VECS {
             for part in 0..16 / S::LANES {
                 let square = &mut square[..S::LANES];
                 for (i, r) in square.iter_mut().enumerate() {
-                    *r = s.load_i(&codes[(v * S::LANES + i) * width + g * GROUP + part * 4 * S::LANES..]);
+                    *r = s.load_i(&codes[(v * S::LANES + i) * width + p * SPAN + part * 4 * S::LANES..]);
                 }
                 s.transpose(square);
                 for (i, r) in square.iter().enumerate() {
-                    let at = (part * S::LANES + i) * rows * 4 + v * S::LANES * 4;
-                    s.store_i(s.add_bytes(*r, offset), &mut to[at..]);
+                    let four = part * S::LANES + i;
+                    let at = four / 8 * group_bytes::<S>() + four % 8 * rows * 4 + v * S::LANES * 4;
+                    s.store_i(s.add_bytes(*r, offset), &mut both[at..]);
                 }
             }
         }
-        for (i, to) in to_scales.chunks_exact_mut(4).enumerate() {
-            to.copy_from_slice(&scales[i * n_groups + g].to_le_bytes());
+        for (half, group) in both.chunks_exact_mut(group_bytes::<S>()).enumerate() {
+            for (i, to) in group[rows * GROUP..].chunks_exact_mut(4).enumerate() {
+                to.copy_from_slice(&scales[i * n_groups + 2 * p + half].to_le_bytes());
+            }
         }
     }
 }

@@ -126,7 +126,7 @@ fn quantized(isa: Isa, tokens: &[Vec<f32>]) -> Vec<u8> {
 
 /// Scale and sum of each group of a token's activations.
 fn tail(token: &[u8], k: usize) -> Vec<(f32, i32)> {
-    let tail = &token[k.next_multiple_of(GROUP)..];
+    let tail = &token[k.next_multiple_of(2 * GROUP)..];
     let word = |b: &[u8]| [b[0], b[1], b[2], b[3]];
     tail.chunks_exact(8).map(|b| (f32::from_le_bytes(word(b)), i32::from_le_bytes(word(&b[4..])))).collect()
 }
@@ -140,10 +140,10 @@ fn dequantized(token: &[u8], k: usize) -> Vec<f32> {
 /// Checks activations of `x`, whose largest magnitude may be off by `rounding` of itself.
 fn check_acts(x: &[f64], token: &[u8], rounding: f64) {
     let k = x.len();
-    let (codes, tail) = (&token[..k.next_multiple_of(GROUP)], tail(token, k));
+    let (codes, tail) = (&token[..k.next_multiple_of(2 * GROUP)], tail(token, k));
     assert!(codes[k..].iter().all(|&c| c == 0), "zeros behind the last input");
     for (g, (codes, (scale, sum))) in codes.chunks_exact(GROUP).zip(tail).enumerate() {
-        let x = &x[g * GROUP..k.min((g + 1) * GROUP)];
+        let x = &x[k.min(g * GROUP)..k.min((g + 1) * GROUP)];
         if x.iter().any(|x| !x.is_finite()) {
             assert!(scale.is_nan(), "group {g}: {scale}");
             continue;
