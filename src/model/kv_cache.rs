@@ -165,7 +165,10 @@ impl KvCache {
             g.expand(g.set_rows(flat(self.v[il]), rows(v), v_ids));
         } else {
             let elements = g.reshape(g.leaf(&self.store, self.v[il]), [1, n_embd * cells, 1, 1]);
-            g.expand(g.set_rows(elements, g.reshape(v, [1, n_embd * n_tokens, 1, 1]), v_ids));
+            // Values that were computed together with queries and keys lie among these.
+            let apart = v.nb()[2] == v.ty().row_bytes(n_embd).expect("plain types have no blocks");
+            let ne = [1, n_embd * n_tokens, 1, 1];
+            g.expand(g.set_rows(elements, if apart { g.reshape(v, ne) } else { g.cont(v, ne) }, v_ids));
         }
     }
 
