@@ -15,12 +15,6 @@ impl Portable {
     }
 }
 
-/// The four signed bytes of a lane.
-#[inline(always)]
-fn bytes_of(lane: i32) -> [i32; 4] {
-    lane.to_le_bytes().map(|b| i32::from(b as i8))
-}
-
 /// Codes of 32 weights in 16 bytes: the lower halves of the bytes, then the upper ones.
 #[inline(always)]
 fn nibbles(bytes: &[u8]) -> [u8; 32] {
@@ -82,10 +76,12 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn dot(self, acc: [i32; 8], weights: [i32; 8], x: [i32; 8]) -> [i32; 8] {
-        from_fn(|i| {
-            let (w, x) = (bytes_of(weights[i]), bytes_of(x[i]));
-            acc[i].wrapping_add((w[0] * x[0] + w[1] * x[1]) + (w[2] * x[2] + w[3] * x[3]))
-        })
+        let mut out = acc;
+        for ((out, w), x) in out.iter_mut().zip(weights).zip(x) {
+            let product = |shift: u32| (w << shift >> 24) * (x << shift >> 24);
+            *out = out.wrapping_add((product(0) + product(8)) + (product(16) + product(24)));
+        }
+        out
     }
 
     #[inline(always)]

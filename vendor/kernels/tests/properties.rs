@@ -452,15 +452,11 @@ fn whole_numbers_are_multiplied_exactly() {
 /// Products of a few tokens, `[row][token]`.
 fn few(isa: Isa, format: Format, rows: &[Vec<u8>], acts: Acts) -> Vec<Vec<f32>> {
     let mut out = Vec::new();
-    isa.multiply_few(
-        &isa.few(acts, format),
-        |i| Row { bytes: &rows[i], format },
-        rows.len(),
-        |i, x| {
-            assert_eq!(i, out.len(), "row by row");
-            out.push(x.to_vec());
-        },
-    );
+    let row = |i: usize| Row { bytes: &rows[i], format };
+    isa.multiply_few(&isa.few(acts, format), row, rows.len(), |i, x| {
+        assert_eq!(i, out.len(), "row by row");
+        out.push(x.to_vec());
+    });
     out
 }
 
@@ -634,12 +630,12 @@ fn reduced(isa: Isa, format: Format, rows: &[Vec<u8>], n_in: usize, columns: &Co
     let row = |i: usize| Row { bytes: &rows[i], format };
     let weights = isa.reduce_columns(row, rows.len(), n_in, columns);
     assert_eq!(weights.n_out(), rows.len());
+    let acts = isa.column_acts(&weights, x);
     let mut out = vec![UNTOUCHED; rows.len()];
-    let (tile, acts) = (weights.tile_rows(), isa.column_acts(&weights, x));
-    let (first, rest) = out.split_at_mut(tile.min(rows.len()));
+    let (first, rest) = out.split_at_mut(weights.tile_rows().min(rows.len()));
     isa.multiply_columns(&weights, &acts, 0, first);
     if !rest.is_empty() {
-        isa.multiply_columns(&weights, &acts, tile, rest);
+        isa.multiply_columns(&weights, &acts, weights.tile_rows(), rest);
     }
     out
 }
@@ -758,55 +754,77 @@ fn attention(q: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>], scale: f32) -> V
     (0..q.len()).map(value).collect()
 }
 
+/// Cells of 16-bit floats, or of floats that a function reads: their bytes, and their values.
+fn any_cells(rng: &mut Rng, halves: bool, n: usize, d: usize) -> (Vec<Vec<u8>>, Vec<Vec<f32>>) {
+    let mut cell = |_| {
+        if halves {
+            let bytes: Vec<u8> = (0..d).flat_map(|_| any_half(rng)).collect();
+            let floats = bytes.chunks_exact(2).map(half).collect();
+            (bytes, floats)
+        } else {
+            let floats = any_floats(rng, d, 2.0);
+            (bytes_of(&floats), floats)
+        }
+    };
+    (0..n).map(&mut cell).unzip()
+}
+
+/// The bytes of cells with something between them, and how far it is from one to the next.
+fn apart(cells: &[Vec<u8>]) -> (Vec<u8>, usize) {
+    let between = [0xffu8; 10];
+    (cells.iter().flat_map(|c| c.iter().chain(&between)).copied().collect(), cells[0].len() + between.len())
+}
+
+/// Results of all queries.
+fn attended(
+    isa: Isa,
+    queries: &[Query],
+    keys: &[Vec<u8>],
+    values: &[Vec<u8>],
+    halves: bool,
+    scale: f32,
+) -> Vec<Vec<f32>> {
+    let read = (!halves).then_some(&read_floats as &dyn Fn(&[u8], &mut [f32]));
+    let [(keys, k_stride), (values, v_stride)] = [apart(keys), apart(values)];
+    let len = queries[0].q.len() * if halves { 2 } else { 4 };
+    let keys = Cells { bytes: &keys, stride: k_stride, len, values: read };
+    let values = Cells { bytes: &values, stride: v_stride, len, values: read };
+    let mut results = Vec::new();
+    isa.attend(queries, &keys, &values, scale, &mut |i, out| {
+        assert_eq!(i, results.len(), "query by query");
+        results.push(out.to_vec());
+    });
+    results
+}
+
 #[test]
 fn attend() {
     let mut rng = Rng::with_seed(9);
-    for (number, d) in [1, 3, 12, 20, 64, 80, 100, 128].into_iter().cycle().take(64).enumerate() {
-        let (n_queries, n_cells) = (rng.usize(1..if number % 2 == 0 { 5 } else { 20 }), rng.usize(1..200));
-        let halves = number % 3 != 0;
-        let mut cells = |size: f32| -> (Vec<Vec<u8>>, Vec<Vec<f32>>) {
-            let cell = |_| {
-                if halves {
-                    let bytes: Vec<u8> = (0..d).flat_map(|_| any_half(&mut rng)).collect();
-                    let floats = bytes.chunks_exact(2).map(half).collect();
-                    (bytes, floats)
-                } else {
-                    let floats = any_floats(&mut rng, d, size);
-                    (bytes_of(&floats), floats)
-                }
-            };
-            (0..n_cells).map(cell).unzip()
-        };
-        let ((keys, key_floats), (values, value_floats)) = (cells(2.0), cells(1.0));
+    for (number, d) in [1, 3, 12, 20, 64, 80, 100, 128].into_iter().cycle().take(128).enumerate() {
+        // Few queries take another way, and those of equal sight together.
+        let n_queries = if number % 2 == 0 { rng.usize(1..6) } else { rng.usize(1..20) };
+        let (n_cells, halves) = (rng.usize(1..200), number % 3 != 0);
+        let (keys, key_floats) = any_cells(&mut rng, halves, n_cells, d);
+        let (values, value_floats) = any_cells(&mut rng, halves, n_cells, d);
         let q: Vec<Vec<f32>> = (0..n_queries).map(|_| any_floats(&mut rng, d, 2.0)).collect();
-        let mut visible: Vec<usize> = (0..n_queries).map(|_| rng.usize(1..=n_cells)).collect();
-        if number % 4 == 0 {
-            // As heads of one token see.
-            visible.fill(n_cells);
-        }
+        let mut visible = rng.usize(1..=n_cells);
+        let mut query = |q| {
+            if rng.u8(0..3) == 0 {
+                visible = rng.usize(1..=n_cells);
+            }
+            Query { q, visible }
+        };
+        let queries: Vec<Query> = q.iter().map(|q| query(q)).collect();
         let scale = rng.choice([1.0 / (d as f32).sqrt(), 3.0]).unwrap();
         for isa in isas() {
-            let (k, v) = (keys.concat(), values.concat());
-            let read = (!halves).then_some(&read_floats as &dyn Fn(&[u8], &mut [f32]));
-            let queries: Vec<Query> = q.iter().zip(&visible).map(|(q, &visible)| Query { q, visible }).collect();
-            let mut done = 0;
-            isa.attend(
-                &queries,
-                &Cells { bytes: &k, stride: keys[0].len(), len: keys[0].len(), values: read },
-                &Cells { bytes: &v, stride: values[0].len(), len: values[0].len(), values: read },
-                scale,
-                &mut |i, out| {
-                    assert_eq!((i, out.len()), (done, d), "query by query");
-                    done += 1;
-                    let n = visible[i];
-                    let exact = attention(&q[i], &key_floats[..n], &value_floats[..n], scale);
-                    for (x, exact) in out.iter().zip(exact) {
-                        let close = (f64::from(*x) - exact).abs() < 1e-3 * (1.0 + exact.abs());
-                        assert!(close, "{isa} d {d}, cells {n}: {x} {exact}");
-                    }
-                },
-            );
-            assert_eq!(done, n_queries);
+            let out = attended(isa, &queries, &keys, &values, halves, scale);
+            assert_eq!(out.len(), n_queries);
+            for (query, out) in queries.iter().zip(out) {
+                let n = query.visible;
+                let exact = attention(query.q, &key_floats[..n], &value_floats[..n], scale);
+                let close = |(x, exact): (&f32, &f64)| (f64::from(*x) - exact).abs() < 1e-3 * (1.0 + exact.abs());
+                assert!(out.len() == d && out.iter().zip(&exact).all(close), "{isa} d {d}, {n}: {out:?} {exact:?}");
+            }
         }
     }
 }
@@ -815,18 +833,14 @@ fn attend() {
 fn attention_to_nan() {
     for isa in isas() {
         for (q, k, v) in [(f32::NAN, 1.0, 1.0), (1.0, f32::NAN, 1.0), (1.0, 1.0, f32::NAN), (1.0, f32::INFINITY, 1.0)] {
-            let cells = |special: f32| (0..70).map(|i| bytes_of(&[1.0, if i == 66 { special } else { 0.5 }])).collect();
-            let (keys, values): (Vec<Vec<u8>>, Vec<Vec<u8>>) = (cells(k), cells(v));
-            let query = Query { q: &[1.0, q], visible: 70 };
-            let (k, v) = (keys.concat(), values.concat());
-            let read: Option<&dyn Fn(&[u8], &mut [f32])> = Some(&read_floats);
-            isa.attend(
-                &[query],
-                &Cells { bytes: &k, stride: keys[0].len(), len: keys[0].len(), values: read },
-                &Cells { bytes: &v, stride: values[0].len(), len: values[0].len(), values: read },
-                1.0,
-                &mut |_, out| assert!(out[1].is_nan(), "{isa} {q}: {out:?}"),
-            );
+            let cell = |special: f32, i: usize| bytes_of(&[if i == 66 { special } else { 0.5 }; 16]);
+            let cells = |special: f32| (0..70).map(|i| cell(special, i)).collect::<Vec<_>>();
+            let q = [q; 16];
+            for n_queries in [1, 7] {
+                let queries = vec![Query { q: &q, visible: 70 }; n_queries];
+                let out = attended(isa, &queries, &cells(k), &cells(v), false, 1.0);
+                assert!(out.iter().flatten().all(|x| x.is_nan()), "{isa} {q:?} {k} {v}: {out:?}");
+            }
         }
     }
 }
