@@ -166,6 +166,7 @@ pub struct BatchBuilder<'a, 'g> {
 
 impl<'a, 'g> BatchBuilder<'a, 'g> {
     /// Makes the inputs.
+    #[allow(clippy::too_many_arguments, reason = "what a model and a session have, each by itself")]
     pub fn new(
         g: &'a Builder<'g>,
         hparams: &'a Hparams,

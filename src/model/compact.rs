@@ -44,6 +44,9 @@ struct Part<'a> {
     source: Source<'a>,
 }
 
+/// A block: the numbers of its ids and of its matrices with their biases among the parts, and its columns.
+type Numbered = (Block, usize, Vec<(Option<usize>, Option<usize>)>, Option<Arc<ColumnWeights>>);
+
 enum Source<'a> {
     Bytes(Vec<u8>),
     Rows(&'a Matrix),
@@ -61,8 +64,7 @@ impl Compact {
     ) -> Result<Compact> {
         let h = model.hparams();
         let mut parts: Vec<Part> = Vec::new();
-        let mut numbers: Vec<(Block, usize, Vec<(Option<usize>, Option<usize>)>, Option<Arc<ColumnWeights>>)> =
-            Vec::new();
+        let mut numbers: Vec<Numbered> = Vec::new();
         let mut owners: Vec<Block> = Vec::new();
         let mut columns = native_columns(model, masks, n_threads);
         let column_bytes: u64 = columns.values().map(|c| c.n_bytes() as u64).sum();

@@ -181,7 +181,7 @@ impl Op for Product {
                         self.many(row, acts, &tokens, n_in, columns.as_ref(), share.len(), at, &mut out);
                     } else {
                         let both = [&ready[number], &ready[if self.gated { 1 } else { number }]];
-                        self.few(&row, both, n, share.len(), at, &mut out);
+                        self.few(row, both, n, share.len(), at, &mut out);
                     }
                 }
                 first += n_out;
