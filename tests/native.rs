@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard};
 use common::forge::Forge;
 use common::{load_for, nmse, session, smollm2};
 use ggml::Type;
-use pp_run::cli::options::{CacheType, ContextOptions, Kernels};
+use pp_run::cli::options::{CacheType, ContextOptions, Kernels, Tristate};
 use pp_run::gguf::Gguf;
 use pp_run::tokenizer::Tokenizer;
 
@@ -79,6 +79,7 @@ fn random_models_of_every_kind_are_nearly_the_same() {
             n_ubatch: 128,
             cache_type_k: cache,
             cache_type_v: cache,
+            flash_attn: if ty == Type::Q4_1 { Tristate::Off } else { Tristate::Auto },
             ..ContextOptions::new(2)
         };
         compare(&path, &options, &prompts, 5e-3);
