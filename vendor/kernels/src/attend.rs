@@ -82,11 +82,14 @@ fn product<S: Simd, const V: usize>(
     let a: [&[f32]; ROWS] = std::array::from_fn(|r| &a[r.min(n_rows - 1) * a_stride..][..k]);
     let mut acc = [[s.splat(0.0); V]; ROWS];
     for (i, b) in b.chunks_exact(stride).enumerate().take(k) {
-        let b: [S::F; V] = std::array::from_fn(|v| s.load_f(&b[at + v * S::LANES..]));
+        let mut vectors = [s.splat(0.0); V];
+        for (v, x) in vectors.iter_mut().enumerate() {
+            *x = s.load_f(&b[at + v * S::LANES..]);
+        }
         for r in 0..ROWS {
             let x = s.splat(a[r][i]);
             for v in 0..V {
-                acc[r][v] = s.fma(x, b[v], acc[r][v]);
+                acc[r][v] = s.fma(x, vectors[v], acc[r][v]);
             }
         }
     }

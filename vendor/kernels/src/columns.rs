@@ -103,28 +103,42 @@ struct Buffers {
     width: usize,
 }
 
+/// One row, at a lane of its tile, block by block.
+struct Lane<'a> {
+    w: &'a ColumnWeights,
+    i: usize,
+    codes: &'a mut [u8],
+    /// Codes so far
+    at: usize,
+    scales: &'a mut [f32],
+}
+
+impl Lane<'_> {
+    /// Writes the kept codes of block `b`, its scale and its minimum.
+    #[inline(always)]
+    fn block<S: Simd>(&mut self, s: S, b: usize, all: &[u8; 32], d: f32, m: f32) {
+        let n_blocks = self.w.blocks.len();
+        self.scales[b * S::LANES + self.i] = d;
+        self.scales[(n_blocks + b) * S::LANES + self.i] = m;
+        s.compress_codes(all, self.w.blocks[b].mask, &mut self.codes[self.at..]);
+        self.at += 4 * self.w.blocks[b].fours();
+    }
+}
+
 /// Writes one row's codes, and its scales and minima at lane `i`.
 #[inline(always)]
 fn reduce_row<S: Simd>(s: S, row: Row, w: &ColumnWeights, i: usize, buffers: &mut Buffers) {
     let Buffers { codes, scales: to, floats, width } = buffers;
-    let codes = &mut codes[i * *width..(i + 1) * *width];
-    let n_blocks = w.blocks.len();
-    let mut at = 0;
-    let mut block = |b: usize, all: &[u8; 32], d: f32, m: f32| {
-        to[b * S::LANES + i] = d;
-        to[(n_blocks + b) * S::LANES + i] = m;
-        s.compress_codes(all, w.blocks[b].mask, &mut codes[at..]);
-        at += 4 * w.blocks[b].fours();
-    };
+    let mut lane = Lane { w, i, codes: &mut codes[i * *width..(i + 1) * *width], at: 0, scales: to };
     match row.format {
         Format::Q4_0 => {
             for (b, x) in row.bytes.chunks_exact(18).enumerate() {
-                block(b, &nibbles(x[2..].first_chunk().expect("16 bytes")), half(s, x), 0.0);
+                lane.block(s, b, &nibbles(x[2..].first_chunk().expect("16 bytes")), half(s, x), 0.0);
             }
         }
         Format::Q4_1 => {
             for (b, x) in row.bytes.chunks_exact(20).enumerate() {
-                block(b, &nibbles(x[4..].first_chunk().expect("16 bytes")), half(s, x), half(s, &x[2..]));
+                lane.block(s, b, &nibbles(x[4..].first_chunk().expect("16 bytes")), half(s, x), half(s, &x[2..]));
             }
         }
         Format::Q4K => {
@@ -135,24 +149,24 @@ fn reduce_row<S: Simd>(s: S, row: Row, w: &ColumnWeights, i: usize, buffers: &mu
                     for (to, c) in all.iter_mut().zip(&x[16 + 32 * (j / 2)..]) {
                         *to = if j % 2 == 0 { c & 15 } else { c >> 4 };
                     }
-                    block(8 * i + j, &all, d[j], m[j]);
+                    lane.block(s, 8 * i + j, &all, d[j], m[j]);
                 }
             }
         }
         Format::Q8_0 => {
             for (b, x) in row.bytes.chunks_exact(34).enumerate() {
-                block(b, x[2..].first_chunk().expect("32 bytes"), half(s, x), 0.0);
+                lane.block(s, b, x[2..].first_chunk().expect("32 bytes"), half(s, x), 0.0);
             }
         }
         Format::Other(_) => {
             let n = floats.len();
             row.floats(s, floats);
-            for b in 0..n_blocks {
+            for b in 0..w.blocks.len() {
                 let x = &floats[b * BLOCK..n.min((b + 1) * BLOCK)];
                 let (d, inverse) = scales(largest(x));
                 let mut all = [0u8; 32];
                 all.iter_mut().zip(x).for_each(|(to, x)| *to = (x * inverse).round() as i8 as u8);
-                block(b, &all, d, 0.0);
+                lane.block(s, b, &all, d, 0.0);
             }
         }
     }
@@ -227,6 +241,7 @@ fn reduce_tile<'r, S: Simd>(
 }
 
 /// Largest scale or minimum of the first rows, whose power of two the factor is made of.
+#[inline(always)]
 fn factor<S: Simd>(s: S, row: Row) -> f32 {
     let mut largest = 0.0f32;
     let mut see = |x: f32| largest = largest.max(x.abs());

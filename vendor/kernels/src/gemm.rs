@@ -20,9 +20,13 @@ fn tile<S: Simd, const T: usize>(s: S, panel: &[u8], tokens: &[Token; T]) -> [[S
     for (g, group) in panel.chunks_exact(group_bytes::<S>()).enumerate() {
         let (weights, scales) = group.split_at(rows * GROUP);
         let codes: [&[u8; GROUP]; T] = std::array::from_fn(|t| tokens[t].codes(g));
-        // Weights are stored with an offset, whose part of the product is taken off beforehand.
-        let mut acc: [[S::I; VECS]; T] =
-            std::array::from_fn(|t| [s.splat_i(-S::OFFSET * if S::OFFSET == 0 { 0 } else { tokens[t].sum(g) }); VECS]);
+        let mut acc = [[s.splat_i(0); VECS]; T];
+        if S::OFFSET != 0 {
+            // Weights are stored with an offset, whose part of the product is taken off beforehand.
+            for t in 0..T {
+                acc[t] = [s.splat_i(-S::OFFSET * tokens[t].sum(g)); VECS];
+            }
+        }
         for (i, w) in weights.chunks_exact(rows * 4).enumerate() {
             let w = [s.load_i(w), s.load_i(&w[S::LANES * 4..])];
             for t in 0..T {
@@ -32,7 +36,7 @@ fn tile<S: Simd, const T: usize>(s: S, panel: &[u8], tokens: &[Token; T]) -> [[S
                 }
             }
         }
-        let scales = [s.load_i(scales), s.load_i(&scales[S::LANES * 4..])].map(|x| s.as_f(x));
+        let scales = [s.as_f(s.load_i(scales)), s.as_f(s.load_i(&scales[S::LANES * 4..]))];
         for t in 0..T {
             let x = s.splat(tokens[t].scale(g));
             for v in 0..VECS {
@@ -43,26 +47,31 @@ fn tile<S: Simd, const T: usize>(s: S, panel: &[u8], tokens: &[Token; T]) -> [[S
     out
 }
 
-/// Calls `f` with each run of up to [`Simd::TOKENS`] of the tokens.
+/// Writes the first `n_rows` products of all tokens, up to [`Simd::TOKENS`] at once, with the rows of a panel; with two panels
+/// `silu(first) * second`.
 #[inline(always)]
-fn in_tiles<S: Simd>(
-    s: S,
-    tokens: &[usize],
-    acts: Acts,
-    panels: &[&[u8]],
-    mut each: impl FnMut(usize, [S::F; VECS], [S::F; VECS]),
-) {
-    let zero = [s.splat(0.0); VECS];
+fn in_tiles<S: Simd>(s: S, tokens: &[usize], acts: Acts, panels: &[&[u8]], n_rows: usize, out: &mut dyn Out) {
+    let mut whole = [0.0f32; 64];
     let mut rest = tokens;
     while !rest.is_empty() {
+        // No closures: what the compiler does not inline would be without the instructions.
         macro_rules! run {
             ($t:literal) => {{
                 let (now, later) = rest.split_at($t);
                 let x: [Token; $t] = std::array::from_fn(|i| acts.token(now[i]));
-                let first = tile::<S, $t>(s, panels[0], &x);
-                let second = panels.get(1).map(|p| tile::<S, $t>(s, p, &x));
-                for i in 0..$t {
-                    each(now[i], first[i], second.as_ref().map_or(zero, |t| t[i]));
+                let mut products = [[s.splat(0.0); VECS]; $t];
+                for (number, panel) in panels.iter().enumerate() {
+                    for (a, b) in products.iter_mut().zip(tile::<S, $t>(s, panel, &x)) {
+                        for v in 0..VECS {
+                            a[v] = if number == 0 { b[v] } else { s.mul(math::silu(s, a[v]), b[v]) };
+                        }
+                    }
+                }
+                for (&token, x) in now.iter().zip(&products) {
+                    for v in 0..VECS {
+                        s.store_f(x[v], &mut whole[v * S::LANES..]);
+                    }
+                    out.token(token)[..n_rows].copy_from_slice(&whole[..n_rows]);
                 }
                 rest = later;
             }};
@@ -108,14 +117,7 @@ impl<'r, R: Fn(usize, usize) -> Row<'r>> Kernel for Multiply<'_, R> {
         }
         let time = start.elapsed();
         let panels = [&scratch.panels[0][..], &scratch.panels[1][..]];
-        let mut whole = [0.0f32; 64];
-        in_tiles(s, tokens, acts, &panels[..1 + usize::from(gated)], |t, a, b| {
-            for v in 0..VECS {
-                let x = if gated { s.mul(math::silu(s, a[v]), b[v]) } else { a[v] };
-                s.store_f(x, &mut whole[v * S::LANES..]);
-            }
-            out.token(t)[..n_rows].copy_from_slice(&whole[..n_rows]);
-        });
+        in_tiles(s, tokens, acts, &panels[..1 + usize::from(gated)], n_rows, out);
         time
     }
 }

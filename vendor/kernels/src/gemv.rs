@@ -155,39 +155,42 @@ impl Kernel for MakeFew<'_> {
     }
 }
 
+/// Adds the products with one step of blocks of `B` bytes; see [`halves`].
+#[inline(always)]
+fn add_halves<S: Simd, const T: usize, const B: usize>(s: S, b: &[u8], x: &[Ready], odd: usize, acc: &mut Sums<S, T>) {
+    let [d, m] = s.spread::<B>(b);
+    let c = s.load_pieces::<B>(&b[B - 16..]);
+    let (low, high) = (s.low(c), s.high(c));
+    for (acc, x) in acc.iter_mut().zip(x) {
+        let dots = s.dot(s.load_lanes(&x.start), low, s.load_i(&x.codes[0]));
+        let dots = s.dot(dots, high, s.load_i(&x.codes[1]));
+        acc[odd] = s.fma(s.to_f(dots), s.mul(d, s.load_f(&x.scales)), acc[odd]);
+        if B == 20 {
+            acc[2] = s.fma(s.load_f(&x.sums), m, acc[2]);
+        }
+    }
+}
+
 /// A row of blocks of 32 in `B` bytes: a scale, for 20 bytes a minimum, and 16 bytes of codes.
 #[inline(always)]
 fn halves<S: Simd, const T: usize, const B: usize>(s: S, x: &[Ready], row: &[u8]) -> Sums<S, T> {
     let mut acc = [[s.splat(0.0); 3]; T];
     let n = S::LANES / 4 * B;
-    let mut one = |b: &[u8], x: &[Ready], odd: usize| {
-        let [d, m] = s.spread::<B>(b);
-        let c = s.load_pieces::<B>(&b[B - 16..]);
-        let (low, high) = (s.low(c), s.high(c));
-        for (acc, x) in acc.iter_mut().zip(x) {
-            let dots = s.dot(s.load_lanes(&x.start), low, s.load_i(&x.codes[0]));
-            let dots = s.dot(dots, high, s.load_i(&x.codes[1]));
-            acc[odd] = s.fma(s.to_f(dots), s.mul(d, s.load_f(&x.scales)), acc[odd]);
-            if B == 20 {
-                acc[2] = s.fma(s.load_f(&x.sums), m, acc[2]);
-            }
-        }
-    };
     let steps = row.chunks_exact(n);
     let rest = steps.remainder();
     let (whole, part) = x.split_at(steps.len() * T);
     for (i, (b, x)) in steps.zip(whole.chunks_exact(T)).enumerate() {
-        one(b, x, i % 2);
+        add_halves::<S, T, B>(s, b, x, i % 2, &mut acc);
     }
     if !rest.is_empty() {
         let mut b = [0u8; 4 * 20];
         if row.len() >= n {
             // The last blocks once more; see `MakeFew`.
-            one(&row[row.len() - n..], part, 0);
+            add_halves::<S, T, B>(s, &row[row.len() - n..], part, 0, &mut acc);
         } else {
             // Blocks that are missing are zeros.
             b[..rest.len()].copy_from_slice(rest);
-            one(&b[..n], part, 0);
+            add_halves::<S, T, B>(s, &b[..n], part, 0, &mut acc);
         }
     }
     acc
@@ -222,32 +225,35 @@ fn chunks<S: Simd, const T: usize>(s: S, tokens: &Few, row: &[u8]) -> Sums<S, T>
     acc
 }
 
+/// Adds the products with two blocks of Q8_0.
+#[inline(always)]
+fn add_bytes<S: Simd, const T: usize>(s: S, b: &[u8], x: &[Ready], odd: usize, acc: &mut Sums<S, T>) {
+    let (a, b) = b.split_at(34);
+    let codes = s.unpack_bytes([&a[2..], &b[2..]]);
+    for (v, codes) in codes.iter().enumerate().take(16 / S::LANES) {
+        let d = s.pair_half(a, b, v);
+        for (acc, x) in acc.iter_mut().zip(x) {
+            let lanes = v * S::LANES;
+            let dots = s.dot(s.load_lanes(&x.start[lanes..]), *codes, s.load_i(&x.codes[0][4 * lanes..]));
+            acc[odd] = s.fma(s.to_f(dots), s.mul(d, s.load_f(&x.scales[lanes..])), acc[odd]);
+        }
+    }
+}
+
 /// A row of Q8_0.
 #[inline(always)]
 fn bytes<S: Simd, const T: usize>(s: S, x: &[Ready], row: &[u8]) -> Sums<S, T> {
     let mut acc = [[s.splat(0.0); 3]; T];
-    let mut one = |b: &[u8], x: &[Ready], odd: usize| {
-        let (a, b) = b.split_at(34);
-        let codes = s.unpack_bytes([&a[2..], &b[2..]]);
-        for v in 0..16 / S::LANES {
-            let d = s.pair_half(a, b, v);
-            for (acc, x) in acc.iter_mut().zip(x) {
-                let lanes = v * S::LANES;
-                let dots = s.dot(s.load_lanes(&x.start[lanes..]), codes[v], s.load_i(&x.codes[0][4 * lanes..]));
-                acc[odd] = s.fma(s.to_f(dots), s.mul(d, s.load_f(&x.scales[lanes..])), acc[odd]);
-            }
-        }
-    };
     let steps = row.chunks_exact(68);
     let rest = steps.remainder();
     let (whole, part) = x.split_at(steps.len() * T);
     for (i, (b, x)) in steps.zip(whole.chunks_exact(T)).enumerate() {
-        one(b, x, i % 2);
+        add_bytes(s, b, x, i % 2, &mut acc);
     }
     if !rest.is_empty() {
         let mut b = [0u8; 68];
         b[..rest.len()].copy_from_slice(rest);
-        one(&b, part, 0);
+        add_bytes(s, &b, part, 0, &mut acc);
     }
     acc
 }

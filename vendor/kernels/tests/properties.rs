@@ -22,6 +22,22 @@ fn the_best_is_within_the_build() {
     assert_eq!(Isa::best().to_string(), best);
 }
 
+/// A vector instruction that is a function of its own is many times slower. In a build for any x86-64 the compiler leaves it one if
+/// it is used in a function that it does not inline, as a closure may be.
+#[test]
+#[cfg(all(target_arch = "x86_64", not(target_feature = "avx2"), not(debug_assertions)))]
+fn instructions_are_inlined() {
+    let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+    let name = b"core_arch3x86";
+    let symbols = program.windows(name.len() + 80).filter(|w| w.starts_with(name) && w[name.len()].is_ascii_digit());
+    let functions: Vec<_> = symbols
+        .map(|w| String::from_utf8_lossy(w.split(|b| *b == 0).next().unwrap()).into_owned())
+        // These ask what the processor has.
+        .filter(|s| !s.contains("xgetbv") && !s.contains("cpuid"))
+        .collect();
+    assert!(functions.is_empty(), "{functions:#?}");
+}
+
 /// A 16-bit float, by its definition.
 fn half(bytes: &[u8]) -> f32 {
     let bits = u16::from_le_bytes([bytes[0], bytes[1]]);
