@@ -1,0 +1,288 @@
+//! Our product of a matrix with tokens beside ggml's own: operations a second, their ratio, and how much of what the processor can
+//! do at best with bytes is reached.
+//!
+//! `cargo bench --bench kernels`, or with `-- --isa AVX2 --type Q4_0 --tokens 64` parts of it.
+//!
+//! Both are nodes of a graph that the same executor runs, and both begin with floats. Ours reads rows as a file has them, and packs
+//! them anew each time; ggml's weights are in CPU_REPACK memory where it can multiply them from there. Of a matrix of which columns are
+//! kept ours reads the whole (of a few tokens, what the program makes of it in advance), ggml's is one that has only those columns.
+//! It is the best of several runs that counts, and a run of one is followed by one of the other.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use ggml::{Device, Division, Executor, Graph, Op, Part, Parts, Place, Slot, Source, Store, TensorSpec, Type, Usage};
+use kernels::{Acts, ColumnWeights, Columns, FEW, Format, Isa, Out, Row, token_bytes};
+
+const SHAPES: [(usize, usize); 5] = [(576, 1536), (1536, 576), (4096, 4096), (4096, 11008), (11008, 4096)];
+const TYPES: [(Type, Format); 4] =
+    [(Type::Q4_0, Format::Q4_0), (Type::Q4_1, Format::Q4_1), (Type::Q4_K, Format::Q4K), (Type::Q8_0, Format::Q8_0)];
+const TOKENS: [usize; 4] = [1, 8, 64, 512];
+const THREADS: [usize; 2] = [1, 2];
+
+#[derive(Parser)]
+struct Args {
+    /// Instruction set of ours
+    #[arg(long)]
+    isa: Option<String>,
+    /// One type only
+    #[arg(long = "type")]
+    ty: Option<String>,
+    /// One number of tokens only
+    #[arg(long)]
+    tokens: Option<usize>,
+    /// What cargo says
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// Random numbers, quickly.
+struct Random(u32);
+
+impl Random {
+    fn next(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        self.0 >> 8
+    }
+
+    /// A matrix whose scales and minima are all of one size.
+    fn matrix(&mut self, ty: Type, n_in: usize, n_out: usize) -> Vec<u8> {
+        let mut bytes: Vec<u8> =
+            (0..ty.row_bytes(n_in).expect("whole blocks") * n_out).map(|_| self.next() as u8).collect();
+        for b in bytes.chunks_exact_mut(ty.block_bytes()) {
+            b[1] = 0x20 | b[1] & 1;
+            if ty == Type::Q4_1 || ty == Type::Q4_K {
+                b[3] = 0x20 | b[3] & 1;
+            }
+        }
+        bytes
+    }
+}
+
+/// `x` F32 `[k, n]` -> I32 `[token_bytes(k) / 4, n]`
+struct Quantize(Isa);
+
+impl Op for Quantize {
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
+        let bytes = token_bytes(sources[0].ne()[0]);
+        while let Some(mut out) = parts.next() {
+            for (i, out) in out.rows().zip(out.bytes().chunks_exact_mut(bytes)) {
+                self.0.quantize(sources[0].row(i), out);
+            }
+        }
+    }
+}
+
+/// What [`Quantize`] makes, or for [`Weights::Columns`] the floats -> F32 `[n_out, n]`
+struct Product {
+    isa: Isa,
+    weights: Weights,
+}
+
+enum Weights {
+    /// Rows, of which all inputs or some are multiplied
+    Rows { bytes: Arc<Vec<u8>>, format: Format<'static>, n_in: usize, n_out: usize, columns: Option<Columns> },
+    /// What is made of some columns for few tokens
+    Columns(ColumnWeights),
+}
+
+struct Tokens<'a, 'b>(&'a mut Part<'b>);
+
+impl Out for Tokens<'_, '_> {
+    fn token(&mut self, t: usize) -> &mut [f32] {
+        self.0.row(t)
+    }
+}
+
+impl Product {
+    /// Bytes of a row.
+    fn row_bytes(&self) -> usize {
+        match &self.weights {
+            Weights::Rows { bytes, n_out, .. } => bytes.len() / n_out,
+            Weights::Columns(w) => w.row_bytes(),
+        }
+    }
+}
+
+impl Op for Product {
+    fn division(&self, ne: [usize; 4]) -> Division {
+        // As the program does: of many tokens a panel, of a few enough bytes.
+        let share = if ne[1] > FEW { 1 } else { ((2 << 20) / self.row_bytes()).min(ne[0].div_ceil(4)).max(1) };
+        Division { rows: ne[1], columns: share.next_multiple_of(self.isa.panel_rows()) }
+    }
+
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
+        let (isa, n) = (self.isa, sources[0].ne()[1]);
+        match &self.weights {
+            Weights::Columns(w) => {
+                let acts: Vec<_> = (0..n).map(|t| isa.column_acts(w, sources[0].row(t))).collect();
+                while let Some(mut out) = parts.next() {
+                    let first = out.columns().start;
+                    acts.iter().enumerate().for_each(|(t, x)| isa.multiply_columns(w, x, first, out.row(t)));
+                }
+            }
+            Weights::Rows { bytes, format, n_in, n_out, columns } => {
+                let acts = Acts::new(sources[0].all_bytes(), columns.as_ref().map_or(*n_in, Columns::len));
+                let few = (n <= FEW).then(|| isa.few(acts, *format));
+                let (row, tokens) = (bytes.len() / n_out, (0..n).collect::<Vec<_>>());
+                while let Some(mut out) = parts.next() {
+                    let range = out.columns();
+                    let row = |i: usize| Row { bytes: &bytes[(range.start + i) * row..][..row], format: *format };
+                    match &few {
+                        Some(few) => isa.multiply_few(few, row, range.len(), |i, x| {
+                            x.iter().enumerate().for_each(|(t, x)| out.row::<f32>(t)[i] = *x);
+                        }),
+                        None => {
+                            let (n, columns, mut out) = (range.len(), columns.as_ref(), Tokens(&mut out));
+                            isa.multiply(|_, i| row(i), false, n, *n_in, columns, acts, &tokens, &mut out);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A graph that is ready to run.
+struct Runner {
+    executor: Executor,
+    out: Slot,
+}
+
+impl Runner {
+    fn new(graph: Graph, x: Slot, out: Slot, data: &[f32]) -> Runner {
+        let mut executor = Executor::new(&[], 2, 64, Arc::default()).expect("threads");
+        executor.load(graph).expect("memory");
+        executor.set(x, data);
+        Runner { executor, out }
+    }
+
+    fn ours(isa: Isa, weights: Weights, k: usize, n_out: usize, x: &[f32]) -> Runner {
+        let n = x.len() / k;
+        let (graph, (input, out)) = Graph::build(16, |g| {
+            let (x, input) = g.input("x", Type::F32, [k, n, 1, 1]);
+            let acts = match weights {
+                Weights::Rows { .. } => g.custom(Type::I32, [token_bytes(k) / 4, n, 1, 1], &[x], Quantize(isa)),
+                Weights::Columns(_) => x,
+            };
+            let y = g.custom(Type::F32, [n_out, n, 1, 1], &[acts], Product { isa, weights });
+            (input, g.output(y))
+        });
+        Runner::new(graph, input, out, x)
+    }
+
+    /// And the name of the memory.
+    fn ggml(ty: Type, bytes: &[u8], k: usize, n_out: usize, x: &[f32]) -> (Runner, String) {
+        let (cpu, ne) = (Device::cpu(), [k as u64, n_out as u64]);
+        let mut kinds = cpu.extra_buffer_types();
+        kinds.push(cpu.buffer_type());
+        let memory = kinds.into_iter().find(|&m| cpu.supports(m, ty, ne, Usage::MulMat)).expect("some memory");
+        let spec = TensorSpec { name: "w".into(), ty, ne: [ne[0], ne[1], 1, 1], place: Place::Buffer(memory) };
+        let mut store = Store::new(&[spec], None).expect("memory");
+        let id = store.ids().next().expect("a tensor");
+        store.set_weights();
+        store.fill(&[(id, bytes)], 2, &mut |_| std::ops::ControlFlow::Continue(()));
+        let store = Rc::new(store);
+        let (graph, (input, out)) = Graph::build(16, |g| {
+            let (x, input) = g.input("x", Type::F32, [k, x.len() / k, 1, 1]);
+            (input, g.output(g.mul_mat(g.leaf(&store, id), x)))
+        });
+        (Runner::new(graph, input, out, x), memory.name())
+    }
+
+    fn result(&mut self, n: usize) -> Vec<f32> {
+        self.executor.compute(1).expect("a result");
+        let mut out = vec![0.0; n];
+        self.executor.get(self.out, &mut out);
+        out
+    }
+
+    /// The shortest of some runs.
+    fn time(&mut self, n_threads: usize) -> Duration {
+        // Threads wake up and caches fill.
+        self.executor.compute(n_threads).expect("a result");
+        let (start, mut best) = (Instant::now(), Duration::MAX);
+        while start.elapsed() < Duration::from_millis(20) {
+            let start = Instant::now();
+            self.executor.compute(n_threads).expect("a result");
+            best = best.min(start.elapsed());
+        }
+        // So that they do not take the core from the other's.
+        self.executor.pause();
+        best
+    }
+}
+
+/// `k` of `n`, evenly spread.
+fn spread(k: usize, n: usize) -> Vec<i32> {
+    (0..n).filter(|i| (i + 1) * k / n > i * k / n).map(|i| i as i32).collect()
+}
+
+/// Operations a second of so many threads at best.
+fn peak(isa: Isa, n_threads: usize) -> f64 {
+    std::thread::scope(|s| {
+        let threads: Vec<_> = (0..n_threads).map(|_| s.spawn(|| isa.peak())).collect();
+        threads.into_iter().map(|t| t.join().expect("a measurement")).sum()
+    })
+}
+
+fn main() {
+    let args = Args::parse();
+    let isa = match &args.isa {
+        None => Isa::best(),
+        Some(name) => Isa::all().into_iter().find(|isa| isa.to_string() == *name).unwrap_or_else(|| {
+            panic!("this processor has {:?}", Isa::all().iter().map(Isa::to_string).collect::<Vec<_>>())
+        }),
+    };
+    let peaks = THREADS.map(|n| peak(isa, n));
+    println!("{isa}: at best {} GOP/s with 1 and 2 threads", peaks.map(|p| format!("{:.0}", p / 1e9)).join(", "));
+    println!("                                        GOP/s of one thread          of two");
+    println!("   in x out   type columns tokens    ours limit  ggml ratio    ours limit  ggml ratio");
+    let mut random = Random(1);
+    for (n_in, n_out) in SHAPES {
+        for (ty, format) in TYPES {
+            if !n_in.is_multiple_of(ty.block_size()) || args.ty.as_ref().is_some_and(|t| *t != ty.name()) {
+                continue;
+            }
+            let bytes = Arc::new(random.matrix(ty, n_in, n_out));
+            for keep in [false, true] {
+                let k = if keep { n_in * 5 / 8 / ty.block_size() * ty.block_size() } else { n_in };
+                let columns = || Columns::new(&spread(k, n_in), 1, n_in);
+                let theirs = if keep { Arc::new(random.matrix(ty, k, n_out)) } else { bytes.clone() };
+                for n in TOKENS.into_iter().filter(|n| args.tokens.is_none_or(|t| t == *n)) {
+                    let x: Vec<f32> = (0..k * n).map(|_| random.next() as f32 / (1 << 23) as f32 - 1.0).collect();
+                    let weights = if keep && n <= FEW {
+                        let row = |i: usize| Row {
+                            bytes: &bytes[i * bytes.len() / n_out..(i + 1) * bytes.len() / n_out],
+                            format,
+                        };
+                        Weights::Columns(isa.reduce_columns(row, n_out, n_in, &columns()))
+                    } else {
+                        Weights::Rows { bytes: bytes.clone(), format, n_in, n_out, columns: keep.then(columns) }
+                    };
+                    let mut ours = Runner::ours(isa, weights, k, n_out, &x);
+                    let (mut ggml, memory) = Runner::ggml(ty, &theirs, k, n_out, &x);
+                    if !keep {
+                        let (a, b) = (ours.result(n_out * n), ggml.result(n_out * n));
+                        let square = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x * x)).sum::<f64>();
+                        let error = square(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / square(&mut b.iter().copied());
+                        assert!(error.sqrt() < 0.02, "both compute the same: {error}");
+                    }
+                    print!("{n_in:>5} x {n_out:<5} {:<5} {:<7} {n:>5}", ty.name(), if keep { "5/8" } else { "all" });
+                    for (n_threads, peak) in THREADS.into_iter().zip(peaks) {
+                        let mut best = [Duration::MAX; 2];
+                        for _ in 0..3 {
+                            best[0] = best[0].min(ours.time(n_threads));
+                            best[1] = best[1].min(ggml.time(n_threads));
+                        }
+                        let [a, b] = best.map(|t| (2 * k * n_out * n) as f64 / t.as_secs_f64());
+                        print!("  {:>6.1} {:>4.0}% {:>5.1} {:>5.2}", a / 1e9, a / peak * 100.0, b / 1e9, a / b);
+                    }
+                    println!("  {memory}");
+                }
+            }
+        }
+    }
+}
