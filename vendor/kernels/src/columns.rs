@@ -2,7 +2,8 @@
 //!
 //! Blocks of 32 inputs lose those that are not kept and are filled up to whole fours. A tile is `LANES` rows: all fours of its blocks
 //! one after the other, each `LANES * 4` codes (row by row; of 4 bits two fours in one vector, the earlier in the lower halves),
-//! then for each block the rows' scales and, if the format has them, minima, in 16-bit floats times [`ColumnWeights::factor`].
+//! then for each block the rows' scales and, if the format has them, minima, in 16-bit floats, to be multiplied with
+//! the row's factor.
 
 use crate::acts::scales;
 use crate::pack::Columns;
@@ -37,8 +38,8 @@ pub struct ColumnWeights {
     minima: bool,
     /// What codes have too much
     excess: i32,
-    /// What scales and minima are to be multiplied with: a power of two
-    factor: f32,
+    /// What each row's scales and minima are to be multiplied with: powers of two
+    factors: Vec<f32>,
     lanes: usize,
     tile_bytes: usize,
     tiles: Vec<u8>,
@@ -117,6 +118,10 @@ impl Lane<'_> {
     /// Writes the kept codes of block `b`, its scale and its minimum.
     #[inline(always)]
     fn block<S: Simd>(&mut self, s: S, b: usize, all: &[u8; 32], d: f32, m: f32) {
+        if self.w.blocks[b].n == 0 {
+            // Whatever its scale is: nothing of it counts.
+            return;
+        }
         let n_blocks = self.w.blocks.len();
         self.scales[b * S::LANES + self.i] = d;
         self.scales[(n_blocks + b) * S::LANES + self.i] = m;
@@ -199,6 +204,7 @@ fn reduce_tile<'r, S: Simd>(
     first: usize,
     buffers: &mut Buffers,
     tile: &mut [u8],
+    factors: &mut [f32],
 ) {
     buffers.codes.fill(0);
     buffers.scales.fill(0.0);
@@ -233,29 +239,30 @@ fn reduce_tile<'r, S: Simd>(
             }
         }
     }
-    let inverse = s.splat(1.0 / w.factor);
     let n_blocks = w.blocks.len() * (1 + usize::from(w.minima));
+    let mut inverses = [0.0f32; 16];
+    for (i, (to, inverse)) in factors.iter_mut().zip(&mut inverses).enumerate() {
+        let mut most = 0.0f32;
+        for b in 0..n_blocks {
+            let x = buffers.scales[b * S::LANES + i].abs();
+            if x.is_finite() {
+                most = most.max(x);
+            }
+        }
+        *to = factor(most);
+        *inverse = 1.0 / *to;
+    }
+    let inverse = s.load_f(&inverses);
     for (from, to) in buffers.scales.chunks_exact(S::LANES).take(n_blocks).zip(scales.chunks_exact_mut(2 * S::LANES)) {
         s.store_half(s.mul(s.load_f(from), inverse), to);
     }
 }
 
-/// Largest scale or minimum of the first rows, whose power of two the factor is made of.
+/// What a row's scales and minima, the largest of them `most`, are divided by before they become 16-bit floats: a power of two, so
+/// that nothing is lost, and so large that small ones keep their precision and none overflows.
 #[inline(always)]
-fn factor<S: Simd>(s: S, row: Row) -> f32 {
-    let mut largest = 0.0f32;
-    let mut see = |x: f32| largest = largest.max(x.abs());
-    match row.format {
-        Format::Q4K => row.bytes.chunks_exact(144).for_each(|x| {
-            let (d, m) = q4_k_scales(s, x);
-            d.iter().chain(&m).for_each(|&x| see(x));
-        }),
-        // The file's own, in 16 bits.
-        Format::Q4_0 | Format::Q4_1 | Format::Q8_0 => return 1.0,
-        Format::Other(_) => return 2f32.powi(-12),
-    }
-    // So that the largest is about 16: room above, and small ones keep their precision.
-    if largest > 1e-30 && largest < 1e30 { 2f32.powi(largest.log2().ceil() as i32 - 4) } else { 1.0 }
+fn factor(most: f32) -> f32 {
+    if most > 1e-30 && most < 1e30 { 2f32.powi(most.log2().ceil() as i32 - 14) } else { 1.0 }
 }
 
 impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Reduce<'_, R> {
@@ -286,7 +293,7 @@ impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Reduce<'_, R> {
             short,
             minima,
             excess,
-            factor: factor(s, row(0)),
+            factors: Vec::new(),
             lanes: S::LANES,
             tile_bytes: 0,
             tiles: Vec::new(),
@@ -301,10 +308,12 @@ impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Reduce<'_, R> {
             floats: vec![0.0; n_in],
             width,
         };
-        for (i, tile) in tiles.chunks_exact_mut(w.tile_bytes).enumerate() {
-            reduce_tile(s, &row, &w, i * S::LANES, &mut buffers, tile);
+        let mut factors = vec![1.0; n_tiles * S::LANES];
+        let parts = tiles.chunks_exact_mut(w.tile_bytes).zip(factors.chunks_exact_mut(S::LANES));
+        for (i, (tile, factors)) in parts.enumerate() {
+            reduce_tile(s, &row, &w, i * S::LANES, &mut buffers, tile, factors);
         }
-        w.tiles = tiles;
+        (w.tiles, w.factors) = (tiles, factors);
         w
     }
 }
@@ -354,7 +363,7 @@ impl Kernel for MakeActs<'_> {
             let sum = s.sum(sum);
             let fours = codes.chunks_exact(4).take(b.fours());
             acts.fours.extend(fours.map(|c| i32::from_le_bytes([c[0], c[1], c[2], c[3]])));
-            acts.blocks.push((scale * w.factor, sum * scale * w.factor, -w.excess * sum as i32));
+            acts.blocks.push((scale, sum * scale, -w.excess * sum as i32));
         }
         acts
     }
@@ -378,7 +387,8 @@ impl Kernel for MultiplyColumns<'_> {
         let tiles = w.tiles[first / S::LANES * w.tile_bytes..].chunks_exact(w.tile_bytes);
         let (vector, n_blocks, code_bytes) = (4 * S::LANES, w.blocks.len(), w.code_bytes());
         let mut whole = [0.0f32; 16];
-        for (tile, out) in tiles.zip(out.chunks_mut(S::LANES)) {
+        let factors = w.factors[first..].chunks_exact(S::LANES);
+        for ((tile, factors), out) in tiles.zip(factors).zip(out.chunks_mut(S::LANES)) {
             let (codes, scales) = tile.split_at(code_bytes);
             let (d, m) = scales.split_at(n_blocks * 2 * S::LANES);
             let mut sum = s.splat(0.0);
@@ -401,7 +411,7 @@ impl Kernel for MultiplyColumns<'_> {
                     sum = s.fma(s.load_half(&m[b * 2 * S::LANES..]), s.splat(total), sum);
                 }
             }
-            s.store_f(sum, &mut whole);
+            s.store_f(s.mul(sum, s.load_f(factors)), &mut whole);
             out.copy_from_slice(&whole[..out.len()]);
         }
     }

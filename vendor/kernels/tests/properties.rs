@@ -888,3 +888,39 @@ fn swiglu() {
         }
     }
 }
+
+/// Scales of columns are 16-bit floats: rows of very different size, and what is left out, must not make these overflow.
+#[test]
+fn columns_of_any_size() {
+    let mut rng = Rng::with_seed(14);
+    let n_in = 256;
+    let kept: Vec<i32> = (0..n_in as i32).filter(|i| i / 32 != 3 && i % 3 != 1).collect();
+    let columns = Columns::new(&kept, 1, n_in);
+    let x = any_floats(&mut rng, kept.len(), 1.0);
+    let mut check = |format, rows: Vec<Vec<u8>>| {
+        for isa in isas() {
+            let out = reduced(isa, format, &rows, n_in, &columns, &x);
+            for (i, (bytes, out)) in rows.iter().zip(out).enumerate() {
+                let expected = reduced_dot(&Row { bytes, format }, n_in, &kept, &x);
+                assert!(close(out, expected), "{isa} {format:?} row {i}: {out} {expected:?}");
+            }
+        }
+    };
+    let mut rng = Rng::with_seed(15);
+    let mut rows: Vec<Vec<u8>> = (0..20).map(|_| any_row(&mut rng, Format::Q4K, n_in)).collect();
+    // The first row's scale and minimum are the least that there are.
+    rows[0][..4].copy_from_slice(&[1, 0, 1, 0]);
+    rows[9][..4].copy_from_slice(&[0xff, 0x6b, 0xff, 0x6b]);
+    check(Format::Q4K, rows);
+    for size in [3e3, 1e8, 1e-8] {
+        let floats = (0..20).map(|_| bytes_of(&any_floats(&mut rng, n_in, size))).collect();
+        check(Format::Other(&read_floats), floats);
+    }
+    // A block of which nothing is kept.
+    let mut rows: Vec<Vec<u8>> = (0..20).map(|_| any_row(&mut rng, Format::Q4_1, n_in)).collect();
+    rows[4][3 * 20..3 * 20 + 2].copy_from_slice(&0x7e01u16.to_le_bytes());
+    for isa in isas() {
+        let out = reduced(isa, Format::Q4_1, &rows, n_in, &columns, &x);
+        assert!(out.iter().all(|x| x.is_finite()), "{isa}: {out:?}");
+    }
+}
