@@ -500,6 +500,7 @@ impl<'m> Session<'m> {
         // The old ones go first, and the graph that refers to them: both at once may not fit.
         self.current = None;
         self.executor.unload();
+        // ggml's threads would wait by spinning, on the cores that make the weights.
         self.executor.pause();
         prune.compact = None;
         let compact = Compact::new(self.model, &masks, &BTreeMap::new(), self.n_threads_batch)?;

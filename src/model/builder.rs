@@ -318,7 +318,7 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         };
         sources.extend(kept.map(|k| k.ids));
         let (has_ids, eps) = (kept.is_some(), self.hparams.norm_rms_eps);
-        let op = Product { factors, panels, gated, columns, has_ids, eps, clock: self.native.pack_clock.clone() };
+        let op = Product { factors, panels, gated, columns, has_ids, eps };
         self.g.custom(Type::F32, [n_out, n, 1, 1], &sources, op)
     }
 
@@ -450,15 +450,16 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
             let mask = g.view(self.mask.0, [n, n, 1, self.shape.n_seq], [nb[1], nb[2], nb[3]], 0);
             self.attend_among(qkv, g.cont(mask, [n, n, 1, self.shape.n_seq]), self.shape.n_seq)
         } else {
-            self.attend_cache(qkv, kept.as_ref(), il)
+            self.attend_cache(qkv, kept.as_ref(), self.native.attends(&w.q.0), il)
         };
         self.note(kqv, kept.as_ref(), slots);
         let out = self.multiply_last(&Input::new(kqv, None), w.output, kept.as_ref(), 1, n_embd_head);
         self.name(out, "attn_out", il)
     }
 
-    /// Attention of `qkv` over the cache, which takes in its keys and values; of kept heads, if these are given.
-    fn attend_cache(&self, mut qkv: Qkv<'g>, kept: Option<&Kept<'a, 'g>>, il: usize) -> Tensor<'g> {
+    /// Attention of `qkv` over the cache, which takes in its keys and values; of kept heads, if these are given; by our
+    /// own kernels, if `native`.
+    fn attend_cache(&self, mut qkv: Qkv<'g>, kept: Option<&Kept<'a, 'g>>, native: bool, il: usize) -> Tensor<'g> {
         let g = self.g;
         if let Some((rot, _)) = self.rot_k {
             qkv.q = g.mul_mat_hadamard(qkv.q, rot);
@@ -474,7 +475,7 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         self.cache.write(g, il, qkv.k, qkv.v, self.k_ids.0, self.v_ids.0);
         let mut k = self.cache.k(g, il, self.shape.n_kv, self.shape.n_seq);
         let mut v = self.cache.v(g, il, self.shape.n_kv, self.shape.n_seq);
-        if self.native.attends() && self.cache.params().flash_attn {
+        if native && self.cache.params().flash_attn {
             let [d, n_head, n, _] = qkv.q.ne();
             let mut sources = vec![qkv.q, k, v, self.pos.0];
             sources.extend(kept.map(|kept| kept.ids));

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use ggml::{Executor, Graph, Place, Store, TensorSpec, Type, Usage};
+use ggml::{Device, Executor, Graph, Place, Store, TensorSpec, Type, Usage};
 use kernels::FEW;
 
-use super::native::{Clock, Factor, Native, Product, Quantize, is_direct, words};
+use super::native::{Factor, Product, Quantize, is_direct, words};
 use super::weights::{Placement, memory_for};
 use crate::cli::options::{Kernels, ModelOptions};
 use crate::gguf::Gguf;
@@ -15,6 +15,9 @@ use crate::prune::reduce::Matrix;
 
 /// Bytes of the matrix that are measured: enough for a steady state, few enough for a load.
 const SAMPLE_BYTES: usize = 4 << 20;
+
+/// Bytes of a row: four times those of the widest models.
+const LONGEST_ROW: usize = 64 << 10;
 
 /// Tokens of the measured batches: time is a line through both.
 const TOKENS: [usize; 2] = [16, 64];
@@ -44,25 +47,29 @@ impl Times {
     }
 }
 
-/// Our kernels, if the user asked for them or they are faster with the matrix `name`.
-pub fn native(
-    options: &ModelOptions,
-    gguf: &Gguf,
-    name: &str,
-    placement: &Placement,
-    n_threads: usize,
-) -> Option<Native> {
+/// Whether our kernels multiply the weights: because the user asked for them, or because they are faster with the matrix `name`.
+pub fn native(options: &ModelOptions, gguf: &Gguf, name: &str, placement: &Placement, n_threads: usize) -> bool {
     match options.kernels {
+        Kernels::Ggml => false,
+        Kernels::Native => true,
         // A copy of the weights in memory is ggml's alone: our kernels read the file's.
-        Kernels::Auto if options.no_mmap => return None,
-        Kernels::Auto => {}
-        Kernels::Ggml => return None,
-        Kernels::Native => return Some(Native::default()),
+        Kernels::Auto if options.no_mmap => false,
+        // The layers on the GPU are the last ones: all of them, if the first is.
+        Kernels::Auto if placement.device(0) != Device::cpu() => false,
+        Kernels::Auto => is_faster(gguf, name, placement, n_threads).unwrap_or(false),
     }
+}
+
+/// Whether our kernels are faster; `None` if it cannot be measured.
+fn is_faster(gguf: &Gguf, name: &str, placement: &Placement, n_threads: usize) -> Option<bool> {
     let info = gguf.tensor(name).filter(|t| t.ty.is_quantized() && t.n_dims == 2)?;
     let (n_in, n_out) = (info.ne[0] as usize, info.ne[1] as usize);
     let row = info.ty.row_bytes(n_in)?;
-    let n_rows = (SAMPLE_BYTES / row).clamp(1, n_out);
+    let n_rows = (SAMPLE_BYTES.checked_div(row)?).min(n_out);
+    // The file's shapes are not checked yet: rows beyond those of any model would ask for memory without bound.
+    if n_rows == 0 || row > LONGEST_ROW {
+        return None;
+    }
     let start = gguf.position(info);
     let matrix = Matrix::mapped(gguf.map().clone(), start..start + row * n_rows, info.ty, n_in, n_rows);
     let mut bench = Bench::new(matrix, n_threads)?;
@@ -70,8 +77,7 @@ pub fn native(
     let theirs = bench.theirs(placement)?;
     // A type whose rows cannot be read where they are has its single tokens from ggml.
     let one = if is_direct(info.ty) { bench.ours(1)? } else { theirs.one };
-    let ours = Times { one, ..panels };
-    (ours.total() < theirs.total()).then(Native::default)
+    Some(Times { one, ..panels }.total() < theirs.total())
 }
 
 /// One matrix and threads to multiply it with.
@@ -114,8 +120,8 @@ impl Bench {
         self.time(n, move |g, x| {
             let (eps, panels) = (0.0, n > FEW);
             let acts = if n <= FEW { x } else { g.custom(Type::I32, [words(n_in), n, 1, 1], &[x], Quantize { eps }) };
-            let (gated, columns, has_ids, clock) = (false, None, false, Clock::default());
-            let op = Product { factors, panels, gated, columns, has_ids, eps, clock };
+            let (gated, columns, has_ids) = (false, None, false);
+            let op = Product { factors, panels, gated, columns, has_ids, eps };
             g.output(g.custom(Type::F32, [n_out, n, 1, 1], &[acts], op));
         })
     }

@@ -18,6 +18,9 @@ use crate::prune::plan::{Block, Kind};
 use crate::prune::reduce::Matrix;
 use crate::prune::score::multiply;
 
+/// What to do when reduced weights do not fit.
+const ADVICE: &str = "prune without them (/prune off), or use a smaller model";
+
 /// Reduced weights of one block.
 #[derive(Debug)]
 pub struct CompactBlock {
@@ -66,7 +69,7 @@ impl Compact {
         let mut parts: Vec<Part> = Vec::new();
         let mut numbers: Vec<Numbered> = Vec::new();
         let mut owners: Vec<Block> = Vec::new();
-        let mut columns = native_columns(model, masks, n_threads);
+        let mut columns = native_columns(model, masks, n_threads)?;
         let column_bytes: u64 = columns.values().map(|c| c.n_bytes() as u64).sum();
         for (&block, kept) in masks {
             let (attn, ffn) = model.tensors.blocks(block.il);
@@ -127,7 +130,7 @@ impl Compact {
 
         let bytes = |s: &TensorSpec| s.ty.row_bytes(s.ne[0] as usize).expect("whole blocks") as u64 * s.ne[1];
         let n_bytes = parts.iter().map(|p| bytes(&p.spec)).sum::<u64>();
-        memory::require(n_bytes, "the reduced weights", "prune without them (/prune off), or use a smaller model")?;
+        memory::require(n_bytes, "the reduced weights", ADVICE)?;
         let specs: Vec<TensorSpec> = parts.iter().map(|p| p.spec.clone()).collect();
         let mut store = Store::new(&specs, None).map_err(|e| {
             Error::memory(format!("{} for the reduced weights could not be had", memory::human(e.bytes as u64)))
@@ -178,7 +181,7 @@ impl Compact {
 }
 
 /// The columns that our own kernels multiply, block by block on several threads.
-fn native_columns(model: &Model, masks: &Masks, n_threads: usize) -> BTreeMap<Block, Arc<ColumnWeights>> {
+fn native_columns(model: &Model, masks: &Masks, n_threads: usize) -> Result<BTreeMap<Block, Arc<ColumnWeights>>> {
     let h = model.hparams();
     let jobs: Vec<(Block, &[i32], TensorId)> = (masks.iter())
         .map(|(&block, kept)| {
@@ -188,6 +191,12 @@ fn native_columns(model: &Model, masks: &Masks, n_threads: usize) -> BTreeMap<Bl
         })
         .filter(|job| model.native.weights.contains_key(&job.2))
         .collect();
+    // No more than a byte for each weight.
+    let weights = |job: &(Block, &[i32], TensorId)| {
+        let matrix = &model.matrices[&job.2];
+        (matrix.n_in() * matrix.n_out()) as u64
+    };
+    memory::require(jobs.iter().map(weights).sum(), "the reduced weights", ADVICE)?;
     let (next, matrices) = (AtomicUsize::new(0), &model.matrices);
     let (jobs, next, n_embd_head) = (&jobs, &next, h.n_embd_head);
     let work = move || {
@@ -198,10 +207,10 @@ fn native_columns(model: &Model, masks: &Masks, n_threads: usize) -> BTreeMap<Bl
         }
         made
     };
-    std::thread::scope(|scope| {
+    Ok(std::thread::scope(|scope| {
         let threads: Vec<_> = (0..n_threads.min(jobs.len())).map(|_| scope.spawn(work)).collect();
         threads.into_iter().flat_map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
-    })
+    }))
 }
 
 /// Rows of `row` bytes, made by several threads.

@@ -15,7 +15,7 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ggml::{BufferType, Device, Graph, Slot, Store, TensorId, Type};
+use ggml::{BufferType, Builder, Device, Graph, Slot, Store, TensorId, Type};
 
 use crate::cli::options::{Kernels, ModelOptions, RopeOptions};
 use crate::error::{Error, Result};
@@ -24,6 +24,7 @@ use crate::prune::plan::{Block, Dims, Kind};
 use crate::prune::reduce::Matrix;
 use crate::prune::score::Formula;
 
+use builder::BatchBuilder;
 pub use builder::{Pass, Shape, Slots};
 pub use compact::Compact;
 pub use hparams::{ARCHITECTURES, Hparams};
@@ -60,7 +61,7 @@ impl Model {
         // What decides is what a layer does most.
         let native = choose::native(options, &gguf, "blk.0.ffn_up.weight", &placement, n_threads);
         let load = |progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send)| {
-            let mut loader = Loader::new(&gguf, &placement, options, native.is_some());
+            let mut loader = Loader::new(&gguf, &placement, options, native);
             let wanted = llama::Tensors::want(&mut loader, &hparams)?;
             if options.check_tensors {
                 check_values(&gguf)?;
@@ -70,7 +71,7 @@ impl Model {
         };
         let (tensors, weights) = load(progress).map_err(|e: Error| e.in_file(gguf.path()))?;
         let Weights { store, matrices, native: multiplied, .. } = weights;
-        let native = Native { weights: multiplied, ..native.unwrap_or_default() };
+        let native = Native { weights: multiplied };
         Ok(Model { gguf: gguf.clone(), hparams, placement, store, tensors, matrices, native })
     }
 
@@ -147,36 +148,25 @@ impl Model {
         128 + 160 * self.hparams.n_layer
     }
 
+    fn builder<'a, 'g>(
+        &'a self,
+        g: &'a Builder<'g>,
+        cache: &'a KvCache,
+        shape: Shape,
+        pass: Option<Pass<'a>>,
+    ) -> BatchBuilder<'a, 'g> {
+        BatchBuilder::new(g, &self.hparams, &self.store, &self.matrices, &self.native, cache, shape, pass)
+    }
+
     /// The graph of a micro-batch.
     pub(crate) fn graph(&self, cache: &KvCache, shape: Shape, pass: Option<Pass>) -> (Graph, Slots) {
-        Graph::build(self.max_tensors(), |g| {
-            let builder = builder::BatchBuilder::new(
-                g,
-                &self.hparams,
-                &self.store,
-                &self.matrices,
-                &self.native,
-                cache,
-                shape,
-                pass,
-            );
-            self.tensors.graph(builder)
-        })
+        Graph::build(self.max_tensors(), |g| self.tensors.graph(self.builder(g, cache, shape, pass)))
     }
 
     /// The graph of one layer's MLP alone: residual stream F32 `[n_embd, n_tokens]` (input) to the block's output.
     pub(crate) fn ffn_graph(&self, cache: &KvCache, shape: Shape, pass: Pass, il: usize) -> (Graph, (Slot, Slots)) {
         Graph::build(256, |g| {
-            let builder = builder::BatchBuilder::new(
-                g,
-                &self.hparams,
-                &self.store,
-                &self.matrices,
-                &self.native,
-                cache,
-                shape,
-                Some(pass),
-            );
+            let builder = self.builder(g, cache, shape, Some(pass));
             let (x, input) = g.input("ffn_inp", Type::F32, [self.hparams.n_embd, shape.n_tokens(), 1, 1]);
             (input, self.tensors.ffn_graph(builder, x, il))
         })

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use ggml::{Division, Op, Part, Parts, Source, TensorId, Type, dequantize_row};
 use kernels::{Acts, Cells, ColumnWeights, Columns, FEW, Few, Format, Isa, Out, Query, Row, token_bytes};
@@ -10,18 +9,16 @@ use kernels::{Acts, Cells, ColumnWeights, Columns, FEW, Few, Format, Isa, Out, Q
 use crate::prune::reduce::Matrix;
 
 /// What our kernels multiply, and when.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Native {
     /// The weights that they can multiply; and whether a few tokens, without packing
     pub weights: HashMap<TensorId, bool>,
-    /// Time of packing
-    pub pack_clock: Clock,
 }
 
 impl Native {
-    /// Whether they compute attention.
-    pub fn attends(&self) -> bool {
-        !self.weights.is_empty()
+    /// Whether they compute the attention of a layer with these queries' weights.
+    pub fn attends(&self, q: &TensorId) -> bool {
+        self.weights.contains_key(q)
     }
 
     /// Whether they multiply a weight with `n` tokens.
@@ -77,13 +74,10 @@ fn quantize(sources: &[Source], i: usize, eps: f32, out: &mut [u8]) {
     }
 }
 
-/// Time that threads spent on a part of the work, in nanoseconds.
-pub type Clock = Arc<AtomicU64>;
-
 /// Activations I32 `[words(k), n_tokens]` of [`Quantize`] (and ids I32 `[n_kept]`, if rows or columns of units are kept) -> F32
 /// `[n_out, n_tokens]`: products with all factors, one below the other. Or, if `gated`, `silu(first) * second` of two factors of
-/// equal shape. Where rows are read where they are, the sources are those of [`Quantize`] in
-/// place of the activations: for a few tokens that costs less than a node.
+/// equal shape. Where rows are read where they are, the sources are those of [`Quantize`] in place of the activations: for a few
+/// tokens that costs less than a node.
 #[derive(Debug)]
 pub struct Product {
     /// The weights
@@ -98,8 +92,6 @@ pub struct Product {
     pub has_ids: bool,
     /// Of the norm
     pub eps: f32,
-    /// Time of packing
-    pub clock: Clock,
 }
 
 impl Factor {
@@ -109,8 +101,8 @@ impl Factor {
     }
 }
 
-/// Bytes of weights that a thread takes at once.
-const PART_BYTES: usize = 2048 << 10;
+/// Bytes of weights that a thread takes at once: with less, a processor that reads ahead starts anew too often.
+const PART_BYTES: usize = 2 << 20;
 
 /// The part's rows as the kernels write them.
 struct Tokens<'a, 'b> {
@@ -244,8 +236,7 @@ impl Product {
             let row = |which, i| row(which, start + i);
             let n = rows.min(n_rows - start);
             let mut out = Tokens { part: out, at: at + start };
-            let time = isa.multiply(row, self.gated, n, n_in, columns, acts, tokens, &mut out);
-            self.clock.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+            isa.multiply(row, self.gated, n, n_in, columns, acts, tokens, &mut out);
         }
     }
 }

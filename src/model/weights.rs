@@ -152,8 +152,8 @@ impl<'a> Loader<'a> {
             && usage == Usage::MulMat
             && info.ty.is_quantized()
             && self.placement.device(il) == Device::cpu()
-            // The output matrix multiplies few tokens only.
-            && (is_direct(info.ty) || self.gguf.tensor("output.weight").is_none_or(|t| t.name != name));
+            // Beyond the layers few tokens are multiplied, which needs rows that can be read where they are.
+            && (is_direct(info.ty) || name.starts_with("blk."));
         let place = self.place(info, usage, il, native)?;
         if native {
             self.multiplied.push(self.specs.len());

@@ -24,7 +24,6 @@ mod simd;
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::OnceLock;
-use std::time::Duration;
 
 pub use acts::{Acts, GROUP, token_bytes};
 pub use attend::{Cells, Query};
@@ -152,9 +151,9 @@ impl Isa {
         acts: Acts,
         tokens: &[usize],
         out: &mut dyn Out,
-    ) -> Duration {
+    ) {
         SCRATCH.with_borrow_mut(|scratch| {
-            self.run(gemm::Multiply { row, gated, n_rows, n_in, columns, acts, tokens, out, scratch })
+            self.run(gemm::Multiply { row, gated, n_rows, n_in, columns, acts, tokens, out, scratch });
         })
     }
 

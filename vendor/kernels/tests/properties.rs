@@ -897,7 +897,7 @@ fn columns_of_any_size() {
     let kept: Vec<i32> = (0..n_in as i32).filter(|i| i / 32 != 3 && i % 3 != 1).collect();
     let columns = Columns::new(&kept, 1, n_in);
     let x = any_floats(&mut rng, kept.len(), 1.0);
-    let mut check = |format, rows: Vec<Vec<u8>>| {
+    let check = |format, rows: Vec<Vec<u8>>| {
         for isa in isas() {
             let out = reduced(isa, format, &rows, n_in, &columns, &x);
             for (i, (bytes, out)) in rows.iter().zip(out).enumerate() {
