@@ -104,6 +104,12 @@ impl Factor {
 /// Bytes of weights that a thread takes at once: with less, a processor that reads ahead starts anew too often.
 const PART_BYTES: usize = 2 << 20;
 
+/// Rows of `bytes` in a part of a product of a few tokens that has `n_rows`: enough to be worth the tokens' preparation, few enough for
+/// threads to end together.
+fn share(bytes: usize, n_rows: usize) -> usize {
+    (PART_BYTES / bytes.max(1)).min(n_rows.div_ceil(4)).max(1)
+}
+
 /// The part's rows as the kernels write them.
 struct Tokens<'a, 'b> {
     part: &'a mut Part<'b>,
@@ -118,12 +124,11 @@ impl Out for Tokens<'_, '_> {
 
 impl Op for Product {
     fn division(&self, ne: [usize; 4]) -> Division {
-        // Rows that are read where they are: enough to be worth the tokens' preparation, few enough for threads to end together.
         let share = match self.panels {
             true => 1,
-            false => (PART_BYTES / self.factors[0].matrix.row(0).len()).min(ne[0].div_ceil(4)),
+            false => share(self.factors[0].matrix.row(0).len(), ne[0]),
         };
-        Division { rows: ne[1], columns: share.max(1).next_multiple_of(Isa::best().panel_rows()) }
+        Division { rows: ne[1], columns: share.next_multiple_of(Isa::best().panel_rows()) }
     }
 
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
@@ -272,10 +277,8 @@ pub struct ColumnProduct {
 
 impl Op for ColumnProduct {
     fn division(&self, ne: [usize; 4]) -> Division {
-        Division {
-            rows: ne[1],
-            columns: (PART_BYTES / self.weights.row_bytes()).max(1).next_multiple_of(self.weights.tile_rows()),
-        }
+        let share = share(self.weights.row_bytes(), ne[0]);
+        Division { rows: ne[1], columns: share.next_multiple_of(self.weights.tile_rows()) }
     }
 
     fn compute(&self, sources: &[Source], parts: &mut Parts) {

@@ -1,9 +1,10 @@
 //! Some columns of a matrix, made once and multiplied often: with the file's own codes and scales.
 //!
-//! Blocks of 32 inputs lose those that are not kept and are filled up to whole fours. A tile is `LANES` rows: all fours of its blocks
-//! one after the other, each `LANES * 4` codes (row by row; of 4 bits two fours in one vector, the earlier in the lower halves),
-//! then for each block the rows' scales and, if the format has them, minima, in 16-bit floats, to be multiplied with
-//! the row's factor.
+//! Blocks of 32 inputs lose those that are not kept and are filled up to whole fours. Two blocks of as many fours are a pair: so a
+//! kernel knows how long they are before it looks, and a byte holds two codes of 4 bits in the same place of both. A tile is `LANES`
+//! rows, pair by pair: fours, row by row (a vector holds one of each block, the first block's in the lower halves of its bytes; codes of
+//! 8 bits are in two vectors), then both blocks' scales and, if the format has them, minima, in 16-bit floats, to be multiplied with the
+//! row's factor.
 
 use crate::acts::scales;
 use crate::pack::Columns;
@@ -14,24 +15,23 @@ use crate::simd::{Kernel, Simd};
 const BLOCK: usize = 32;
 
 /// The kept inputs of a block.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Kept {
+    /// Number of the block
+    block: usize,
     mask: u32,
     /// Number of the first among all kept inputs
     first: usize,
     n: usize,
 }
 
-impl Kept {
-    fn fours(&self) -> usize {
-        self.n.div_ceil(4)
-    }
-}
-
 /// Kept columns of a matrix.
 pub struct ColumnWeights {
     n_out: usize,
-    blocks: Vec<Kept>,
+    /// Pairs, by their number of fours less one
+    n_pairs: [usize; BLOCK / 4],
+    /// The blocks, pair by pair; one of which nothing is kept where a number of fours has an odd number of blocks
+    blocks: Vec<[Kept; 2]>,
     /// Codes are of 4 bits
     short: bool,
     /// Blocks have minima
@@ -75,14 +75,20 @@ impl ColumnWeights {
         self.lanes
     }
 
-    fn fours(&self) -> usize {
-        self.blocks.iter().map(Kept::fours).sum()
+    /// The pairs, each with its number of fours.
+    fn pairs(&self) -> impl Iterator<Item = (usize, &[Kept; 2])> {
+        let fours = self.n_pairs.iter().enumerate().flat_map(|(i, &n)| std::iter::repeat_n(i + 1, n));
+        fours.zip(&self.blocks)
     }
 
-    /// Bytes of the codes of a tile.
-    fn code_bytes(&self) -> usize {
-        let vectors = if self.short { self.fours().div_ceil(2) } else { self.fours() };
-        vectors * 4 * self.lanes
+    /// Bytes of the codes of a pair of `fours`.
+    fn code_bytes(&self, fours: usize) -> usize {
+        fours * 4 * self.lanes * if self.short { 1 } else { 2 }
+    }
+
+    /// Bytes of the scales and minima of a pair.
+    fn scale_bytes(&self) -> usize {
+        2 * 2 * self.lanes * if self.minima { 2 } else { 1 }
     }
 }
 
@@ -96,83 +102,91 @@ pub(crate) struct Reduce<'a, R> {
 
 /// What a tile is made in.
 struct Buffers {
-    /// Codes of the rows, `[LANES][4 * fours]`, with room for what `compress_codes` writes behind
+    /// Codes of the rows, of pairs' first and of their second blocks: `[LANES][2][width]`, with room for what `compress_codes` writes
+    /// behind
     codes: Vec<u8>,
-    /// Scales and minima, `[2][blocks][LANES]`
+    width: usize,
+    /// Scales, then minima: `[2][pairs][2][LANES]`
     scales: Vec<f32>,
     floats: Vec<f32>,
-    width: usize,
+    /// Where in a tile the vectors of codes are: each pair's four of both blocks
+    places: Vec<usize>,
 }
 
-/// One row, at a lane of its tile, block by block.
+/// One row, at a lane of its tile.
 struct Lane<'a> {
     w: &'a ColumnWeights,
     i: usize,
-    codes: &'a mut [u8],
-    /// Codes so far
-    at: usize,
+    codes: [&'a mut [u8]; 2],
     scales: &'a mut [f32],
 }
 
 impl Lane<'_> {
-    /// Writes the kept codes of block `b`, its scale and its minimum.
+    /// Writes the kept codes of all blocks, their scales and their minima: `block` gives those of a block.
     #[inline(always)]
-    fn block<S: Simd>(&mut self, s: S, b: usize, all: &[u8; 32], d: f32, m: f32) {
-        if self.w.blocks[b].n == 0 {
-            // Whatever its scale is: nothing of it counts.
-            return;
+    fn blocks<S: Simd>(&mut self, s: S, block: impl Fn(usize) -> ([u8; 32], f32, f32)) {
+        let (mut at, mut lane) = (0, self.i);
+        let minima = 2 * S::LANES * self.w.blocks.len();
+        for (fours, pair) in self.w.pairs() {
+            for (kept, to) in pair.iter().zip(&mut self.codes) {
+                // Whatever the scale of a block is of which nothing is kept: nothing of it counts.
+                if kept.n > 0 {
+                    let (all, d, m) = block(kept.block);
+                    s.compress_codes(&all, kept.mask, &mut to[at..]);
+                    (self.scales[lane], self.scales[minima + lane]) = (d, m);
+                }
+                lane += S::LANES;
+            }
+            at += 4 * fours;
         }
-        let n_blocks = self.w.blocks.len();
-        self.scales[b * S::LANES + self.i] = d;
-        self.scales[(n_blocks + b) * S::LANES + self.i] = m;
-        s.compress_codes(all, self.w.blocks[b].mask, &mut self.codes[self.at..]);
-        self.at += 4 * self.w.blocks[b].fours();
     }
 }
 
 /// Writes one row's codes, and its scales and minima at lane `i`.
 #[inline(always)]
 fn reduce_row<S: Simd>(s: S, row: Row, w: &ColumnWeights, i: usize, buffers: &mut Buffers) {
-    let Buffers { codes, scales: to, floats, width } = buffers;
-    let mut lane = Lane { w, i, codes: &mut codes[i * *width..(i + 1) * *width], at: 0, scales: to };
+    let Buffers { codes, scales: to, floats, width, .. } = buffers;
+    let (a, b) = codes[2 * i * *width..2 * (i + 1) * *width].split_at_mut(*width);
+    let mut lane = Lane { w, i, codes: [a, b], scales: to };
     match row.format {
-        Format::Q4_0 => {
-            for (b, x) in row.bytes.chunks_exact(18).enumerate() {
-                lane.block(s, b, &nibbles(x[2..].first_chunk().expect("16 bytes")), half(s, x), 0.0);
-            }
-        }
-        Format::Q4_1 => {
-            for (b, x) in row.bytes.chunks_exact(20).enumerate() {
-                lane.block(s, b, &nibbles(x[4..].first_chunk().expect("16 bytes")), half(s, x), half(s, &x[2..]));
-            }
-        }
+        Format::Q4_0 => lane.blocks(s, |b| {
+            let x = &row.bytes[18 * b..][..18];
+            (nibbles(x[2..].first_chunk().expect("16 bytes")), half(s, x), 0.0)
+        }),
+        Format::Q4_1 => lane.blocks(s, |b| {
+            let x = &row.bytes[20 * b..][..20];
+            (nibbles(x[4..].first_chunk().expect("16 bytes")), half(s, x), half(s, &x[2..]))
+        }),
         Format::Q4K => {
+            let n = floats.len() / BLOCK;
+            let (all_d, all_m) = floats.split_at_mut(n);
             for (i, x) in row.bytes.chunks_exact(144).enumerate() {
                 let (d, m) = q4_k_scales(s, x);
-                for j in 0..8 {
-                    let mut all = [0u8; 32];
-                    for (to, c) in all.iter_mut().zip(&x[16 + 32 * (j / 2)..]) {
-                        *to = if j % 2 == 0 { c & 15 } else { c >> 4 };
-                    }
-                    lane.block(s, 8 * i + j, &all, d[j], m[j]);
+                all_d[8 * i..8 * i + 8].copy_from_slice(&d);
+                all_m[8 * i..8 * i + 8].copy_from_slice(&m);
+            }
+            lane.blocks(s, |b| {
+                let codes: &[u8; 32] = row.bytes[144 * (b / 8) + 16 + 32 * (b % 8 / 2)..].first_chunk().expect("32 bytes");
+                let mut all = [0u8; 32];
+                for (to, c) in all.iter_mut().zip(codes) {
+                    *to = if b % 2 == 0 { c & 15 } else { c >> 4 };
                 }
-            }
+                (all, all_d[b], all_m[b])
+            });
         }
-        Format::Q8_0 => {
-            for (b, x) in row.bytes.chunks_exact(34).enumerate() {
-                lane.block(s, b, x[2..].first_chunk().expect("32 bytes"), half(s, x), 0.0);
-            }
-        }
+        Format::Q8_0 => lane.blocks(s, |b| {
+            let x = &row.bytes[34 * b..][..34];
+            (*x[2..].first_chunk().expect("32 bytes"), half(s, x), 0.0)
+        }),
         Format::Other(_) => {
-            let n = floats.len();
             row.floats(s, floats);
-            for b in 0..w.blocks.len() {
-                let x = &floats[b * BLOCK..n.min((b + 1) * BLOCK)];
+            lane.blocks(s, |b| {
+                let x = &floats[b * BLOCK..floats.len().min((b + 1) * BLOCK)];
                 let (d, inverse) = scales(largest(x));
                 let mut all = [0u8; 32];
                 all.iter_mut().zip(x).for_each(|(to, x)| *to = (x * inverse).round() as i8 as u8);
-                lane.block(s, b, &all, d, 0.0);
-            }
+                (all, d, 0.0)
+            });
         }
     }
 }
@@ -206,55 +220,67 @@ fn reduce_tile<'r, S: Simd>(
     tile: &mut [u8],
     factors: &mut [f32],
 ) {
-    buffers.codes.fill(0);
-    buffers.scales.fill(0.0);
-    for i in 0..S::LANES.min(w.n_out - first) {
+    let n_rows = S::LANES.min(w.n_out - first);
+    if n_rows < S::LANES {
+        buffers.codes.fill(0);
+        buffers.scales.fill(0.0);
+    }
+    for i in 0..n_rows {
         reduce_row(s, row(first + i), w, i, buffers);
     }
-    let (codes, scales) = tile.split_at_mut(w.code_bytes());
+    let Buffers { codes, width, scales, places, .. } = buffers;
     let offset = s.splat_i(if w.short { 0 } else { i32::from_le_bytes([S::OFFSET as u8; 4]) });
-    let mut square = [s.splat_i(0); 16];
     let vector = 4 * S::LANES;
-    for (n, start) in (0..4 * w.fours()).step_by(vector).enumerate() {
-        let square = &mut square[..S::LANES];
-        for (i, r) in square.iter_mut().enumerate() {
-            *r = s.load_i(&buffers.codes[i * buffers.width + start..]);
+    let mut squares = [[s.splat_i(0); 16]; 2];
+    for (n, places) in places.chunks(S::LANES).enumerate() {
+        let [a, b] = &mut squares;
+        let (a, b) = (&mut a[..S::LANES], &mut b[..S::LANES]);
+        for i in 0..S::LANES {
+            a[i] = s.load_i(&codes[2 * i * *width + n * vector..]);
+            b[i] = s.load_i(&codes[(2 * i + 1) * *width + n * vector..]);
+            if w.short {
+                // Codes are less than 16.
+                let mut sixteen = b[i];
+                for _ in 0..4 {
+                    sixteen = s.add_bytes(sixteen, sixteen);
+                }
+                a[i] = s.add_bytes(a[i], sixteen);
+            }
         }
-        s.transpose(square);
-        let left = w.fours() - n * S::LANES;
-        for (j, r) in square.iter().enumerate().take(left) {
-            let four = n * S::LANES + j;
+        s.transpose(a);
+        if !w.short {
+            s.transpose(b);
+        }
+        for (j, &place) in places.iter().enumerate() {
+            s.store_i(s.add_bytes(a[j], offset), &mut tile[place..]);
             if !w.short {
-                s.store_i(s.add_bytes(*r, offset), &mut codes[four * vector..]);
-            } else if four % 2 == 0 {
-                s.store_i(*r, &mut codes[four / 2 * vector..]);
-            } else {
-                let to = &mut codes[four / 2 * vector..];
-                // The lower halves are there; what is added is less than 16.
-                let sixteen = s.add_bytes(*r, *r);
-                let sixteen = s.add_bytes(sixteen, sixteen);
-                let sixteen = s.add_bytes(sixteen, sixteen);
-                let sixteen = s.add_bytes(sixteen, sixteen);
-                s.store_i(s.add_bytes(s.load_i(to), sixteen), to);
+                s.store_i(s.add_bytes(b[j], offset), &mut tile[place + vector..]);
             }
         }
     }
-    let n_blocks = w.blocks.len() * (1 + usize::from(w.minima));
-    let mut inverses = [0.0f32; 16];
-    for (i, (to, inverse)) in factors.iter_mut().zip(&mut inverses).enumerate() {
-        let mut most = 0.0f32;
-        for b in 0..n_blocks {
-            let x = buffers.scales[b * S::LANES + i].abs();
-            if x.is_finite() {
-                most = most.max(x);
-            }
+    let (d, m) = scales.split_at(2 * S::LANES * w.blocks.len());
+    let mut most = [0.0f32; 16];
+    let of_rows = [d, if w.minima { m } else { &[] }];
+    for x in of_rows.iter().flat_map(|x| x.chunks_exact(S::LANES)) {
+        for (most, x) in most.iter_mut().zip(x) {
+            *most = if x.is_finite() { most.max(x.abs()) } else { *most };
         }
+    }
+    let mut inverses = [0.0f32; 16];
+    for ((to, inverse), most) in factors.iter_mut().zip(&mut inverses).zip(most) {
         *to = factor(most);
         *inverse = 1.0 / *to;
     }
     let inverse = s.load_f(&inverses);
-    for (from, to) in buffers.scales.chunks_exact(S::LANES).take(n_blocks).zip(scales.chunks_exact_mut(2 * S::LANES)) {
-        s.store_half(s.mul(s.load_f(from), inverse), to);
+    let mut at = 0;
+    for ((fours, _), pair) in w.pairs().zip(0..) {
+        at += w.code_bytes(fours);
+        for x in of_rows.iter().filter(|x| !x.is_empty()) {
+            for x in x[2 * S::LANES * pair..].chunks_exact(S::LANES).take(2) {
+                s.store_half(s.mul(s.load_f(x), inverse), &mut tile[at..]);
+                at += 2 * S::LANES;
+            }
+        }
     }
 }
 
@@ -271,45 +297,56 @@ impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Reduce<'_, R> {
     #[inline(always)]
     fn call<S: Simd>(self, s: S) -> ColumnWeights {
         let Reduce { row, n_out, n_in, columns } = self;
+        let mut by_fours: [Vec<Kept>; BLOCK / 4] = Default::default();
         let mut first = 0;
-        let blocks: Vec<Kept> = (columns.masks().iter())
-            .map(|&mask| {
-                let n = mask.count_ones() as usize;
-                first += n;
-                Kept { mask, first: first - n, n }
-            })
-            .collect();
+        for (block, &mask) in columns.masks().iter().enumerate() {
+            let n = mask.count_ones() as usize;
+            if n > 0 {
+                by_fours[(n - 1) / 4].push(Kept { block, mask, first, n });
+            }
+            first += n;
+        }
         let format = row(0).format;
         let short = matches!(format, Format::Q4_0 | Format::Q4_1 | Format::Q4K);
-        let minima = matches!(format, Format::Q4_1 | Format::Q4K);
-        let excess = match format {
-            Format::Q4_0 => 8,
-            _ if short => 0,
-            _ => S::OFFSET,
-        };
         let mut w = ColumnWeights {
             n_out,
-            blocks,
+            n_pairs: [0; BLOCK / 4],
+            blocks: Vec::new(),
             short,
-            minima,
-            excess,
+            minima: matches!(format, Format::Q4_1 | Format::Q4K),
+            excess: match format {
+                Format::Q4_0 => 8,
+                _ if short => 0,
+                _ => S::OFFSET,
+            },
             factors: Vec::new(),
             lanes: S::LANES,
             tile_bytes: 0,
             tiles: Vec::new(),
         };
-        w.tile_bytes = w.code_bytes() + w.blocks.len() * (1 + usize::from(minima)) * 2 * S::LANES;
+        for (n_pairs, blocks) in w.n_pairs.iter_mut().zip(by_fours) {
+            *n_pairs = blocks.len().div_ceil(2);
+            w.blocks.extend(blocks.chunks(2).map(|p| [p[0], p.get(1).copied().unwrap_or_default()]));
+        }
+        let vector = 4 * S::LANES;
+        let (mut places, mut at) = (Vec::new(), 0);
+        for (fours, _) in w.pairs() {
+            places.extend((0..fours).map(|i| at + w.code_bytes(i)));
+            at += w.code_bytes(fours) + w.scale_bytes();
+        }
+        w.tile_bytes = at;
         let n_tiles = n_out.div_ceil(S::LANES);
         let mut tiles = vec![0u8; n_tiles * w.tile_bytes];
-        let width = (4 * w.fours()).next_multiple_of(4 * S::LANES) + BLOCK;
+        let width = (4 * places.len()).next_multiple_of(vector) + BLOCK;
         let mut buffers = Buffers {
-            codes: vec![0; S::LANES * width],
-            scales: vec![0.0; 2 * w.blocks.len() * S::LANES],
-            floats: vec![0.0; n_in],
+            codes: vec![0; 2 * S::LANES * width],
             width,
+            scales: vec![0.0; 2 * 2 * w.blocks.len() * S::LANES],
+            floats: vec![0.0; n_in],
+            places,
         };
         let mut factors = vec![1.0; n_tiles * S::LANES];
-        let parts = tiles.chunks_exact_mut(w.tile_bytes).zip(factors.chunks_exact_mut(S::LANES));
+        let parts = tiles.chunks_exact_mut(w.tile_bytes.max(1)).zip(factors.chunks_exact_mut(S::LANES));
         for (i, (tile, factors)) in parts.enumerate() {
             reduce_tile(s, &row, &w, i * S::LANES, &mut buffers, tile, factors);
         }
@@ -321,10 +358,10 @@ impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Reduce<'_, R> {
 /// A token's activations, ready for a matrix's kept columns.
 #[derive(Debug)]
 pub struct ColumnActs {
-    /// Signed bytes, four by four, with zeros where blocks are filled up
-    fours: Vec<i32>,
-    /// Of each block: scale, sum of codes times scale, and what the codes' excess adds
-    blocks: Vec<(f32, f32, i32)>,
+    /// Signed bytes, four by four of both blocks of each pair, with zeros where blocks are filled up
+    fours: Vec<[i32; 2]>,
+    /// Of each block of a pair: scale, sum of codes times scale, and what the codes' excess adds
+    blocks: Vec<[(f32, f32, i32); 2]>,
 }
 
 /// See [`crate::Isa::column_acts`].
@@ -339,31 +376,37 @@ impl Kernel for MakeActs<'_> {
     #[inline(always)]
     fn call<S: Simd>(self, s: S) -> ColumnActs {
         let MakeActs { w, x } = self;
-        let mut acts = ColumnActs { fours: Vec::with_capacity(w.fours()), blocks: Vec::with_capacity(w.blocks.len()) };
-        let (mut floats, mut codes) = ([0.0f32; BLOCK], [0u8; BLOCK]);
+        let mut acts = ColumnActs { fours: Vec::new(), blocks: Vec::with_capacity(w.blocks.len()) };
+        acts.fours.reserve(w.pairs().map(|p| p.0).sum());
         let ones = s.splat_i(0x0101_0101);
-        for b in &w.blocks {
-            floats[..b.n].copy_from_slice(&x[b.first..b.first + b.n]);
-            floats[b.n..].fill(0.0);
-            let mut most = s.splat(0.0);
-            for x in floats.chunks_exact(S::LANES) {
-                most = s.largest(most, s.load_f(x));
+        for (fours, pair) in w.pairs() {
+            let mut codes = [[0u8; 64]; 2];
+            let mut blocks = [(0.0, 0.0, 0); 2];
+            for ((b, codes), block) in pair.iter().zip(&mut codes).zip(&mut blocks) {
+                let mut floats = [0.0f32; BLOCK];
+                floats[..b.n].copy_from_slice(&x[b.first..b.first + b.n]);
+                let mut most = s.splat(0.0);
+                for x in floats.chunks_exact(S::LANES) {
+                    most = s.largest(most, s.load_f(x));
+                }
+                let (scale, inverse) = scales(s.max_lane(most));
+                let inverse = s.splat(inverse);
+                for (x, codes) in floats.chunks_exact(S::LANES).zip(codes.chunks_exact_mut(S::LANES)) {
+                    s.store_bytes(s.round(s.mul(s.load_f(x), inverse)), codes);
+                }
+                let mut sum = s.splat(0.0);
+                for x in codes.chunks_exact(4 * S::LANES) {
+                    sum = s.add(sum, s.to_f(s.dot(s.splat_i(0), ones, s.load_i(x))));
+                }
+                let sum = s.sum(sum);
+                *block = (scale, sum * scale, -w.excess * sum as i32);
             }
-            let (scale, inverse) = scales(s.max_lane(most));
-            let inverse = s.splat(inverse);
-            for (x, codes) in floats.chunks_exact(S::LANES).zip(codes.chunks_exact_mut(S::LANES)) {
-                s.store_bytes(s.round(s.mul(s.load_f(x), inverse)), codes);
+            let [a, b] = &codes;
+            for (a, b) in a.chunks_exact(4).zip(b.chunks_exact(4)).take(fours) {
+                let four = |c: &[u8]| i32::from_le_bytes([c[0], c[1], c[2], c[3]]);
+                acts.fours.push([four(a), four(b)]);
             }
-            let mut padded = [0u8; 64];
-            padded[..BLOCK].copy_from_slice(&codes);
-            let mut sum = s.splat(0.0);
-            for x in padded.chunks_exact(4 * S::LANES) {
-                sum = s.add(sum, s.to_f(s.dot(s.splat_i(0), ones, s.load_i(x))));
-            }
-            let sum = s.sum(sum);
-            let fours = codes.chunks_exact(4).take(b.fours());
-            acts.fours.extend(fours.map(|c| i32::from_le_bytes([c[0], c[1], c[2], c[3]])));
-            acts.blocks.push((scale, sum * scale, -w.excess * sum as i32));
+            acts.blocks.push(blocks);
         }
         acts
     }
@@ -377,6 +420,43 @@ pub(crate) struct MultiplyColumns<'a> {
     pub out: &'a mut [f32],
 }
 
+/// What is left of a tile.
+struct Rest<'a> {
+    bytes: &'a [u8],
+    fours: &'a [[i32; 2]],
+    blocks: &'a [[(f32, f32, i32); 2]],
+}
+
+/// Adds the products of a tile's next pairs, those of `N` fours, to the sums of pairs' first and second blocks.
+#[inline(always)]
+fn add_pairs<S: Simd, const N: usize, const SHORT: bool>(s: S, w: &ColumnWeights, rest: &mut Rest, sums: &mut [S::F; 2]) {
+    let n = w.n_pairs[N - 1];
+    let (vector, codes) = (4 * S::LANES, w.code_bytes(N));
+    let size = codes + w.scale_bytes();
+    let (bytes, later_bytes) = rest.bytes.split_at(n * size);
+    let (fours, later_fours) = rest.fours.split_at(n * N);
+    let (blocks, later_blocks) = rest.blocks.split_at(n);
+    *rest = Rest { bytes: later_bytes, fours: later_fours, blocks: later_blocks };
+    for ((pair, x), both) in bytes.chunks_exact(size).zip(fours.chunks_exact(N)).zip(blocks) {
+        let (codes, scales) = pair.split_at(codes);
+        let mut dots = [s.splat_i(both[0].2), s.splat_i(both[1].2)];
+        for (x, c) in x.iter().zip(codes.chunks_exact(if SHORT { vector } else { 2 * vector })) {
+            let a = s.load_i(c);
+            let (a, b) = if SHORT { (s.low(a), s.high(a)) } else { (a, s.load_i(&c[vector..])) };
+            dots[0] = s.dot(dots[0], a, s.splat_i(x[0]));
+            dots[1] = s.dot(dots[1], b, s.splat_i(x[1]));
+        }
+        let (d, m) = scales.split_at(2 * vector / 2);
+        for (i, &(scale, total, _)) in both.iter().enumerate() {
+            let d = s.mul(s.load_half(&d[i * vector / 2..]), s.splat(scale));
+            sums[i] = s.fma(s.to_f(dots[i]), d, sums[i]);
+            if w.minima {
+                sums[i] = s.fma(s.load_half(&m[i * vector / 2..]), s.splat(total), sums[i]);
+            }
+        }
+    }
+}
+
 impl Kernel for MultiplyColumns<'_> {
     type Out = ();
 
@@ -384,34 +464,24 @@ impl Kernel for MultiplyColumns<'_> {
     fn call<S: Simd>(self, s: S) {
         let MultiplyColumns { w, acts, first, out } = self;
         assert!(w.lanes == S::LANES && first.is_multiple_of(S::LANES), "tiles of this instruction set");
-        let tiles = w.tiles[first / S::LANES * w.tile_bytes..].chunks_exact(w.tile_bytes);
-        let (vector, n_blocks, code_bytes) = (4 * S::LANES, w.blocks.len(), w.code_bytes());
         let mut whole = [0.0f32; 16];
-        let factors = w.factors[first..].chunks_exact(S::LANES);
-        for ((tile, factors), out) in tiles.zip(factors).zip(out.chunks_mut(S::LANES)) {
-            let (codes, scales) = tile.split_at(code_bytes);
-            let (d, m) = scales.split_at(n_blocks * 2 * S::LANES);
-            let mut sum = s.splat(0.0);
-            let mut four = 0;
-            for (b, (kept, &(scale, total, start))) in w.blocks.iter().zip(&acts.blocks).enumerate() {
-                let mut dots = s.splat_i(start);
-                for &x in &acts.fours[four..four + kept.fours()] {
-                    let c = if !w.short {
-                        s.load_i(&codes[four * vector..])
+        for (i, out) in out.chunks_mut(S::LANES).enumerate() {
+            let tile = first / S::LANES + i;
+            let bytes = &w.tiles[tile * w.tile_bytes..(tile + 1) * w.tile_bytes];
+            let mut rest = Rest { bytes, fours: &acts.fours, blocks: &acts.blocks };
+            let mut sums = [s.splat(0.0); 2];
+            macro_rules! add {
+                ($($n:literal)*) => {
+                    $(if w.short {
+                        add_pairs::<S, $n, true>(s, w, &mut rest, &mut sums);
                     } else {
-                        let c = s.load_i(&codes[four / 2 * vector..]);
-                        if four % 2 == 0 { s.low(c) } else { s.high(c) }
-                    };
-                    dots = s.dot(dots, c, s.splat_i(x));
-                    four += 1;
-                }
-                let d = s.load_half(&d[b * 2 * S::LANES..]);
-                sum = s.fma(s.to_f(dots), s.mul(d, s.splat(scale)), sum);
-                if w.minima {
-                    sum = s.fma(s.load_half(&m[b * 2 * S::LANES..]), s.splat(total), sum);
-                }
+                        add_pairs::<S, $n, false>(s, w, &mut rest, &mut sums);
+                    })*
+                };
             }
-            s.store_f(s.mul(sum, s.load_f(factors)), &mut whole);
+            add!(1 2 3 4 5 6 7 8);
+            let factors = s.load_f(&w.factors[tile * S::LANES..]);
+            s.store_f(s.mul(s.add(sums[0], sums[1]), factors), &mut whole);
             out.copy_from_slice(&whole[..out.len()]);
         }
     }
