@@ -1,4 +1,5 @@
-//! The KV cache: keys and values of the tokens so far, one row of cells per sequence.
+//! The KV cache: keys and values of the tokens so far, for each head one row of cells per sequence: attention of a token reads a head's
+//! cells from first to last, and of what lies apart a processor does not see what comes next.
 //!
 //! Cell number = position: a sequence occupies its cells from 0 on, and forgetting is a matter of counting fewer.
 
@@ -87,7 +88,8 @@ impl CacheParams {
 impl KvCache {
     /// An empty cache; `buffer_types` names the memory of each layer.
     pub fn new(hparams: &Hparams, params: CacheParams, buffer_types: &[BufferType]) -> Result<KvCache, AllocError> {
-        let ne = [hparams.n_embd_gqa() as u64, params.n_cells as u64, params.n_seq as u64, 1];
+        let cells = params.n_cells * params.n_seq;
+        let ne = [hparams.n_embd_head as u64, cells as u64, hparams.n_head_kv as u64, 1];
         let mut specs = Vec::new();
         for (name, ty) in [("k", params.type_k), ("v", params.type_v)] {
             for (il, kind) in buffer_types.iter().enumerate() {
@@ -126,16 +128,18 @@ impl KvCache {
         let CacheParams { n_cells, n_seq, flash_attn, .. } = self.params;
         for (ids, by_cell) in [(&self.k, true), (&self.v, flash_attn)] {
             for &id in ids {
-                let cell = self.store.n_bytes(id) / (n_cells * n_seq);
+                let n_bytes = self.store.n_bytes(id);
                 if !by_cell {
                     // Transposed values of a cell are all over the tensor.
                     if clean == 0 {
-                        self.store.zero(id, 0, cell * n_cells * n_seq);
+                        self.store.zero(id, 0, n_bytes);
                     }
                     continue;
                 }
-                for s in 0..n_seq {
-                    self.store.zero(id, (s * n_cells + clean) * cell, (n_kv - clean) * cell);
+                let n_rows = n_seq * self.n_head_kv;
+                let cell = n_bytes / (n_cells * n_rows);
+                for i in 0..n_rows {
+                    self.store.zero(id, (i * n_cells + clean) * cell, (n_kv - clean) * cell);
                 }
             }
         }
@@ -153,17 +157,14 @@ impl KvCache {
         k_ids: Tensor<'g>,
         v_ids: Tensor<'g>,
     ) {
-        let n_embd = self.n_embd_head * self.n_head_kv;
-        let n_tokens = k.ne()[2];
-        let cells = self.params.n_cells * self.params.n_seq;
-        let rows = |t: Tensor<'g>| {
-            g.view(t, [n_embd, n_tokens, 1, 1], [t.nb()[2], t.nb()[2] * n_tokens, t.nb()[2] * n_tokens], 0)
-        };
-        let flat = |id: TensorId| g.reshape(g.leaf(&self.store, id), [n_embd, cells, 1, 1]);
-        g.expand(g.set_rows(flat(self.k[il]), rows(k), k_ids));
+        let cells = |id: TensorId| g.leaf(&self.store, id);
+        let by_head = |t: Tensor<'g>| g.permute(t, [0, 2, 1, 3]);
+        g.expand(g.set_rows(cells(self.k[il]), by_head(k), k_ids));
         if self.params.flash_attn {
-            g.expand(g.set_rows(flat(self.v[il]), rows(v), v_ids));
+            g.expand(g.set_rows(cells(self.v[il]), by_head(v), v_ids));
         } else {
+            let (n_embd, n_tokens) = (self.n_embd_head * self.n_head_kv, k.ne()[2]);
+            let cells = self.params.n_cells * self.params.n_seq;
             let elements = g.reshape(g.leaf(&self.store, self.v[il]), [1, n_embd * cells, 1, 1]);
             // Values that were computed together with queries and keys lie among these.
             let apart = v.nb()[2] == v.ty().row_bytes(n_embd).expect("plain types have no blocks");
@@ -206,8 +207,8 @@ impl KvCache {
     }
 
     fn by_cell<'g>(&self, g: &Builder<'g>, t: Tensor<'g>, n_kv: usize, n_seq: usize) -> Tensor<'g> {
-        let head = t.ty().row_bytes(self.n_embd_head).expect("checked in CacheParams::refusal");
-        g.view(t, [self.n_embd_head, self.n_head_kv, n_kv, n_seq], [head, t.nb()[1], t.nb()[2]], 0)
+        let [_, cell, head, _] = t.nb();
+        g.view(t, [self.n_embd_head, self.n_head_kv, n_kv, n_seq], [head, cell, cell * self.params.n_cells], 0)
     }
 }
 

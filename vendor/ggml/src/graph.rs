@@ -408,10 +408,10 @@ impl<'g> Builder<'g> {
         self.wrap(unsafe { sys::ggml_cast(self.ctx(), a.as_ptr(), ty.raw()) })
     }
 
-    /// `a` with its rows `ids` (I64, one per row of `rows`) replaced by `rows` (F32).
+    /// `a` `[n, m, k]` with its rows `ids` (I64) replaced by `rows` (F32 `[n, n_ids, k]`), in each of the `k` matrices.
     pub fn set_rows(&self, a: Tensor<'g>, rows: Tensor<'g>, ids: Tensor<'g>) -> Tensor<'g> {
         let (m, n) = (a.ne(), rows.ne());
-        assert!(m[0] == n[0] && m[2..] == [1, 1] && n[2..] == [1, 1], "set_rows {m:?} {n:?}");
+        assert!(m[0] == n[0] && m[2..] == n[2..] && m[3] == 1, "set_rows {m:?} {n:?}");
         // SAFETY: the tensor that a view is of lives as long as the view.
         let root = unsafe { a.raw().view_src.as_ref() }.unwrap_or(a.raw());
         // SAFETY: a tensor's buffer is live while the tensor is.

@@ -155,15 +155,6 @@ fn read<S: Simd>(s: S, cells: &Cells, range: std::ops::Range<usize>, d: usize, w
 /// Queries so few that keys are better read where they are.
 const FEW: usize = 4;
 
-/// A vector of a cell's floats, from `i` on.
-#[inline(always)]
-fn some<S: Simd>(s: S, cells: &Cells, bytes: &[u8], buffer: &[f32], i: usize) -> S::F {
-    match cells.values {
-        None => s.load_half(&bytes[2 * i..]),
-        Some(_) => s.load_f(&buffer[i..]),
-    }
-}
-
 impl Attend<'_, '_> {
     /// `R` queries from the number `first_query` on, of equal sight, cell by cell. Their width is whole vectors.
     #[inline(always)]
@@ -171,7 +162,7 @@ impl Attend<'_, '_> {
         let Query { q, visible } = self.queries[first_query];
         let d = q.len();
         let Buffers { cells, out, q: scaled, .. } = &mut *self.buffers;
-        cells.resize(d, 0.0);
+        cells.resize(S::LANES * d, 0.0);
         out.clear();
         out.resize(R * d, 0.0);
         scaled.clear();
@@ -180,22 +171,32 @@ impl Attend<'_, '_> {
         }
         let (mut largest, mut total) = ([f32::NEG_INFINITY; R], [0.0; R]);
         let mut scores = [[f32::NEG_INFINITY; BLOCK]; R];
+        let mut squares = [[s.splat_i(0); 16]; R];
         for first in (0..visible).step_by(BLOCK) {
             let n = BLOCK.min(visible - first);
-            for j in 0..n {
-                let bytes = self.keys.cell(first + j);
+            for start in (0..n).step_by(S::LANES) {
+                let range = first + start..first + n.min(start + S::LANES);
                 if let Some(values) = self.keys.values {
-                    values(bytes, cells);
-                }
-                let mut sums = [s.splat(0.0); R];
-                for i in (0..d).step_by(S::LANES) {
-                    let k = some(s, self.keys, bytes, cells, i);
-                    for (r, sum) in sums.iter_mut().enumerate() {
-                        *sum = s.fma(s.load_f(&scaled[r * d + i..]), k, *sum);
+                    for (cell, floats) in range.clone().zip(cells.chunks_exact_mut(d)) {
+                        values(self.keys.cell(cell), floats);
                     }
                 }
-                for (r, sum) in sums.iter().enumerate() {
-                    scores[r][j] = s.sum(*sum);
+                let mut i = 0;
+                while i < d {
+                    match (d - i) / S::LANES {
+                        4.. => i += compare::<S, R, 4>(s, self.keys, range.clone(), i, scaled, cells, d, &mut squares),
+                        _ => i += compare::<S, R, 1>(s, self.keys, range.clone(), i, scaled, cells, d, &mut squares),
+                    }
+                }
+                // A cell's sum of lanes is a lane of the sum of columns. Of cells beyond the last nothing is used.
+                for (square, scores) in squares.iter_mut().zip(&mut scores) {
+                    let square = &mut square[..S::LANES];
+                    s.transpose(square);
+                    let mut sum = s.as_f(square[0]);
+                    for x in &square[1..] {
+                        sum = s.add(sum, s.as_f(*x));
+                    }
+                    s.store_f(sum, &mut scores[start..]);
                 }
             }
             for r in 0..R {
@@ -253,6 +254,55 @@ impl Attend<'_, '_> {
             (self.done)(first_query + r, out);
         }
     }
+}
+
+/// Products of `V` vectors of a range of keys, from `i` on, with those of `R` queries `[R][d]`: lanes' sums, which are added to what
+/// `squares` holds if `i` is not 0. `floats` are the keys `[LANES][d]`, unless these are of 16 bits. Returns the floats of these vectors.
+#[inline(always)]
+fn compare<S: Simd, const R: usize, const V: usize>(
+    s: S,
+    keys: &Cells,
+    range: std::ops::Range<usize>,
+    i: usize,
+    queries: &[f32],
+    floats: &[f32],
+    d: usize,
+    squares: &mut [[S::I; 16]; R],
+) -> usize {
+    let mut q = [[s.splat(0.0); V]; R];
+    for r in 0..R {
+        for v in 0..V {
+            q[r][v] = s.load_f(&queries[r * d + i + v * S::LANES..]);
+        }
+    }
+    for (j, cell) in range.enumerate() {
+        let mut k = [s.splat(0.0); V];
+        match keys.values {
+            None => {
+                let bytes = &keys.cell(cell)[2 * i..][..2 * V * S::LANES];
+                for v in 0..V {
+                    k[v] = s.load_half(&bytes[2 * v * S::LANES..]);
+                }
+            }
+            Some(_) => {
+                let floats = &floats[j * d + i..][..V * S::LANES];
+                for v in 0..V {
+                    k[v] = s.load_f(&floats[v * S::LANES..]);
+                }
+            }
+        }
+        for r in 0..R {
+            let mut sum = s.mul(q[r][0], k[0]);
+            for v in 1..V {
+                sum = s.fma(q[r][v], k[v], sum);
+            }
+            if i > 0 {
+                sum = s.add(sum, s.as_f(squares[r][j]));
+            }
+            squares[r][j] = s.as_i(sum);
+        }
+    }
+    V * S::LANES
 }
 
 /// Adds `V` vectors of 16-bit values, from `i` on, times their weights to `R` results `[R][d]`. Returns the floats of these vectors.

@@ -6,7 +6,7 @@
 //! 8 bits are in two vectors), then both blocks' scales and, if the format has them, minima, in 16-bit floats, to be multiplied with the
 //! row's factor.
 
-use crate::acts::scales;
+use crate::acts;
 use crate::pack::Columns;
 use crate::rows::{Format, Row, half, q4_k_scales};
 use crate::simd::{Kernel, Simd};
@@ -113,80 +113,58 @@ struct Buffers {
     places: Vec<usize>,
 }
 
-/// One row, at a lane of its tile.
-struct Lane<'a> {
-    w: &'a ColumnWeights,
-    i: usize,
-    codes: [&'a mut [u8]; 2],
-    scales: &'a mut [f32],
-}
-
-impl Lane<'_> {
-    /// Writes the kept codes of all blocks, their scales and their minima: `block` gives those of a block.
-    #[inline(always)]
-    fn blocks<S: Simd>(&mut self, s: S, block: impl Fn(usize) -> ([u8; 32], f32, f32)) {
-        let (mut at, mut lane) = (0, self.i);
-        let minima = 2 * S::LANES * self.w.blocks.len();
-        for (fours, pair) in self.w.pairs() {
-            for (kept, to) in pair.iter().zip(&mut self.codes) {
-                // Whatever the scale of a block is of which nothing is kept: nothing of it counts.
-                if kept.n > 0 {
-                    let (all, d, m) = block(kept.block);
-                    s.compress_codes(&all, kept.mask, &mut to[at..]);
-                    (self.scales[lane], self.scales[minima + lane]) = (d, m);
-                }
-                lane += S::LANES;
-            }
-            at += 4 * fours;
-        }
-    }
-}
-
 /// Writes one row's codes, and its scales and minima at lane `i`.
 #[inline(always)]
 fn reduce_row<S: Simd>(s: S, row: Row, w: &ColumnWeights, i: usize, buffers: &mut Buffers) {
-    let Buffers { codes, scales: to, floats, width, .. } = buffers;
+    let Buffers { codes, scales, floats, width, .. } = buffers;
     let (a, b) = codes[2 * i * *width..2 * (i + 1) * *width].split_at_mut(*width);
-    let mut lane = Lane { w, i, codes: [a, b], scales: to };
+    let mut codes = [a, b];
+    // No closure: it would be without the instructions.
+    macro_rules! blocks {
+        ($block:ident => $all:expr, $d:expr, $m:expr) => {{
+            let (mut at, mut lane, minima) = (0, i, 2 * S::LANES * w.blocks.len());
+            for (fours, pair) in w.pairs() {
+                for (kept, to) in pair.iter().zip(&mut codes) {
+                    // Whatever the scale of a block is of which nothing is kept: nothing of it counts.
+                    if kept.n > 0 {
+                        let $block = kept.block;
+                        s.compress_codes(&$all, kept.mask, &mut to[at..]);
+                        scales[lane] = $d;
+                        scales[minima + lane] = $m;
+                    }
+                    lane += S::LANES;
+                }
+                at += 4 * fours;
+            }
+        }};
+    }
+    let bytes = row.bytes;
     match row.format {
-        Format::Q4_0 => lane.blocks(s, |b| {
-            let x = &row.bytes[18 * b..][..18];
-            (nibbles(x[2..].first_chunk().expect("16 bytes")), half(s, x), 0.0)
-        }),
-        Format::Q4_1 => lane.blocks(s, |b| {
-            let x = &row.bytes[20 * b..][..20];
-            (nibbles(x[4..].first_chunk().expect("16 bytes")), half(s, x), half(s, &x[2..]))
-        }),
+        Format::Q4_0 => blocks!(b => nibbles(&bytes[18 * b + 2..]), half(s, &bytes[18 * b..]), 0.0),
+        Format::Q4_1 => {
+            blocks!(b => nibbles(&bytes[20 * b + 4..]), half(s, &bytes[20 * b..]), half(s, &bytes[20 * b + 2..]))
+        }
         Format::Q4K => {
             let n = floats.len() / BLOCK;
             let (all_d, all_m) = floats.split_at_mut(n);
-            for (i, x) in row.bytes.chunks_exact(144).enumerate() {
+            for (i, x) in bytes.chunks_exact(144).enumerate() {
                 let (d, m) = q4_k_scales(s, x);
                 all_d[8 * i..8 * i + 8].copy_from_slice(&d);
                 all_m[8 * i..8 * i + 8].copy_from_slice(&m);
             }
-            lane.blocks(s, |b| {
-                let codes: &[u8; 32] = row.bytes[144 * (b / 8) + 16 + 32 * (b % 8 / 2)..].first_chunk().expect("32 bytes");
-                let mut all = [0u8; 32];
-                for (to, c) in all.iter_mut().zip(codes) {
-                    *to = if b % 2 == 0 { c & 15 } else { c >> 4 };
-                }
-                (all, all_d[b], all_m[b])
-            });
+            blocks!(b => half_of(&bytes[144 * (b / 8) + 16 + 32 * (b % 8 / 2)..], b % 2 == 1), all_d[b], all_m[b])
         }
-        Format::Q8_0 => lane.blocks(s, |b| {
-            let x = &row.bytes[34 * b..][..34];
-            (*x[2..].first_chunk().expect("32 bytes"), half(s, x), 0.0)
-        }),
+        Format::Q8_0 => blocks!(b => *first(&bytes[34 * b + 2..]), half(s, &bytes[34 * b..]), 0.0),
         Format::Other(_) => {
             row.floats(s, floats);
-            lane.blocks(s, |b| {
-                let x = &floats[b * BLOCK..floats.len().min((b + 1) * BLOCK)];
-                let (d, inverse) = scales(largest(x));
-                let mut all = [0u8; 32];
-                all.iter_mut().zip(x).for_each(|(to, x)| *to = (x * inverse).round() as i8 as u8);
-                (all, d, 0.0)
-            });
+            let mut all = Vec::with_capacity(floats.len().div_ceil(BLOCK));
+            for x in floats.chunks(BLOCK) {
+                let (d, inverse) = acts::scales(largest(x));
+                let mut codes = [0u8; BLOCK];
+                codes.iter_mut().zip(x).for_each(|(to, x)| *to = (x * inverse).round() as i8 as u8);
+                all.push((codes, d));
+            }
+            blocks!(b => all[b].0, all[b].1, 0.0)
         }
     }
 }
@@ -197,14 +175,30 @@ fn largest(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |a, x| if x.abs() > a || x.is_nan() { x.abs() } else { a })
 }
 
+/// The first `N` bytes.
+#[inline(always)]
+fn first<const N: usize>(x: &[u8]) -> &[u8; N] {
+    x.first_chunk().expect("a block's codes")
+}
+
 /// The lower halves of 16 bytes, then the upper ones.
 #[inline(always)]
-fn nibbles(x: &[u8; 16]) -> [u8; 32] {
-    let mut all = [0u8; 32];
-    let (low, high) = all.split_at_mut(16);
-    for ((c, l), h) in x.iter().zip(low).zip(high) {
+fn nibbles(x: &[u8]) -> [u8; BLOCK] {
+    let mut all = [0u8; BLOCK];
+    let (low, high) = all.split_at_mut(BLOCK / 2);
+    for ((c, l), h) in first::<16>(x).iter().zip(low).zip(high) {
         *l = c & 15;
         *h = c >> 4;
+    }
+    all
+}
+
+/// The lower or the upper halves of 32 bytes.
+#[inline(always)]
+fn half_of(x: &[u8], upper: bool) -> [u8; BLOCK] {
+    let mut all = *first::<BLOCK>(x);
+    for c in &mut all {
+        *c = if upper { *c >> 4 } else { *c & 15 };
     }
     all
 }
@@ -389,7 +383,7 @@ impl Kernel for MakeActs<'_> {
                 for x in floats.chunks_exact(S::LANES) {
                     most = s.largest(most, s.load_f(x));
                 }
-                let (scale, inverse) = scales(s.max_lane(most));
+                let (scale, inverse) = acts::scales(s.max_lane(most));
                 let inverse = s.splat(inverse);
                 for (x, codes) in floats.chunks_exact(S::LANES).zip(codes.chunks_exact_mut(S::LANES)) {
                     s.store_bytes(s.round(s.mul(s.load_f(x), inverse)), codes);
