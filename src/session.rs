@@ -425,8 +425,9 @@ impl<'m> Session<'m> {
     /// Measures from how many tokens on pruning pays: one MLP of this model, whole and pruned, with few and with more tokens;
     /// between them time is a line. `usize::MAX` if it never pays.
     fn break_even(&mut self) -> Result<usize> {
-        const FEW: usize = 32;
-        const MORE: usize = 128;
+        // So many that the usual probe of them, a tenth, runs as that of a long prompt does.
+        const FEW: usize = 96;
+        const MORE: usize = 192;
         let block = {
             let plan = &self.prune.as_ref().expect("only with pruning").pruning.plan;
             let mut blocks = plan.blocks().filter(|&b| b.kind == plan::Kind::Mlp && plan.kept(b).is_some());

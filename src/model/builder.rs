@@ -9,7 +9,7 @@ use std::rc::Rc;
 use ggml::{Builder, Slot, Store, Tensor, TensorId, Type};
 use kernels::FEW;
 
-use super::compact::{Compact, CompactBlock};
+use super::compact::{Compact, CompactBlock, Made};
 use super::hparams::Hparams;
 use super::kv_cache::KvCache;
 use super::native::{Attend, ColumnProduct, Factor, Native, Product, Quantize, is_direct, words};
@@ -227,11 +227,6 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         bias.map_or(y, |b| self.g.add(y, b))
     }
 
-    /// Whether our kernels multiply these weights with `n` tokens.
-    fn is_native(&self, weights: &[Pair<TensorId>], n: usize) -> bool {
-        weights.iter().all(|w| self.native.multiplies(&w.0, n))
-    }
-
     /// The states as floats.
     fn floats(&self, input: &Input<'g>) -> Tensor<'g> {
         *input.floats.get_or_init(|| input.norm.map_or(input.x, |w| self.norm(input.x, w)))
@@ -248,62 +243,64 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
     }
 
     /// Some rows of the states.
-    fn rows(&self, input: &Input<'g>, rows: Tensor<'g>, weights: &[Pair<TensorId>]) -> Input<'g> {
-        let g = self.g;
-        if self.is_native(weights, rows.ne()[0]) {
-            return Input::new(g.get_rows(input.x, rows), input.norm);
-        }
-        Input::new(g.get_rows(self.floats(input), rows), None)
+    fn rows(&self, input: &Input<'g>, rows: Tensor<'g>) -> Input<'g> {
+        Input::new(self.g.get_rows(input.x, rows), input.norm)
     }
 
-    /// `[n_out, n]` for each of the weights: the states times its rows, or those of the kept units, of `width` rows each. `first` is
-    /// the first weight's number among those of its block that are made in advance.
+    /// `[n_out, n]` for each of the weights: the states times its rows, or those of the units kept of it, of `width` rows each. The
+    /// first weights are those of a block that may be made in advance, from the number `first` on.
     fn multiply<const N: usize>(
         &self,
         input: &Input<'g>,
         weights: [Pair<TensorId>; N],
-        kept: Option<&Kept<'a, 'g>>,
+        kept: [Option<&Kept<'a, 'g>>; N],
         first: usize,
         width: usize,
     ) -> [Tensor<'g>; N] {
         let g = self.g;
         let n = input.x.ne()[1];
-        if !self.is_native(&weights, n) {
-            let x = self.floats(input);
-            return std::array::from_fn(|i| match kept {
-                Some(kept) => self.reduced_rows(weights[i], kept, first + i, width).apply(g, x),
-                None => self.linear(weights[i]).apply(g, x),
-            });
-        }
-        let factors: Vec<Factor> = self.factors(&weights, kept.map(|_| width));
-        let n_out: Vec<usize> = factors.iter().map(|f| f.n_out(kept.map_or(0, |k| k.n))).collect();
-        let all = self.product(input, factors, false, kept);
-        let mut offset = 0;
+        // Ours multiply all that they can in one product.
+        let native: [bool; N] = std::array::from_fn(|i| self.native.multiplies(&weights[i].0, n));
+        let factors: Vec<Factor> =
+            (0..N).filter(|&i| native[i]).map(|i| self.factor(weights[i].0, kept[i], first + i, width)).collect();
+        let ids = kept.iter().flatten().next().map(|k| (k.ids, k.n));
+        let n_out: Vec<usize> = factors.iter().map(|f| f.n_out(ids.map_or(0, |ids| ids.1))).collect();
+        let all = (!factors.is_empty())
+            .then(|| self.product(input, factors, false, ids.map(|ids| ids.0), None, n_out.iter().sum()));
+        let (mut offset, mut n_out) = (0, n_out.into_iter());
         std::array::from_fn(|i| {
-            let row = all.nb()[1];
-            let part = if N == 1 { all } else { g.view(all, [n_out[i], n, 1, 1], [row, row * n, row * n], offset) };
-            offset += 4 * n_out[i];
-            self.biased(part, self.rows_of_bias(weights[i].1, kept, width))
+            let Some(all) = all.filter(|_| native[i]) else {
+                let x = self.floats(input);
+                return match kept[i] {
+                    Some(kept) => self.reduced_rows(weights[i], kept, first + i, width).apply(g, x),
+                    None => self.linear(weights[i]).apply(g, x),
+                };
+            };
+            let (row, n_out) = (all.nb()[1], n_out.next().expect("one of each"));
+            let whole = n_out == all.ne()[0];
+            let part = if whole { all } else { g.view(all, [n_out, n, 1, 1], [row, row * n, row * n], offset) };
+            offset += 4 * n_out;
+            self.biased(part, self.rows_of_bias(weights[i].1, kept[i], width))
         })
     }
 
-    fn factors(&self, weights: &[Pair<TensorId>], kept: Option<usize>) -> Vec<Factor> {
-        weights.iter().map(|w| Factor { matrix: self.matrices[&w.0].clone(), kept }).collect()
+    /// What our kernels multiply of a weight: all of it, its kept units' rows where the file has them, or these as they were made in
+    /// advance; `number` is the weight's among those of its block that are.
+    fn factor(&self, weight: TensorId, kept: Option<&Kept<'a, 'g>>, number: usize, width: usize) -> Factor {
+        if let Some(Made::Rows(matrix)) = kept.and_then(|k| k.compact).map(|b| &b.matrices[number].0) {
+            return Factor { matrix: matrix.clone(), kept: None };
+        }
+        Factor { matrix: self.matrices[&weight].clone(), kept: kept.map(|_| width) }
     }
 
-    /// A [`Product`] of the states.
-    fn product(&self, input: &Input<'g>, factors: Vec<Factor>, gated: bool, kept: Option<&Kept<'a, 'g>>) -> Tensor<'g> {
-        let n_kept = kept.map_or(0, |k| k.n);
-        let n_out: usize = factors.iter().take(if gated { 1 } else { factors.len() }).map(|f| f.n_out(n_kept)).sum();
-        self.product_of(input, factors, gated, kept, None, n_out)
-    }
-
-    fn product_of(
+    /// A [`Product`] of the states: `n_out` results for each. `ids` are the kept units, `columns` the width of one of which only the
+    /// columns count.
+    fn product(
         &self,
         input: &Input<'g>,
         factors: Vec<Factor>,
         gated: bool,
-        kept: Option<&Kept<'a, 'g>>,
+        ids: Option<Tensor<'g>>,
         columns: Option<usize>,
         n_out: usize,
     ) -> Tensor<'g> {
@@ -316,8 +313,9 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         } else {
             std::iter::once(input.x).chain(input.norm.map(|w| self.weight(w))).collect()
         };
-        sources.extend(kept.map(|k| k.ids));
-        let (has_ids, eps) = (kept.is_some(), self.hparams.norm_rms_eps);
+        let ids = ids.filter(|_| columns.is_some() || factors.iter().any(|f| f.kept.is_some()));
+        sources.extend(ids);
+        let (has_ids, eps) = (ids.is_some(), self.hparams.norm_rms_eps);
         let op = Product { factors, panels, gated, columns, has_ids, eps };
         self.g.custom(Type::F32, [n_out, n, 1, 1], &sources, op)
     }
@@ -333,37 +331,41 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
     ) -> Tensor<'g> {
         let g = self.g;
         let n = input.x.ne()[1];
-        let compact = kept.and_then(|k| k.compact);
-        let bias = match compact {
+        let made = kept.and_then(|k| k.compact).map(|b| &b.matrices[number]);
+        let bias = match made {
             // What stands in for the others may be in it.
-            Some(block) => block.matrices[number].1.map(|b| g.leaf(self.compact_store(), b)),
+            Some((_, bias)) => bias.map(|b| g.leaf(self.compact_store(), b)),
             None => weight.1.map(|b| self.weight(b)),
         };
-        if let (Some(columns), true) = (compact.and_then(|b| b.columns.clone()), n <= FEW) {
-            let op = ColumnProduct { weights: columns.clone() };
-            return self.biased(g.custom(Type::F32, [columns.n_out(), n, 1, 1], &[input.x], op), bias);
-        }
-        let made = compact.and_then(|b| b.matrices[number].0);
-        if made.is_none() && self.is_native(&[weight], n) {
-            let factors = self.factors(&[weight], None);
-            let n_out = factors[0].matrix.n_out();
-            return self.biased(self.product_of(input, factors, false, kept, kept.map(|_| width), n_out), bias);
-        }
-        let w = match (made, kept) {
-            (Some(made), _) => g.leaf(self.compact_store(), made),
-            (None, Some(kept)) => self.reduced_columns(weight.0, kept, width),
-            (None, None) => self.weight(weight.0),
+        let product = match made.map(|m| &m.0) {
+            Some(&Made::Tensor(w)) => g.mul_mat(g.leaf(self.compact_store(), w), self.floats(input)),
+            Some(Made::Columns(weights)) if n <= FEW => {
+                let op = ColumnProduct { weights: weights.clone() };
+                g.custom(Type::F32, [weights.n_out(), n, 1, 1], &[input.x], op)
+            }
+            _ if self.native.multiplies(&weight.0, n) => {
+                let matrix = self.matrices[&weight.0].clone();
+                let (n_out, columns) = (matrix.n_out(), kept.map(|_| width));
+                self.product(input, vec![Factor { matrix, kept: None }], false, kept.map(|k| k.ids), columns, n_out)
+            }
+            _ => {
+                let w = kept.map_or_else(|| self.weight(weight.0), |kept| self.reduced_columns(weight.0, kept, width));
+                g.mul_mat(w, self.floats(input))
+            }
         };
-        Linear { weight: w, bias }.apply(g, self.floats(input))
+        self.biased(product, bias)
     }
 
     /// The inside of a gated MLP, `[n_ff, n]`, or of its kept channels.
     fn ffn_mid(&self, input: &Input<'g>, w: &FfnTensors<TensorId>, kept: Option<&Kept<'a, 'g>>) -> Tensor<'g> {
         let weights = [w.gate, w.up];
-        if self.is_native(&weights, input.x.ne()[1]) && weights.iter().all(|w| w.1.is_none()) {
-            return self.product(input, self.factors(&weights, kept.map(|_| 1)), true, kept);
+        let n = input.x.ne()[1];
+        if weights.iter().all(|w| self.native.multiplies(&w.0, n) && w.1.is_none()) {
+            let factors = vec![self.factor(w.gate.0, kept, 0, 1), self.factor(w.up.0, kept, 1, 1)];
+            let n_out = factors[0].n_out(kept.map_or(0, |k| k.n));
+            return self.product(input, factors, true, kept.map(|k| k.ids), None, n_out);
         }
-        let [gate, up] = self.multiply(input, weights, kept, 0, 1);
+        let [gate, up] = self.multiply(input, weights, [kept; 2], 0, 1);
         self.g.swiglu(gate, up)
     }
 
@@ -420,26 +422,20 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         let kept = self.kept(x, &mut slots, &|rows, mask| {
             let (products, pos) = match rows {
                 Some(rows) => {
-                    let input = self.rows(&input, rows, &weights);
-                    (self.multiply(&input, weights, None, 0, n_embd_head), self.positions(rows))
+                    let input = self.rows(&input, rows);
+                    (self.multiply(&input, weights, [None; 3], 0, n_embd_head), self.positions(rows))
                 }
-                None => (self.multiply(&input, weights, None, 0, n_embd_head), self.pos.0),
+                None => (self.multiply(&input, weights, [None; 3], 0, n_embd_head), self.pos.0),
             };
             let n_seq = products[0].ne()[1] / mask.ne()[0];
             self.attend_among(qkv(products, pos), mask, n_seq)
         });
         // Whole texts of a multi-head model need the keys and values of kept heads only.
         let fresh = kept.is_some() && self.shape.whole && self.hparams.n_head == self.hparams.n_head_kv;
-        let products = match &kept {
-            None => self.multiply(&input, weights, None, 0, n_embd_head),
-            Some(kept) => {
-                let [q] = self.multiply(&input, [w.q], Some(kept), 0, n_embd_head);
-                // Never made in advance: a mask that is fixed serves generation too.
-                let kept = Kept { compact: None, ..*kept };
-                let [k, v] = self.multiply(&input, [w.k, w.v], fresh.then_some(&kept), 0, n_embd_head);
-                [q, k, v]
-            }
-        };
+        // Keys and values are never made in advance: a mask that is fixed serves generation too.
+        let of_kv = kept.as_ref().filter(|_| fresh).map(|kept| Kept { compact: None, ..*kept });
+        let units = [kept.as_ref(), of_kv.as_ref(), of_kv.as_ref()];
+        let products = self.multiply(&input, weights, units, 0, n_embd_head);
         let qkv = qkv(products, self.pos.0);
         self.name(qkv.q, "Qcur", il);
         self.name(qkv.k, "Kcur", il);
@@ -545,7 +541,7 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         let input = Input::new(x, Some(norm));
         let mut slots = BlockSlots::new(Block { il, kind: Kind::Mlp });
         let kept = self.kept(x, &mut slots, &|rows, _| match rows {
-            Some(rows) => self.ffn_mid(&self.rows(&input, rows, &[w.gate, w.up]), w, None),
+            Some(rows) => self.ffn_mid(&self.rows(&input, rows), w, None),
             None => self.ffn_mid(&input, w, None),
         });
         let mid = self.ffn_mid(&input, w, kept.as_ref());
@@ -620,9 +616,9 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         width: usize,
     ) -> Linear<'g> {
         let g = self.g;
-        if let Some((Some(weight), bias)) = kept.compact.map(|b| b.matrices[number]) {
+        if let Some((Made::Tensor(weight), bias)) = kept.compact.map(|b| &b.matrices[number]) {
             let store = self.compact_store();
-            return Linear { weight: g.leaf(store, weight), bias: bias.map(|b| g.leaf(store, b)) };
+            return Linear { weight: g.leaf(store, *weight), bias: bias.map(|b| g.leaf(store, b)) };
         }
         let matrix = self.matrices[&weight].clone();
         let ne = [matrix.n_in(), kept.n * width, 1, 1];
@@ -689,7 +685,7 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         let g = self.g;
         let mut result = result;
         if self.shape.logits {
-            [result] = self.multiply(&Input::new(result, None), [(output, None)], None, 0, 1);
+            [result] = self.multiply(&Input::new(result, None), [(output, None)], [None], 0, 1);
             g.name(result, "result_output");
         }
         Slots {

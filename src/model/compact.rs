@@ -1,6 +1,6 @@
 //! Reduced weights that are made once: for masks that do not change with the batch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,16 +21,24 @@ use crate::prune::score::multiply;
 /// What to do when reduced weights do not fit.
 const ADVICE: &str = "prune without them (/prune off), or use a smaller model";
 
+/// A reduced matrix.
+#[derive(Debug)]
+pub enum Made {
+    /// For ggml's kernels
+    Tensor(TensorId),
+    /// Rows for our own kernels: a copy, as rows that lie apart in the file are read at a third of the speed
+    Rows(Matrix),
+    /// Columns for our own kernels
+    Columns(Arc<ColumnWeights>),
+}
+
 /// Reduced weights of one block.
 #[derive(Debug)]
 pub struct CompactBlock {
     /// I32 `[n_kept]`: the kept units
     pub ids: TensorId,
-    /// Matrices with their biases: queries and output of attention; gate, up and down of an MLP. Rows that our own kernels multiply
-    /// are read where the file has them: no matrix is made.
-    pub matrices: Vec<(Option<TensorId>, Option<TensorId>)>,
-    /// The last of these, if our own kernels multiply it
-    pub columns: Option<Arc<ColumnWeights>>,
+    /// Matrices with their biases: queries and output of attention; gate, up and down of an MLP
+    pub matrices: Vec<(Made, Option<TensorId>)>,
 }
 
 /// Reduced weights of all blocks that a mask shrinks.
@@ -47,8 +55,11 @@ struct Part<'a> {
     source: Source<'a>,
 }
 
-/// A block: the numbers of its ids and of its matrices with their biases among the parts, and its columns.
-type Numbered = (Block, usize, Vec<(Option<usize>, Option<usize>)>, Option<Arc<ColumnWeights>>);
+/// A matrix that is made, or its number among the parts.
+enum Numbered {
+    Part(usize),
+    Made(Made),
+}
 
 enum Source<'a> {
     Bytes(Vec<u8>),
@@ -67,10 +78,10 @@ impl Compact {
     ) -> Result<Compact> {
         let h = model.hparams();
         let mut parts: Vec<Part> = Vec::new();
-        let mut numbers: Vec<Numbered> = Vec::new();
+        // Of each block its ids and its matrices with their biases.
+        let mut numbers: Vec<(Block, usize, Vec<(Numbered, Option<usize>)>)> = Vec::new();
         let mut owners: Vec<Block> = Vec::new();
-        let mut columns = native_columns(model, masks, n_threads)?;
-        let column_bytes: u64 = columns.values().map(|c| c.n_bytes() as u64).sum();
+        let (mut native, native_bytes) = native(model, masks, n_threads)?;
         for (&block, kept) in masks {
             let (attn, ffn) = model.tensors.blocks(block.il);
             let width = if block.kind == Kind::Attn { h.n_embd_head } else { 1 };
@@ -96,9 +107,12 @@ impl Compact {
             let mut matrices = Vec::new();
             for (weight, bias) in rows {
                 let matrix = &model.matrices[&weight];
-                let w = match model.native.multiplies(&weight, 1) {
-                    true => None,
-                    false => Some(push("rows", matrix.ty(), [matrix.n_in(), n], Usage::MulMat, Source::Rows(matrix))?),
+                let w = match native.remove(&weight) {
+                    Some(made) => Numbered::Made(made),
+                    None => {
+                        let ne = [matrix.n_in(), n];
+                        Numbered::Part(push("rows", matrix.ty(), ne, Usage::MulMat, Source::Rows(matrix))?)
+                    }
                 };
                 let bias = bias.map(|b| {
                     let all = model.vector(b);
@@ -108,11 +122,12 @@ impl Compact {
                 matrices.push((w, bias.transpose()?));
             }
             let matrix = &model.matrices[&last.0];
-            let columns = columns.remove(&block);
-            let ty = matrix.column_type(n);
-            let w = match columns {
-                Some(_) => None,
-                None => Some(push("columns", ty, [n, matrix.n_out()], Usage::MulMat, Source::Columns(matrix))?),
+            let w = match native.remove(&last.0) {
+                Some(made) => Numbered::Made(made),
+                None => {
+                    let (ty, ne) = (matrix.column_type(n), [n, matrix.n_out()]);
+                    Numbered::Part(push("columns", ty, ne, Usage::MulMat, Source::Columns(matrix))?)
+                }
             };
             let bias = match (last.1.map(|b| model.vector(b)), left_out.get(&block)) {
                 (None, None) => None,
@@ -125,7 +140,7 @@ impl Compact {
             };
             let bias = bias.map(|b| push("bias", Type::F32, [matrix.n_out(), 1], Usage::Add, floats(b)));
             matrices.push((w, bias.transpose()?));
-            numbers.push((block, ids, matrices, columns));
+            numbers.push((block, ids, matrices));
         }
 
         let bytes = |s: &TensorSpec| s.ty.row_bytes(s.ne[0] as usize).expect("whole blocks") as u64 * s.ne[1];
@@ -155,13 +170,16 @@ impl Compact {
             store.fill(&[(id, &data)], 1, &mut |_| std::ops::ControlFlow::Continue(()));
         }
         let blocks = (numbers.into_iter())
-            .map(|(block, ids, matrices, columns)| {
-                let id = |i: Option<usize>| i.map(|i| tensors[i]);
-                let matrices = matrices.into_iter().map(|(w, b)| (id(w), id(b))).collect();
-                (block, CompactBlock { ids: tensors[ids], matrices, columns })
+            .map(|(block, ids, matrices)| {
+                let made = |w| match w {
+                    Numbered::Part(i) => Made::Tensor(tensors[i]),
+                    Numbered::Made(made) => made,
+                };
+                let matrices = matrices.into_iter().map(|(w, b)| (made(w), b.map(|i| tensors[i]))).collect();
+                (block, CompactBlock { ids: tensors[ids], matrices })
             })
             .collect();
-        Ok(Compact { blocks, store: Rc::new(store), n_bytes: n_bytes + column_bytes })
+        Ok(Compact { blocks, store: Rc::new(store), n_bytes: n_bytes + native_bytes })
     }
 
     /// Where the tensors are.
@@ -180,37 +198,64 @@ impl Compact {
     }
 }
 
-/// The columns that our own kernels multiply, block by block on several threads.
-fn native_columns(model: &Model, masks: &Masks, n_threads: usize) -> Result<BTreeMap<Block, Arc<ColumnWeights>>> {
-    let h = model.hparams();
-    let jobs: Vec<(Block, &[i32], TensorId)> = (masks.iter())
-        .map(|(&block, kept)| {
-            let (attn, ffn) = model.tensors.blocks(block.il);
-            let last = if block.kind == Kind::Attn { attn.output.0 } else { ffn.down.0 };
-            (block, &kept[..], last)
-        })
-        .filter(|job| model.native.weights.contains_key(&job.2))
-        .collect();
-    // No more than a byte for each weight.
-    let weights = |job: &(Block, &[i32], TensorId)| {
-        let matrix = &model.matrices[&job.2];
-        (matrix.n_in() * matrix.n_out()) as u64
-    };
-    memory::require(jobs.iter().map(weights).sum(), "the reduced weights", ADVICE)?;
-    let (next, matrices) = (AtomicUsize::new(0), &model.matrices);
-    let (jobs, next, n_embd_head) = (&jobs, &next, h.n_embd_head);
+/// A matrix to be made for our own kernels.
+struct Job<'a> {
+    weight: TensorId,
+    matrix: &'a Matrix,
+    kept: &'a [i32],
+    width: usize,
+    columns: bool,
+    /// Bytes at most
+    n_bytes: usize,
+}
+
+/// The matrices that our own kernels multiply, made one by one on several threads; and their bytes.
+fn native(model: &Model, masks: &Masks, n_threads: usize) -> Result<(HashMap<TensorId, Made>, u64)> {
+    let mut jobs: Vec<Job> = Vec::new();
+    for (&block, kept) in masks {
+        let (attn, ffn) = model.tensors.blocks(block.il);
+        let (width, rows, last) = match block.kind {
+            Kind::Attn => (model.hparams().n_embd_head, vec![attn.q.0], attn.output.0),
+            Kind::Mlp => (1, vec![ffn.gate.0, ffn.up.0], ffn.down.0),
+        };
+        // Rows are read by kernels for a few tokens too, columns are kept for these alone.
+        let rows = rows.into_iter().filter(|w| model.native.multiplies(w, 1)).map(|w| (w, false));
+        let last = Some(last).filter(|w| model.native.weights.contains_key(w)).map(|w| (w, true));
+        jobs.extend(rows.chain(last).map(|(weight, columns)| {
+            let matrix = &model.matrices[&weight];
+            let n_bytes = match columns {
+                true => matrix.n_in() * matrix.n_out(),
+                false => kept.len() * width * matrix.row(0).len(),
+            };
+            Job { weight, matrix, kept, width, columns, n_bytes }
+        }));
+    }
+    memory::require(jobs.iter().map(|j| j.n_bytes as u64).sum(), "the reduced weights", ADVICE)?;
+    // The largest first, so that threads end together.
+    jobs.sort_by_key(|j| std::cmp::Reverse(j.n_bytes));
+    let (next, jobs) = (&AtomicUsize::new(0), &jobs);
     let work = move || {
         let mut made = Vec::new();
-        while let Some(&(block, kept, weight)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let width = if block.kind == Kind::Attn { n_embd_head } else { 1 };
-            made.push((block, Arc::new(reduce_columns(&matrices[&weight], kept, width))));
+        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let Job { weight, matrix, kept, width, columns, .. } = *job;
+            made.push(if columns {
+                let columns = reduce_columns(matrix, kept, width);
+                (weight, columns.n_bytes(), Made::Columns(Arc::new(columns)))
+            } else {
+                let mut bytes = Vec::with_capacity(job.n_bytes);
+                let units = kept.iter().map(|&unit| unit as usize * width);
+                units.for_each(|i| bytes.extend_from_slice(matrix.rows(i..i + width)));
+                (weight, bytes.len(), Made::Rows(Matrix::owned(bytes, matrix.ty(), matrix.n_in())))
+            });
         }
         made
     };
-    Ok(std::thread::scope(|scope| {
+    let made: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..n_threads.min(jobs.len())).map(|_| scope.spawn(work)).collect();
         threads.into_iter().flat_map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
-    }))
+    });
+    let n_bytes = made.iter().map(|m| m.1 as u64).sum();
+    Ok((made.into_iter().map(|(weight, _, made)| (weight, made)).collect(), n_bytes))
 }
 
 /// Rows of `row` bytes, made by several threads.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ggml::{Map, Op, Parts, Source, Type, dequantize_row, quantize_row};
 
-/// A matrix `[n_in, n_out]` as the file has it, row by row.
+/// A matrix `[n_in, n_out]` in a type of files, row by row.
 #[derive(Debug, Clone)]
 pub struct Matrix {
     bytes: Bytes,
@@ -19,8 +19,7 @@ pub struct Matrix {
 #[derive(Debug, Clone)]
 enum Bytes {
     Mapped(Arc<Map>, Range<usize>),
-    #[cfg(test)]
-    Owned(Arc<[u8]>),
+    Owned(Arc<Vec<u8>>),
 }
 
 impl Matrix {
@@ -34,18 +33,16 @@ impl Matrix {
         Matrix { bytes: Bytes::Mapped(map, range), ty, n_in, n_out, row }
     }
 
+    /// The matrix of the rows in `bytes`.
+    pub fn owned(bytes: Vec<u8>, ty: Type, n_in: usize) -> Matrix {
+        let row = ty.row_bytes(n_in).expect("whole blocks");
+        Matrix { ty, n_in, n_out: bytes.len() / row, row, bytes: Bytes::Owned(Arc::new(bytes)) }
+    }
+
     /// A matrix of floats.
     #[cfg(test)]
     pub fn from_rows(rows: &[&[f32]]) -> Matrix {
-        let values = rows.concat();
-        let bytes = ggml::quantize(Type::F32, &values, rows[0].len());
-        Matrix {
-            bytes: Bytes::Owned(bytes.into()),
-            ty: Type::F32,
-            n_in: rows[0].len(),
-            n_out: rows.len(),
-            row: 4 * rows[0].len(),
-        }
+        Matrix::owned(ggml::quantize(Type::F32, &rows.concat(), rows[0].len()), Type::F32, rows[0].len())
     }
 
     /// Inputs: the length of a row.
@@ -67,7 +64,6 @@ impl Matrix {
     pub fn bytes(&self) -> &[u8] {
         match &self.bytes {
             Bytes::Mapped(map, range) => &map[range.clone()],
-            #[cfg(test)]
             Bytes::Owned(bytes) => bytes,
         }
     }
@@ -75,6 +71,11 @@ impl Matrix {
     /// The bytes of row `j`.
     pub fn row(&self, j: usize) -> &[u8] {
         &self.bytes()[j * self.row..][..self.row]
+    }
+
+    /// The bytes of some rows.
+    pub fn rows(&self, range: Range<usize>) -> &[u8] {
+        &self.bytes()[range.start * self.row..range.end * self.row]
     }
 
     /// Type of rows of `n` columns out of this matrix. A block of a quantised type shares a scale among neighbours that are not

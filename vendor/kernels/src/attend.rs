@@ -228,7 +228,7 @@ impl Attend<'_, '_> {
             }
             if let Some(values) = self.values.values {
                 for j in 0..n {
-                    values(self.values.cell(first + j), cells);
+                    values(self.values.cell(first + j), &mut cells[..d]);
                     for i in (0..d).step_by(S::LANES) {
                         let v = s.load_f(&cells[i..]);
                         for (r, scores) in scores.iter().enumerate() {

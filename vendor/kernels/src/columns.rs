@@ -423,7 +423,12 @@ struct Rest<'a> {
 
 /// Adds the products of a tile's next pairs, those of `N` fours, to the sums of pairs' first and second blocks.
 #[inline(always)]
-fn add_pairs<S: Simd, const N: usize, const SHORT: bool>(s: S, w: &ColumnWeights, rest: &mut Rest, sums: &mut [S::F; 2]) {
+fn add_pairs<S: Simd, const N: usize, const SHORT: bool>(
+    s: S,
+    w: &ColumnWeights,
+    rest: &mut Rest,
+    sums: &mut [S::F; 2],
+) {
     let n = w.n_pairs[N - 1];
     let (vector, codes) = (4 * S::LANES, w.code_bytes(N));
     let size = codes + w.scale_bytes();
