@@ -1,11 +1,12 @@
 //! Reduced weights that are made once: for masks that do not change with the batch.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ggml::{Place, Store, TensorId, TensorSpec, Type, Usage};
+use ggml::{Pages, Place, Store, TensorId, TensorSpec, Type, Usage};
 use kernels::ColumnWeights;
 
 use super::Model;
@@ -234,28 +235,30 @@ fn native(model: &Model, masks: &Masks, n_threads: usize) -> Result<(HashMap<Ten
     // The largest first, so that threads end together.
     jobs.sort_by_key(|j| std::cmp::Reverse(j.n_bytes));
     let (next, jobs) = (&AtomicUsize::new(0), &jobs);
-    let work = move || {
+    let work = move || -> io::Result<Vec<_>> {
         let mut made = Vec::new();
         while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let Job { weight, matrix, kept, width, columns, .. } = *job;
             made.push(if columns {
-                let columns = reduce_columns(matrix, kept, width);
+                let columns = reduce_columns(matrix, kept, width)?;
                 (weight, columns.n_bytes(), Made::Columns(Arc::new(columns)))
             } else {
-                let mut bytes = Vec::with_capacity(job.n_bytes);
-                let units = kept.iter().map(|&unit| unit as usize * width);
-                units.for_each(|i| bytes.extend_from_slice(matrix.rows(i..i + width)));
-                (weight, bytes.len(), Made::Rows(Matrix::owned(bytes, matrix.ty(), matrix.n_in())))
+                let mut rows = Pages::new(job.n_bytes)?;
+                let units = rows.chunks_exact_mut(width * matrix.row(0).len());
+                units.zip(kept).for_each(|(to, &unit)| to.copy_from_slice(matrix.rows(unit as usize * width, width)));
+                (weight, job.n_bytes, Made::Rows(Matrix::owned(rows, matrix.ty(), matrix.n_in())))
             });
         }
-        made
+        Ok(made)
     };
-    let made: Vec<_> = std::thread::scope(|scope| {
+    let made: io::Result<Vec<Vec<_>>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..n_threads.min(jobs.len())).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().flat_map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
     });
-    let n_bytes = made.iter().map(|m| m.1 as u64).sum();
-    Ok((made.into_iter().map(|(weight, _, made)| (weight, made)).collect(), n_bytes))
+    let made =
+        made.map_err(|e| Error::memory(format!("memory for the reduced weights could not be had: {e}: {ADVICE}")))?;
+    let n_bytes = made.iter().flatten().map(|m| m.1 as u64).sum();
+    Ok((made.into_iter().flatten().map(|(weight, _, made)| (weight, made)).collect(), n_bytes))
 }
 
 /// Rows of `row` bytes, made by several threads.

@@ -1,10 +1,11 @@
 //! Operations of a graph that multiply weights with our own kernels: straight from the file's rows, in 8 bits.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 
-use ggml::{Division, Op, Part, Parts, Source, TensorId, Type, dequantize_row};
-use kernels::{Acts, Cells, ColumnWeights, Columns, FEW, Few, Format, Isa, Out, Query, Row, token_bytes};
+use ggml::{Division, Op, Pages, Part, Parts, Source, TensorId, Type, dequantize_row};
+use kernels::{Acts, Cells, ColumnWeights, Columns, FEW, Few, Format, Isa, Memory, Out, Query, Row, token_bytes};
 
 use crate::prune::reduce::Matrix;
 
@@ -294,13 +295,14 @@ impl Op for ColumnProduct {
     }
 }
 
-/// The columns of kept units of a matrix, for many products with few tokens.
-pub fn reduce_columns(matrix: &Matrix, kept: &[i32], width: usize) -> ColumnWeights {
+/// The columns of kept units of a matrix, for many products with few tokens; an error if the memory for them cannot be had.
+pub fn reduce_columns(matrix: &Matrix, kept: &[i32], width: usize) -> io::Result<ColumnWeights> {
     let ty = matrix.ty();
     let other = move |bytes: &[u8], out: &mut [f32]| dequantize_row(ty, bytes, out);
     let row = |i: usize| Row { bytes: matrix.row(i), format: format(ty).unwrap_or(Format::Other(&other)) };
     let columns = Columns::new(kept, width, matrix.n_in());
-    Isa::best().reduce_columns(row, matrix.n_out(), matrix.n_in(), &columns)
+    let memory = |n| Pages::new(n).map(|p| Box::new(p) as Memory);
+    Isa::best().reduce_columns(row, matrix.n_out(), matrix.n_in(), &columns, memory)
 }
 
 /// Tokens whose attention is computed together: enough that each key is read for many queries, few enough for all threads.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ggml::{Map, Op, Parts, Source, Type, dequantize_row, quantize_row};
+use ggml::{Map, Op, Pages, Parts, Source, Type, dequantize_row, quantize_row};
 
 /// A matrix `[n_in, n_out]` in a type of files, row by row.
 #[derive(Debug, Clone)]
@@ -19,7 +19,7 @@ pub struct Matrix {
 #[derive(Debug, Clone)]
 enum Bytes {
     Mapped(Arc<Map>, Range<usize>),
-    Owned(Arc<Vec<u8>>),
+    Owned(Arc<Pages>),
 }
 
 impl Matrix {
@@ -34,7 +34,7 @@ impl Matrix {
     }
 
     /// The matrix of the rows in `bytes`.
-    pub fn owned(bytes: Vec<u8>, ty: Type, n_in: usize) -> Matrix {
+    pub fn owned(bytes: Pages, ty: Type, n_in: usize) -> Matrix {
         let row = ty.row_bytes(n_in).expect("whole blocks");
         Matrix { ty, n_in, n_out: bytes.len() / row, row, bytes: Bytes::Owned(Arc::new(bytes)) }
     }
@@ -42,7 +42,10 @@ impl Matrix {
     /// A matrix of floats.
     #[cfg(test)]
     pub fn from_rows(rows: &[&[f32]]) -> Matrix {
-        Matrix::owned(ggml::quantize(Type::F32, &rows.concat(), rows[0].len()), Type::F32, rows[0].len())
+        let bytes = ggml::quantize(Type::F32, &rows.concat(), rows[0].len());
+        let mut pages = Pages::new(bytes.len()).expect("a few bytes");
+        pages.copy_from_slice(&bytes);
+        Matrix::owned(pages, Type::F32, rows[0].len())
     }
 
     /// Inputs: the length of a row.
@@ -70,12 +73,12 @@ impl Matrix {
 
     /// The bytes of row `j`.
     pub fn row(&self, j: usize) -> &[u8] {
-        &self.bytes()[j * self.row..][..self.row]
+        self.rows(j, 1)
     }
 
-    /// The bytes of some rows.
-    pub fn rows(&self, range: Range<usize>) -> &[u8] {
-        &self.bytes()[range.start * self.row..range.end * self.row]
+    /// The bytes of `n` rows, from row `j` on.
+    pub fn rows(&self, j: usize, n: usize) -> &[u8] {
+        &self.bytes()[j * self.row..(j + n) * self.row]
     }
 
     /// Type of rows of `n` columns out of this matrix. A block of a quantised type shares a scale among neighbours that are not

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use ggml::{Device, Division, Executor, Graph, Op, Part, Parts, Place, Slot, Source, Store, TensorSpec, Type, Usage};
-use kernels::{Acts, ColumnWeights, Columns, FEW, Format, Isa, Out, Row, token_bytes};
+use kernels::{Acts, ColumnWeights, Columns, FEW, Format, Isa, Memory, Out, Row, token_bytes};
 
 const SHAPES: [(usize, usize); 5] = [(576, 1536), (1536, 576), (4096, 4096), (4096, 11008), (11008, 4096)];
 const TYPES: [(Type, Format); 4] =
@@ -258,7 +258,8 @@ fn main() {
                             bytes: &bytes[i * bytes.len() / n_out..(i + 1) * bytes.len() / n_out],
                             format,
                         };
-                        Weights::Columns(isa.reduce_columns(row, n_out, n_in, &columns()))
+                        let memory = |n| Ok::<_, ()>(Box::new(vec![0u8; n]) as Memory);
+                        Weights::Columns(isa.reduce_columns(row, n_out, n_in, &columns(), memory).expect("memory"))
                     } else {
                         Weights::Rows { bytes: bytes.clone(), format, n_in, n_out, columns: keep.then(columns) }
                     };

@@ -19,7 +19,7 @@ pub use custom::{Division, Op, Part, Parts, Source};
 pub use device::{BufferType, Device, Usage};
 pub use exec::{ComputeError, Element, Executor, F16, NodeTime};
 pub use graph::{Builder, Graph, Rope, Slot, Tensor};
-pub use map::Map;
+pub use map::{Map, Pages};
 pub use quantize::{can_quantize, dequantize_row, quantize, quantize_row};
 pub use sampler::{SamplerChain, SamplerParams};
 pub use store::{AllocError, MAPPED_ALIGNMENT, Place, Store, TensorId, TensorSpec};

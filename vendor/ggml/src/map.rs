@@ -1,8 +1,8 @@
-//! A file in memory.
+//! A file in memory, and memory for what is made of it.
 
 use std::fs::File;
 use std::io;
-use std::ops::{Deref, Range};
+use std::ops::{Deref, DerefMut, Range};
 
 /// Read-only map of a whole file.
 #[derive(Debug)]
@@ -45,5 +45,38 @@ impl Deref for Map {
 
     fn deref(&self) -> &[u8] {
         &self.map
+    }
+}
+
+/// Memory for large arrays, zeroed: of large pages where the operating system has them, as what is made while a user waits waits itself
+/// for one page after the other.
+#[derive(Debug)]
+pub struct Pages {
+    map: memmap2::MmapMut,
+    len: usize,
+}
+
+impl Pages {
+    /// `len` bytes; an error if they cannot be had.
+    pub fn new(len: usize) -> io::Result<Pages> {
+        let map = memmap2::MmapMut::map_anon(len.max(1))?;
+        #[cfg(target_os = "linux")]
+        // It is advice: a failure changes nothing.
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Ok(Pages { map, len })
+    }
+}
+
+impl Deref for Pages {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map[..self.len]
+    }
+}
+
+impl DerefMut for Pages {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.map[..self.len]
     }
 }

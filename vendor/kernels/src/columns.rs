@@ -6,6 +6,8 @@
 //! 8 bits are in two vectors), then both blocks' scales and, if the format has them, minima, in 16-bit floats, to be multiplied with the
 //! row's factor.
 
+use std::ops::DerefMut;
+
 use crate::acts;
 use crate::pack::Columns;
 use crate::rows::{Format, Row, half, q4_k_scales};
@@ -25,6 +27,9 @@ struct Kept {
     n: usize,
 }
 
+/// Memory for columns.
+pub type Memory = Box<dyn DerefMut<Target = [u8]> + Send + Sync>;
+
 /// Kept columns of a matrix.
 pub struct ColumnWeights {
     n_out: usize,
@@ -42,7 +47,7 @@ pub struct ColumnWeights {
     factors: Vec<f32>,
     lanes: usize,
     tile_bytes: usize,
-    tiles: Vec<u8>,
+    tiles: Memory,
 }
 
 impl std::fmt::Debug for ColumnWeights {
@@ -93,11 +98,12 @@ impl ColumnWeights {
 }
 
 /// See [`crate::Isa::reduce_columns`].
-pub(crate) struct Reduce<'a, R> {
+pub(crate) struct Reduce<'a, R, M> {
     pub row: R,
     pub n_out: usize,
     pub n_in: usize,
     pub columns: &'a Columns,
+    pub memory: M,
 }
 
 /// What a tile is made in.
@@ -285,12 +291,12 @@ fn factor(most: f32) -> f32 {
     if most > 1e-30 && most < 1e30 { 2f32.powi(most.log2().ceil() as i32 - 14) } else { 1.0 }
 }
 
-impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Reduce<'_, R> {
-    type Out = ColumnWeights;
+impl<'r, R: Fn(usize) -> Row<'r>, M: FnOnce(usize) -> Result<Memory, E>, E> Kernel for Reduce<'_, R, M> {
+    type Out = Result<ColumnWeights, E>;
 
     #[inline(always)]
-    fn call<S: Simd>(self, s: S) -> ColumnWeights {
-        let Reduce { row, n_out, n_in, columns } = self;
+    fn call<S: Simd>(self, s: S) -> Result<ColumnWeights, E> {
+        let Reduce { row, n_out, n_in, columns, memory } = self;
         let mut by_fours: [Vec<Kept>; BLOCK / 4] = Default::default();
         let mut first = 0;
         for (block, &mask) in columns.masks().iter().enumerate() {
@@ -316,7 +322,7 @@ impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Reduce<'_, R> {
             factors: Vec::new(),
             lanes: S::LANES,
             tile_bytes: 0,
-            tiles: Vec::new(),
+            tiles: Box::new(Vec::new()),
         };
         for (n_pairs, blocks) in w.n_pairs.iter_mut().zip(by_fours) {
             *n_pairs = blocks.len().div_ceil(2);
@@ -330,7 +336,7 @@ impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Reduce<'_, R> {
         }
         w.tile_bytes = at;
         let n_tiles = n_out.div_ceil(S::LANES);
-        let mut tiles = vec![0u8; n_tiles * w.tile_bytes];
+        let mut tiles = memory(n_tiles * w.tile_bytes)?;
         let width = (4 * places.len()).next_multiple_of(vector) + BLOCK;
         let mut buffers = Buffers {
             codes: vec![0; 2 * S::LANES * width],
@@ -345,7 +351,7 @@ impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Reduce<'_, R> {
             reduce_tile(s, &row, &w, i * S::LANES, &mut buffers, tile, factors);
         }
         (w.tiles, w.factors) = (tiles, factors);
-        w
+        Ok(w)
     }
 }
 

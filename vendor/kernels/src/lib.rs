@@ -27,7 +27,7 @@ use std::sync::OnceLock;
 
 pub use acts::{Acts, GROUP, token_bytes};
 pub use attend::{Cells, Query};
-pub use columns::{ColumnActs, ColumnWeights};
+pub use columns::{ColumnActs, ColumnWeights, Memory};
 pub use gemm::Out;
 pub use gemv::{FEW, Few};
 pub use pack::Columns;
@@ -180,15 +180,16 @@ impl Isa {
         self.run(gemv::MultiplyFew { tokens, row, n_rows, done });
     }
 
-    /// Makes the kept columns of a matrix of `n_out` rows of `n_in` inputs.
-    pub fn reduce_columns<'r>(
+    /// Makes the kept columns of a matrix of `n_out` rows of `n_in` inputs, in as many bytes of `memory` as it is asked for.
+    pub fn reduce_columns<'r, E>(
         self,
         row: impl Fn(usize) -> Row<'r>,
         n_out: usize,
         n_in: usize,
         columns: &Columns,
-    ) -> ColumnWeights {
-        self.run(columns::Reduce { row, n_out, n_in, columns })
+        memory: impl FnOnce(usize) -> Result<Memory, E>,
+    ) -> Result<ColumnWeights, E> {
+        self.run(columns::Reduce { row, n_out, n_in, columns, memory })
     }
 
     /// Makes a token's kept inputs ready for [`Isa::multiply_columns`].

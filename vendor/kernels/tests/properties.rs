@@ -4,7 +4,7 @@
 //! step at most, floats by some units in the last place of the sum of magnitudes.
 
 use fastrand::Rng;
-use kernels::{Acts, Cells, Columns, FEW, Format, GROUP, Isa, Out, Query, Row, token_bytes};
+use kernels::{Acts, Cells, Columns, FEW, Format, GROUP, Isa, Memory, Out, Query, Row, token_bytes};
 
 /// Relative to a sum of magnitudes: what floats lose on the way.
 const ROUNDING: f64 = 1e-5;
@@ -644,7 +644,8 @@ fn instruction_sets_agree() {
 /// Products of the kept columns of rows with one token's kept inputs, tile by tile.
 fn reduced(isa: Isa, format: Format, rows: &[Vec<u8>], n_in: usize, columns: &Columns, x: &[f32]) -> Vec<f32> {
     let row = |i: usize| Row { bytes: &rows[i], format };
-    let weights = isa.reduce_columns(row, rows.len(), n_in, columns);
+    let memory = |n| Ok::<_, ()>(Box::new(vec![0u8; n]) as Memory);
+    let weights = isa.reduce_columns(row, rows.len(), n_in, columns, memory).unwrap();
     assert_eq!(weights.n_out(), rows.len());
     let acts = isa.column_acts(&weights, x);
     let mut out = vec![UNTOUCHED; rows.len()];
