@@ -339,9 +339,9 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         };
         let product = match made.map(|m| &m.0) {
             Some(&Made::Tensor(w)) => g.mul_mat(g.leaf(self.compact_store(), w), self.floats(input)),
-            Some(Made::Columns(weights)) if n <= FEW => {
-                let op = ColumnProduct { weights: weights.clone() };
-                g.custom(Type::F32, [weights.n_out(), n, 1, 1], &[input.x], op)
+            Some(Made::Columns(columns)) if n <= FEW => {
+                let op = ColumnProduct { columns: columns.clone() };
+                g.custom(Type::F32, [columns.layout.n_out(), n, 1, 1], &[input.x], op)
             }
             _ if self.native.multiplies(&weight.0, n) => {
                 let matrix = self.matrices[&weight.0].clone();

@@ -1,17 +1,15 @@
 //! Reduced weights that are made once: for masks that do not change with the batch.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use ggml::{Pages, Place, Store, TensorId, TensorSpec, Type, Usage};
-use kernels::ColumnWeights;
+use kernels::ColumnLayout;
 
 use super::Model;
 use super::memory;
-use super::native::reduce_columns;
+use super::native::{MadeColumns, column_layout, reduce_columns};
 use super::weights::memory_for;
 use crate::error::{Error, Result};
 use crate::prune::Masks;
@@ -30,7 +28,7 @@ pub enum Made {
     /// Rows for our own kernels: a copy, as rows that lie apart in the file are read at a third of the speed
     Rows(Matrix),
     /// Columns for our own kernels
-    Columns(Arc<ColumnWeights>),
+    Columns(MadeColumns),
 }
 
 /// Reduced weights of one block.
@@ -204,11 +202,26 @@ struct Job<'a> {
     weight: TensorId,
     matrix: &'a Matrix,
     kept: &'a [i32],
+    /// Rows or columns of a unit
     width: usize,
-    columns: bool,
-    /// Bytes at most
+    /// Columns are kept, laid out like this
+    layout: Option<Arc<ColumnLayout>>,
     n_bytes: usize,
 }
+
+impl Job<'_> {
+    fn make(&self, out: &mut [u8]) {
+        let Job { matrix, kept, width, .. } = *self;
+        if let Some(layout) = &self.layout {
+            return reduce_columns(matrix, layout, out);
+        }
+        let units = out.chunks_exact_mut(width * matrix.row(0).len());
+        units.zip(kept).for_each(|(to, &unit)| to.copy_from_slice(matrix.rows(unit as usize * width, width)));
+    }
+}
+
+/// Bytes that a matrix begins at a multiple of: a line of the processor's cache.
+const ALIGNMENT: usize = 64;
 
 /// The matrices that our own kernels multiply, made one by one on several threads; and their bytes.
 fn native(model: &Model, masks: &Masks, n_threads: usize) -> Result<(HashMap<TensorId, Made>, u64)> {
@@ -219,46 +232,53 @@ fn native(model: &Model, masks: &Masks, n_threads: usize) -> Result<(HashMap<Ten
             Kind::Attn => (model.hparams().n_embd_head, vec![attn.q.0], attn.output.0),
             Kind::Mlp => (1, vec![ffn.gate.0, ffn.up.0], ffn.down.0),
         };
-        // Rows are read by kernels for a few tokens too, columns are kept for these alone.
-        let rows = rows.into_iter().filter(|w| model.native.multiplies(w, 1)).map(|w| (w, false));
-        let last = Some(last).filter(|w| model.native.weights.contains_key(w)).map(|w| (w, true));
-        jobs.extend(rows.chain(last).map(|(weight, columns)| {
+        // Columns are made for a few tokens alone, and for all types; rows only if they are multiplied where they are.
+        for weight in rows.into_iter().filter(|w| model.native.multiplies(w, 1)) {
             let matrix = &model.matrices[&weight];
-            let n_bytes = match columns {
-                true => matrix.n_in() * matrix.n_out(),
-                false => kept.len() * width * matrix.row(0).len(),
-            };
-            Job { weight, matrix, kept, width, columns, n_bytes }
-        }));
+            let n_bytes = kept.len() * width * matrix.row(0).len();
+            jobs.push(Job { weight, matrix, kept, width, layout: None, n_bytes });
+        }
+        if model.native.weights.contains_key(&last) {
+            let matrix = &model.matrices[&last];
+            let layout = column_layout(matrix, kept, width);
+            let n_bytes = layout.n_bytes();
+            jobs.push(Job { weight: last, matrix, kept, width, layout: Some(Arc::new(layout)), n_bytes });
+        }
     }
-    memory::require(jobs.iter().map(|j| j.n_bytes as u64).sum(), "the reduced weights", ADVICE)?;
     // The largest first, so that threads end together.
     jobs.sort_by_key(|j| std::cmp::Reverse(j.n_bytes));
-    let (next, jobs) = (&AtomicUsize::new(0), &jobs);
-    let work = move || -> io::Result<Vec<_>> {
-        let mut made = Vec::new();
-        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let Job { weight, matrix, kept, width, columns, .. } = *job;
-            made.push(if columns {
-                let columns = reduce_columns(matrix, kept, width)?;
-                (weight, columns.n_bytes(), Made::Columns(Arc::new(columns)))
-            } else {
-                let mut rows = Pages::new(job.n_bytes)?;
-                let units = rows.chunks_exact_mut(width * matrix.row(0).len());
-                units.zip(kept).for_each(|(to, &unit)| to.copy_from_slice(matrix.rows(unit as usize * width, width)));
-                (weight, job.n_bytes, Made::Rows(Matrix::owned(rows, matrix.ty(), matrix.n_in())))
-            });
+    let room = |job: &Job| job.n_bytes.next_multiple_of(ALIGNMENT);
+    let n_bytes = jobs.iter().map(room).sum();
+    memory::require(n_bytes as u64, "the reduced weights", ADVICE)?;
+    let mut pages = Pages::new(n_bytes)
+        .map_err(|e| Error::memory(format!("memory for the reduced weights could not be had: {e}: {ADVICE}")))?;
+    let mut rest = &mut pages[..];
+    let mut todo = Vec::new();
+    for job in &jobs {
+        let (out, later) = rest.split_at_mut(room(job));
+        todo.push((job, &mut out[..job.n_bytes]));
+        rest = later;
+    }
+    let todo = Mutex::new(todo.into_iter());
+    let work = || {
+        // A statement of its own: the lock must not be held during the work.
+        while let Some((job, out)) = { todo.lock().expect("no holder panics").next() } {
+            job.make(out);
         }
-        Ok(made)
     };
-    let made: io::Result<Vec<Vec<_>>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..n_threads.min(jobs.len())).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
-    });
-    let made =
-        made.map_err(|e| Error::memory(format!("memory for the reduced weights could not be had: {e}: {ADVICE}")))?;
-    let n_bytes = made.iter().flatten().map(|m| m.1 as u64).sum();
-    Ok((made.into_iter().flatten().map(|(weight, _, made)| (weight, made)).collect(), n_bytes))
+    std::thread::scope(|scope| (0..n_threads.min(jobs.len())).for_each(|_| drop(scope.spawn(work))));
+    let (pages, mut at) = (Arc::new(pages), 0);
+    let mut made = HashMap::new();
+    for job in jobs {
+        let (range, pages) = (at..at + job.n_bytes, pages.clone());
+        at += room(&job);
+        let matrix = match job.layout {
+            Some(layout) => Made::Columns(MadeColumns { layout, pages, range }),
+            None => Made::Rows(Matrix::made(pages, range, job.matrix.ty(), job.matrix.n_in())),
+        };
+        made.insert(job.weight, matrix);
+    }
+    Ok((made, n_bytes as u64))
 }
 
 /// Rows of `row` bytes, made by several threads.

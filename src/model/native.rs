@@ -1,11 +1,11 @@
 //! Operations of a graph that multiply weights with our own kernels: straight from the file's rows, in 8 bits.
 
 use std::collections::HashMap;
-use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use ggml::{Division, Op, Pages, Part, Parts, Source, TensorId, Type, dequantize_row};
-use kernels::{Acts, Cells, ColumnWeights, Columns, FEW, Few, Format, Isa, Memory, Out, Query, Row, token_bytes};
+use kernels::{Acts, Cells, ColumnLayout, Columns, FEW, Few, Format, Isa, Out, Query, Row, token_bytes};
 
 use crate::prune::reduce::Matrix;
 
@@ -268,41 +268,60 @@ fn format(ty: Type) -> Option<Format<'static>> {
     }
 }
 
+/// The columns of kept units of a matrix, made for many products with few tokens.
+#[derive(Debug, Clone)]
+pub struct MadeColumns {
+    /// How they are laid out
+    pub layout: Arc<ColumnLayout>,
+    /// Where they are
+    pub pages: Arc<Pages>,
+    /// Where in these
+    pub range: Range<usize>,
+}
+
 /// Kept units' states F32 `[n_kept * width, n_tokens]` -> F32 `[n_out, n_tokens]`: products with the columns of these that were made
 /// in advance.
 #[derive(Debug)]
 pub struct ColumnProduct {
     /// The columns
-    pub weights: Arc<ColumnWeights>,
+    pub columns: MadeColumns,
 }
 
 impl Op for ColumnProduct {
     fn division(&self, ne: [usize; 4]) -> Division {
-        let share = share(self.weights.row_bytes(), ne[0]);
-        Division { rows: ne[1], columns: share.next_multiple_of(self.weights.tile_rows()) }
+        let layout = &self.columns.layout;
+        let share = share(layout.row_bytes(), ne[0]);
+        Division { rows: ne[1], columns: share.next_multiple_of(layout.tile_rows()) }
     }
 
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
         let isa = Isa::best();
+        let MadeColumns { layout, pages, range } = &self.columns;
         let n = sources[0].ne()[1];
-        let acts: Vec<_> = (0..n).map(|t| isa.column_acts(&self.weights, sources[0].row::<f32>(t))).collect();
+        let acts: Vec<_> = (0..n).map(|t| isa.column_acts(layout, sources[0].row::<f32>(t))).collect();
         while let Some(mut out) = parts.next() {
             let first = out.columns().start;
             for (t, acts) in acts.iter().enumerate() {
-                isa.multiply_columns(&self.weights, acts, first, out.row::<f32>(t));
+                isa.multiply_columns(layout, &pages[range.clone()], acts, first, out.row::<f32>(t));
             }
         }
     }
 }
 
-/// The columns of kept units of a matrix, for many products with few tokens; an error if the memory for them cannot be had.
-pub fn reduce_columns(matrix: &Matrix, kept: &[i32], width: usize) -> io::Result<ColumnWeights> {
+/// How the columns of kept units of a matrix are laid out.
+pub fn column_layout(matrix: &Matrix, kept: &[i32], width: usize) -> ColumnLayout {
+    let columns = Columns::new(kept, width, matrix.n_in());
+    // The layout does not ask for values.
+    let format = format(matrix.ty()).unwrap_or(Format::Other(&|_, _| ()));
+    Isa::best().column_layout(format, matrix.n_out(), &columns)
+}
+
+/// Writes the columns of a matrix.
+pub fn reduce_columns(matrix: &Matrix, layout: &ColumnLayout, out: &mut [u8]) {
     let ty = matrix.ty();
     let other = move |bytes: &[u8], out: &mut [f32]| dequantize_row(ty, bytes, out);
     let row = |i: usize| Row { bytes: matrix.row(i), format: format(ty).unwrap_or(Format::Other(&other)) };
-    let columns = Columns::new(kept, width, matrix.n_in());
-    let memory = |n| Pages::new(n).map(|p| Box::new(p) as Memory);
-    Isa::best().reduce_columns(row, matrix.n_out(), matrix.n_in(), &columns, memory)
+    Isa::best().reduce_columns(layout, row, matrix.n_in(), out);
 }
 
 /// Tokens whose attention is computed together: enough that each key is read for many queries, few enough for all threads.

@@ -19,7 +19,7 @@ pub struct Matrix {
 #[derive(Debug, Clone)]
 enum Bytes {
     Mapped(Arc<Map>, Range<usize>),
-    Owned(Arc<Pages>),
+    Made(Arc<Pages>, Range<usize>),
 }
 
 impl Matrix {
@@ -33,10 +33,10 @@ impl Matrix {
         Matrix { bytes: Bytes::Mapped(map, range), ty, n_in, n_out, row }
     }
 
-    /// The matrix of the rows in `bytes`.
-    pub fn owned(bytes: Pages, ty: Type, n_in: usize) -> Matrix {
+    /// The matrix of the rows that were made in `range` of some memory.
+    pub fn made(pages: Arc<Pages>, range: Range<usize>, ty: Type, n_in: usize) -> Matrix {
         let row = ty.row_bytes(n_in).expect("whole blocks");
-        Matrix { ty, n_in, n_out: bytes.len() / row, row, bytes: Bytes::Owned(Arc::new(bytes)) }
+        Matrix { ty, n_in, n_out: range.len() / row, row, bytes: Bytes::Made(pages, range) }
     }
 
     /// A matrix of floats.
@@ -45,7 +45,7 @@ impl Matrix {
         let bytes = ggml::quantize(Type::F32, &rows.concat(), rows[0].len());
         let mut pages = Pages::new(bytes.len()).expect("a few bytes");
         pages.copy_from_slice(&bytes);
-        Matrix::owned(pages, Type::F32, rows[0].len())
+        Matrix::made(Arc::new(pages), 0..bytes.len(), Type::F32, rows[0].len())
     }
 
     /// Inputs: the length of a row.
@@ -67,7 +67,7 @@ impl Matrix {
     pub fn bytes(&self) -> &[u8] {
         match &self.bytes {
             Bytes::Mapped(map, range) => &map[range.clone()],
-            Bytes::Owned(bytes) => bytes,
+            Bytes::Made(pages, range) => &pages[range.clone()],
         }
     }
 

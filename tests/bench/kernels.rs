@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use ggml::{Device, Division, Executor, Graph, Op, Part, Parts, Place, Slot, Source, Store, TensorSpec, Type, Usage};
-use kernels::{Acts, ColumnWeights, Columns, FEW, Format, Isa, Memory, Out, Row, token_bytes};
+use kernels::{Acts, ColumnLayout, Columns, FEW, Format, Isa, Out, Row, token_bytes};
 
 const SHAPES: [(usize, usize); 5] = [(576, 1536), (1536, 576), (4096, 4096), (4096, 11008), (11008, 4096)];
 const TYPES: [(Type, Format); 4] =
@@ -85,7 +85,7 @@ enum Weights {
     /// Rows, of which all inputs or some are multiplied
     Rows { bytes: Arc<Vec<u8>>, format: Format<'static>, n_in: usize, n_out: usize, columns: Option<Columns> },
     /// What is made of some columns for few tokens
-    Columns(ColumnWeights),
+    Columns(ColumnLayout, Vec<u8>),
 }
 
 struct Tokens<'a, 'b>(&'a mut Part<'b>);
@@ -101,7 +101,7 @@ impl Product {
     fn row_bytes(&self) -> usize {
         match &self.weights {
             Weights::Rows { bytes, n_out, .. } => bytes.len() / n_out,
-            Weights::Columns(w) => w.row_bytes(),
+            Weights::Columns(w, _) => w.row_bytes(),
         }
     }
 }
@@ -116,11 +116,11 @@ impl Op for Product {
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
         let (isa, n) = (self.isa, sources[0].ne()[1]);
         match &self.weights {
-            Weights::Columns(w) => {
+            Weights::Columns(w, tiles) => {
                 let acts: Vec<_> = (0..n).map(|t| isa.column_acts(w, sources[0].row(t))).collect();
                 while let Some(mut out) = parts.next() {
                     let first = out.columns().start;
-                    acts.iter().enumerate().for_each(|(t, x)| isa.multiply_columns(w, x, first, out.row(t)));
+                    acts.iter().enumerate().for_each(|(t, x)| isa.multiply_columns(w, tiles, x, first, out.row(t)));
                 }
             }
             Weights::Rows { bytes, format, n_in, n_out, columns } => {
@@ -165,7 +165,7 @@ impl Runner {
             let (x, input) = g.input("x", Type::F32, [k, n, 1, 1]);
             let acts = match weights {
                 Weights::Rows { .. } => g.custom(Type::I32, [token_bytes(k) / 4, n, 1, 1], &[x], Quantize(isa)),
-                Weights::Columns(_) => x,
+                Weights::Columns(..) => x,
             };
             let y = g.custom(Type::F32, [n_out, n, 1, 1], &[acts], Product { isa, weights });
             (input, g.output(y))
@@ -258,8 +258,10 @@ fn main() {
                             bytes: &bytes[i * bytes.len() / n_out..(i + 1) * bytes.len() / n_out],
                             format,
                         };
-                        let memory = |n| Ok::<_, ()>(Box::new(vec![0u8; n]) as Memory);
-                        Weights::Columns(isa.reduce_columns(row, n_out, n_in, &columns(), memory).expect("memory"))
+                        let w = isa.column_layout(format, n_out, &columns());
+                        let mut tiles = vec![0; w.n_bytes()];
+                        isa.reduce_columns(&w, row, n_in, &mut tiles);
+                        Weights::Columns(w, tiles)
                     } else {
                         Weights::Rows { bytes: bytes.clone(), format, n_in, n_out, columns: keep.then(columns) }
                     };

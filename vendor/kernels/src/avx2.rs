@@ -202,13 +202,6 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn store_lanes(self, x: __m256i, out: &mut [i32]) {
-        let out: &mut [i32; 8] = (&mut out[..8]).try_into().expect("8 integers");
-        // SAFETY: 32 writable bytes; the processor has the instruction.
-        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), x) }
-    }
-
-    #[inline(always)]
     fn dot(self, acc: __m256i, weights: __m256i, x: __m256i) -> __m256i {
         self.0.dot(acc, weights, x)
     }
@@ -305,6 +298,16 @@ impl<D: Dot> Simd for Avx2<D> {
         let x = op!(_mm256_castps128_ps256(_mm_cvtph_ps(_mm_cvtsi32_si128(all as i32))));
         let d = op!(_mm256_permutevar8x32_ps(x, lanes));
         [d, d]
+    }
+
+    #[inline(always)]
+    fn each_four(self, x: &[f32]) -> __m256 {
+        op!(_mm256_setr_m128(_mm_set1_ps(x[0]), _mm_set1_ps(x[1])))
+    }
+
+    #[inline(always)]
+    fn each_four_i(self, x: &[i32]) -> __m256i {
+        op!(_mm256_setr_m128i(_mm_set1_epi32(x[0]), _mm_set1_epi32(x[1])))
     }
 
     #[inline(always)]

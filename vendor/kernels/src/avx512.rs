@@ -68,13 +68,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn store_lanes(self, x: __m512i, out: &mut [i32]) {
-        let out: &mut [i32; 16] = (&mut out[..16]).try_into().expect("16 integers");
-        // SAFETY: 64 writable bytes; the processor has the instruction.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), x) }
-    }
-
-    #[inline(always)]
     fn dot(self, acc: __m512i, weights: __m512i, x: __m512i) -> __m512i {
         op!(_mm512_dpbusd_epi32(acc, weights, x))
     }
@@ -193,6 +186,23 @@ impl Simd for Avx512 {
         let x = op!(_mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi64_si128(all as i64))));
         let d = op!(_mm512_permutexvar_ps(lanes, x));
         [d, d]
+    }
+
+    #[inline(always)]
+    fn each_four(self, x: &[f32]) -> __m512 {
+        let x = &x[..4];
+        // SAFETY: 4 readable floats; the processor has the instructions.
+        let x = unsafe { _mm512_broadcast_f32x4(_mm_loadu_ps(x.as_ptr())) };
+        op!(_mm512_permutevar_ps(x, _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)))
+    }
+
+    #[inline(always)]
+    fn each_four_i(self, x: &[i32]) -> __m512i {
+        let x = &x[..4];
+        // SAFETY: 4 readable integers; the processor has the instructions.
+        let x = unsafe { _mm512_castsi512_ps(_mm512_broadcast_i32x4(_mm_loadu_si128(x.as_ptr().cast()))) };
+        let lanes = op!(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3));
+        op!(_mm512_castps_si512(_mm512_permutevar_ps(x, lanes)))
     }
 
     #[inline(always)]

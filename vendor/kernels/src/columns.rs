@@ -3,10 +3,8 @@
 //! Blocks of 32 inputs lose those that are not kept and are filled up to whole fours. Two blocks of as many fours are a pair: so a
 //! kernel knows how long they are before it looks, and a byte holds two codes of 4 bits in the same place of both. A tile is `LANES`
 //! rows, pair by pair: fours, row by row (a vector holds one of each block, the first block's in the lower halves of its bytes; codes of
-//! 8 bits are in two vectors), then both blocks' scales and, if the format has them, minima, in 16-bit floats, to be multiplied with the
-//! row's factor.
-
-use std::ops::DerefMut;
+//! 8 bits are in two vectors), then both blocks' scales and, if the format has them, minima, in 16-bit floats; at the end
+//! each row's factor, to be multiplied with these.
 
 use crate::acts;
 use crate::pack::Columns;
@@ -27,11 +25,9 @@ struct Kept {
     n: usize,
 }
 
-/// Memory for columns.
-pub type Memory = Box<dyn DerefMut<Target = [u8]> + Send + Sync>;
-
-/// Kept columns of a matrix.
-pub struct ColumnWeights {
+/// How some columns of a matrix are laid out.
+#[derive(Debug)]
+pub struct ColumnLayout {
     n_out: usize,
     /// Pairs, by their number of fours less one
     n_pairs: [usize; BLOCK / 4],
@@ -43,26 +39,14 @@ pub struct ColumnWeights {
     minima: bool,
     /// What codes have too much
     excess: i32,
-    /// What each row's scales and minima are to be multiplied with: powers of two
-    factors: Vec<f32>,
     lanes: usize,
     tile_bytes: usize,
-    tiles: Memory,
 }
 
-impl std::fmt::Debug for ColumnWeights {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ColumnWeights")
-            .field("n_out", &self.n_out)
-            .field("bytes", &self.tiles.len())
-            .finish_non_exhaustive()
-    }
-}
-
-impl ColumnWeights {
-    /// Size in bytes.
+impl ColumnLayout {
+    /// Size of all tiles in bytes.
     pub fn n_bytes(&self) -> usize {
-        self.tiles.len()
+        self.n_out.div_ceil(self.lanes) * self.tile_bytes
     }
 
     /// Rows of the matrix.
@@ -97,13 +81,58 @@ impl ColumnWeights {
     }
 }
 
-/// See [`crate::Isa::reduce_columns`].
-pub(crate) struct Reduce<'a, R, M> {
-    pub row: R,
+/// See [`crate::Isa::column_layout`].
+pub(crate) struct Layout<'a> {
+    pub format: Format<'a>,
     pub n_out: usize,
-    pub n_in: usize,
     pub columns: &'a Columns,
-    pub memory: M,
+}
+
+impl Kernel for Layout<'_> {
+    type Out = ColumnLayout;
+
+    #[inline(always)]
+    fn call<S: Simd>(self, _: S) -> ColumnLayout {
+        let Layout { format, n_out, columns } = self;
+        let mut by_fours: [Vec<Kept>; BLOCK / 4] = Default::default();
+        let mut first = 0;
+        for (block, &mask) in columns.masks().iter().enumerate() {
+            let n = mask.count_ones() as usize;
+            if n > 0 {
+                by_fours[(n - 1) / 4].push(Kept { block, mask, first, n });
+            }
+            first += n;
+        }
+        let short = matches!(format, Format::Q4_0 | Format::Q4_1 | Format::Q4K);
+        let mut w = ColumnLayout {
+            n_out,
+            n_pairs: [0; BLOCK / 4],
+            blocks: Vec::new(),
+            short,
+            minima: matches!(format, Format::Q4_1 | Format::Q4K),
+            excess: match format {
+                Format::Q4_0 => 8,
+                _ if short => 0,
+                _ => S::OFFSET,
+            },
+            lanes: S::LANES,
+            tile_bytes: 0,
+        };
+        for (n_pairs, blocks) in w.n_pairs.iter_mut().zip(by_fours) {
+            *n_pairs = blocks.len().div_ceil(2);
+            w.blocks.extend(blocks.chunks(2).map(|p| [p[0], p.get(1).copied().unwrap_or_default()]));
+        }
+        w.tile_bytes = w.pairs().map(|(fours, _)| w.code_bytes(fours) + w.scale_bytes()).sum::<usize>() + 4 * S::LANES;
+        w
+    }
+}
+
+/// See [`crate::Isa::reduce_columns`].
+pub(crate) struct Reduce<'a, R> {
+    pub w: &'a ColumnLayout,
+    pub row: R,
+    pub n_in: usize,
+    pub tiles: &'a mut [u8],
 }
 
 /// What a tile is made in.
@@ -121,7 +150,7 @@ struct Buffers {
 
 /// Writes one row's codes, and its scales and minima at lane `i`.
 #[inline(always)]
-fn reduce_row<S: Simd>(s: S, row: Row, w: &ColumnWeights, i: usize, buffers: &mut Buffers) {
+fn reduce_row<S: Simd>(s: S, row: Row, w: &ColumnLayout, i: usize, buffers: &mut Buffers) {
     let Buffers { codes, scales, floats, width, .. } = buffers;
     let (a, b) = codes[2 * i * *width..2 * (i + 1) * *width].split_at_mut(*width);
     let mut codes = [a, b];
@@ -214,11 +243,10 @@ fn half_of(x: &[u8], upper: bool) -> [u8; BLOCK] {
 fn reduce_tile<'r, S: Simd>(
     s: S,
     row: &impl Fn(usize) -> Row<'r>,
-    w: &ColumnWeights,
+    w: &ColumnLayout,
     first: usize,
     buffers: &mut Buffers,
     tile: &mut [u8],
-    factors: &mut [f32],
 ) {
     let n_rows = S::LANES.min(w.n_out - first);
     if n_rows < S::LANES {
@@ -266,7 +294,7 @@ fn reduce_tile<'r, S: Simd>(
             *most = if x.is_finite() { most.max(x.abs()) } else { *most };
         }
     }
-    let mut inverses = [0.0f32; 16];
+    let (mut factors, mut inverses) = ([0.0f32; 16], [0.0f32; 16]);
     for ((to, inverse), most) in factors.iter_mut().zip(&mut inverses).zip(most) {
         *to = factor(most);
         *inverse = 1.0 / *to;
@@ -282,6 +310,7 @@ fn reduce_tile<'r, S: Simd>(
             }
         }
     }
+    s.store_i(s.as_i(s.load_f(&factors)), &mut tile[at..]);
 }
 
 /// What a row's scales and minima, the largest of them `most`, are divided by before they become 16-bit floats: a power of two, so
@@ -291,53 +320,19 @@ fn factor(most: f32) -> f32 {
     if most > 1e-30 && most < 1e30 { 2f32.powi(most.log2().ceil() as i32 - 14) } else { 1.0 }
 }
 
-impl<'r, R: Fn(usize) -> Row<'r>, M: FnOnce(usize) -> Result<Memory, E>, E> Kernel for Reduce<'_, R, M> {
-    type Out = Result<ColumnWeights, E>;
+impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Reduce<'_, R> {
+    type Out = ();
 
     #[inline(always)]
-    fn call<S: Simd>(self, s: S) -> Result<ColumnWeights, E> {
-        let Reduce { row, n_out, n_in, columns, memory } = self;
-        let mut by_fours: [Vec<Kept>; BLOCK / 4] = Default::default();
-        let mut first = 0;
-        for (block, &mask) in columns.masks().iter().enumerate() {
-            let n = mask.count_ones() as usize;
-            if n > 0 {
-                by_fours[(n - 1) / 4].push(Kept { block, mask, first, n });
-            }
-            first += n;
-        }
-        let format = row(0).format;
-        let short = matches!(format, Format::Q4_0 | Format::Q4_1 | Format::Q4K);
-        let mut w = ColumnWeights {
-            n_out,
-            n_pairs: [0; BLOCK / 4],
-            blocks: Vec::new(),
-            short,
-            minima: matches!(format, Format::Q4_1 | Format::Q4K),
-            excess: match format {
-                Format::Q4_0 => 8,
-                _ if short => 0,
-                _ => S::OFFSET,
-            },
-            factors: Vec::new(),
-            lanes: S::LANES,
-            tile_bytes: 0,
-            tiles: Box::new(Vec::new()),
-        };
-        for (n_pairs, blocks) in w.n_pairs.iter_mut().zip(by_fours) {
-            *n_pairs = blocks.len().div_ceil(2);
-            w.blocks.extend(blocks.chunks(2).map(|p| [p[0], p.get(1).copied().unwrap_or_default()]));
-        }
-        let vector = 4 * S::LANES;
+    fn call<S: Simd>(self, s: S) {
+        let Reduce { w, row, n_in, tiles } = self;
+        assert!(w.lanes == S::LANES && tiles.len() == w.n_bytes(), "tiles of this instruction set");
         let (mut places, mut at) = (Vec::new(), 0);
         for (fours, _) in w.pairs() {
             places.extend((0..fours).map(|i| at + w.code_bytes(i)));
             at += w.code_bytes(fours) + w.scale_bytes();
         }
-        w.tile_bytes = at;
-        let n_tiles = n_out.div_ceil(S::LANES);
-        let mut tiles = memory(n_tiles * w.tile_bytes)?;
-        let width = (4 * places.len()).next_multiple_of(vector) + BLOCK;
+        let width = (4 * places.len()).next_multiple_of(4 * S::LANES) + BLOCK;
         let mut buffers = Buffers {
             codes: vec![0; 2 * S::LANES * width],
             width,
@@ -345,13 +340,9 @@ impl<'r, R: Fn(usize) -> Row<'r>, M: FnOnce(usize) -> Result<Memory, E>, E> Kern
             floats: vec![0.0; n_in],
             places,
         };
-        let mut factors = vec![1.0; n_tiles * S::LANES];
-        let parts = tiles.chunks_exact_mut(w.tile_bytes.max(1)).zip(factors.chunks_exact_mut(S::LANES));
-        for (i, (tile, factors)) in parts.enumerate() {
-            reduce_tile(s, &row, &w, i * S::LANES, &mut buffers, tile, factors);
+        for (i, tile) in tiles.chunks_exact_mut(w.tile_bytes).enumerate() {
+            reduce_tile(s, &row, w, i * S::LANES, &mut buffers, tile);
         }
-        (w.tiles, w.factors) = (tiles, factors);
-        Ok(w)
     }
 }
 
@@ -366,7 +357,7 @@ pub struct ColumnActs {
 
 /// See [`crate::Isa::column_acts`].
 pub(crate) struct MakeActs<'a> {
-    pub w: &'a ColumnWeights,
+    pub w: &'a ColumnLayout,
     pub x: &'a [f32],
 }
 
@@ -414,7 +405,8 @@ impl Kernel for MakeActs<'_> {
 
 /// See [`crate::Isa::multiply_columns`].
 pub(crate) struct MultiplyColumns<'a> {
-    pub w: &'a ColumnWeights,
+    pub w: &'a ColumnLayout,
+    pub tiles: &'a [u8],
     pub acts: &'a ColumnActs,
     pub first: usize,
     pub out: &'a mut [f32],
@@ -431,7 +423,7 @@ struct Rest<'a> {
 #[inline(always)]
 fn add_pairs<S: Simd, const N: usize, const SHORT: bool>(
     s: S,
-    w: &ColumnWeights,
+    w: &ColumnLayout,
     rest: &mut Rest,
     sums: &mut [S::F; 2],
 ) {
@@ -467,12 +459,11 @@ impl Kernel for MultiplyColumns<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let MultiplyColumns { w, acts, first, out } = self;
+        let MultiplyColumns { w, tiles, acts, first, out } = self;
         assert!(w.lanes == S::LANES && first.is_multiple_of(S::LANES), "tiles of this instruction set");
         let mut whole = [0.0f32; 16];
         for (i, out) in out.chunks_mut(S::LANES).enumerate() {
-            let tile = first / S::LANES + i;
-            let bytes = &w.tiles[tile * w.tile_bytes..(tile + 1) * w.tile_bytes];
+            let bytes = &tiles[(first / S::LANES + i) * w.tile_bytes..][..w.tile_bytes];
             let mut rest = Rest { bytes, fours: &acts.fours, blocks: &acts.blocks };
             let mut sums = [s.splat(0.0); 2];
             macro_rules! add {
@@ -485,7 +476,7 @@ impl Kernel for MultiplyColumns<'_> {
                 };
             }
             add!(1 2 3 4 5 6 7 8);
-            let factors = s.load_f(&w.factors[tile * S::LANES..]);
+            let factors = s.as_f(s.load_i(rest.bytes));
             s.store_f(s.mul(s.add(sums[0], sums[1]), factors), &mut whole);
             out.copy_from_slice(&whole[..out.len()]);
         }

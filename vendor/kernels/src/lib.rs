@@ -27,7 +27,7 @@ use std::sync::OnceLock;
 
 pub use acts::{Acts, GROUP, token_bytes};
 pub use attend::{Cells, Query};
-pub use columns::{ColumnActs, ColumnWeights, Memory};
+pub use columns::{ColumnActs, ColumnLayout};
 pub use gemm::Out;
 pub use gemv::{FEW, Few};
 pub use pack::Columns;
@@ -180,27 +180,25 @@ impl Isa {
         self.run(gemv::MultiplyFew { tokens, row, n_rows, done });
     }
 
-    /// Makes the kept columns of a matrix of `n_out` rows of `n_in` inputs, in as many bytes of `memory` as it is asked for.
-    pub fn reduce_columns<'r, E>(
-        self,
-        row: impl Fn(usize) -> Row<'r>,
-        n_out: usize,
-        n_in: usize,
-        columns: &Columns,
-        memory: impl FnOnce(usize) -> Result<Memory, E>,
-    ) -> Result<ColumnWeights, E> {
-        self.run(columns::Reduce { row, n_out, n_in, columns, memory })
+    /// How some columns of a matrix of `n_out` rows are laid out.
+    pub fn column_layout(self, format: Format, n_out: usize, columns: &Columns) -> ColumnLayout {
+        self.run(columns::Layout { format, n_out, columns })
+    }
+
+    /// Writes the kept columns of a matrix, whose rows have `n_in` inputs, into [`ColumnLayout::n_bytes`] bytes.
+    pub fn reduce_columns<'r>(self, w: &ColumnLayout, row: impl Fn(usize) -> Row<'r>, n_in: usize, tiles: &mut [u8]) {
+        self.run(columns::Reduce { w, row, n_in, tiles });
     }
 
     /// Makes a token's kept inputs ready for [`Isa::multiply_columns`].
-    pub fn column_acts(self, w: &ColumnWeights, x: &[f32]) -> ColumnActs {
+    pub fn column_acts(self, w: &ColumnLayout, x: &[f32]) -> ColumnActs {
         self.run(columns::MakeActs { w, x })
     }
 
     /// Products of kept columns with a token's kept inputs: of as many rows as `out` has floats, from row `first` on, the first of a
     /// tile.
-    pub fn multiply_columns(self, w: &ColumnWeights, acts: &ColumnActs, first: usize, out: &mut [f32]) {
-        self.run(columns::MultiplyColumns { w, acts, first, out });
+    pub fn multiply_columns(self, w: &ColumnLayout, tiles: &[u8], acts: &ColumnActs, first: usize, out: &mut [f32]) {
+        self.run(columns::MultiplyColumns { w, tiles, acts, first, out });
     }
 
     /// Attention of queries to the cells of one key and value head: `softmax(q k^T * scale) v`, of each query over the first

@@ -147,13 +147,6 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn store_lanes(self, x: int32x4_t, out: &mut [i32]) {
-        let out: &mut [i32; 4] = (&mut out[..4]).try_into().expect("4 integers");
-        // SAFETY: 16 writable bytes; the processor has the instruction.
-        unsafe { vst1q_s32(out.as_mut_ptr(), x) }
-    }
-
-    #[inline(always)]
     fn dot(self, acc: int32x4_t, weights: int32x4_t, x: int32x4_t) -> int32x4_t {
         op!(sdot(acc, weights, x))
     }

@@ -70,11 +70,6 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn store_lanes(self, x: [i32; 8], out: &mut [i32]) {
-        out[..8].copy_from_slice(&x);
-    }
-
-    #[inline(always)]
     fn dot(self, acc: [i32; 8], weights: [i32; 8], x: [i32; 8]) -> [i32; 8] {
         let mut out = acc;
         for ((out, w), x) in out.iter_mut().zip(weights).zip(x) {

@@ -34,8 +34,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn load_i(self, bytes: &[u8]) -> Self::I;
     /// The first `LANES` integers.
     fn load_lanes(self, x: &[i32]) -> Self::I;
-    /// Writes the lanes.
-    fn store_lanes(self, x: Self::I, out: &mut [i32]);
     /// To each lane the dot product of its four weights and its four signed bytes is added.
     fn dot(self, acc: Self::I, weights: Self::I, x: Self::I) -> Self::I;
     /// The lanes' bits as floats.
@@ -77,6 +75,24 @@ pub(crate) trait Simd: Copy + Send + Sync {
             }
         }
         [self.load_f(&floats[0]), self.load_f(&floats[1])]
+    }
+    /// For each four lanes one float: the first `LANES / 4`.
+    #[inline(always)]
+    fn each_four(self, x: &[f32]) -> Self::F {
+        let mut lanes = [0.0f32; 16];
+        for (lanes, x) in lanes.chunks_exact_mut(4).zip(x) {
+            lanes.fill(*x);
+        }
+        self.load_f(&lanes)
+    }
+    /// The same of integers.
+    #[inline(always)]
+    fn each_four_i(self, x: &[i32]) -> Self::I {
+        let mut lanes = [0i32; 16];
+        for (lanes, x) in lanes.chunks_exact_mut(4).zip(x) {
+            lanes.fill(*x);
+        }
+        self.load_lanes(&lanes)
     }
     /// For each four lanes 16 bytes, `B` bytes from one to the next.
     #[inline(always)]

@@ -4,7 +4,7 @@
 //! step at most, floats by some units in the last place of the sum of magnitudes.
 
 use fastrand::Rng;
-use kernels::{Acts, Cells, Columns, FEW, Format, GROUP, Isa, Memory, Out, Query, Row, token_bytes};
+use kernels::{Acts, Cells, Columns, FEW, Format, GROUP, Isa, Out, Query, Row, token_bytes};
 
 /// Relative to a sum of magnitudes: what floats lose on the way.
 const ROUNDING: f64 = 1e-5;
@@ -644,15 +644,16 @@ fn instruction_sets_agree() {
 /// Products of the kept columns of rows with one token's kept inputs, tile by tile.
 fn reduced(isa: Isa, format: Format, rows: &[Vec<u8>], n_in: usize, columns: &Columns, x: &[f32]) -> Vec<f32> {
     let row = |i: usize| Row { bytes: &rows[i], format };
-    let memory = |n| Ok::<_, ()>(Box::new(vec![0u8; n]) as Memory);
-    let weights = isa.reduce_columns(row, rows.len(), n_in, columns, memory).unwrap();
-    assert_eq!(weights.n_out(), rows.len());
-    let acts = isa.column_acts(&weights, x);
+    let w = isa.column_layout(format, rows.len(), columns);
+    assert_eq!(w.n_out(), rows.len());
+    let mut tiles = vec![0u8; w.n_bytes()];
+    isa.reduce_columns(&w, row, n_in, &mut tiles);
+    let acts = isa.column_acts(&w, x);
     let mut out = vec![UNTOUCHED; rows.len()];
-    let (first, rest) = out.split_at_mut(weights.tile_rows().min(rows.len()));
-    isa.multiply_columns(&weights, &acts, 0, first);
+    let (first, rest) = out.split_at_mut(w.tile_rows().min(rows.len()));
+    isa.multiply_columns(&w, &tiles, &acts, 0, first);
     if !rest.is_empty() {
-        isa.multiply_columns(&weights, &acts, weights.tile_rows(), rest);
+        isa.multiply_columns(&w, &tiles, &acts, w.tile_rows(), rest);
     }
     out
 }

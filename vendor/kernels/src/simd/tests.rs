@@ -8,9 +8,9 @@ use crate::{Isa, math};
 struct Check;
 
 fn lanes<S: Simd>(s: S, x: S::I) -> Vec<i32> {
-    let mut out = vec![0; S::LANES];
-    s.store_lanes(x, &mut out);
-    out
+    let mut out = vec![0; 4 * S::LANES];
+    s.store_i(x, &mut out);
+    out.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
 fn floats<S: Simd>(s: S, x: S::F) -> Vec<f32> {
@@ -190,6 +190,11 @@ impl Check {
         assert_same(&floats(s, s.two_of(&x, 2, 5)), &expected);
         let blocks = bytes(rng, 80);
         let first = |of: usize, at: usize| (0..n).map(|i| h(&blocks[i / 4 * of + at..])).collect::<Vec<f32>>();
+        let whole: [i32; 4] = std::array::from_fn(|_| rng.i32(..1 << 20));
+        let fours: Vec<i32> = (0..n).map(|i| whole[i / 4]).collect();
+        assert_eq!(lanes(s, s.each_four_i(&whole)), fours);
+        let fours: Vec<f32> = fours.iter().map(|&x| x as f32).collect();
+        assert_same(&floats(s, s.each_four(&whole.map(|x| x as f32))), &fours);
         assert_same(&floats(s, s.spread::<18>(&blocks)[0]), &first(18, 0));
         let [d, m] = s.spread::<20>(&blocks).map(|x| floats(s, x));
         assert_same(&d, &first(20, 0));
