@@ -103,38 +103,73 @@ fn code_floats<S: Simd>(s: S, x: &[f32], out: Coded) {
     }
 }
 
-/// Codes of two blocks of 16 values each, `d * code + m`.
+/// For blocks of values `d * code + m` with codes of 4 bits: the steps of their codes of 8 bits; `d` and `m` become what a code of 4 bits
+/// is to be multiplied with, and what is to be added, for that of 8.
 #[inline(always)]
-fn tables<S: Simd>(s: S, d: [f32; 2], m: [f32; 2]) -> ([[u8; 16]; 2], [f32; 2]) {
-    const IOTA: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
-    let mut tables = [[0u8; 16]; 2];
-    let mut steps = [0.0; 2];
-    for i in 0..2 {
-        let largest = m[i].abs().max((d[i] * 15.0 + m[i]).abs());
-        // `max` passes over NaN.
-        let (step, inverse) = scales(largest + (d[i] + m[i]) * 0.0);
-        let (d, m) = (s.splat(d[i] * inverse), s.splat(m[i] * inverse));
-        for j in (0..16).step_by(S::LANES) {
-            s.store_bytes(s.round(s.fma(s.load_f(&IOTA[j..]), d, m)), &mut tables[i][j..]);
-        }
-        steps[i] = step;
+fn steps<S: Simd>(s: S, d: &mut [f32; 16], m: &mut [f32; 16]) -> [f32; 16] {
+    let mut steps = [0.0; 16];
+    for i in (0..16).step_by(S::LANES) {
+        let (first, least) = (s.load_f(&d[i..]), s.load_f(&m[i..]));
+        let last = s.fma(first, s.splat(15.0), least);
+        let largest = s.largest(s.largest(s.splat(0.0), least), last);
+        // As `acts::scales`: what is no number makes the block NaN.
+        let step = s.fma(largest, s.splat(0.0), s.div(largest, s.splat(127.0)));
+        let inverse = s.div(s.splat(127.0), s.max(largest, s.splat(1e-35)));
+        s.store_f(step, &mut steps[i..]);
+        s.store_f(s.mul(first, inverse), &mut d[i..]);
+        s.store_f(s.mul(least, inverse), &mut m[i..]);
     }
-    (tables, steps)
+    steps
 }
 
-/// Codes of a row of blocks of 32 in `B` bytes, whose 16 bytes of codes start at `at`; `scale` reads a block's factor and minimum.
+/// The codes of 8 bits for those of 4, of two blocks; see [`steps`].
 #[inline(always)]
-fn code_blocks<S: Simd, const B: usize>(s: S, row: &[u8], at: usize, scale: impl Fn(&[u8]) -> (f32, f32), out: Coded) {
-    let none = [0u8; B];
+fn tables<S: Simd>(s: S, d: &[f32], m: &[f32]) -> [[u8; 16]; 2] {
+    const IOTA: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+    let mut tables = [[0u8; 16]; 2];
+    for i in 0..2 {
+        for j in (0..16).step_by(S::LANES) {
+            let code = s.fma(s.load_f(&IOTA[j..]), s.splat(d[i]), s.splat(m[i]));
+            s.store_bytes(s.round(code), &mut tables[i][j..]);
+        }
+    }
+    tables
+}
+
+/// Codes of a row of Q4_0: the file's own.
+#[inline(always)]
+fn code_q4_0<S: Simd>(s: S, row: &[u8], out: Coded) {
+    const LESS_8: [u8; 16] = [248, 249, 250, 251, 252, 253, 254, 255, 0, 1, 2, 3, 4, 5, 6, 7];
+    // The last group may be missing.
+    let none = [0u8; 18];
     let codes = out.codes.chunks_exact_mut(SPAN);
-    for ((pair, codes), to) in row.chunks(2 * B).zip(codes).zip(out.scales.chunks_exact_mut(2)) {
-        let (a, b) = pair.split_at(B);
-        // The last group may be missing.
+    for ((pair, codes), to) in row.chunks(36).zip(codes).zip(out.scales.chunks_exact_mut(2)) {
+        let (a, b) = pair.split_at(18);
         let b = if b.is_empty() { &none[..] } else { b };
-        let ((d0, m0), (d1, m1)) = (scale(a), scale(b));
-        let (tables, steps) = tables(s, [d0, d1], [m0, m1]);
-        s.look_up([&a[at..], &b[at..]], &tables, codes);
-        to.copy_from_slice(&steps);
+        s.look_up([&a[2..], &b[2..]], &[LESS_8; 2], codes);
+        // An infinite scale makes its block NaN, as in the other formats.
+        let (a, b) = (half(s, a), half(s, b));
+        to.copy_from_slice(&[a + a * 0.0, b + b * 0.0]);
+    }
+}
+
+/// Codes of a row of Q4_1.
+#[inline(always)]
+fn code_q4_1<S: Simd>(s: S, row: &[u8], out: Coded) {
+    let none = [0u8; 20];
+    let codes = out.codes.chunks_mut(8 * SPAN);
+    for ((blocks, codes), to) in row.chunks(16 * 20).zip(codes).zip(out.scales.chunks_mut(16)) {
+        let (mut d, mut m) = ([0.0; 16], [0.0; 16]);
+        for ((d, m), b) in d.iter_mut().zip(&mut m).zip(blocks.chunks_exact(20)) {
+            (*d, *m) = (half(s, b), half(s, &b[2..]));
+        }
+        let steps = steps(s, &mut d, &mut m);
+        to.copy_from_slice(&steps[..to.len()]);
+        for (i, (pair, codes)) in blocks.chunks(40).zip(codes.chunks_exact_mut(SPAN)).enumerate() {
+            let (a, b) = pair.split_at(20);
+            let b = if b.is_empty() { &none[..] } else { b };
+            s.look_up([&a[4..], &b[4..]], &tables(s, &d[2 * i..], &m[2 * i..]), codes);
+        }
     }
 }
 
@@ -144,11 +179,13 @@ fn code_q4_k<S: Simd>(s: S, row: &[u8], out: Coded) {
     let blocks = row.chunks_exact(144);
     let codes = out.codes.chunks_exact_mut(4 * SPAN);
     for ((block, codes), scales) in blocks.zip(codes).zip(out.scales.chunks_exact_mut(8)) {
-        let (d, m) = crate::rows::q4_k_scales(s, block);
-        for j in 0..4 {
-            let (tables, steps) = tables(s, [d[2 * j], d[2 * j + 1]], [m[2 * j], m[2 * j + 1]]);
-            s.look_up_halves(&block[16 + 32 * j..], &tables, &mut codes[SPAN * j..]);
-            scales[2 * j..2 * j + 2].copy_from_slice(&steps);
+        let (mut d, mut m) = ([0.0; 16], [0.0; 16]);
+        let both = crate::rows::q4_k_scales(s, block);
+        d[..8].copy_from_slice(&both.0);
+        m[..8].copy_from_slice(&both.1);
+        scales.copy_from_slice(&steps(s, &mut d, &mut m)[..8]);
+        for (i, codes) in codes.chunks_exact_mut(SPAN).enumerate() {
+            s.look_up_halves(&block[16 + 32 * i..], &tables(s, &d[2 * i..], &m[2 * i..]), codes);
         }
     }
 }
@@ -198,11 +235,8 @@ pub(crate) fn pack<'r, S: Simd>(
             continue;
         }
         match row.format {
-            Format::Q4_0 => {
-                let scale = |b: &[u8]| (half(s, &b[..2]), -8.0 * half(s, &b[..2]));
-                code_blocks::<S, 18>(s, row.bytes, 2, scale, out);
-            }
-            Format::Q4_1 => code_blocks::<S, 20>(s, row.bytes, 4, |b| (half(s, &b[..2]), half(s, &b[2..4])), out),
+            Format::Q4_0 => code_q4_0(s, row.bytes, out),
+            Format::Q4_1 => code_q4_1(s, row.bytes, out),
             Format::Q4K => code_q4_k(s, row.bytes, out),
             Format::Q8_0 | Format::Other(_) => {
                 row.floats(s, &mut buffer[..n_in]);
