@@ -417,25 +417,36 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         let n_embd_head = self.hparams.n_embd_head;
         let freqs = rope_freqs.map(|id| self.weight(id));
         let qkv = |products, pos| blocks::qkv(g, products, n_embd_head, pos, freqs, &self.hparams.rope);
-        let weights = [w.q, w.k, w.v];
         let mut slots = BlockSlots::new(Block { il, kind: Kind::Attn });
+        // Whole texts of a multi-head model need the keys and values of kept heads only.
+        let fresh = self.shape.whole && self.hparams.n_head == self.hparams.n_head_kv;
+        // Else the probe's keys and values are those that its rows have anyway.
+        let all_kv = OnceCell::new();
         let kept = self.kept(x, &mut slots, &|rows, mask| {
-            let (products, pos) = match rows {
-                Some(rows) => {
-                    let input = self.rows(&input, rows);
-                    (self.multiply(&input, weights, [None; 3], 0, n_embd_head), self.positions(rows))
-                }
-                None => (self.multiply(&input, weights, [None; 3], 0, n_embd_head), self.pos.0),
+            let of_rows = rows.map(|rows| self.rows(&input, rows));
+            let pos = rows.map_or(self.pos.0, |rows| self.positions(rows));
+            let states = of_rows.as_ref().unwrap_or(&input);
+            let products = if fresh {
+                self.multiply(states, [w.q, w.k, w.v], [None; 3], 0, n_embd_head)
+            } else {
+                let [q] = self.multiply(states, [w.q], [None], 0, n_embd_head);
+                let kv = all_kv.get_or_init(|| self.multiply(&input, [w.k, w.v], [None; 2], 1, n_embd_head));
+                let [k, v] = kv.map(|t| rows.map_or(t, |rows| g.get_rows(t, rows)));
+                [q, k, v]
             };
             let n_seq = products[0].ne()[1] / mask.ne()[0];
             self.attend_among(qkv(products, pos), mask, n_seq)
         });
-        // Whole texts of a multi-head model need the keys and values of kept heads only.
-        let fresh = kept.is_some() && self.shape.whole && self.hparams.n_head == self.hparams.n_head_kv;
-        // Keys and values are never made in advance: a mask that is fixed serves generation too.
-        let of_kv = kept.as_ref().filter(|_| fresh).map(|kept| Kept { compact: None, ..*kept });
-        let units = [kept.as_ref(), of_kv.as_ref(), of_kv.as_ref()];
-        let products = self.multiply(&input, weights, units, 0, n_embd_head);
+        let fresh = fresh && kept.is_some();
+        let products = if let Some(&[k, v]) = all_kv.get() {
+            let [q] = self.multiply(&input, [w.q], [kept.as_ref()], 0, n_embd_head);
+            [q, k, v]
+        } else {
+            // Keys and values are never made in advance: a mask that is fixed serves generation too.
+            let of_kv = kept.as_ref().filter(|_| fresh).map(|kept| Kept { compact: None, ..*kept });
+            let units = [kept.as_ref(), of_kv.as_ref(), of_kv.as_ref()];
+            self.multiply(&input, [w.q, w.k, w.v], units, 0, n_embd_head)
+        };
         let qkv = qkv(products, self.pos.0);
         self.name(qkv.q, "Qcur", il);
         self.name(qkv.k, "Kcur", il);
