@@ -2,7 +2,7 @@
 //!
 //! All weight multiplications of a block pass through here: here a block asks the pruning pass what it keeps.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -119,6 +119,17 @@ struct Kept<'a, 'g> {
     ids: Tensor<'g>,
     n: usize,
     compact: Option<&'a CompactBlock>,
+    /// What the probe's rows have of the block's first product already
+    ahead: Option<Ahead<'g>>,
+}
+
+/// A product that some rows of the batch ran ahead through.
+#[derive(Debug, Clone, Copy)]
+struct Ahead<'g> {
+    /// F32 `[n_out, n_rows]`, of all units
+    product: Tensor<'g>,
+    /// I32 `[n_rows]`
+    rows: Tensor<'g>,
 }
 
 /// States that matrices multiply, in the forms that are asked for.
@@ -263,10 +274,9 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         let native: [bool; N] = std::array::from_fn(|i| self.native.multiplies(&weights[i].0, n));
         let factors: Vec<Factor> =
             (0..N).filter(|&i| native[i]).map(|i| self.factor(weights[i].0, kept[i], first + i, width)).collect();
-        let ids = kept.iter().flatten().next().map(|k| (k.ids, k.n));
-        let n_out: Vec<usize> = factors.iter().map(|f| f.n_out(ids.map_or(0, |ids| ids.1))).collect();
-        let all = (!factors.is_empty())
-            .then(|| self.product(input, factors, false, ids.map(|ids| ids.0), None, n_out.iter().sum()));
+        let units = kept.iter().flatten().next().copied();
+        let n_out: Vec<usize> = factors.iter().map(|f| f.n_out(units.map_or(0, |k| k.n))).collect();
+        let all = (!factors.is_empty()).then(|| self.product(input, factors, false, units, None, n_out.iter().sum()));
         let (mut offset, mut n_out) = (0, n_out.into_iter());
         std::array::from_fn(|i| {
             let Some(all) = all.filter(|_| native[i]) else {
@@ -293,14 +303,13 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         Factor { matrix: self.matrices[&weight].clone(), kept: kept.map(|_| width) }
     }
 
-    /// A [`Product`] of the states: `n_out` results for each. `ids` are the kept units, `columns` the width of one of which only the
-    /// columns count.
+    /// A [`Product`] of the states: `n_out` results for each. `columns` is the width of a kept unit of which only the columns count.
     fn product(
         &self,
         input: &Input<'g>,
         factors: Vec<Factor>,
         gated: bool,
-        ids: Option<Tensor<'g>>,
+        kept: Option<&Kept<'a, 'g>>,
         columns: Option<usize>,
         n_out: usize,
     ) -> Tensor<'g> {
@@ -313,10 +322,13 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         } else {
             std::iter::once(input.x).chain(input.norm.map(|w| self.weight(w))).collect()
         };
-        let ids = ids.filter(|_| columns.is_some() || factors.iter().any(|f| f.kept.is_some()));
+        let reduced = factors.iter().any(|f| f.kept.is_some());
+        let ids = kept.filter(|_| columns.is_some() || reduced).map(|k| k.ids);
         sources.extend(ids);
-        let (has_ids, eps) = (ids.is_some(), self.hparams.norm_rms_eps);
-        let op = Product { factors, panels, gated, columns, has_ids, eps };
+        let ahead = kept.and_then(|k| k.ahead).filter(|_| panels && reduced && columns.is_none());
+        sources.extend(ahead.iter().flat_map(|a| [a.product, a.rows]));
+        let (has_ids, ahead, eps) = (ids.is_some(), ahead.is_some(), self.hparams.norm_rms_eps);
+        let op = Product { factors, panels, gated, columns, has_ids, ahead, eps };
         self.g.custom(Type::F32, [n_out, n, 1, 1], &sources, op)
     }
 
@@ -346,7 +358,7 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
             _ if self.native.multiplies(&weight.0, n) => {
                 let matrix = self.matrices[&weight.0].clone();
                 let (n_out, columns) = (matrix.n_out(), kept.map(|_| width));
-                self.product(input, vec![Factor { matrix, kept: None }], false, kept.map(|k| k.ids), columns, n_out)
+                self.product(input, vec![Factor { matrix, kept: None }], false, kept, columns, n_out)
             }
             _ => {
                 let w = kept.map_or_else(|| self.weight(weight.0), |kept| self.reduced_columns(weight.0, kept, width));
@@ -363,9 +375,11 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         if weights.iter().all(|w| self.native.multiplies(&w.0, n) && w.1.is_none()) {
             let factors = vec![self.factor(w.gate.0, kept, 0, 1), self.factor(w.up.0, kept, 1, 1)];
             let n_out = factors[0].n_out(kept.map_or(0, |k| k.n));
-            return self.product(input, factors, true, kept.map(|k| k.ids), None, n_out);
+            return self.product(input, factors, true, kept, None, n_out);
         }
-        let [gate, up] = self.multiply(input, weights, [kept; 2], 0, 1);
+        // What ran ahead is the inside, not the two products.
+        let kept = kept.map(|kept| Kept { ahead: None, ..*kept });
+        let [gate, up] = self.multiply(input, weights, [kept.as_ref(); 2], 0, 1);
         self.g.swiglu(gate, up)
     }
 
@@ -421,7 +435,7 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         // Whole texts of a multi-head model need the keys and values of kept heads only.
         let fresh = self.shape.whole && self.hparams.n_head == self.hparams.n_head_kv;
         // Else the probe's keys and values are those that its rows have anyway.
-        let all_kv = OnceCell::new();
+        let (all_kv, ahead) = (OnceCell::new(), Cell::new(None));
         let kept = self.kept(x, &mut slots, &|rows, mask| {
             let of_rows = rows.map(|rows| self.rows(&input, rows));
             let pos = rows.map_or(self.pos.0, |rows| self.positions(rows));
@@ -432,11 +446,14 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
                 let [q] = self.multiply(states, [w.q], [None], 0, n_embd_head);
                 let kv = all_kv.get_or_init(|| self.multiply(&input, [w.k, w.v], [None; 2], 1, n_embd_head));
                 let [k, v] = kv.map(|t| rows.map_or(t, |rows| g.get_rows(t, rows)));
+                // With a bias in it, it is not the product.
+                ahead.set(rows.filter(|_| w.q.1.is_none()).map(|rows| Ahead { product: q, rows }));
                 [q, k, v]
             };
             let n_seq = products[0].ne()[1] / mask.ne()[0];
             self.attend_among(qkv(products, pos), mask, n_seq)
         });
+        let kept = kept.map(|kept| Kept { ahead: ahead.get(), ..kept });
         let fresh = fresh && kept.is_some();
         let products = if let Some(&[k, v]) = all_kv.get() {
             let [q] = self.multiply(&input, [w.q], [kept.as_ref()], 0, n_embd_head);
@@ -551,10 +568,16 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
     pub fn ffn(&self, x: Tensor<'g>, norm: TensorId, w: &FfnTensors<TensorId>, il: usize) -> Tensor<'g> {
         let input = Input::new(x, Some(norm));
         let mut slots = BlockSlots::new(Block { il, kind: Kind::Mlp });
+        let ahead = Cell::new(None);
         let kept = self.kept(x, &mut slots, &|rows, _| match rows {
-            Some(rows) => self.ffn_mid(&self.rows(&input, rows), w, None),
+            Some(rows) => {
+                let product = self.ffn_mid(&self.rows(&input, rows), w, None);
+                ahead.set(Some(Ahead { product, rows }));
+                product
+            }
             None => self.ffn_mid(&input, w, None),
         });
+        let kept = kept.map(|kept| Kept { ahead: ahead.get(), ..kept });
         let mid = self.ffn_mid(&input, w, kept.as_ref());
         match self.last_probe.take() {
             // The last layer of a prompt: the wanted tokens are not the batch.
@@ -577,14 +600,14 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         let pass = self.pass?;
         let pruning = pass.pruning?;
         let n = pruning.plan.kept(slots.block)?;
-        let kept = |ids| Some(Kept { ids, n, compact: None });
+        let kept = |ids| Some(Kept { ids, n, compact: None, ahead: None });
         let partial = x.ne()[1] < self.shape.n_tokens();
         match pass.mode {
             Mode::Observe | Mode::Calibrate => None,
             Mode::Fixed => {
                 let compact = pass.compact.expect("reduced weights of fixed masks");
                 let block = compact.block(slots.block)?;
-                Some(Kept { ids: g.leaf(compact.store(), block.ids), n, compact: Some(block) })
+                Some(Kept { ids: g.leaf(compact.store(), block.ids), n, compact: Some(block), ahead: None })
             }
             Mode::Probe | Mode::Given if partial => None,
             Mode::Given => {

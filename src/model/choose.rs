@@ -120,8 +120,8 @@ impl Bench {
         self.time(n, move |g, x| {
             let (eps, panels) = (0.0, n > FEW);
             let acts = if n <= FEW { x } else { g.custom(Type::I32, [words(n_in), n, 1, 1], &[x], Quantize { eps }) };
-            let (gated, columns, has_ids) = (false, None, false);
-            let op = Product { factors, panels, gated, columns, has_ids, eps };
+            let (gated, columns, has_ids, ahead) = (false, None, false, false);
+            let op = Product { factors, panels, gated, columns, has_ids, ahead, eps };
             g.output(g.custom(Type::F32, [n_out, n, 1, 1], &[acts], op));
         })
     }

@@ -89,8 +89,11 @@ pub struct Product {
     pub gated: bool,
     /// Columns of a unit, if kept units are multiplied only
     pub columns: Option<usize>,
-    /// The last source are ids
+    /// The next source are ids
     pub has_ids: bool,
+    /// The last sources are products that some tokens have already, F32 `[n_out of all units, n_ahead]`, and these tokens' numbers, I32
+    /// `[n_ahead]`: of one factor by panels, or a gated pair
+    pub ahead: bool,
     /// Of the norm
     pub eps: f32,
 }
@@ -133,8 +136,12 @@ impl Op for Product {
     }
 
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
-        let (sources, ids): (&[Source], &[i32]) = match sources.split_last() {
-            Some((ids, rest)) if self.has_ids => (rest, ids.row(0)),
+        let (sources, ahead) = match sources {
+            [rest @ .., states, tokens] if self.ahead => (rest, Some((states, tokens.row::<i32>(0)))),
+            _ => (sources, None),
+        };
+        let (sources, ids): (&[Source], &[i32]) = match sources {
+            [rest @ .., ids] if self.has_ids => (rest, ids.row(0)),
             _ => (sources, &[]),
         };
         let others: Vec<_> = (self.factors.iter())
@@ -163,7 +170,9 @@ impl Op for Product {
             true => Vec::new(),
             false => formats.iter().map(|&format| Isa::best().few(Acts::new(acts, k), format)).collect(),
         };
-        let tokens: Vec<usize> = (0..n).collect();
+        let mut is_ahead = vec![false; n];
+        ahead.iter().flat_map(|a| a.1).for_each(|&t| is_ahead[t as usize] = true);
+        let tokens: Vec<usize> = (0..n).filter(|&t| !is_ahead[t]).collect();
         while let Some(mut out) = parts.next() {
             // The part's share of each factor.
             let range = out.columns();
@@ -177,6 +186,15 @@ impl Op for Product {
                     if self.panels {
                         let acts = Acts::new(acts, k);
                         self.many(row, acts, &tokens, n_in, columns.as_ref(), share.len(), at, &mut out);
+                        if let Some((states, ahead)) = ahead {
+                            let width = factor.kept.unwrap_or(1);
+                            for (i, &t) in ahead.iter().enumerate() {
+                                let (all, out) = (states.row::<f32>(i), &mut out.row::<f32>(t as usize)[at..]);
+                                for (out, i) in out.iter_mut().zip(share.clone()) {
+                                    *out = all[ids[i / width] as usize * width + i % width];
+                                }
+                            }
+                        }
                     } else {
                         let both = [&ready[number], &ready[if self.gated { 1 } else { number }]];
                         self.few(row, both, n, share.len(), at, &mut out);
