@@ -45,11 +45,13 @@ impl<'a> Acts<'a> {
     }
 
     /// Groups of a token.
+    #[inline(always)]
     pub(crate) fn n_groups(&self) -> usize {
         2 * self.k.div_ceil(SPAN)
     }
 
     /// One token.
+    #[inline(always)]
     pub(crate) fn token(&self, t: usize) -> Token<'a> {
         let n = token_bytes(self.k);
         let (codes, tail) = self.bytes[t * n..(t + 1) * n].split_at(self.n_groups() * GROUP);
