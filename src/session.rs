@@ -18,6 +18,9 @@ use crate::tokenizer::Token;
 /// Cells are counted in steps, so that a graph serves many tokens (as llama.cpp).
 const KV_STEP: usize = 256;
 
+/// Tokens of an answer that are looked at again, so that masks follow it.
+const REFRESH: usize = 64;
+
 /// Context that is tried first when the user names none and memory is short.
 const LEAST_CTX: usize = 512;
 
@@ -37,6 +40,8 @@ pub struct Session<'m> {
     tokens: Vec<Token>,
     logits: Vec<f32>,
     prune: Option<Prune>,
+    /// Tokens that will be decoded at most.
+    expected: usize,
     /// Micro-batches of prompts so far, if they are traced.
     trace: Option<Vec<TracedBatch>>,
 }
@@ -66,6 +71,10 @@ struct Prune {
     is_fixed: bool,
     /// Rows that the frozen masks were chosen by.
     frozen_rows: f64,
+    /// Tokens since that ran on them.
+    unseen: usize,
+    /// Shortest answer that is pruned; not measured yet if there is none.
+    answer_break_even: Option<usize>,
     /// Shortest piece that is pruned; not measured yet if there is none.
     min_tokens: Option<usize>,
     /// Batches so far, if they are to be dumped.
@@ -92,6 +101,8 @@ pub struct PruneReport {
     pub is_fixed: bool,
     /// Time that making reduced weights for generation took, and their bytes
     pub frozen: Option<(Duration, u64)>,
+    /// The answer ran whole: it was to be shorter than this, from which on reduced weights pay
+    pub answer_below: Option<usize>,
 }
 
 impl PruneReport {
@@ -110,6 +121,8 @@ impl PruneReport {
             (p, d) => format!("probe {} of {p} tokens, {kept}; {d} tokens dense", self.probe_rows),
         };
         match self.frozen {
+            _ if self.answer_below == Some(usize::MAX) => format!("{prompt}; answer dense: pruning does not pay here"),
+            _ if let Some(n) = self.answer_below => format!("{prompt}; answer dense: below break-even ({n} tokens)"),
             Some((time, bytes)) if !self.is_fixed => format!(
                 "{prompt}; answer on {} of reduced weights made in {:.2} s",
                 memory::human(bytes),
@@ -208,6 +221,7 @@ impl<'m> Session<'m> {
                         tokens: Vec::new(),
                         logits: Vec::new(),
                         prune: None,
+                        expected: usize::MAX,
                         trace: None,
                     });
                 }
@@ -296,6 +310,13 @@ impl<'m> Session<'m> {
                 // Another text.
                 prune.pruning.observed = Observed::default();
                 prune.frozen_rows = 0.0;
+                prune.unseen = 0;
+                if !prune.is_fixed && prune.compact.is_some() {
+                    // The graph refers to them.
+                    self.current = None;
+                    self.executor.unload();
+                    prune.compact = None;
+                }
             }
         }
         let total = prompt.len() - self.n_past();
@@ -330,6 +351,10 @@ impl<'m> Session<'m> {
         self.run(&Batch { pieces: &[&[token]], first, outputs: 0..1 }, Run { mode, ..Run::text(self.n_threads) })?;
         self.read_logits();
         self.tokens.push(token);
+        if let Some(prune) = &mut self.prune {
+            prune.unseen += 1;
+        }
+        self.expected = self.expected.saturating_sub(1);
         Ok(())
     }
 
@@ -385,7 +410,18 @@ impl<'m> Session<'m> {
             break_even: min_tokens.unwrap_or(0),
             ..Default::default()
         };
-        self.prune = Some(Prune { pruning, compact, is_fixed, frozen_rows: 0.0, min_tokens, records, replay, report });
+        self.prune = Some(Prune {
+            pruning,
+            compact,
+            is_fixed,
+            frozen_rows: 0.0,
+            unseen: 0,
+            answer_break_even: None,
+            min_tokens,
+            records,
+            replay,
+            report,
+        });
         Ok(())
     }
 
@@ -422,43 +458,24 @@ impl<'m> Session<'m> {
         Ok(Some(if n >= min_tokens { Mode::Probe } else { Mode::Observe }))
     }
 
-    /// Measures from how many tokens on pruning pays: one MLP of this model, whole and pruned, with few and with more tokens;
-    /// between them time is a line. `usize::MAX` if it never pays.
+    /// The first MLP that is pruned.
+    fn pruned_mlp(&self) -> Option<Block> {
+        let plan = &self.prune.as_ref()?.pruning.plan;
+        plan.blocks().find(|&b| b.kind == plan::Kind::Mlp && plan.kept(b).is_some())
+    }
+
+    /// Measures from how many tokens of a prompt on pruning pays: one MLP of this model, whole and pruned, with few and with more
+    /// tokens; between them time is a line. `usize::MAX` if it never pays.
     fn break_even(&mut self) -> Result<usize> {
         // So many that the usual probe of them, a tenth, runs as that of a long prompt does.
         const FEW: usize = 96;
         const MORE: usize = 192;
-        let block = {
-            let plan = &self.prune.as_ref().expect("only with pruning").pruning.plan;
-            let mut blocks = plan.blocks().filter(|&b| b.kind == plan::Kind::Mlp && plan.kept(b).is_some());
-            let Some(block) = blocks.next() else { return Ok(usize::MAX) };
-            block
-        };
-        self.current = None;
+        let Some(block) = self.pruned_mlp() else { return Ok(usize::MAX) };
         let mut times = [[0.0f64; 2]; 2];
         for (i, n) in [FEW, MORE].into_iter().enumerate() {
             // The dense run is observed, as it would be.
             for (j, mode) in [Mode::Observe, Mode::Probe].into_iter().enumerate() {
-                let shape = Shape { n_seq: 1, n_each: n, n_kv: n, n_outputs: n, logits: false, whole: true };
-                let prune = self.prune.as_ref().expect("only with pruning");
-                let pass = Pass { mode, pruning: Some(&prune.pruning), compact: None, observe: true, positions: false };
-                let (graph, (input, slots)) = self.model.ffn_graph(&self.cache, shape, pass, block.il);
-                self.executor.load(graph).map_err(failure)?;
-                let states: Vec<f32> = (0..n * self.model.hparams().n_embd).map(|i| (i as f32).sin()).collect();
-                let rows = probe::evenly(prune.pruning.probe(1, n), 1, n);
-                let mut best = f64::INFINITY;
-                for _ in 0..3 {
-                    self.executor.set(input, &states);
-                    // Any position that every history has.
-                    self.executor.set(slots.pos, &vec![0i32; n]);
-                    if let Some(slot) = slots.probe_rows {
-                        self.executor.set(slot, &rows);
-                    }
-                    let start = Instant::now();
-                    self.executor.compute(self.n_threads_batch).map_err(failure)?;
-                    best = best.min(start.elapsed().as_secs_f64());
-                }
-                times[i][j] = best;
+                times[i][j] = self.time_mlp(block, n, mode, true, None)?;
             }
         }
         let slope = |j: usize| (times[1][j] - times[0][j]) / (MORE - FEW) as f64;
@@ -470,16 +487,76 @@ impl<'m> Session<'m> {
         Ok(((fixed(1) - fixed(0)) / saved).ceil().clamp(2.0, 1e9) as usize)
     }
 
-    /// Makes the reduced weights that answers run on, once the prompt has shown which: again only when much more was seen.
-    fn freeze(&mut self) -> Result<()> {
-        let Some(prune) = &mut self.prune else { return Ok(()) };
-        if prune.is_fixed {
-            return Ok(());
-        }
+    /// Measures from how many tokens of an answer on reduced weights pay: what making one MLP's takes, and what a token then saves.
+    fn answer_break_even(&mut self, masks: &Masks) -> Result<usize> {
+        let block = self.pruned_mlp().filter(|b| masks.contains_key(b));
+        let Some(block) = block else { return Ok(usize::MAX) };
         let start = Instant::now();
+        let one = Masks::from([(block, masks[&block].clone())]);
+        let compact = Compact::new(self.model, &one, &BTreeMap::new(), self.n_threads_batch)?;
+        let cost = start.elapsed().as_secs_f64();
+        let whole = self.time_mlp(block, 1, Mode::Observe, false, None)?;
+        let saved = whole - self.time_mlp(block, 1, Mode::Fixed, false, Some(&compact))?;
+        // The graph refers to what ends here.
+        self.executor.unload();
+        Ok(if saved > 0.0 { (cost / saved).ceil().min(1e9) as usize } else { usize::MAX })
+    }
+
+    /// Least time in seconds of a few runs of one layer's MLP with `n` tokens.
+    fn time_mlp(
+        &mut self,
+        block: Block,
+        n: usize,
+        mode: Mode,
+        observe: bool,
+        compact: Option<&Compact>,
+    ) -> Result<f64> {
+        self.current = None;
+        let prune = self.prune.as_ref().expect("only with pruning");
+        let shape = Shape { n_seq: 1, n_each: n, n_kv: n, n_outputs: n, logits: false, whole: true };
+        let pass = Pass { mode, pruning: Some(&prune.pruning), compact, observe, positions: false };
+        let (graph, (input, slots)) = self.model.ffn_graph(&self.cache, shape, pass, block.il);
+        self.executor.load(graph).map_err(failure)?;
+        let states: Vec<f32> = (0..n * self.model.hparams().n_embd).map(|i| (i as f32).sin()).collect();
+        let rows = probe::evenly(prune.pruning.probe(1, n), 1, n);
+        let n_threads = if n > 1 { self.n_threads_batch } else { self.n_threads };
+        let mut best = f64::INFINITY;
+        for _ in 0..3 {
+            self.executor.set(input, &states);
+            // Any position that every history has.
+            self.executor.set(slots.pos, &vec![0i32; n]);
+            if let Some(slot) = slots.probe_rows {
+                self.executor.set(slot, &rows);
+            }
+            let start = Instant::now();
+            self.executor.compute(n_threads).map_err(failure)?;
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        Ok(best)
+    }
+
+    /// At most so many tokens will be decoded from now on: an answer that is too short for reduced weights runs whole.
+    pub fn expect(&mut self, n: usize) {
+        self.expected = n;
+    }
+
+    /// Makes the reduced weights that answers run on, once the prompt has shown which, if the answer can be so long that they pay:
+    /// again only when much more was seen, in prompts or in the answer itself.
+    fn freeze(&mut self) -> Result<()> {
+        let Some(prune) = self.prune.as_mut().filter(|p| !p.is_fixed) else { return Ok(()) };
+        let n_past = self.tokens.len();
+        let mut start = Instant::now();
         let masks = if let Some(replay) = &mut prune.replay {
+            let looked_back = |r: &&Record| !r.frozen && r.first + r.n_each == n_past;
+            if let Some(record) = replay.as_slice().first().filter(looked_back).cloned() {
+                replay.next();
+                prune.records.iter_mut().for_each(|r| r.push(record.clone()));
+                self.look_back(None)?;
+            }
+            let prune = self.prune.as_mut().expect("seen above");
+            let replay = prune.replay.as_mut().expect("seen above");
             // Where the recorded run made masks, and only there.
-            let due = replay.as_slice().first().is_some_and(|r| r.frozen);
+            let due = replay.as_slice().first().is_some_and(|r| r.frozen && r.first <= n_past);
             match due.then(|| replay.next()).flatten() {
                 Some(record) if record.kept.iter().all(|(&b, k)| prune.pruning.plan.kept(b) == Some(k.len())) => {
                     record.kept
@@ -488,16 +565,35 @@ impl<'m> Session<'m> {
                 None => return Ok(()),
             }
         } else {
-            let rows = prune.pruning.observed.n_rows();
-            if rows == 0.0 || (prune.compact.is_some() && rows < 1.25 * prune.frozen_rows) {
+            let seen = prune.pruning.observed.n_rows();
+            let answered = prune.unseen as f64 >= prune.frozen_rows.max(REFRESH as f64);
+            if seen == 0.0 || (prune.compact.is_some() && seen < 1.25 * prune.frozen_rows && !answered) {
                 return Ok(());
             }
-            prune.frozen_rows = rows;
-            match prune.pruning.observed.masks(&prune.pruning.plan) {
-                Some(masks) => masks,
-                None => return Ok(()),
+            let Some(masks) = prune.pruning.observed.masks(&prune.pruning.plan) else { return Ok(()) };
+            let explicit = prune.pruning.options.min_tokens;
+            if let (None, None) = (explicit, prune.answer_break_even) {
+                let n = self.answer_break_even(&masks)?;
+                self.prune.as_mut().expect("seen above").answer_break_even = Some(n);
             }
+            let prune = self.prune.as_mut().expect("seen above");
+            if let Some(n) = explicit.or(prune.answer_break_even).filter(|&n| self.expected < n) {
+                // On what was made before, if there is any.
+                prune.report.answer_below = prune.compact.is_none().then_some(n);
+                return Ok(());
+            }
+            if prune.compact.is_some() && answered {
+                self.look_back(Some(Mode::Observe))?;
+            }
+            start = Instant::now();
+            let prune = self.prune.as_mut().expect("seen above");
+            let Some(masks) = prune.pruning.observed.masks(&prune.pruning.plan) else { return Ok(()) };
+            masks
         };
+        let prune = self.prune.as_mut().expect("seen above");
+        prune.frozen_rows = prune.pruning.observed.n_rows();
+        prune.unseen = 0;
+        prune.report.answer_below = None;
         // The old ones go first, and the graph that refers to them: both at once may not fit.
         self.current = None;
         self.executor.unload();
@@ -505,12 +601,22 @@ impl<'m> Session<'m> {
         self.executor.pause();
         prune.compact = None;
         let compact = Compact::new(self.model, &masks, &BTreeMap::new(), self.n_threads_batch)?;
-        prune.report.frozen = Some((start.elapsed(), compact.n_bytes()));
+        let before = prune.report.frozen.map_or(Duration::ZERO, |f| f.0);
+        prune.report.frozen = Some((before + start.elapsed(), compact.n_bytes()));
         prune.compact = Some(compact);
         if let Some(records) = &mut prune.records {
-            records.push(Record { frozen: true, kept: masks, ..Default::default() });
+            records.push(Record { frozen: true, first: n_past, kept: masks, ..Default::default() });
         }
         Ok(())
+    }
+
+    /// Runs the last tokens once more, whole: what they make most use of counts for the masks that come next.
+    fn look_back(&mut self, mode: Option<Mode>) -> Result<()> {
+        let first = self.tokens.len() - REFRESH.min(self.tokens.len());
+        let last = self.tokens[first..].to_vec();
+        let outputs = last.len() - 1..last.len();
+        let how = Run { mode, again: true, ..Run::text(self.n_threads_batch) };
+        self.run(&Batch { pieces: &[&last], first, outputs }, how).map(drop)
     }
 
     /// Lets the worker threads sleep until the next computation, for whoever computes in between.
@@ -726,7 +832,7 @@ impl<'m> Session<'m> {
         };
         let nodes = nodes.map_err(failure)?;
         if let (Some(mode), Some(prune)) = (mode.or(how.mode), &mut self.prune) {
-            prune.collect(mode, &self.executor, slots, batch, given);
+            prune.collect(mode, &self.executor, slots, batch, given, how.again);
         }
         Ok(nodes)
     }
@@ -741,13 +847,24 @@ struct Run {
     observe: bool,
     positions: bool,
     trace: bool,
+    /// These tokens ran before: no batch of the text's
+    again: bool,
     n_threads: usize,
 }
 
 impl Run {
     /// A piece of the timeline's text, whole.
     fn text(n_threads: usize) -> Run {
-        Run { mode: None, logits: true, whole: false, observe: true, positions: false, trace: false, n_threads }
+        Run {
+            mode: None,
+            logits: true,
+            whole: false,
+            observe: true,
+            positions: false,
+            trace: false,
+            again: false,
+            n_threads,
+        }
     }
 }
 
@@ -759,7 +876,15 @@ impl Prune {
     }
 
     /// Takes in what a batch's graph noted.
-    fn collect(&mut self, mode: Mode, executor: &Executor, slots: &Slots, batch: &Batch, given: Option<Record>) {
+    fn collect(
+        &mut self,
+        mode: Mode,
+        executor: &Executor,
+        slots: &Slots,
+        batch: &Batch,
+        given: Option<Record>,
+        again: bool,
+    ) {
         let (n_seq, n_each) = (batch.pieces.len(), batch.pieces[0].len());
         let n_tokens = n_seq * n_each;
         let dims = *self.pruning.plan.dims();
@@ -801,6 +926,7 @@ impl Prune {
             }
             Mode::Given if record.kept.is_empty() => self.report.dense_tokens += n_tokens,
             Mode::Fixed | Mode::Given => self.report.pruned_tokens += n_tokens,
+            Mode::Observe if again => {}
             Mode::Observe | Mode::Calibrate => self.report.dense_tokens += n_tokens,
         }
         if let (Some(records), false) = (&mut self.records, mode == Mode::Fixed) {

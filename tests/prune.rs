@@ -266,6 +266,39 @@ fn a_conversation_of_two_turns_replays() {
 }
 
 #[test]
+fn short_answers_run_whole_and_long_ones_have_their_masks_renewed() {
+    let _turn = turn();
+    let context = ContextOptions { n_ctx: Some(512), ..ContextOptions::new(2) };
+    let model = common::load(&PathBuf::from(tiny("answers", Type::F32, 2)), &context);
+    let options = PruneOptions { skip: 1, min_tokens: Some(20), ..PruneOptions::new(0.4) };
+    let run = |replay: Option<Vec<Record>>, n: usize, expected: Option<usize>| {
+        let mut session = common::session(&model, &context);
+        let plan = Plan::new(&options, model.dims()).unwrap();
+        let constants = model.constants(Formula::of(&options), plan.blocks(), 1);
+        let pruning = Pruning::new(options.clone(), plan, constants, None);
+        session.set_pruning(Some(pruning), None, replay, true).unwrap();
+        let text: Vec<i32> = (0..40).map(|i| 300 + i).collect();
+        session.sync(&text, &mut |_, _| {}).unwrap();
+        expected.into_iter().for_each(|n| session.expect(n));
+        for i in 0..n {
+            session.decode(400 + i as i32 % 100).unwrap();
+        }
+        (session.logits().to_vec(), session.records().unwrap().to_vec(), session.prune_report().unwrap().line())
+    };
+    let frozen = |records: &[Record]| -> Vec<usize> { records.iter().filter(|r| r.frozen).map(|r| r.first).collect() };
+    let (_, records, line) = run(None, 10, Some(19));
+    assert!(frozen(&records).is_empty() && line.ends_with("answer dense: below break-even (20 tokens)"), "{line}");
+    let (logits, records, _) = run(None, 90, Some(90));
+    // After 64 tokens, which are more than the prompt: they run once more, whole.
+    assert_eq!((frozen(&records), records.len()), (vec![40, 104], 4));
+    assert_eq!((records[2].first, records[2].n_each, records[2].kept.is_empty()), (40, 64, true));
+    assert_ne!(records[1].kept, records[3].kept);
+    let (again, replayed, _) = run(Some(records.clone()), 90, None);
+    assert_eq!(again, logits);
+    assert!(replayed.iter().zip(&records).all(|(a, b)| (a.first, a.frozen, &a.kept) == (b.first, b.frozen, &b.kept)));
+}
+
+#[test]
 fn whole_texts_and_texts_in_pieces_run_with_every_cache() {
     let _turn = turn();
     for n_head_kv in [8, 2] {

@@ -335,7 +335,8 @@ pub struct RunArgs {
     pub no_show_timings: bool,
     #[arg(long, hide = true)]
     pub offline: bool,
-    /// Shortest prompt that is pruned, in tokens; auto = where it begins to pay, measured [default: auto]
+    /// Shortest prompt, and shortest answer, that is pruned, in tokens; auto = where each begins to pay, measured
+    /// [default: auto]
     #[arg(long, value_name = "N", help_heading = "Probe Pruning")]
     pub prune_min_tokens: Option<String>,
     #[command(flatten)]
@@ -498,7 +499,8 @@ pub struct BenchArgs {
         help_heading = "Probe Pruning"
     )]
     pub prune: Vec<f64>,
-    /// Shortest prompt that is pruned, in tokens; auto = where it begins to pay, measured [default: auto]
+    /// Shortest prompt, and shortest answer, that is pruned, in tokens; auto = where each begins to pay, measured
+    /// [default: auto]
     #[arg(long, value_name = "N", help_heading = "Probe Pruning")]
     pub prune_min_tokens: Option<String>,
     #[command(flatten)]

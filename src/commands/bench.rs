@@ -128,6 +128,9 @@ impl Engine<'_> {
         if !depth.is_empty() {
             self.prompt(depth, 0)?;
         }
+        if let Engine::Ours { session, .. } = self {
+            session.expect(generated.len());
+        }
         let start = Instant::now();
         if !prompt.is_empty() {
             self.prompt(prompt, test.n_depth)?;

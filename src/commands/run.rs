@@ -248,6 +248,11 @@ pub fn answer(
         sampler.accept(token);
     }
 
+    session.expect(match run.options.predict {
+        // The last one drawn is not decoded.
+        Predict::AtMost(n) => usize::try_from(n).unwrap_or(usize::MAX).saturating_sub(1),
+        Predict::Unlimited | Predict::FillContext => usize::MAX,
+    });
     let limits = Limits { predict: run.options.predict, stop: run.options.stop.clone(), special: run.options.special };
     let mut text = String::new();
     let mut generate = Generate::new(session, run.tokenizer, sampler, limits, run.signals.interrupt.clone());
