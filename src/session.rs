@@ -42,6 +42,8 @@ pub struct Session<'m> {
     prune: Option<Prune>,
     /// Tokens that will be decoded at most.
     expected: usize,
+    /// What the last prompt took.
+    prompt: PromptTimes,
     /// Micro-batches of prompts so far, if they are traced.
     trace: Option<Vec<TracedBatch>>,
 }
@@ -59,6 +61,15 @@ pub struct TracedBatch {
     pub duration: Duration,
     /// The nodes of its graph that compute something
     pub nodes: Vec<NodeTime>,
+}
+
+/// What a prompt took beside the products and the attention of its batches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PromptTimes {
+    /// Probes: all that runs before it is known what is kept
+    pub probe: Duration,
+    /// Packing of weights for our own kernels, that of probes aside
+    pub pack: Duration,
 }
 
 /// Pruning on this timeline.
@@ -222,6 +233,7 @@ impl<'m> Session<'m> {
                         logits: Vec::new(),
                         prune: None,
                         expected: usize::MAX,
+                        prompt: PromptTimes::default(),
                         trace: None,
                     });
                 }
@@ -320,6 +332,9 @@ impl<'m> Session<'m> {
             }
         }
         let total = prompt.len() - self.n_past();
+        let clock = self.model.clock();
+        let now = || [&clock.probe, &clock.pack].map(|t| t.load(Ordering::Relaxed));
+        self.prompt = PromptTimes::default();
         while self.n_past() < prompt.len() {
             let start = self.n_past();
             let piece = &prompt[start..prompt.len().min(start + self.n_ubatch)];
@@ -328,6 +343,7 @@ impl<'m> Session<'m> {
             let began = Instant::now();
             let mode = self.mode(piece.len())?;
             let how = Run { mode, trace: self.trace.is_some(), ..Run::text(n_threads) };
+            let before = now();
             let nodes = self.run(&Batch { pieces: &[piece], first: start, outputs }, how)?;
             self.read_logits();
             if let Some(trace) = &mut self.trace {
@@ -335,6 +351,10 @@ impl<'m> Session<'m> {
                 trace.push(TracedBatch { first: start, n_tokens, start: began, duration, nodes });
             }
             self.tokens.extend_from_slice(piece);
+            let [probe, pack] = now();
+            let nanos = |t: i64, since: i64| Duration::from_nanos(u64::try_from(t - since).unwrap_or(0));
+            self.prompt.probe += nanos(probe, before[0]);
+            self.prompt.pack += nanos(pack, before[1]) / self.n_threads_batch as u32;
             progress(self.n_past() + total - prompt.len(), total);
         }
         Ok(total)
@@ -425,6 +445,11 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
+    /// What the last prompt took.
+    pub fn prompt_times(&self) -> PromptTimes {
+        self.prompt
+    }
+
     /// What pruning did lately.
     pub fn prune_report(&self) -> Option<&PruneReport> {
         self.prune.as_ref().map(|p| &p.report)
@@ -458,10 +483,11 @@ impl<'m> Session<'m> {
         Ok(Some(if n >= min_tokens { Mode::Probe } else { Mode::Observe }))
     }
 
-    /// The first MLP that is pruned.
-    fn pruned_mlp(&self) -> Option<Block> {
-        let plan = &self.prune.as_ref()?.pruning.plan;
-        plan.blocks().find(|&b| b.kind == plan::Kind::Mlp && plan.kept(b).is_some())
+    /// The MLPs that are pruned.
+    fn pruned_mlps(&self) -> Vec<Block> {
+        let Some(prune) = &self.prune else { return Vec::new() };
+        let plan = &prune.pruning.plan;
+        plan.blocks().filter(|&b| b.kind == plan::Kind::Mlp && plan.kept(b).is_some()).collect()
     }
 
     /// Measures from how many tokens of a prompt on pruning pays: one MLP of this model, whole and pruned, with few and with more
@@ -470,7 +496,7 @@ impl<'m> Session<'m> {
         // So many that the usual probe of them, a tenth, runs as that of a long prompt does.
         const FEW: usize = 96;
         const MORE: usize = 192;
-        let Some(block) = self.pruned_mlp() else { return Ok(usize::MAX) };
+        let Some(&block) = self.pruned_mlps().first() else { return Ok(usize::MAX) };
         let mut times = [[0.0f64; 2]; 2];
         for (i, n) in [FEW, MORE].into_iter().enumerate() {
             // The dense run is observed, as it would be.
@@ -487,14 +513,17 @@ impl<'m> Session<'m> {
         Ok(((fixed(1) - fixed(0)) / saved).ceil().clamp(2.0, 1e9) as usize)
     }
 
-    /// Measures from how many tokens of an answer on reduced weights pay: what making one MLP's takes, and what a token then saves.
+    /// Measures from how many tokens of an answer on reduced weights pay: what making those of a few MLPs takes, and what a token then
+    /// saves in one.
     fn answer_break_even(&mut self, masks: &Masks) -> Result<usize> {
-        let block = self.pruned_mlp().filter(|b| masks.contains_key(b));
-        let Some(block) = block else { return Ok(usize::MAX) };
+        let mut some: Masks = self.pruned_mlps().iter().filter_map(|&b| Some((b, masks.get(&b)?.clone()))).collect();
+        while some.len() > 4 {
+            some.pop_last();
+        }
+        let Some((&block, _)) = some.first_key_value() else { return Ok(usize::MAX) };
         let start = Instant::now();
-        let one = Masks::from([(block, masks[&block].clone())]);
-        let compact = Compact::new(self.model, &one, &BTreeMap::new(), self.n_threads_batch)?;
-        let cost = start.elapsed().as_secs_f64();
+        let compact = Compact::new(self.model, &some, &BTreeMap::new(), self.n_threads_batch)?;
+        let cost = start.elapsed().as_secs_f64() / some.len() as f64;
         let whole = self.time_mlp(block, 1, Mode::Observe, false, None)?;
         let saved = whole - self.time_mlp(block, 1, Mode::Fixed, false, Some(&compact))?;
         // The graph refers to what ends here.

@@ -88,6 +88,10 @@ pub struct Stats {
     pub processed_tokens: usize,
     /// Time for them.
     pub prompt_time: Duration,
+    /// Of this, probes.
+    pub probe_time: Duration,
+    /// Of this, packing of weights.
+    pub pack_time: Duration,
     /// Tokens drawn.
     pub generated_tokens: usize,
     /// Time from the first token to the last.
@@ -134,6 +138,17 @@ impl Stats {
         per_second(self.generated_tokens.saturating_sub(1), self.generation_time)
     }
 
+    /// How the time of the prompt divides; nothing to say if all of it was products.
+    fn split(&self) -> String {
+        let share = |t: Duration| 100.0 * t.as_secs_f64() / self.prompt_time.as_secs_f64().max(f64::MIN_POSITIVE);
+        let (probe, pack) = (share(self.probe_time), share(self.pack_time));
+        match (self.probe_time.is_zero(), self.pack_time.is_zero()) {
+            (true, true) => String::new(),
+            (true, false) => format!(" (pack {pack:.0}%, compute {:.0}%)", 100.0 - pack),
+            _ => format!(" (probe {probe:.0}%, pack {pack:.0}%, compute {:.0}%)", 100.0 - probe - pack),
+        }
+    }
+
     /// The closing line; peak memory is that of now.
     pub fn line(&self) -> String {
         let cached = match self.cached_tokens {
@@ -145,10 +160,11 @@ impl Stats {
             .map_or_else(String::new, |bytes| format!("peak memory {:.1} MiB | ", bytes as f64 / f64::from(1 << 20)));
         let first = self.first_token_time.map_or_else(|| "none".to_owned(), |t| format!("{:.3} s", t.as_secs_f64()));
         format!(
-            "prompt {} tokens{cached}, {:.1} tok/s | generated {} tokens, {:.1} tok/s | first token {first} | context {}/{} | \
+            "prompt {} tokens{cached}, {:.1} tok/s{} | generated {} tokens, {:.1} tok/s | first token {first} | context {}/{} | \
              {memory}{prune}seed {} | logits {:016x} | {}",
             self.prompt_tokens,
             self.prompt_speed(),
+            self.split(),
             self.generated_tokens,
             self.generation_speed(),
             self.context_used,

@@ -2,16 +2,22 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use common::forge::Forge;
 use common::{load_for, nmse, session, smollm2};
 use ggml::Type;
-use pp_run::cli::options::{CacheType, ContextOptions, Kernels, Tristate};
+use pp_run::cli::options::{CacheType, ContextOptions, Kernels, ModelOptions, Pack, Tristate};
 use pp_run::gguf::Gguf;
+use pp_run::model::Model;
 use pp_run::tokenizer::Tokenizer;
+use serde_json::Value;
 
 /// ggml's threads wait by spinning: one run at a time.
 static TURN: Mutex<()> = Mutex::new(());
@@ -84,6 +90,62 @@ fn random_models_of_every_kind_are_nearly_the_same() {
         };
         compare(&path, &options, &prompts, 5e-3);
     }
+}
+
+#[test]
+fn weights_that_stay_packed_give_the_same() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("packed.gguf");
+    // Queries, keys and values have different numbers of rows; keys do not fill their panels.
+    Forge { biases: true, ..Forge::tiny(Type::Q4_0, 4, 1) }.write(&path);
+    let context = ContextOptions { n_ctx: Some(512), ..ContextOptions::new(2) };
+    let prompt: Vec<i32> = (0..200).map(|i| (i * 101 + 7) % 256).collect();
+    let run = |pack| {
+        let options = ModelOptions { kernels: Kernels::Native, pack, ..ModelOptions::new(&path) };
+        let gguf = Arc::new(Gguf::open(&path).unwrap());
+        let model = Model::load(gguf, &options, &context.rope, 2, &mut |_| ControlFlow::Continue(())).unwrap();
+        let mut session = session(&model, &context);
+        session.sync(&prompt, &mut |_, _| {}).unwrap();
+        (session.logits().to_vec(), session.prompt_times().pack)
+    };
+    let (batch, packing) = run(Pack::Batch);
+    assert!(packing > Duration::ZERO);
+    assert_eq!(run(Pack::Resident).0, batch);
+}
+
+/// Kept sets by batch, layer and block of a prompt on SmolLM2.
+fn kept(kernels: &str, dir: &Path) -> Vec<(String, BTreeSet<u64>)> {
+    let (model, here) = (smollm2(), PathBuf::from(env!("CARGO_MANIFEST_DIR")));
+    let (text, dump) = (here.join("tests/golden/text.txt"), dir.join(kernels));
+    let mut args =
+        vec!["-m", model.to_str().unwrap(), "-f", text.to_str().unwrap(), "-n", "2", "-no-cnv", "-c", "4096"];
+    args.extend(["--prune", "0.4", "--prune-min-tokens", "2", "--kernels", kernels]);
+    args.extend(["--prune-dump", dump.to_str().unwrap()]);
+    let out = Command::new(env!("CARGO_BIN_EXE_pp-run")).args(args).stdin(Stdio::null()).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let dump: Value = serde_json::from_str(&fs::read_to_string(dump).unwrap()).unwrap();
+    let blocks = dump["batches"].as_array().unwrap().iter().flat_map(|b| b["blocks"].as_array().unwrap());
+    blocks
+        .map(|b| {
+            let kept = b["kept"].as_array().unwrap().iter().map(|k| k.as_u64().unwrap()).collect();
+            (format!("{} {}", b["layer"], b["block"]), kept)
+        })
+        .collect()
+}
+
+/// (ggml's own sets with and without flash attention have 0.90 in common.)
+#[test]
+fn kept_sets_are_nearly_the_same() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let [ours, theirs] = ["native", "ggml"].map(|kernels| kept(kernels, dir.path()));
+    assert!(ours.len() == theirs.len() && ours.iter().zip(&theirs).all(|(a, b)| a.0 == b.0 && a.1.len() == b.1.len()));
+    let common = |((_, a), (_, b)): (&(String, BTreeSet<u64>), &(String, BTreeSet<u64>))| {
+        a.intersection(b).count() as f64 / a.union(b).count() as f64
+    };
+    let mean = ours.iter().zip(&theirs).map(common).sum::<f64>() / ours.len() as f64;
+    assert!(mean > 0.85, "{mean} of the units in common");
 }
 
 /// The perplexity that the program prints.

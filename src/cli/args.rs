@@ -71,6 +71,10 @@ pub struct ModelArgs {
     /// are measured faster for this model here)
     #[arg(long, value_name = "WHOSE", default_value = "auto")]
     pub kernels: String,
+    /// Weights in the layout of our own kernels' prompts: batch (made for each batch, takes no memory), resident (made at the
+    /// load, 9 bits for each weight)
+    #[arg(long, value_name = "HOW", default_value = "batch")]
+    pub pack: String,
 }
 
 #[derive(Debug, Args)]

@@ -455,6 +455,14 @@ fn model_options(path: PathBuf, a: ModelArgs) -> Result<ModelOptions> {
         "native" => Kernels::Native,
         other => return Err(not_one_of("--kernels", other, "auto, ggml, native")),
     };
+    let pack = match a.pack.as_str() {
+        "batch" => Pack::Batch,
+        "resident" if kernels == Kernels::Ggml => {
+            return Err(Error::usage("--pack resident is of no use with --kernels ggml, which packs nothing"));
+        }
+        "resident" => Pack::Resident,
+        other => return Err(not_one_of("--pack", other, "batch, resident")),
+    };
     let overrides = a.override_kv.iter().flat_map(|list| list.split(',')).map(override_kv).collect::<Result<_>>()?;
     Ok(ModelOptions {
         path,
@@ -464,6 +472,7 @@ fn model_options(path: PathBuf, a: ModelArgs) -> Result<ModelOptions> {
         check_tensors: a.check_tensors,
         override_kv: overrides,
         kernels,
+        pack,
     })
 }
 
@@ -721,6 +730,8 @@ mod tests {
             &["--temp", "nan"],
             &["--override-kv", "a=b"],
             &["--kernels", "mine"],
+            &["--pack", "never"],
+            &["--pack", "resident", "--kernels", "ggml"],
             &["--chat-template-kwargs", "[]"],
             &["-p", "a", "-f", "b"],
             &["-n"],

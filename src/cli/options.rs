@@ -49,6 +49,8 @@ pub struct ModelOptions {
     pub override_kv: Vec<(String, OverrideValue)>,
     /// Whose kernels multiply weights on the CPU.
     pub kernels: Kernels,
+    /// How long weights stay packed for our own kernels.
+    pub pack: Pack,
 }
 
 impl ModelOptions {
@@ -62,6 +64,7 @@ impl ModelOptions {
             check_tensors: false,
             override_kv: Vec::new(),
             kernels: Kernels::Auto,
+            pack: Pack::Batch,
         }
     }
 }
@@ -86,6 +89,15 @@ impl Kernels {
             Kernels::Native => "native",
         }
     }
+}
+
+/// How long weights stay packed for our own kernels' products of many tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pack {
+    /// Packed anew for each batch, panel by panel: no memory
+    Batch,
+    /// Packed when the model is loaded: 9 bits for each weight
+    Resident,
 }
 
 /// Value of an `--override-kv`.

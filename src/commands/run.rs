@@ -165,6 +165,8 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
             "timings": {
                 "load_s": load_time.as_secs_f64(),
                 "prompt_s": s.prompt_time.as_secs_f64(),
+                "prompt_probe_s": s.probe_time.as_secs_f64(),
+                "prompt_pack_s": s.pack_time.as_secs_f64(),
                 "prompt_tokens_per_s": s.prompt_speed(),
                 "generation_s": s.generation_time.as_secs_f64(),
                 "generated_tokens_per_s": s.generation_speed(),
@@ -230,6 +232,8 @@ pub fn answer(
         cached_tokens: session.n_past() - processed,
         processed_tokens: processed,
         prompt_time: start.elapsed(),
+        probe_time: session.prompt_times().probe,
+        pack_time: session.prompt_times().pack,
         context_used: session.n_past(),
         context_size: session.n_ctx(),
         seed: sampler.seed(),

@@ -12,7 +12,7 @@ use kernels::FEW;
 use super::compact::{Compact, CompactBlock, Made};
 use super::hparams::Hparams;
 use super::kv_cache::KvCache;
-use super::native::{Attend, ColumnProduct, Factor, Native, Product, Quantize, is_direct, words};
+use super::native::{Attend, ColumnProduct, Factor, Mark, Native, Product, Quantize, is_direct, words};
 use crate::blocks::{self, Linear, Qkv};
 use crate::prune::plan::{Block, Kind};
 use crate::prune::reduce::{GatherColumns, GatherHeads, GatherRows, Matrix, SpreadHeads};
@@ -171,6 +171,8 @@ pub struct BatchBuilder<'a, 'g> {
     probe_rows: Option<(Tensor<'g>, Slot)>,
     probe_mask: Option<(Tensor<'g>, Slot)>,
     blocks: RefCell<Vec<BlockSlots>>,
+    /// What is built now is a probe's
+    probing: Cell<bool>,
     /// Residual stream of the probe's rows at the last layer's MLP, which else runs on the wanted tokens only.
     last_probe: RefCell<Option<Tensor<'g>>>,
 }
@@ -224,6 +226,7 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
             probe_rows,
             probe_mask,
             blocks: RefCell::default(),
+            probing: Cell::new(false),
             last_probe: RefCell::default(),
         }
     }
@@ -298,9 +301,10 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
     /// advance; `number` is the weight's among those of its block that are.
     fn factor(&self, weight: TensorId, kept: Option<&Kept<'a, 'g>>, number: usize, width: usize) -> Factor {
         if let Some(Made::Rows(matrix)) = kept.and_then(|k| k.compact).map(|b| &b.matrices[number].0) {
-            return Factor { matrix: matrix.clone(), kept: None };
+            return Factor { matrix: matrix.clone(), kept: None, resident: None };
         }
-        Factor { matrix: self.matrices[&weight].clone(), kept: kept.map(|_| width) }
+        let resident = self.native.resident.get(&weight).filter(|_| kept.is_none()).cloned();
+        Factor { matrix: self.matrices[&weight].clone(), kept: kept.map(|_| width), resident }
     }
 
     /// A [`Product`] of the states: `n_out` results for each. `columns` is the width of a kept unit of which only the columns count.
@@ -328,7 +332,8 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         let ahead = kept.and_then(|k| k.ahead).filter(|_| panels && reduced && columns.is_none());
         sources.extend(ahead.iter().flat_map(|a| [a.product, a.rows]));
         let (has_ids, ahead, eps) = (ids.is_some(), ahead.is_some(), self.hparams.norm_rms_eps);
-        let op = Product { factors, panels, gated, columns, has_ids, ahead, eps };
+        let clock = (!self.probing.get()).then(|| self.native.clock.clone());
+        let op = Product { factors, panels, gated, columns, has_ids, ahead, eps, clock };
         self.g.custom(Type::F32, [n_out, n, 1, 1], &sources, op)
     }
 
@@ -356,9 +361,9 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
                 g.custom(Type::F32, [columns.layout.n_out(), n, 1, 1], &[input.x], op)
             }
             _ if self.native.multiplies(&weight.0, n) => {
-                let matrix = self.matrices[&weight.0].clone();
-                let (n_out, columns) = (matrix.n_out(), kept.map(|_| width));
-                self.product(input, vec![Factor { matrix, kept: None }], false, kept, columns, n_out)
+                let factor = self.factor(weight.0, None, number, width);
+                let (n_out, columns) = (factor.matrix.n_out(), kept.map(|_| width));
+                self.product(input, vec![factor], false, kept, columns, n_out)
             }
             _ => {
                 let w = kept.map_or_else(|| self.weight(weight.0), |kept| self.reduced_columns(weight.0, kept, width));
@@ -436,19 +441,23 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         let fresh = self.shape.whole && self.hparams.n_head == self.hparams.n_head_kv;
         // Else the probe's keys and values are those that its rows have anyway.
         let (all_kv, ahead) = (OnceCell::new(), Cell::new(None));
+        if !fresh && self.probes(slots.block) {
+            let kv = self.multiply(&input, [w.k, w.v], [None; 2], 1, n_embd_head);
+            kv.iter().for_each(|&t| g.expand(t));
+            all_kv.set(kv).expect("not set before");
+        }
         let kept = self.kept(x, &mut slots, &|rows, mask| {
             let of_rows = rows.map(|rows| self.rows(&input, rows));
             let pos = rows.map_or(self.pos.0, |rows| self.positions(rows));
             let states = of_rows.as_ref().unwrap_or(&input);
-            let products = if fresh {
-                self.multiply(states, [w.q, w.k, w.v], [None; 3], 0, n_embd_head)
-            } else {
+            let products = if let Some(&kv) = all_kv.get() {
                 let [q] = self.multiply(states, [w.q], [None], 0, n_embd_head);
-                let kv = all_kv.get_or_init(|| self.multiply(&input, [w.k, w.v], [None; 2], 1, n_embd_head));
                 let [k, v] = kv.map(|t| rows.map_or(t, |rows| g.get_rows(t, rows)));
                 // With a bias in it, it is not the product.
                 ahead.set(rows.filter(|_| w.q.1.is_none()).map(|rows| Ahead { product: q, rows }));
                 [q, k, v]
+            } else {
+                self.multiply(states, [w.q, w.k, w.v], [None; 3], 0, n_embd_head)
             };
             let n_seq = products[0].ne()[1] / mask.ne()[0];
             self.attend_among(qkv(products, pos), mask, n_seq)
@@ -588,6 +597,11 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
         self.name(out, "ffn_out", il)
     }
 
+    /// Whether a block has a probe of its own.
+    fn probes(&self, block: Block) -> bool {
+        self.pass.is_some_and(|p| p.mode == Mode::Probe && p.pruning.is_some_and(|s| s.plan.kept(block).is_some()))
+    }
+
     /// What a block that gets `x` keeps; `None` if it runs whole. `states` gives the inputs of the block's last matrix for some
     /// rows of the batch (or all), attention among these under the mask.
     fn kept(
@@ -629,9 +643,20 @@ impl<'a, 'g> BatchBuilder<'a, 'g> {
                 };
                 let (mask, _) = self.probe_mask.expect("made for every probe");
                 let pos = rows.map_or(self.pos.0, |rows| self.positions(rows));
-                kept(pruning.choose(g, states(rows, mask), pos, shape, pass.observe, slots))
+                self.mark(x, true);
+                self.probing.set(true);
+                let ids = pruning.choose(g, states(rows, mask), pos, shape, pass.observe, slots);
+                self.probing.set(false);
+                self.mark(ids, false);
+                kept(ids)
             }
         }
+    }
+
+    /// Starts or ends the time of a probe, once `after` is computed.
+    fn mark(&self, after: Tensor<'g>, start: bool) {
+        let op = Mark { clock: self.native.clock.clone(), start };
+        self.g.expand(self.g.custom(Type::F32, [1, 1, 1, 1], &[after], op));
     }
 
     /// Positions of rows of the batch: I32 `[n_rows]`.

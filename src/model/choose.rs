@@ -115,13 +115,13 @@ impl Bench {
 
     /// Our kernels' time.
     fn ours(&mut self, n: usize) -> Option<f64> {
-        let factors = vec![Factor { matrix: self.matrix.clone(), kept: None }];
+        let factors = vec![Factor { matrix: self.matrix.clone(), kept: None, resident: None }];
         let (n_in, n_out) = (self.matrix.n_in(), self.matrix.n_out());
         self.time(n, move |g, x| {
             let (eps, panels) = (0.0, n > FEW);
             let acts = if n <= FEW { x } else { g.custom(Type::I32, [words(n_in), n, 1, 1], &[x], Quantize { eps }) };
             let (gated, columns, has_ids, ahead) = (false, None, false, false);
-            let op = Product { factors, panels, gated, columns, has_ids, ahead, eps };
+            let op = Product { factors, panels, gated, columns, has_ids, ahead, eps, clock: None };
             g.output(g.custom(Type::F32, [n_out, n, 1, 1], &[acts], op));
         })
     }

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use ggml::{Pages, Place, Store, TensorId, TensorSpec, Type, Usage};
+use ggml::{Place, Store, TensorId, TensorSpec, Type, Usage};
 use kernels::ColumnLayout;
 
 use super::Model;
@@ -60,6 +60,9 @@ enum Numbered {
     Made(Made),
 }
 
+/// A block: the number of its ids among the parts, and its matrices with the numbers of their biases.
+type NumberedBlock = (Block, usize, Vec<(Numbered, Option<usize>)>);
+
 enum Source<'a> {
     Bytes(Vec<u8>),
     Rows(&'a Matrix),
@@ -77,8 +80,7 @@ impl Compact {
     ) -> Result<Compact> {
         let h = model.hparams();
         let mut parts: Vec<Part> = Vec::new();
-        // Of each block its ids and its matrices with their biases.
-        let mut numbers: Vec<(Block, usize, Vec<(Numbered, Option<usize>)>)> = Vec::new();
+        let mut numbers: Vec<NumberedBlock> = Vec::new();
         let mut owners: Vec<Block> = Vec::new();
         let (mut native, native_bytes) = native(model, masks, n_threads)?;
         for (&block, kept) in masks {
@@ -220,9 +222,6 @@ impl Job<'_> {
     }
 }
 
-/// Bytes that a matrix begins at a multiple of: a line of the processor's cache.
-const ALIGNMENT: usize = 64;
-
 /// The matrices that our own kernels multiply, made one by one on several threads; and their bytes.
 fn native(model: &Model, masks: &Masks, n_threads: usize) -> Result<(HashMap<TensorId, Made>, u64)> {
     let mut jobs: Vec<Job> = Vec::new();
@@ -245,33 +244,12 @@ fn native(model: &Model, masks: &Masks, n_threads: usize) -> Result<(HashMap<Ten
             jobs.push(Job { weight: last, matrix, kept, width, layout: Some(Arc::new(layout)), n_bytes });
         }
     }
-    // The largest first, so that threads end together.
-    jobs.sort_by_key(|j| std::cmp::Reverse(j.n_bytes));
-    let room = |job: &Job| job.n_bytes.next_multiple_of(ALIGNMENT);
-    let n_bytes = jobs.iter().map(room).sum();
-    memory::require(n_bytes as u64, "the reduced weights", ADVICE)?;
-    let mut pages = Pages::new(n_bytes)
-        .map_err(|e| Error::memory(format!("memory for the reduced weights could not be had: {e}: {ADVICE}")))?;
-    let mut rest = &mut pages[..];
-    let mut todo = Vec::new();
-    for job in &jobs {
-        let (out, later) = rest.split_at_mut(room(job));
-        todo.push((job, &mut out[..job.n_bytes]));
-        rest = later;
-    }
-    let todo = Mutex::new(todo.into_iter());
-    let work = || {
-        // A statement of its own: the lock must not be held during the work.
-        while let Some((job, out)) = { todo.lock().expect("no holder panics").next() } {
-            job.make(out);
-        }
-    };
-    std::thread::scope(|scope| (0..n_threads.min(jobs.len())).for_each(|_| drop(scope.spawn(work))));
-    let (pages, mut at) = (Arc::new(pages), 0);
+    let sizes: Vec<usize> = jobs.iter().map(|j| j.n_bytes).collect();
+    let (pages, ranges) = memory::make(&sizes, n_threads, "the reduced weights", ADVICE, |i, out| jobs[i].make(out))?;
+    let n_bytes = pages.len();
     let mut made = HashMap::new();
-    for job in jobs {
-        let (range, pages) = (at..at + job.n_bytes, pages.clone());
-        at += room(&job);
+    for (job, range) in jobs.into_iter().zip(ranges) {
+        let pages = pages.clone();
         let matrix = match job.layout {
             Some(layout) => Made::Columns(MadeColumns { layout, pages, range }),
             None => Made::Rows(Matrix::made(pages, range, job.matrix.ty(), job.matrix.n_in())),

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use ggml::{BufferType, Builder, Device, Graph, Slot, Store, TensorId, Type};
 
-use crate::cli::options::{Kernels, ModelOptions, RopeOptions};
+use crate::cli::options::{Kernels, ModelOptions, Pack, RopeOptions};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::prune::plan::{Block, Dims, Kind};
@@ -29,7 +29,7 @@ pub use builder::{Pass, Shape, Slots};
 pub use compact::Compact;
 pub use hparams::{ARCHITECTURES, Hparams};
 pub use kv_cache::{CacheParams, KvCache, hadamard};
-use native::Native;
+use native::{Clock, Native, Panels, pack, packed_bytes};
 use weights::{Loader, Placement, Weights};
 
 /// A model in memory, ready to compute.
@@ -71,13 +71,22 @@ impl Model {
         };
         let (tensors, weights) = load(progress).map_err(|e: Error| e.in_file(gguf.path()))?;
         let Weights { store, matrices, native: multiplied, .. } = weights;
-        let native = Native { weights: multiplied };
+        let resident = match options.pack {
+            Pack::Batch => HashMap::new(),
+            Pack::Resident => resident(&tensors, &matrices, &multiplied, hparams.n_layer, n_threads)?,
+        };
+        let native = Native { weights: multiplied, resident, clock: Arc::default() };
         Ok(Model { gguf: gguf.clone(), hparams, placement, store, tensors, matrices, native })
     }
 
     /// Whose kernels multiply most weights: never [`Kernels::Auto`].
     pub fn kernels(&self) -> Kernels {
         if self.native.weights.is_empty() { Kernels::Ggml } else { Kernels::Native }
+    }
+
+    /// What prompts take.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.native.clock
     }
 
     /// The model's shape.
@@ -216,6 +225,27 @@ impl Model {
         ggml::dequantize_row(matrix.ty(), matrix.row(0), &mut values);
         values
     }
+}
+
+/// `--pack resident`: all matrices of the layers that our kernels multiply, in panels.
+fn resident(
+    tensors: &llama::Tensors,
+    matrices: &HashMap<TensorId, Matrix>,
+    native: &HashMap<TensorId, bool>,
+    n_layer: usize,
+    n_threads: usize,
+) -> Result<HashMap<TensorId, Panels>> {
+    let of_layer = |il| {
+        let (attn, ffn) = tensors.blocks(il);
+        [attn.q, attn.k, attn.v, attn.output, ffn.gate, ffn.up, ffn.down].map(|w| w.0)
+    };
+    let weights: Vec<TensorId> = (0..n_layer).flat_map(of_layer).filter(|w| native.contains_key(w)).collect();
+    let sizes: Vec<usize> = weights.iter().map(|w| packed_bytes(&matrices[w])).collect();
+    let advice = "leave out --pack resident, or use a smaller model";
+    let (pages, ranges) = memory::make(&sizes, n_threads, "the packed weights", advice, |i, out| {
+        pack(&matrices[&weights[i]], out);
+    })?;
+    Ok(weights.into_iter().zip(ranges).map(|(w, range)| (w, Panels { pages: pages.clone(), range })).collect())
 }
 
 /// `--check-tensors`: no NaN and no infinity in any weight or scale.

@@ -1,8 +1,11 @@
 //! Operations of a graph that multiply weights with our own kernels: straight from the file's rows, in 8 bits.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use ggml::{Division, Op, Pages, Part, Parts, Source, TensorId, Type, dequantize_row};
 use kernels::{Acts, Cells, ColumnLayout, Columns, FEW, Few, Format, Isa, Out, Query, Row, token_bytes};
@@ -14,6 +17,49 @@ use crate::prune::reduce::Matrix;
 pub struct Native {
     /// The weights that they can multiply; and whether a few tokens, without packing
     pub weights: HashMap<TensorId, bool>,
+    /// The weights that stay packed
+    pub resident: HashMap<TensorId, Panels>,
+    /// What prompts take
+    pub clock: Arc<Clock>,
+}
+
+/// Time in nanoseconds that prompts have taken so far for what is not the product itself.
+#[derive(Debug, Default)]
+pub struct Clock {
+    /// Of probes, from the first node to the choice of what is kept
+    pub probe: AtomicI64,
+    /// Of packing the batch's weights, summed over threads
+    pub pack: AtomicI64,
+}
+
+/// A matrix in panels.
+#[derive(Debug, Clone)]
+pub struct Panels {
+    /// Where they are
+    pub pages: Arc<Pages>,
+    /// Where in these
+    pub range: Range<usize>,
+}
+
+/// Marks a moment of a graph: its result, one number, is of no use. A clock that runs backwards at the start of something and forwards
+/// at its end has its length.
+#[derive(Debug)]
+pub struct Mark {
+    /// The clock
+    pub clock: Arc<Clock>,
+    /// The probe begins
+    pub start: bool,
+}
+
+impl Op for Mark {
+    fn compute(&self, _sources: &[Source], parts: &mut Parts) {
+        static ORIGIN: OnceLock<Instant> = OnceLock::new();
+        while let Some(mut out) = parts.next() {
+            let now = ORIGIN.get_or_init(Instant::now).elapsed().as_nanos() as i64;
+            self.clock.probe.fetch_add(if self.start { -now } else { now }, Ordering::Relaxed);
+            out.elements::<f32>().fill(0.0);
+        }
+    }
 }
 
 impl Native {
@@ -35,6 +81,8 @@ pub struct Factor {
     pub matrix: Matrix,
     /// Rows of a unit, if kept units are multiplied only
     pub kept: Option<usize>,
+    /// All rows, packed before
+    pub resident: Option<Panels>,
 }
 
 /// Whether the kernels multiply rows of this type where they are.
@@ -96,6 +144,8 @@ pub struct Product {
     pub ahead: bool,
     /// Of the norm
     pub eps: f32,
+    /// Is told of packing
+    pub clock: Option<Arc<Clock>>,
 }
 
 impl Factor {
@@ -185,7 +235,8 @@ impl Op for Product {
                     let at = share.start - range.start;
                     if self.panels {
                         let acts = Acts::new(acts, k);
-                        self.many(row, acts, &tokens, n_in, columns.as_ref(), share.len(), at, &mut out);
+                        let start = share.start - first;
+                        self.many(number, row, acts, &tokens, columns.as_ref(), start, share.len(), at, &mut out);
                         if let Some((states, ahead)) = ahead {
                             let width = factor.kept.unwrap_or(1);
                             for (i, &t) in ahead.iter().enumerate() {
@@ -241,28 +292,73 @@ impl Product {
         }
     }
 
-    /// `n_rows` results for many tokens, `at` elements into the part.
+    /// `n_rows` results for many tokens, from row `first` of the factor of this number on, `at` elements into the part.
     #[allow(clippy::too_many_arguments, reason = "all of one product")]
     fn many<'r>(
         &self,
+        number: usize,
         row: impl Fn(usize, usize) -> Row<'r>,
         acts: Acts,
         tokens: &[usize],
-        n_in: usize,
         columns: Option<&Columns>,
+        first: usize,
         n_rows: usize,
         at: usize,
         out: &mut Part,
     ) {
-        let isa = Isa::best();
-        let rows = isa.panel_rows();
-        for start in (0..n_rows).step_by(rows) {
-            let row = |which, i| row(which, start + i);
-            let n = rows.min(n_rows - start);
-            let mut out = Tokens { part: out, at: at + start };
-            isa.multiply(row, self.gated, n, n_in, columns, acts, tokens, &mut out);
+        thread_local! {
+            static PANELS: RefCell<[Vec<u8>; 2]> = RefCell::default();
         }
+        let isa = Isa::best();
+        let (rows, n_bytes) = (isa.panel_rows(), isa.panel_bytes(acts.k()));
+        let n_in = self.factors[number].matrix.n_in();
+        let n_panels = 1 + usize::from(self.gated);
+        PANELS.with_borrow_mut(|scratch| {
+            scratch.iter_mut().take(n_panels).for_each(|p| p.resize(n_bytes, 0));
+            for start in (0..n_rows).step_by(rows) {
+                let n = rows.min(n_rows - start);
+                // A panel that is there already, if the rows are its.
+                let resident = |which: usize| {
+                    let panels = self.factors[number + which].resident.as_ref().filter(|_| columns.is_none())?;
+                    let at = panels.range.start + (first + start) / rows * n_bytes;
+                    (first + start).is_multiple_of(rows).then(|| &panels.pages[at..at + n_bytes])
+                };
+                let began = Instant::now();
+                for (which, panel) in scratch.iter_mut().enumerate().take(n_panels) {
+                    if resident(which).is_none() {
+                        isa.pack(|i| row(which, start + i), n, n_in, columns, panel);
+                    }
+                }
+                if let Some(clock) = &self.clock {
+                    clock.pack.fetch_add(began.elapsed().as_nanos() as i64, Ordering::Relaxed);
+                }
+                let panels: [&[u8]; 2] = std::array::from_fn(|i| match i < n_panels {
+                    true => resident(i).unwrap_or(&scratch[i]),
+                    false => &[],
+                });
+                isa.multiply(&panels[..n_panels], n, acts, tokens, &mut Tokens { part: out, at: at + start });
+            }
+        });
     }
+}
+
+/// Packs a matrix: as many panels, one after the other, as its rows need.
+pub fn pack(matrix: &Matrix, out: &mut [u8]) {
+    let isa = Isa::best();
+    let ty = matrix.ty();
+    let other = move |bytes: &[u8], out: &mut [f32]| dequantize_row(ty, bytes, out);
+    let row = |i: usize| Row { bytes: matrix.row(i), format: format(ty).unwrap_or(Format::Other(&other)) };
+    for (i, panel) in out.chunks_exact_mut(isa.panel_bytes(matrix.n_in())).enumerate() {
+        let first = i * isa.panel_rows();
+        let n = isa.panel_rows().min(matrix.n_out() - first);
+        isa.pack(|i| row(first + i), n, matrix.n_in(), None, panel);
+    }
+}
+
+/// Bytes of a matrix in panels.
+pub fn packed_bytes(matrix: &Matrix) -> usize {
+    let isa = Isa::best();
+    matrix.n_out().div_ceil(isa.panel_rows()) * isa.panel_bytes(matrix.n_in())
 }
 
 /// The activations of a few tokens, of the sources of [`Quantize`].

@@ -127,6 +127,7 @@ impl Op for Product {
                 let acts = Acts::new(sources[0].all_bytes(), columns.as_ref().map_or(*n_in, Columns::len));
                 let few = (n <= FEW).then(|| isa.few(acts, *format));
                 let (row, tokens) = (bytes.len() / n_out, (0..n).collect::<Vec<_>>());
+                let mut panel = Vec::new();
                 while let Some(mut out) = parts.next() {
                     let range = out.columns();
                     let row = |i: usize| Row { bytes: &bytes[(range.start + i) * row..][..row], format: *format };
@@ -136,7 +137,9 @@ impl Op for Product {
                         }),
                         None => {
                             let (n, columns, mut out) = (range.len(), columns.as_ref(), Tokens(&mut out));
-                            isa.multiply(|_, i| row(i), false, n, *n_in, columns, acts, &tokens, &mut out);
+                            panel.resize(isa.panel_bytes(acts.k()), 0);
+                            isa.pack(row, n, *n_in, columns, &mut panel);
+                            isa.multiply(&[&panel], n, acts, &tokens, &mut out);
                         }
                     }
                 }

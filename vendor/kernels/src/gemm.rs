@@ -2,8 +2,7 @@
 
 use crate::acts::{Acts, GROUP, Token};
 use crate::math;
-use crate::pack::{Columns, Scratch, group_bytes, pack, panel_rows};
-use crate::rows::Row;
+use crate::pack::{group_bytes, panel_rows};
 use crate::simd::{Kernel, Simd, VECS};
 
 /// Where results go: for each token as many floats as the product has rows.
@@ -88,32 +87,25 @@ fn in_tiles<S: Simd>(s: S, tokens: &[usize], acts: Acts, panels: &[&[u8]], n_row
 }
 
 /// See [`crate::Isa::multiply`].
-pub(crate) struct Multiply<'a, R> {
-    /// Rows of the panel; a second set makes a gated MLP's inside: `silu(first) * second`.
-    pub row: R,
-    pub gated: bool,
+pub(crate) struct Multiply<'a> {
+    pub panels: &'a [&'a [u8]],
     pub n_rows: usize,
-    pub n_in: usize,
-    pub columns: Option<&'a Columns>,
     pub acts: Acts<'a>,
     pub tokens: &'a [usize],
     pub out: &'a mut dyn Out,
-    pub scratch: &'a mut Scratch,
 }
 
-impl<'r, R: Fn(usize, usize) -> Row<'r>> Kernel for Multiply<'_, R> {
+impl Kernel for Multiply<'_> {
     type Out = ();
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Multiply { row, gated, n_rows, n_in, columns, acts, tokens, out, scratch } = self;
-        let rows = panel_rows::<S>();
-        assert!(n_rows <= rows, "rows of one panel");
-        pack(s, |i| row(0, i), n_rows, n_in, columns, scratch, 0);
-        if gated {
-            pack(s, |i| row(1, i), n_rows, n_in, columns, scratch, 1);
-        }
-        let panels = [&scratch.panels[0][..], &scratch.panels[1][..]];
-        in_tiles(s, tokens, acts, &panels[..1 + usize::from(gated)], n_rows, out);
+        let Multiply { panels, n_rows, acts, tokens, out } = self;
+        let n_bytes = acts.n_groups() * group_bytes::<S>();
+        assert!(
+            n_rows <= panel_rows::<S>() && panels.iter().all(|p| p.len() == n_bytes),
+            "panels of these activations"
+        );
+        in_tiles(s, tokens, acts, panels, n_rows, out);
     }
 }

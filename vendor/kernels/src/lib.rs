@@ -140,21 +140,35 @@ impl Isa {
         self.run(acts::Swiglu { gate, up, out });
     }
 
-    /// Multiplies the weights' rows `row(i)`, `i < n_rows`, of `n_in` inputs (or the kept of these) with tokens.
-    pub fn multiply<'r>(
+    /// Bytes of a panel of rows of `k` inputs.
+    pub fn panel_bytes(self, k: usize) -> usize {
+        self.run(pack::PanelBytes { k })
+    }
+
+    /// Packs the weights' rows `row(i)`, `i < n_rows`, of `n_in` inputs (or the kept of these) into a panel of
+    /// [`Isa::panel_bytes`].
+    ///
+    /// # Panics
+    /// If these are more than [`Isa::panel_rows`].
+    pub fn pack<'r>(
         self,
-        row: impl Fn(usize, usize) -> Row<'r>,
-        gated: bool,
+        row: impl Fn(usize) -> Row<'r>,
         n_rows: usize,
         n_in: usize,
         columns: Option<&Columns>,
-        acts: Acts,
-        tokens: &[usize],
-        out: &mut dyn Out,
+        panel: &mut [u8],
     ) {
         SCRATCH.with_borrow_mut(|scratch| {
-            self.run(gemm::Multiply { row, gated, n_rows, n_in, columns, acts, tokens, out, scratch });
+            self.run(pack::Pack { row, n_rows, n_in, columns, scratch, panel });
         })
+    }
+
+    /// Multiplies the first `n_rows` rows of a panel with tokens; of two panels the product is `silu(first) * second`.
+    ///
+    /// # Panics
+    /// If a panel is not of as many inputs as the activations.
+    pub fn multiply(self, panels: &[&[u8]], n_rows: usize, acts: Acts, tokens: &[usize], out: &mut dyn Out) {
+        self.run(gemm::Multiply { panels, n_rows, acts, tokens, out });
     }
 
     /// Makes up to [`FEW`] tokens ready for [`Isa::multiply_few`] with rows of a format.

@@ -69,11 +69,23 @@ pub(crate) const fn group_bytes<S: Simd>() -> usize {
     panel_rows::<S>() * (GROUP + 4)
 }
 
-/// What packing and multiplying write in between; kept by each thread.
+/// See [`crate::Isa::panel_bytes`].
+pub(crate) struct PanelBytes {
+    pub k: usize,
+}
+
+impl Kernel for PanelBytes {
+    type Out = usize;
+
+    #[inline(always)]
+    fn call<S: Simd>(self, _s: S) -> usize {
+        2 * self.k.div_ceil(SPAN) * group_bytes::<S>()
+    }
+}
+
+/// What packing writes in between; kept by each thread.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    /// One or two panels.
-    pub panels: [Vec<u8>; 2],
     codes: Vec<u8>,
     scales: Vec<f32>,
     floats: Vec<f32>,
@@ -190,21 +202,42 @@ fn code_q4_k<S: Simd>(s: S, row: &[u8], out: Coded) {
     }
 }
 
+/// See [`crate::Isa::pack`].
+pub(crate) struct Pack<'a, R> {
+    pub row: R,
+    pub n_rows: usize,
+    pub n_in: usize,
+    pub columns: Option<&'a Columns>,
+    pub scratch: &'a mut Scratch,
+    pub panel: &'a mut [u8],
+}
+
+impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Pack<'_, R> {
+    type Out = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        let Pack { row, n_rows, n_in, columns, scratch, panel } = self;
+        assert!(n_rows <= panel_rows::<S>(), "rows of one panel");
+        pack(s, row, n_rows, n_in, columns, scratch, panel);
+    }
+}
+
 /// Packs one panel: `row(i)` gives its rows; those beyond `n_rows` are zeros.
 #[inline(always)]
-pub(crate) fn pack<'r, S: Simd>(
+fn pack<'r, S: Simd>(
     s: S,
     row: impl Fn(usize) -> Row<'r>,
     n_rows: usize,
     n_in: usize,
     columns: Option<&Columns>,
     scratch: &mut Scratch,
-    which: usize,
+    panel: &mut [u8],
 ) {
     let k = columns.map_or(n_in, Columns::len);
     let n_groups = 2 * k.div_ceil(SPAN);
     let width = n_groups * GROUP;
-    let Scratch { panels, codes, scales, floats: buffer, kept } = scratch;
+    let Scratch { codes, scales, floats: buffer, kept } = scratch;
     let rows = panel_rows::<S>();
     codes.resize(rows * width, 0);
     scales.resize(rows * n_groups, 0.0);
@@ -246,8 +279,7 @@ pub(crate) fn pack<'r, S: Simd>(
         }
     }
     // Row by row becomes four inputs by four inputs.
-    let panel = &mut panels[which];
-    panel.resize(n_groups * group_bytes::<S>(), 0);
+    assert_eq!(panel.len(), n_groups * group_bytes::<S>(), "bytes of a panel");
     let offset = s.splat_i(i32::from_le_bytes([S::OFFSET as u8; 4]));
     let mut square = [s.splat_i(0); 16];
     for (p, both) in panel.chunks_exact_mut(2 * group_bytes::<S>()).enumerate() {

@@ -318,8 +318,14 @@ impl<'a> Case<'a> {
         let acts = Acts::new(acts, self.x[0].len());
         assert_eq!((acts.n_tokens(), acts.k()), (self.x.len(), columns.as_ref().map_or(self.n_in, Columns::len)));
         let mut out = Results::new(isa, self.x.len());
-        let row = |which, i| self.row(which, i);
-        isa.multiply(row, self.gated, self.n_rows(), self.n_in, columns.as_ref(), acts, &self.tokens, &mut out);
+        let panel = |which| {
+            let mut panel = vec![0; isa.panel_bytes(acts.k())];
+            isa.pack(|i| self.row(which, i), self.n_rows(), self.n_in, columns.as_ref(), &mut panel);
+            panel
+        };
+        let panels: Vec<Vec<u8>> = (0..1 + usize::from(self.gated)).map(panel).collect();
+        let panels: Vec<&[u8]> = panels.iter().map(|p| &p[..]).collect();
+        isa.multiply(&panels, self.n_rows(), acts, &self.tokens, &mut out);
         out
     }
 
