@@ -141,10 +141,9 @@ fn kept_sets_are_nearly_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let [ours, theirs] = ["native", "ggml"].map(|kernels| kept(kernels, dir.path()));
     assert!(ours.len() == theirs.len() && ours.iter().zip(&theirs).all(|(a, b)| a.0 == b.0 && a.1.len() == b.1.len()));
-    let common = |((_, a), (_, b)): (&(String, BTreeSet<u64>), &(String, BTreeSet<u64>))| {
-        a.intersection(b).count() as f64 / a.union(b).count() as f64
-    };
-    let mean = ours.iter().zip(&theirs).map(common).sum::<f64>() / ours.len() as f64;
+    let pairs = ours.iter().zip(&theirs);
+    let common = pairs.map(|((_, a), (_, b))| a.intersection(b).count() as f64 / a.union(b).count() as f64);
+    let mean = common.sum::<f64>() / ours.len() as f64;
     assert!(mean > 0.85, "{mean} of the units in common");
 }
 
