@@ -599,16 +599,19 @@ impl<'m> Session<'m> {
             if seen == 0.0 || (prune.compact.is_some() && seen < 1.25 * prune.frozen_rows && !answered) {
                 return Ok(());
             }
-            let Some(masks) = prune.pruning.observed.masks(&prune.pruning.plan) else { return Ok(()) };
-            let explicit = prune.pruning.options.min_tokens;
-            if let (None, None) = (explicit, prune.answer_break_even) {
-                let n = self.answer_break_even(&masks)?;
-                self.prune.as_mut().expect("seen above").answer_break_even = Some(n);
-            }
+            let least = match prune.pruning.options.min_tokens.or(prune.answer_break_even) {
+                Some(n) => n,
+                None => {
+                    let Some(masks) = prune.pruning.observed.masks(&prune.pruning.plan) else { return Ok(()) };
+                    let n = self.answer_break_even(&masks)?;
+                    self.prune.as_mut().expect("seen above").answer_break_even = Some(n);
+                    n
+                }
+            };
             let prune = self.prune.as_mut().expect("seen above");
-            if let Some(n) = explicit.or(prune.answer_break_even).filter(|&n| self.expected < n) {
+            if self.expected < least {
                 // On what was made before, if there is any.
-                prune.report.answer_below = prune.compact.is_none().then_some(n);
+                prune.report.answer_below = prune.compact.is_none().then_some(least);
                 return Ok(());
             }
             if prune.compact.is_some() && answered {
