@@ -582,7 +582,8 @@ impl<'m> Session<'m> {
         let n_past = self.tokens.len();
         let mut start = Instant::now();
         let masks = if let Some(replay) = &mut prune.replay {
-            let looked_back = |r: &&Record| !r.frozen && r.first + r.n_each == n_past;
+            let looked_back =
+                |r: &&Record| !r.frozen && r.kept.is_empty() && r.first.checked_add(r.n_each) == Some(n_past);
             if let Some(record) = replay.as_slice().first().filter(looked_back).cloned() {
                 replay.next();
                 prune.records.iter_mut().for_each(|r| r.push(record.clone()));
@@ -650,7 +651,8 @@ impl<'m> Session<'m> {
 
     /// Runs the last tokens once more, whole: what they make most use of counts for the masks that come next.
     fn look_back(&mut self, mode: Option<Mode>) -> Result<()> {
-        let first = self.tokens.len() - REFRESH.min(self.tokens.len());
+        // No more than there is memory for.
+        let first = self.tokens.len() - REFRESH.min(self.n_ubatch).min(self.tokens.len());
         let last = self.tokens[first..].to_vec();
         let outputs = last.len() - 1..last.len();
         let how = Run { mode, again: true, ..Run::text(self.n_threads_batch) };
