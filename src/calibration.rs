@@ -168,6 +168,16 @@ fn parse(bytes: &[u8], dims: &Dims, fingerprint: u64) -> Result<Calibration> {
             stats.positions = take(dims.channels(block.kind) * seq_len);
         }
     }
+    let numbers = |b: &BlockStats| {
+        let squares = [&b.energy, &b.variance, &b.variance_as_coded, &b.positions]
+            .into_iter()
+            .flatten()
+            .all(|v| *v >= 0.0 && v.is_finite());
+        squares && [&b.mean, &b.mean_as_coded].into_iter().flatten().all(|v| v.is_finite())
+    };
+    if !blocks.values().all(numbers) {
+        return Err(Error::malformed(format!("has statistics that are NaN, infinite or negative: {again}")));
+    }
     let text = header["text"].as_str().unwrap_or_default().to_owned();
     Ok(Calibration { n_seqs, seq_len, batch, text, blocks })
 }

@@ -115,6 +115,16 @@ constructors! {
     io => Io,
 }
 
+/// The start of a text from a file, for a message: the whole of it may be megabytes.
+pub fn shown(text: &str) -> std::borrow::Cow<'_, str> {
+    const MAX: usize = 128;
+    if text.len() <= MAX {
+        return text.into();
+    }
+    let end = (0..=MAX).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
+    format!("{}... ({} bytes)", &text[..end], text.len()).into()
+}
+
 /// `text` with control characters, line breaks and bidirectional marks as `\xNN` / `\u{NN}`: safe to print on a
 /// terminal.
 pub fn escape(text: &str) -> String {
@@ -140,5 +150,7 @@ mod tests {
         let e = Error::malformed("name '\u{1b}[2J\n\u{202e}x'").in_file(Path::new("a.gguf"));
         assert_eq!(e.to_string(), "a.gguf: name '\\x1b[2J\\x0a\\u{202e}x'");
         assert_eq!(e.kind().exit_code(), 65);
+        assert_eq!(shown("short"), "short");
+        assert_eq!(shown(&"\u{e9}".repeat(100)), format!("{}... (200 bytes)", "\u{e9}".repeat(64)));
     }
 }

@@ -8,6 +8,9 @@ use pp_run::cli::{self, Parsed};
 use pp_run::commands;
 use pp_run::error::{Error, Result};
 
+#[global_allocator]
+static ALLOCATOR: limit::Limited = limit::Limited;
+
 fn main() -> ExitCode {
     // The message of a panic is part of the one line that ends the run.
     panic::set_hook(Box::new(|_| {}));

@@ -344,8 +344,9 @@ impl<'m> Session<'m> {
             let mode = self.mode(piece.len())?;
             let how = Run { mode, trace: self.trace.is_some(), ..Run::text(n_threads) };
             let before = now();
-            let nodes = self.run(&Batch { pieces: &[piece], first: start, outputs }, how)?;
-            self.read_logits();
+            let batch = Batch { pieces: &[piece], first: start, outputs };
+            let nodes = self.run(&batch, how)?;
+            self.read_logits(&batch, how)?;
             if let Some(trace) = &mut self.trace {
                 let (n_tokens, duration) = (piece.len(), began.elapsed());
                 trace.push(TracedBatch { first: start, n_tokens, start: began, duration, nodes });
@@ -368,8 +369,10 @@ impl<'m> Session<'m> {
         }
         self.freeze()?;
         let mode = self.prune.as_ref().and_then(|p| p.compact.as_ref()).map(|_| Mode::Fixed);
-        self.run(&Batch { pieces: &[&[token]], first, outputs: 0..1 }, Run { mode, ..Run::text(self.n_threads) })?;
-        self.read_logits();
+        let batch = Batch { pieces: &[&[token]], first, outputs: 0..1 };
+        let how = Run { mode, ..Run::text(self.n_threads) };
+        self.run(&batch, how)?;
+        self.read_logits(&batch, how)?;
         self.tokens.push(token);
         if let Some(prune) = &mut self.prune {
             prune.unseen += 1;
@@ -769,10 +772,33 @@ impl<'m> Session<'m> {
         Ok(length)
     }
 
-    fn read_logits(&mut self) {
+    /// The logits of the batch that was just computed. [`Kind::Malformed`] if no token can be drawn from them, with the first place
+    /// where numbers went wrong.
+    fn read_logits(&mut self, batch: &Batch, how: Run) -> Result<()> {
         self.logits.resize(self.model.n_vocab(), 0.0);
         let slot = self.current.as_ref().expect("run leaves a graph").1.result;
         self.executor.get(slot, &mut self.logits);
+        // Some models ban tokens by a logit of minus infinity.
+        if self.logits.iter().all(|&l| l < f32::INFINITY) && self.logits.iter().any(|l| l.is_finite()) {
+            return Ok(());
+        }
+        // A replay has gone on to the next batch.
+        let mode = how.mode.filter(|&m| m != Mode::Given);
+        let nodes = self.run(batch, Run { mode, trace: true, ..how })?;
+        let place = match nodes.iter().find(|n| !n.finite) {
+            Some(node) => match node.name.rsplit_once('-') {
+                Some((name, il)) if il.parse::<usize>().is_ok() => format!("first in layer {il} ('{name}')"),
+                _ => format!("first in '{}'", node.name),
+            },
+            None => "in the logits".to_owned(),
+        };
+        let n_each = batch.pieces[0].len();
+        Err(Error::malformed(format!(
+            "the model computes NaN or infinity for tokens {} to {}, {place}: the file is damaged, or its numbers are too large",
+            batch.first,
+            batch.first + n_each - 1
+        ))
+        .in_file(self.model.gguf().path()))
     }
 
     /// Computes one micro-batch; the times of its nodes, if it is to be traced.

@@ -3,7 +3,7 @@
 use ggml::llama::Vocab;
 
 use crate::error::{Error, Result};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Twins};
 
 /// Id of a token in the vocabulary.
 pub type Token = i32;
@@ -12,13 +12,15 @@ pub type Token = i32;
 #[derive(Debug)]
 pub struct Tokenizer {
     vocab: Vocab,
+    /// Tokens that libllama does not know the text of
+    twins: Twins,
 }
 
 impl Tokenizer {
     /// Checks the vocabulary's metadata and loads it.
     pub fn load(gguf: &Gguf) -> Result<Tokenizer> {
-        gguf.require_vocab()?;
-        let vocab = Vocab::new(&gguf.vocab_header())
+        let twins = gguf.require_vocab()?;
+        let vocab = Vocab::new(&gguf.vocab_header(&twins))
             .map_err(|e| Error::unsupported(format!("the tokenizer cannot be loaded: {}", e.0)).in_file(gguf.path()))?;
         // libllama would abort when it adds a token that there is not.
         for (wanted, token, name) in [(vocab.add_bos(), vocab.bos(), "bos"), (vocab.add_eos(), vocab.eos(), "eos")] {
@@ -28,7 +30,7 @@ impl Tokenizer {
                 return Err(Error::malformed(message).in_file(gguf.path()));
             }
         }
-        Ok(Tokenizer { vocab })
+        Ok(Tokenizer { vocab, twins })
     }
 
     /// Tokens of `text`. `add_special` adds BOS and EOS as the model wants them; `parse_special` reads the names of control
@@ -39,9 +41,9 @@ impl Tokenizer {
             .ok_or_else(|| Error::malformed(format!("a text of {} bytes is too long for the tokenizer", text.len())))
     }
 
-    /// Bytes of a token; control tokens have none unless `special`.
+    /// Bytes of a token, of one whose text an earlier one has too those; control tokens have none unless `special`.
     pub fn piece(&self, token: Token, special: bool) -> Vec<u8> {
-        self.vocab.piece(token, special)
+        self.vocab.piece(*self.twins.get(&token).unwrap_or(&token), special)
     }
 
     /// Whether the token ends a generation.

@@ -44,6 +44,12 @@ pub struct Message {
 /// Steps that a template may take: a thousand times what real ones need.
 const FUEL: u64 = 50_000_000;
 
+/// Memory that rendering may take; and the longest text that it may make.
+const MAX_MEMORY: usize = 64 << 20;
+const MAX_OUTPUT: usize = 16 << 20;
+/// Longest template.
+const MAX_TEMPLATE: u64 = 1 << 20;
+
 /// What to do about a template that does not work.
 const ADVICE: &str = "give one with --chat-template NAME or --chat-template-file FILE, or use --no-conversation";
 
@@ -116,7 +122,7 @@ impl Template {
         let (name, text) = match source {
             None => match gguf.metadata().str("tokenizer.chat_template").map_err(|e| e.in_file(gguf.path()))? {
                 None => return Ok(None),
-                Some(text) => ("the model's chat template".to_owned(), text.to_owned()),
+                Some(text) => (format!("{}: the model's chat template", gguf.path().display()), text.to_owned()),
             },
             Some(TemplateSource::TextOrName(text)) => match KNOWN.iter().find(|(name, _)| name == text) {
                 Some((name, known)) => (format!("the chat template '{name}'"), (*known).to_owned()),
@@ -130,6 +136,12 @@ impl Template {
                 }
             },
             Some(TemplateSource::File(path)) => {
+                let long = fs::metadata(path).is_ok_and(|m| m.len() > MAX_TEMPLATE);
+                if long {
+                    return Err(
+                        Error::malformed(format!("is longer than {MAX_TEMPLATE} bytes: no template")).in_file(path)
+                    );
+                }
                 let text = fs::read_to_string(path).map_err(|e| Error::input(format!("{e}")).in_file(path))?;
                 (path.display().to_string(), text)
             }
@@ -156,7 +168,7 @@ impl Template {
             jiff::fmt::strtime::format(format, &jiff::Zoned::now())
                 .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}")))
         });
-        env.add_template_owned("chat", text)
+        limited(|| env.add_template_owned("chat", text))
             .map_err(|e| Error::malformed(format!("{source_name} is broken ({e}): {ADVICE}")))?;
         Ok(Template { env, source_name, bos, eos, kwargs })
     }
@@ -187,14 +199,28 @@ impl Template {
             eos_token => self.eos.as_str(),
             ..Value::from(Serde(&self.kwargs))
         };
-        template.render(context).map_err(|e| {
+        let text = limited(|| template.render(context)).map_err(|e| {
             Error::malformed(format!(
                 "{} fails ({}): {ADVICE}",
                 self.source_name,
                 e.detail().unwrap_or(&e.kind().to_string())
             ))
-        })
+        })?;
+        if text.len() > MAX_OUTPUT {
+            return Err(Error::malformed(format!(
+                "{} makes {} bytes of this chat: {ADVICE}",
+                self.source_name,
+                text.len()
+            )));
+        }
+        Ok(text)
     }
+}
+
+/// Compiles or renders within bounds: a few steps can double a string until all memory is gone.
+fn limited<T>(f: impl FnOnce() -> T) -> T {
+    let line = "pp-run: error: the chat template takes more than 64 MiB of memory: use --chat-template NAME or --no-conversation\n";
+    limit::within(MAX_MEMORY, line, f)
 }
 
 #[cfg(test)]

@@ -3,12 +3,13 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
 use crate::cli::options::{ContextOptions, ModelOptions};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::model::{Model, memory};
+use crate::model::{Model, check_values, memory};
 use crate::stats::Log;
 use crate::tokenizer::Tokenizer;
 
@@ -48,6 +49,14 @@ impl Signals {
     }
 }
 
+/// Files up to this size have their values looked at without being asked: it takes less time than loading the tokenizer.
+const MAX_CHECKED: u64 = 2 << 30;
+
+/// What a thread returned; its panic goes on here.
+fn joined<T>(thread: ScopedJoinHandle<T>) -> T {
+    thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e))
+}
+
 /// Opens a file, and loads its weights and its tokenizer at the same time.
 pub fn load(
     model: &ModelOptions,
@@ -65,16 +74,20 @@ pub fn load(
         bar.set_position((share * 1000.0) as u64);
         if interrupt.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let (loaded, tokenizer) = std::thread::scope(|scope| {
+    let (loaded, tokenizer, values) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| Tokenizer::load(&gguf));
+        let checks = model.check_tensors || gguf.file_bytes() <= MAX_CHECKED;
+        let values = checks.then(|| scope.spawn(|| check_values(&gguf, context.n_threads_batch, &signals.interrupt)));
         let loaded = Model::load(gguf.clone(), model, &context.rope, context.n_threads_batch, &mut progress);
-        (loaded, tokenizer.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
+        let values = values.map_or(Ok(()), joined);
+        (loaded, joined(tokenizer), values)
     });
     bar.finish_and_clear();
     if signals.interrupt.load(Ordering::Relaxed) {
         return Err(signals.error());
     }
     let (loaded, tokenizer) = (loaded?, tokenizer?);
+    values?;
     if tokenizer.n_vocab() != loaded.n_vocab() {
         let message = format!(
             "tensor 'token_embd.weight' has {} rows, but the tokenizer has {} tokens",
@@ -82,6 +95,10 @@ pub fn load(
             tokenizer.n_vocab()
         );
         return Err(Error::malformed(message).in_file(&model.path));
+    }
+    if let [first, others @ ..] = loaded.ignored() {
+        let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+        log.warn(&format!("nothing uses the tensor '{first}'{more} of this file"));
     }
     if model.n_gpu_layers.is_some_and(|n| n > 0) && loaded.gpus().is_empty() {
         log.note("-ngl has no effect: there is no GPU, or this build has no support for it (cargo features cuda, metal, vulkan)");

@@ -44,7 +44,7 @@ pub fn run(options: &RunOptions) -> Result<()> {
 
     let start = Instant::now();
     let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
-    let template = template(options, &model, &tokenizer)?;
+    let template = template(options, &model, &tokenizer, &log)?;
     let run = Run { options, log, signals, model: &model, tokenizer: &tokenizer, start };
     match (template, prompt) {
         (Some(template), prompt) if chats => chat::chat(&run, &template, system.as_deref(), prompt.as_deref()),
@@ -95,7 +95,7 @@ fn prompt(options: &RunOptions) -> Result<Option<String>> {
 }
 
 /// The template to use; `None` for a raw completion.
-fn template(options: &RunOptions, model: &Model, tokenizer: &Tokenizer) -> Result<Option<Template>> {
+fn template(options: &RunOptions, model: &Model, tokenizer: &Tokenizer, log: &Log) -> Result<Option<Template>> {
     if options.conversation == Mode::Off {
         return Ok(None);
     }
@@ -104,12 +104,24 @@ fn template(options: &RunOptions, model: &Model, tokenizer: &Tokenizer) -> Resul
     };
     let kwargs = options.template_kwargs.clone().unwrap_or_default();
     let template =
-        Template::load(options.template.as_ref(), model.gguf(), text(tokenizer.bos()), text(tokenizer.eos()), kwargs)?;
+        Template::load(options.template.as_ref(), model.gguf(), text(tokenizer.bos()), text(tokenizer.eos()), kwargs);
+    let template = match template {
+        Err(e) if options.template.is_none() && options.conversation == Mode::Auto => {
+            log.warn(&format!("{e}"));
+            None
+        }
+        other => other?,
+    };
     if template.is_none() && options.conversation == Mode::On {
         return Err(Error::malformed(
             "this model has no chat template: give one with --chat-template NAME or --chat-template-file FILE",
         )
         .in_file(&options.model.path));
+    }
+    if template.is_none() {
+        log.note(
+            "this model has no chat template: the prompt is completed as it is (--chat-template NAME gives it one)",
+        );
     }
     Ok(template)
 }

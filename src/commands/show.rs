@@ -154,10 +154,11 @@ fn overview(gguf: &Gguf) -> String {
     let tokens =
         meta.array("tokenizer.ggml.tokens", &[crate::gguf::ValueType::Str]).ok().flatten().map(|a| a.len.to_string());
     let yes_no = |b: bool| Some(if b { "yes" } else { "no" }.to_owned());
+    let files = if gguf.n_parts() > 1 { format!(" in {} files", gguf.n_parts()) } else { String::new() };
     let rows = [
         ("file", Some(gguf.path().display().to_string())),
-        ("size", Some(format!("{} (GGUF version {})", memory::human(gguf.file_bytes()), gguf.version()))),
-        ("name", text("general.name")),
+        ("size", Some(format!("{}{files} (GGUF version {})", memory::human(gguf.file_bytes()), gguf.version()))),
+        ("name", meta.lossy("general.name")),
         ("architecture", Some(arch.to_owned())),
         ("parameters", Some(format!("{:.1} M in {} tensors", n_params(gguf) as f64 / 1e6, gguf.tensors().len()))),
         ("types", Some(types.join(", "))),

@@ -6,8 +6,8 @@ use std::ops::Range;
 use ggml::Type;
 
 use super::TensorInfo;
-use super::metadata::{Array, Entry, Value, ValueType};
-use crate::error::{Error, Result};
+use super::metadata::{Array, Entry, MAX_TEXT, Value, ValueType};
+use crate::error::{Error, Result, shown};
 
 /// What a header says.
 pub struct Header {
@@ -25,6 +25,8 @@ const MAX_NAME: usize = 63;
 const MIN_ENTRY: usize = 8 + 4 + 1;
 /// Least bytes that a tensor takes: empty name, one dimension.
 const MIN_TENSOR: usize = 8 + 4 + 8 + 4 + 8;
+/// Most entries and tensors: many times what any model has, and what they take of memory stays small.
+const MAX_COUNT: u64 = 1 << 16;
 const DEFAULT_ALIGNMENT: u64 = 32;
 /// Larger than any page; no writer uses more.
 const MAX_ALIGNMENT: u64 = 1 << 20;
@@ -66,18 +68,34 @@ impl<'a> Reader<'a> {
             return Err(Error::malformed(format!("{what} is {length} bytes long, expected at most {max}")));
         }
         let bytes = self.take(length, what)?;
-        std::str::from_utf8(bytes)
-            .map_err(|_| Error::malformed(format!("{what} is not UTF-8 text: '{}'", String::from_utf8_lossy(bytes))))
+        let text = std::str::from_utf8(bytes).map_err(|_| {
+            Error::malformed(format!("{what} is not UTF-8 text: '{}'", shown(&String::from_utf8_lossy(bytes))))
+        })?;
+        if text.is_empty() {
+            return Err(Error::malformed(format!("{what} is empty")));
+        }
+        // ggml's names end at a NUL: two that differ behind one would be the same to it.
+        if text.contains(char::is_control) {
+            return Err(Error::malformed(format!("{what} holds control characters: '{}'", shown(text))));
+        }
+        Ok(text)
     }
 
-    /// A count of things that take at least `least` bytes each.
-    fn count(&mut self, least: usize, what: &str) -> Result<usize> {
+    /// A count of things that take at least `least` bytes each, `max` at most.
+    fn count(&mut self, least: usize, max: u64, what: &str) -> Result<usize> {
         let n = self.u64(what)?;
+        self.check_count(n, least, max, what)
+    }
+
+    fn check_count(&self, n: u64, least: usize, max: u64, what: &str) -> Result<usize> {
         let room = (self.bytes.len() - self.at) / least;
         if n > room as u64 {
             return Err(Error::malformed(format!(
                 "the header announces {n} {what}, but the file has room for {room} at most: it is damaged or truncated"
             )));
+        }
+        if n > max {
+            return Err(Error::malformed(format!("the header announces {n} {what}, expected at most {max}")));
         }
         Ok(n as usize)
     }
@@ -88,14 +106,14 @@ pub fn parse(bytes: &[u8]) -> Result<Header> {
     let mut r = Reader { bytes, at: 4 };
     let version = r.u32("the version")?;
     let n_tensors = r.u64("the number of tensors")?;
-    let n_entries = r.count(MIN_ENTRY, "metadata entries")?;
+    let n_entries = r.count(MIN_ENTRY, MAX_COUNT, "metadata entries")?;
 
     let mut entries: Vec<Entry> = Vec::with_capacity(n_entries);
     let mut keys = HashSet::with_capacity(n_entries);
     for i in 0..n_entries {
         let entry = entry(&mut r, i)?;
         if !keys.insert(entry.key.clone()) {
-            return Err(Error::malformed(format!("metadata key '{}' appears twice", entry.key)));
+            return Err(Error::malformed(format!("metadata key '{}' appears twice", shown(&entry.key))));
         }
         entries.push(entry);
     }
@@ -115,14 +133,9 @@ pub fn parse(bytes: &[u8]) -> Result<Header> {
         )));
     }
 
-    let room = (bytes.len() - r.at) / MIN_TENSOR;
-    if n_tensors > room as u64 {
-        return Err(Error::malformed(format!(
-            "the header announces {n_tensors} tensors, but the file has room for {room} at most: it is damaged or truncated"
-        )));
-    }
-    let mut tensors: Vec<TensorInfo> = Vec::with_capacity(n_tensors as usize);
-    let mut names = HashSet::with_capacity(n_tensors as usize);
+    let n_tensors = r.check_count(n_tensors, MIN_TENSOR, MAX_COUNT, "tensors")?;
+    let mut tensors: Vec<TensorInfo> = Vec::with_capacity(n_tensors);
+    let mut names = HashSet::with_capacity(n_tensors);
     for i in 0..n_tensors {
         let tensor = tensor(&mut r, i, alignment)?;
         if !names.insert(tensor.name.clone()) {
@@ -137,12 +150,14 @@ pub fn parse(bytes: &[u8]) -> Result<Header> {
 
 fn entry(r: &mut Reader, i: usize) -> Result<Entry> {
     let start = r.at;
-    let key = r.name(MAX_KEY, &format!("key {i} of the metadata"))?.to_owned();
-    if key.is_empty() {
-        return Err(Error::malformed(format!("key {i} of the metadata is empty")));
+    let what = format!("key {i} of the metadata");
+    let key = r.name(MAX_KEY, &what)?.to_owned();
+    if !key.is_ascii() {
+        return Err(Error::malformed(format!("{what} is not ASCII: '{}'", shown(&key))));
     }
-    let ty = value_type(r, &key)?;
-    let value = if ty == ValueType::Array { array(r, &key)? } else { scalar(r, ty, &key)? };
+    let name = shown(&key);
+    let ty = value_type(r, &name)?;
+    let value = if ty == ValueType::Array { array(r, &name)? } else { scalar(r, ty, &name)? };
     Ok(Entry { key, value, raw: Some(start..r.at) })
 }
 
@@ -157,7 +172,7 @@ fn scalar(r: &mut Reader, ty: ValueType, key: &str) -> Result<Value> {
     if ty == ValueType::Str {
         let length = r.u64(&what)?;
         let bytes = r.take(length, &what)?;
-        return Ok(Value::Str(bytes.to_vec()));
+        return Ok(if bytes.len() > MAX_TEXT { Value::LongText(bytes.len()) } else { Value::Str(bytes.to_vec()) });
     }
     let bytes = r.take(ty.size().expect("neither string nor array") as u64, &what)?;
     if ty == ValueType::Bool && bytes[0] > 1 {
@@ -181,7 +196,7 @@ fn array(r: &mut Reader, key: &str) -> Result<Value> {
         ValueType::Str => 8,
         other => other.size().expect("neither string nor array"),
     };
-    let len = r.count(size, &format!("elements of {what}"))?;
+    let len = r.count(size, u64::MAX, &format!("elements of {what}"))?;
     let start = r.at;
     if ty == ValueType::Str {
         for i in 0..len {
@@ -204,11 +219,8 @@ fn array(r: &mut Reader, key: &str) -> Result<Value> {
     Ok(Value::Array(Array { ty, len, data }))
 }
 
-fn tensor(r: &mut Reader, i: u64, alignment: u64) -> Result<TensorInfo> {
+fn tensor(r: &mut Reader, i: usize, alignment: u64) -> Result<TensorInfo> {
     let name = r.name(MAX_NAME, &format!("the name of tensor {i}"))?.to_owned();
-    if name.is_empty() {
-        return Err(Error::malformed(format!("tensor {i} has no name")));
-    }
     let bad = |what: String| Error::malformed(format!("tensor '{name}' {what}"));
     let what = format!("tensor '{name}'");
     let n_dims = r.u32(&what)?;
@@ -251,7 +263,7 @@ fn tensor(r: &mut Reader, i: u64, alignment: u64) -> Result<TensorInfo> {
     if !offset.is_multiple_of(alignment) {
         return Err(bad(format!("is at offset {offset}, expected a multiple of {alignment} (general.alignment)")));
     }
-    Ok(TensorInfo { name, ty, n_dims, ne, offset, n_bytes })
+    Ok(TensorInfo { name, ty, n_dims, ne, part: 0, offset, n_bytes })
 }
 
 /// All tensors lie within the file, and no two overlap.

@@ -1,6 +1,8 @@
 //! What a file is, if it is not GGUF: the mistakes that people make with downloads.
 
-use crate::error::{Error, Result};
+use std::path::Path;
+
+use crate::error::{Error, Result, shown};
 
 /// Passes bytes that begin like a GGUF file of a version that pp-run reads.
 pub fn check_magic(bytes: &[u8]) -> Result<()> {
@@ -23,6 +25,19 @@ pub fn check_magic(bytes: &[u8]) -> Result<()> {
             v.swap_bytes()
         ))),
         v => Err(Error::unsupported(format!("GGUF version {v} is newer than pp-run knows; expected 2 or 3"))),
+    }
+}
+
+/// A hint at the model beside it whose name is most like that of a file that is not there; empty if none is near.
+pub fn nearest(path: &Path) -> String {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let names =
+        std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+    let like = names.filter(|n| n.ends_with(".gguf")).map(|n| (strsim::jaro_winkler(&n, &name), n));
+    match like.max_by(|a, b| a.0.total_cmp(&b.0)) {
+        Some((likeness, found)) if likeness > 0.8 => format!(": did you mean '{}'?", shown(&found)),
+        _ => String::new(),
     }
 }
 

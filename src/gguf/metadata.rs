@@ -1,10 +1,13 @@
 //! Typed access to metadata.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
 use crate::cli::options::OverrideValue;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
+
+/// Longest text that is taken out of the file; chat templates are the longest that matter.
+pub(super) const MAX_TEXT: usize = 1 << 20;
 
 /// Type of a value, with the ids of the GGUF specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +83,8 @@ pub enum Value {
     Bool(bool),
     /// Bytes that need not be UTF-8.
     Str(Vec<u8>),
+    /// So many bytes of text, left where they are in the file.
+    LongText(usize),
     Array(Array),
     U64(u64),
     I64(i64),
@@ -151,7 +156,7 @@ impl Value {
             Value::I32(_) => ValueType::I32,
             Value::F32(_) => ValueType::F32,
             Value::Bool(_) => ValueType::Bool,
-            Value::Str(_) => ValueType::Str,
+            Value::Str(_) | Value::LongText(_) => ValueType::Str,
             Value::Array(_) => ValueType::Array,
             Value::U64(_) => ValueType::U64,
             Value::I64(_) => ValueType::I64,
@@ -249,7 +254,19 @@ impl Metadata {
                 Ok(text) => Ok(Some(text)),
                 Err(_) => Err(Error::malformed(format!("metadata '{key}' is not UTF-8 text"))),
             },
+            Some(Value::LongText(n)) => {
+                Err(Error::malformed(format!("metadata '{key}' is a text of {n} bytes, expected at most {MAX_TEXT}")))
+            }
             Some(other) => Err(Metadata::wrong(key, other, "string")),
+        }
+    }
+
+    /// A text of which what is not UTF-8 is replaced: for what is only shown.
+    pub fn lossy(&self, key: &str) -> Option<String> {
+        match self.get(key)? {
+            Value::Str(bytes) => Some(shown(&String::from_utf8_lossy(bytes)).into_owned()),
+            Value::LongText(n) => Some(format!("({n} bytes)")),
+            _ => None,
         }
     }
 
@@ -293,14 +310,35 @@ impl Metadata {
         Ok(())
     }
 
-    /// A GGUF file with the entries whose keys are `wanted`, and no tensors.
-    pub(super) fn write(&self, file: &[u8], wanted: impl Fn(&str) -> bool) -> Vec<u8> {
-        let wanted = |e: &&Entry| wanted(&e.key);
+    /// A GGUF file with the entries whose keys are `wanted`, and no tensors. Long texts are left out; the strings of `emptied`
+    /// (an array's key and places in it) are written as empty ones.
+    pub(super) fn write(
+        &self,
+        file: &[u8],
+        wanted: impl Fn(&str) -> bool,
+        emptied: Option<(&str, &BTreeSet<usize>)>,
+    ) -> Vec<u8> {
+        let wanted = |e: &&Entry| wanted(&e.key) && !matches!(e.value, Value::LongText(_));
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
         out.extend(0u64.to_le_bytes());
         out.extend((self.entries.iter().filter(wanted).count() as u64).to_le_bytes());
         for entry in self.entries.iter().filter(wanted) {
+            if let (Some((key, places)), Value::Array(array)) = (emptied, &entry.value)
+                && key == entry.key
+            {
+                out.extend((key.len() as u64).to_le_bytes());
+                out.extend(key.as_bytes());
+                out.extend((ValueType::Array as u32).to_le_bytes());
+                out.extend((ValueType::Str as u32).to_le_bytes());
+                out.extend((array.len as u64).to_le_bytes());
+                for (i, string) in array.strings(file).enumerate() {
+                    let string = if places.contains(&i) { &[] } else { string };
+                    out.extend((string.len() as u64).to_le_bytes());
+                    out.extend(string);
+                }
+                continue;
+            }
             if let Some(raw) = &entry.raw {
                 out.extend_from_slice(&file[raw.clone()]);
                 continue;
@@ -324,7 +362,7 @@ impl Metadata {
                     out.extend((s.len() as u64).to_le_bytes());
                     out.extend(s);
                 }
-                Value::Array(_) => unreachable!("overrides are never arrays"),
+                Value::Array(_) | Value::LongText(_) => unreachable!("overrides are numbers and short texts"),
             }
         }
         out

@@ -3,11 +3,13 @@
 //! A file is input from strangers. Everything that a later stage relies on is checked here, on the mapped bytes, before
 //! gguf-rs, libllama or ggml see any of them: `header` walks the header once (counts, lengths, types, products,
 //! offsets), `vocab` checks the tokenizer's metadata. What passed is handed out as [`Metadata`] and [`TensorInfo`].
+//! A model may be split over several files, of which the first is given: `split` finds the others.
 //! [`gguf_rs`] decodes the metadata for display (`pp-run show`).
 
 mod header;
 mod look;
 mod metadata;
+mod split;
 mod vocab;
 
 use std::collections::HashMap;
@@ -20,6 +22,9 @@ use ggml::{Map, Type};
 
 use crate::cli::options::OverrideValue;
 use crate::error::{Error, Kind, Result};
+use header::Header;
+use split::Split;
+pub use vocab::Twins;
 
 pub use metadata::{Array, Metadata, Value, ValueType};
 
@@ -34,7 +39,9 @@ pub struct TensorInfo {
     pub n_dims: u32,
     /// Shape; unused dimensions are 1.
     pub ne: [u64; 4],
-    /// Bytes from the start of the data section.
+    /// Which of the model's files it is in.
+    pub part: usize,
+    /// Bytes from the start of the file's data section.
     pub offset: u64,
     /// Size in bytes.
     pub n_bytes: u64,
@@ -51,52 +58,59 @@ impl TensorInfo {
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
-    map: Arc<Map>,
+    parts: Vec<Part>,
     version: u32,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
+}
+
+/// One of a model's files, of which most have one.
+#[derive(Debug)]
+struct Part {
+    map: Arc<Map>,
     data_offset: usize,
 }
 
 impl Gguf {
-    /// Opens, maps and checks a file. Errors name the file and are of kind [`Kind::Input`] (missing, unreadable, not a
-    /// regular file), [`Kind::Malformed`] or [`Kind::Unsupported`].
+    /// Opens, maps and checks a file, and those that go on where it ends. Errors name the file and are of kind [`Kind::Input`]
+    /// (missing, unreadable, not a regular file), [`Kind::Malformed`] or [`Kind::Unsupported`].
     pub fn open(path: &Path) -> Result<Gguf> {
-        Gguf::open_inner(path).map_err(|e| e.in_file(path))
+        let (map, header) = open_part(path)?;
+        Gguf::with_parts(path, map, header)
     }
 
-    fn open_inner(path: &Path) -> Result<Gguf> {
-        let reading = |e: io::Error| match e.kind() {
-            io::ErrorKind::NotFound => Error::input("no such file"),
-            io::ErrorKind::PermissionDenied => Error::input("permission denied: the file cannot be read"),
-            _ => Error::input(format!("cannot be read: {e}")),
-        };
-        // Opening a FIFO would wait for a writer: look before.
-        let stat = std::fs::metadata(path).map_err(reading)?;
-        if stat.is_dir() {
-            return Err(Error::input("is a directory; expected a .gguf file"));
+    /// Checks a file of one part that is in memory; errors name it `path`.
+    pub fn of_bytes(path: &Path, bytes: &[u8]) -> Result<Gguf> {
+        let map = Map::of(bytes).map_err(|e| Error::memory(e.to_string()))?;
+        let header = parse(&map).map_err(|e| e.in_file(path))?;
+        Gguf::with_parts(path, map, header)
+    }
+
+    fn with_parts(path: &Path, map: Map, header: Header) -> Result<Gguf> {
+        let metadata = Metadata::new(header.entries);
+        let mut tensors = header.tensors;
+        let mut parts = vec![Part { map: Arc::new(map), data_offset: header.data_offset }];
+        let split = Split::read(&metadata).map_err(|e| e.in_file(path))?;
+        let mut by_name: HashMap<String, usize> =
+            tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        if let Some(split) = split {
+            for (no, path) in split.others(path).map_err(|e| e.in_file(path))?.into_iter().enumerate() {
+                let (map, other) = open_part(&path)?;
+                split.check(no + 1, &metadata, &Metadata::new(other.entries)).map_err(|e| e.in_file(&path))?;
+                let more = other.tensors.into_iter().map(|t| TensorInfo { part: no + 1, ..t });
+                for tensor in more {
+                    if by_name.insert(tensor.name.clone(), tensors.len()).is_some() {
+                        let message = format!("tensor '{}' is in an earlier part of the model too", tensor.name);
+                        return Err(Error::malformed(message).in_file(&path));
+                    }
+                    tensors.push(tensor);
+                }
+                parts.push(Part { map: Arc::new(map), data_offset: other.data_offset });
+            }
+            split.check_total(tensors.len()).map_err(|e| e.in_file(path))?;
         }
-        if !stat.is_file() {
-            return Err(Error::input("is not a regular file; a model must be a file that can be mapped"));
-        }
-        if stat.len() == 0 {
-            return Err(Error::malformed("the file is empty (0 bytes); expected a GGUF model: download it again"));
-        }
-        let file = File::open(path).map_err(reading)?;
-        let map = Map::new(&file).map_err(|e| Error::input(format!("cannot be mapped into memory: {e}")))?;
-        look::check_magic(&map)?;
-        let header = header::parse(&map)?;
-        let by_name = header.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Ok(Gguf {
-            path: path.to_owned(),
-            map: Arc::new(map),
-            version: header.version,
-            metadata: Metadata::new(header.entries),
-            tensors: header.tensors,
-            by_name,
-            data_offset: header.data_offset,
-        })
+        Ok(Gguf { path: path.to_owned(), parts, version: header.version, metadata, tensors, by_name })
     }
 
     /// The file's path.
@@ -104,9 +118,14 @@ impl Gguf {
         &self.path
     }
 
-    /// Size of the file.
+    /// Size of the model's files.
     pub fn file_bytes(&self) -> u64 {
-        self.map.len() as u64
+        self.parts.iter().map(|p| p.map.len() as u64).sum()
+    }
+
+    /// Number of the model's files.
+    pub fn n_parts(&self) -> usize {
+        self.parts.len()
     }
 
     /// Version of the format: 2 or 3.
@@ -129,20 +148,25 @@ impl Gguf {
         self.by_name.get(name).map(|&i| &self.tensors[i])
     }
 
-    /// The whole file.
-    pub fn map(&self) -> &Arc<Map> {
-        &self.map
+    /// The model's files.
+    pub fn maps(&self) -> Vec<Arc<Map>> {
+        self.parts.iter().map(|p| p.map.clone()).collect()
     }
 
-    /// Where a tensor's bytes begin in the file.
+    /// The whole file that a tensor is in.
+    pub fn map(&self, tensor: &TensorInfo) -> &Arc<Map> {
+        &self.parts[tensor.part].map
+    }
+
+    /// Where a tensor's bytes begin in its file.
     pub fn position(&self, tensor: &TensorInfo) -> usize {
-        self.data_offset + tensor.offset as usize
+        self.parts[tensor.part].data_offset + tensor.offset as usize
     }
 
     /// A tensor's bytes.
     pub fn data(&self, tensor: &TensorInfo) -> &[u8] {
         let start = self.position(tensor);
-        &self.map[start..start + tensor.n_bytes as usize]
+        &self.map(tensor)[start..start + tensor.n_bytes as usize]
     }
 
     /// Replaces values of the metadata (`--override-kv`).
@@ -155,23 +179,65 @@ impl Gguf {
         Ok(())
     }
 
-    /// Whether there is a tokenizer that libllama can load; if not, why.
-    pub fn require_vocab(&self) -> Result<()> {
-        vocab::require(&self.metadata, &self.map).map_err(|e| e.in_file(&self.path))
+    /// Whether there is a tokenizer that libllama can load; if not, why. Returns the tokens whose text another has too.
+    pub fn require_vocab(&self) -> Result<Twins> {
+        vocab::require(&self.metadata, self.header()).map_err(|e| e.in_file(&self.path))
     }
 
-    /// A GGUF header with all metadata and no tensors, up to where the first tensor would be described.
+    /// The file that the metadata is in.
+    fn header(&self) -> &[u8] {
+        &self.parts[0].map
+    }
+
+    /// A GGUF header with the metadata and no tensors, up to where the first tensor would be described.
     pub fn header_without_tensors(&self) -> Vec<u8> {
-        self.metadata.write(&self.map, |_| true)
+        self.metadata.write(self.header(), |_| true, None)
     }
 
-    /// A complete GGUF file with the metadata that libllama's vocabulary loader reads, and no tensors.
-    pub fn vocab_header(&self) -> Vec<u8> {
-        let mut out = self.metadata.write(&self.map, |key| {
-            key.starts_with("tokenizer.") || (key.starts_with("general.") && key != "general.alignment")
-        });
+    /// A complete GGUF file with the metadata that libllama's vocabulary loader reads, and no tensors. `twins` have no text in it, as
+    /// libllama allows no text twice; it gives tokens without one a name of their own.
+    pub fn vocab_header(&self, twins: &Twins) -> Vec<u8> {
+        let wanted =
+            |key: &str| key.starts_with("tokenizer.") || (key.starts_with("general.") && key != "general.alignment");
+        let twins = twins.keys().map(|&t| t as usize).collect();
+        let mut out = self.metadata.write(self.header(), wanted, Some((vocab::TOKENS, &twins)));
         // The data section begins aligned, even if it is empty.
         out.resize(out.len().next_multiple_of(32), 0);
         out
     }
+}
+
+/// Opens, maps and checks one file.
+fn open_part(path: &Path) -> Result<(Map, Header)> {
+    let open = || {
+        let reading = |e: io::Error| match e.kind() {
+            io::ErrorKind::NotFound => Error::input(format!("no such file{}", look::nearest(path))),
+            io::ErrorKind::PermissionDenied => Error::input("permission denied: the file cannot be read"),
+            _ => Error::input(format!("cannot be read: {e}")),
+        };
+        // Opening a FIFO would wait for a writer: look before.
+        let stat = std::fs::metadata(path).map_err(reading)?;
+        if stat.is_dir() {
+            return Err(Error::input("is a directory; expected a .gguf file"));
+        }
+        if !stat.is_file() {
+            return Err(Error::input("is not a regular file; a model must be a file that can be mapped"));
+        }
+        if stat.len() == 0 {
+            return Err(Error::malformed("the file is empty (0 bytes); expected a GGUF model: download it again"));
+        }
+        let file = File::open(path).map_err(reading)?;
+        let map = Map::new(&file).map_err(|e| match e.kind() {
+            io::ErrorKind::OutOfMemory => Error::memory(format!("cannot be mapped into memory: {e} (see ulimit -v)")),
+            _ => Error::input(format!("cannot be mapped into memory: {e}")),
+        })?;
+        let header = parse(&map)?;
+        Ok((map, header))
+    };
+    open().map_err(|e| e.in_file(path))
+}
+
+fn parse(bytes: &[u8]) -> Result<Header> {
+    look::check_magic(bytes)?;
+    header::parse(bytes)
 }

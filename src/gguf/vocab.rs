@@ -1,9 +1,15 @@
 //! The tokenizer's metadata: what libllama's loader and tokenizer take for granted (llama-vocab.cpp), checked.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap};
 
-use super::metadata::{Metadata, ValueType};
-use crate::error::{Error, Result};
+use super::metadata::{Metadata, Value, ValueType};
+use crate::error::{Error, Result, shown};
+
+/// Tokens whose text an earlier token has too, and that token: real vocabularies have some.
+pub type Twins = BTreeMap<i32, i32>;
+
+/// The key of the tokens' texts.
+pub const TOKENS: &str = "tokenizer.ggml.tokens";
 
 /// Tokenizers of the architectures that pp-run runs.
 const MODELS: &[(&str, Kind)] = &[("llama", Kind::Spm), ("gpt2", Kind::Bpe)];
@@ -40,15 +46,17 @@ const SPECIAL: &[&str] = &[
 const FLAGS: &[&str] =
     &["add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces"];
 
+/// LLAMA_TOKEN_TYPE_UNDEFINED to LLAMA_TOKEN_TYPE_BYTE
+const TYPES: std::ops::RangeInclusive<i128> = 0..=TYPE_BYTE;
 /// LLAMA_TOKEN_TYPE_BYTE
 const TYPE_BYTE: i128 = 6;
 
 /// Passes metadata from which libllama can load a tokenizer. `file` is the file that the metadata was read from.
-pub fn require(meta: &Metadata, file: &[u8]) -> Result<()> {
+pub fn require(meta: &Metadata, file: &[u8]) -> Result<Twins> {
     let model = meta.str("tokenizer.ggml.model")?;
-    let tokens = meta.array("tokenizer.ggml.tokens", &[ValueType::Str])?;
+    let tokens = meta.array(TOKENS, &[ValueType::Str])?;
     let (Some(model), Some(tokens)) = (model, tokens) else {
-        return Err(Error::malformed(
+        return Err(Error::unsupported(
             "there is no tokenizer in this file (tokenizer.ggml.model, tokenizer.ggml.tokens): it may be an adapter, a \
              projector or part of a model; use a complete model file",
         ));
@@ -56,7 +64,8 @@ pub fn require(meta: &Metadata, file: &[u8]) -> Result<()> {
     let Some((_, kind)) = MODELS.iter().find(|(name, _)| *name == model) else {
         let known: Vec<&str> = MODELS.iter().map(|m| m.0).collect();
         return Err(Error::unsupported(format!(
-            "this file is fine, but pp-run does not know the tokenizer '{model}' yet; it knows: {}",
+            "this file is fine, but pp-run does not know the tokenizer '{}' yet; it knows: {}",
+            shown(model),
             known.join(", ")
         )));
     };
@@ -65,19 +74,30 @@ pub fn require(meta: &Metadata, file: &[u8]) -> Result<()> {
         return Err(Error::malformed(format!("tokenizer.ggml.tokens has {n} entries, expected 1 to {}", i32::MAX)));
     }
 
-    let mut seen = HashSet::with_capacity(n);
-    for (id, token) in tokens.strings(file).enumerate() {
-        // libllama gives empty tokens a name of their own.
-        if !token.is_empty() && !seen.insert(token) {
+    // To libllama a text ends at a NUL, and one that is empty then is [EMPTY_id].
+    let mut seen: HashMap<&[u8], i32> = HashMap::with_capacity(n);
+    let mut twins = Twins::new();
+    let mut empty = Vec::new();
+    for (id, token) in (0..).zip(tokens.strings(file)) {
+        let text = token.split(|&b| b == 0).next().unwrap_or_default();
+        if text.is_empty() {
+            empty.push(id);
+        } else if let Some(&first) = seen.get(text) {
+            twins.insert(id, first);
+        } else {
+            seen.insert(text, id);
+        }
+    }
+    for id in empty.iter().chain(twins.keys()) {
+        if let Some(other) = seen.get(format!("[EMPTY_{id}]").as_bytes()) {
             return Err(Error::malformed(format!(
-                "tokenizer.ggml.tokens has '{}' twice (again at {id}): every token must be unique",
-                String::from_utf8_lossy(token)
+                "{TOKENS}: token {other} has the name that token {id} would have, which has no text of its own"
             )));
         }
     }
     if *kind == Kind::Spm {
         for byte in 0..=u8::MAX {
-            if !seen.contains(format!("<0x{byte:02X}>").as_bytes()) && !seen.contains(&[byte][..]) {
+            if !seen.contains_key(format!("<0x{byte:02X}>").as_bytes()) && !seen.contains_key(&[byte][..]) {
                 return Err(Error::malformed(format!(
                     "tokenizer.ggml.tokens lacks the byte token <0x{byte:02X}>: text with this byte could not be encoded"
                 )));
@@ -93,12 +113,20 @@ pub fn require(meta: &Metadata, file: &[u8]) -> Result<()> {
             return Err(Error::malformed(format!("{key} has {} entries, expected {n}, one for each token", array.len)));
         }
     }
+    if let Some(scores) = meta.array("tokenizer.ggml.scores", &[ValueType::F32, ValueType::I32])?
+        && let Some(id) = scores.values(file).position(|s| matches!(s, Value::F32(x) if !x.is_finite()))
+    {
+        return Err(Error::malformed(format!("tokenizer.ggml.scores[{id}] is NaN or infinite")));
+    }
     if let Some(types) = meta.array("tokenizer.ggml.token_type", &[ValueType::I32])? {
         for (id, (ty, token)) in types.values(file).zip(tokens.strings(file)).enumerate() {
+            if let Some(ty) = ty.as_i128().filter(|ty| !TYPES.contains(ty)) {
+                return Err(Error::malformed(format!("tokenizer.ggml.token_type[{id}] is {ty}, expected 0 to 6")));
+            }
             if ty.as_i128() == Some(TYPE_BYTE) && !is_byte_token(token) {
                 return Err(Error::malformed(format!(
                     "token {id} is marked as a byte, but its text is '{}', expected <0x00> to <0xFF>",
-                    String::from_utf8_lossy(token)
+                    shown(&String::from_utf8_lossy(token))
                 )));
             }
         }
@@ -112,18 +140,26 @@ pub fn require(meta: &Metadata, file: &[u8]) -> Result<()> {
         {
             return Err(Error::malformed(format!(
                 "tokenizer.ggml.merges[{i}] is '{}', expected two parts with a space between",
-                String::from_utf8_lossy(merge)
+                shown(&String::from_utf8_lossy(merge))
             )));
         }
     }
 
     for name in SPECIAL {
         let key = format!("tokenizer.ggml.{name}_token_id");
-        if let Some(id) = meta.u32(&key)?
-            && id as usize >= n
-        {
+        // libllama has tokens in mind where a file names none.
+        let default = match (*name, kind) {
+            ("bos", Kind::Spm) => 1,
+            ("eos", Kind::Spm) => 2,
+            ("bos" | "eos", Kind::Bpe) => 11,
+            _ => 0,
+        };
+        let named = meta.u32(&key)?;
+        let id = named.unwrap_or(default);
+        if id as usize >= n {
+            let how = if named.is_some() { "is" } else { "is missing, which means" };
             return Err(Error::malformed(format!(
-                "{key} is {id}, expected a token of the vocabulary (0 to {})",
+                "{key} {how} {id}, expected a token of the vocabulary (0 to {})",
                 n - 1
             )));
         }
@@ -133,8 +169,7 @@ pub fn require(meta: &Metadata, file: &[u8]) -> Result<()> {
     }
     meta.array("tokenizer.ggml.suppress_tokens", &[ValueType::I32])?;
     meta.str("tokenizer.ggml.pre")?;
-    meta.str("tokenizer.chat_template")?;
-    Ok(())
+    Ok(twins)
 }
 
 fn is_byte_token(token: &[u8]) -> bool {

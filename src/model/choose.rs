@@ -71,7 +71,7 @@ fn is_faster(gguf: &Gguf, name: &str, placement: &Placement, n_threads: usize) -
         return None;
     }
     let start = gguf.position(info);
-    let matrix = Matrix::mapped(gguf.map().clone(), start..start + row * n_rows, info.ty, n_in, n_rows);
+    let matrix = Matrix::mapped(gguf.map(info).clone(), start..start + row * n_rows, info.ty, n_in, n_rows);
     let mut bench = Bench::new(matrix, n_threads)?;
     let panels = Times::of(|n| bench.ours(n), 0.0)?;
     let theirs = bench.theirs(placement)?;
@@ -133,7 +133,7 @@ impl Bench {
         let (_, memory) = memory_for(placement, matrix.ty(), ne, Usage::MulMat, 0, false)?;
         let place = Place::Buffer(memory);
         let spec = TensorSpec { name: "sample".into(), ty: matrix.ty(), ne: [ne[0], ne[1], 1, 1], place };
-        let mut store = Store::new(&[spec], None).ok()?;
+        let mut store = Store::new(&[spec], Vec::new()).ok()?;
         store.set_weights();
         let id = store.ids().next()?;
         let bytes: Vec<u8> = (0..matrix.n_out()).flat_map(|j| matrix.row(j).iter().copied()).collect();

@@ -148,7 +148,7 @@ impl Compact {
         let n_bytes = parts.iter().map(|p| bytes(&p.spec)).sum::<u64>();
         memory::require(n_bytes, "the reduced weights", ADVICE)?;
         let specs: Vec<TensorSpec> = parts.iter().map(|p| p.spec.clone()).collect();
-        let mut store = Store::new(&specs, None).map_err(|e| {
+        let mut store = Store::new(&specs, Vec::new()).map_err(|e| {
             Error::memory(format!("{} for the reduced weights could not be had", memory::human(e.bytes as u64)))
         })?;
         store.set_weights();

@@ -1,7 +1,7 @@
 //! Hyper-parameters: what a file's metadata says about the shape of the model, checked.
 
 use crate::cli::options::{RopeOptions, RopeScaling};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
 use crate::gguf::{Gguf, Metadata};
 
 /// Architectures that pp-run can run, as `general.architecture` names them.
@@ -34,8 +34,11 @@ pub struct Hparams {
     pub rope: ggml::Rope,
 }
 
+/// GGML_QNT_VERSION: how ggml's quantised blocks are laid out.
+const QUANTIZATION_VERSION: u32 = 2;
+
 /// Limits that no model comes near: they keep products of sizes far from overflow and ggml's own limits.
-const MAX_LAYERS: u32 = 4096;
+const MAX_LAYERS: u32 = 1024;
 const MAX_WIDTH: u32 = 1 << 24;
 const MAX_CTX_TRAIN: u32 = 1 << 30;
 
@@ -48,16 +51,29 @@ impl Hparams {
 
     fn parse(gguf: &Gguf, rope_options: &RopeOptions) -> Result<Hparams> {
         let meta = gguf.metadata();
-        let arch = meta.architecture();
+        let arch = meta.str("general.architecture")?.unwrap_or_default();
+        if arch.is_empty() {
+            return Err(Error::malformed("metadata key 'general.architecture' is missing or empty: this is no model"));
+        }
         if !ARCHITECTURES.contains(&arch) {
             return Err(Error::unsupported(format!(
-                "this file is fine, but pp-run does not know the architecture '{arch}' yet; it knows: {}",
+                "this file is fine, but pp-run does not know the architecture '{}' yet; it knows: {}",
+                shown(arch),
                 ARCHITECTURES.join(", ")
             )));
         }
         let keys = Keys { meta, arch };
         if keys.u32("expert_count")?.unwrap_or(0) > 0 {
             return Err(Error::unsupported("this file is fine, but pp-run does not run mixture-of-experts models yet"));
+        }
+
+        let quantized = gguf.tensors().iter().any(|t| t.ty.is_quantized());
+        if let Some(version) =
+            meta.u32("general.quantization_version")?.filter(|&v| quantized && v != QUANTIZATION_VERSION)
+        {
+            return Err(Error::unsupported(format!(
+                "general.quantization_version is {version}; pp-run knows {QUANTIZATION_VERSION}: convert the model again"
+            )));
         }
 
         let n_layer = keys.count("block_count", 1, MAX_LAYERS)?;
@@ -98,9 +114,9 @@ impl Hparams {
         let norm_rms_eps = keys
             .f32("attention.layer_norm_rms_epsilon")?
             .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))?;
-        if !(0.0..1.0).contains(&norm_rms_eps) {
+        if !(norm_rms_eps > 0.0 && norm_rms_eps < 1.0) {
             return Err(Error::malformed(format!(
-                "{arch}.attention.layer_norm_rms_epsilon is {norm_rms_eps}, expected 0 to 1"
+                "{arch}.attention.layer_norm_rms_epsilon is {norm_rms_eps}, expected more than 0 and less than 1"
             )));
         }
         let n_vocab = match gguf.tensor("token_embd.weight") {
@@ -176,7 +192,8 @@ fn rope(keys: &Keys, options: &RopeOptions, n_rot: u32, n_ctx_train: u32) -> Res
         Some("yarn") => RopeScaling::Yarn,
         Some(other) => {
             return Err(Error::unsupported(format!(
-                "{arch}.rope.scaling.type is '{other}'; pp-run knows none, linear and yarn"
+                "{arch}.rope.scaling.type is '{}'; pp-run knows none, linear and yarn",
+                shown(other)
             )));
         }
     };

@@ -97,7 +97,7 @@ impl KvCache {
                 specs.push(TensorSpec { name, ty: ty.tensor_type(), ne, place: Place::Buffer(*kind) });
             }
         }
-        let store = Store::new(&specs, None)?;
+        let store = Store::new(&specs, Vec::new())?;
         let k: Vec<TensorId> = store.ids().take(hparams.n_layer).collect();
         let v = store.ids().skip(hparams.n_layer).collect();
         Ok(KvCache {

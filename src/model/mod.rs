@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ggml::{BufferType, Builder, Device, Graph, Slot, Store, TensorId, Type};
 
@@ -43,6 +44,7 @@ pub struct Model {
     /// The weights as the file has them, for what is gathered out of them
     matrices: HashMap<TensorId, Matrix>,
     native: Native,
+    ignored: Vec<String>,
 }
 
 impl Model {
@@ -63,20 +65,17 @@ impl Model {
         let load = |progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send)| {
             let mut loader = Loader::new(&gguf, &placement, options, native);
             let wanted = llama::Tensors::want(&mut loader, &hparams)?;
-            if options.check_tensors {
-                check_values(&gguf)?;
-            }
             let weights = loader.finish(n_threads, progress)?;
             Ok((wanted.resolve(&weights.ids), weights))
         };
         let (tensors, weights) = load(progress).map_err(|e: Error| e.in_file(gguf.path()))?;
-        let Weights { store, matrices, native: multiplied, .. } = weights;
+        let Weights { store, matrices, native: multiplied, ignored, .. } = weights;
         let resident = match options.pack {
             Pack::Batch => HashMap::new(),
             Pack::Resident => resident(&tensors, &matrices, &multiplied, hparams.n_layer, n_threads)?,
         };
         let native = Native { weights: multiplied, resident, clock: Arc::default() };
-        Ok(Model { gguf: gguf.clone(), hparams, placement, store, tensors, matrices, native })
+        Ok(Model { gguf: gguf.clone(), hparams, placement, store, tensors, matrices, native, ignored })
     }
 
     /// Whose kernels multiply most weights: never [`Kernels::Auto`].
@@ -92,6 +91,11 @@ impl Model {
     /// The model's shape.
     pub fn hparams(&self) -> &Hparams {
         &self.hparams
+    }
+
+    /// Tensors of the file that nothing computes with.
+    pub fn ignored(&self) -> &[String] {
+        &self.ignored
     }
 
     /// Number of tokens in the vocabulary (the width of the logits).
@@ -248,10 +252,31 @@ fn resident(
     Ok(weights.into_iter().zip(ranges).map(|(w, range)| (w, Panels { pages: pages.clone(), range })).collect())
 }
 
-/// `--check-tensors`: no NaN and no infinity in any weight or scale.
-fn check_values(gguf: &Gguf) -> Result<()> {
-    match gguf.tensors().iter().find(|t| !t.ty.validate(gguf.data(t))) {
-        Some(t) => Err(Error::malformed(format!("tensor '{}' holds invalid values (NaN or infinity)", t.name))),
+/// Whether no weight and no scale of the file is NaN or infinite, looked at by `n_threads` threads: kernels for quantised weights do not
+/// pass a NaN on reliably, so what it does to an answer may never show. `stop` ends the search without a finding.
+pub fn check_values(gguf: &Gguf, n_threads: usize, stop: &AtomicBool) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let first_bad = AtomicUsize::new(usize::MAX);
+    let work = || {
+        while let Some((i, t)) = {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let i = if stop.load(Ordering::Relaxed) { usize::MAX } else { i };
+            gguf.tensors().get(i).map(|t| (i, t))
+        } {
+            if !t.ty.is_finite(gguf.data(t)) {
+                first_bad.fetch_min(i, Ordering::Relaxed);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..n_threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+    match gguf.tensors().get(first_bad.into_inner()) {
+        Some(t) => Err(Error::malformed(format!("tensor '{}' holds invalid values (NaN or infinity)", t.name))
+            .in_file(gguf.path())),
         None => Ok(()),
     }
 }

@@ -78,6 +78,12 @@ pub fn memory_for(
     candidates.into_iter().find(|&(device, memory)| device.supports(memory, ty, ne, usage))
 }
 
+/// Whether a tensor that the architecture does not have would change what a model computes: a name of a layer's, or of what comes
+/// before or after the layers. Others (of a projector, of a tool) are left alone.
+fn is_of_model(name: &str) -> bool {
+    ["blk.", "output", "token_", "position_", "rope_"].iter().any(|p| name.starts_with(p))
+}
+
 fn layer_bytes(gguf: &Gguf, il: usize, n_layer: usize) -> u64 {
     let prefix = if il < n_layer { format!("blk.{il}.") } else { "output".to_owned() };
     gguf.tensors().iter().filter(|t| t.name.starts_with(&prefix)).map(|t| t.n_bytes).sum()
@@ -107,6 +113,8 @@ pub struct Weights {
     pub matrices: HashMap<TensorId, Matrix>,
     /// What our own kernels multiply; and whether a few tokens, without packing
     pub native: HashMap<TensorId, bool>,
+    /// Tensors of the file that nothing computes with
+    pub ignored: Vec<String>,
 }
 
 /// Number of a tensor that was asked for; becomes a [`TensorId`] when the weights are loaded.
@@ -148,6 +156,19 @@ impl<'a> Loader<'a> {
         if !matches!(usage, Usage::MulMat | Usage::GetRows) && info.ty != Type::F32 {
             return Err(Error::unsupported(format!("tensor '{name}' has type {}, expected F32", info.ty.name())));
         }
+        if !ggml::can_dequantize(info.ty) {
+            let message = format!("tensor '{name}' has type {}, expected a type of weights", info.ty.name());
+            return Err(Error::unsupported(message));
+        }
+        if usage == Usage::Rope {
+            let mut factors = vec![0.0; info.n_elements() as usize];
+            ggml::dequantize_row(info.ty, self.gguf.data(info), &mut factors);
+            if let Some((i, f)) = factors.iter().enumerate().find(|(_, f)| !(f.is_finite() && **f > 0.0)) {
+                return Err(Error::malformed(format!(
+                    "tensor '{name}' has the factor {f} at {i}, expected a positive number"
+                )));
+            }
+        }
         let native = self.native
             && usage == Usage::MulMat
             && info.ty.is_quantized()
@@ -178,7 +199,7 @@ impl<'a> Loader<'a> {
             && memory == device.buffer_type()
             && device.computes_in_place()
             && position.is_multiple_of(MAPPED_ALIGNMENT);
-        Ok(if in_place { Place::Mapped(device, position) } else { Place::Buffer(memory) })
+        Ok(if in_place { Place::Mapped(device, info.part, position) } else { Place::Buffer(memory) })
     }
 
     /// Brings the tensors into memory. `progress` is told the share done and may stop the load.
@@ -187,11 +208,12 @@ impl<'a> Loader<'a> {
         n_threads: usize,
         progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send),
     ) -> Result<Weights> {
-        if let Some(t) = self.gguf.tensors().iter().find(|t| !self.used.contains(t.name.as_str())) {
+        let unknown = self.gguf.tensors().iter().filter(|t| !self.used.contains(t.name.as_str()));
+        let (model, ignored): (Vec<_>, Vec<_>) = unknown.map(|t| t.name.clone()).partition(|n| is_of_model(n));
+        if let Some(name) = model.first() {
             return Err(Error::unsupported(format!(
-                "this file has a tensor '{}' that pp-run does not know for architecture '{}': without it the answers would \
+                "this file has a tensor '{name}' that pp-run does not know for architecture '{}': without it the answers would \
                  be wrong",
-                t.name,
                 self.gguf.metadata().architecture()
             )));
         }
@@ -208,7 +230,7 @@ impl<'a> Loader<'a> {
                 e.buffer_type
             ))
         };
-        let mut store = Store::new(&self.specs, Some(self.gguf.map().clone())).map_err(out_of_memory)?;
+        let mut store = Store::new(&self.specs, self.gguf.maps()).map_err(out_of_memory)?;
         store.set_weights();
         let ids: Vec<TensorId> = store.ids().collect();
         let data: Vec<(TensorId, &[u8])> =
@@ -227,7 +249,7 @@ impl<'a> Loader<'a> {
             let info = self.sources[i];
             if !mapped.iter().any(|m| m.name == info.name) {
                 let start = self.gguf.position(info);
-                self.gguf.map().release(start..start + info.n_bytes as usize);
+                self.gguf.map(info).release(start..start + info.n_bytes as usize);
             }
         }
         if progress(1.0).is_break() {
@@ -236,11 +258,11 @@ impl<'a> Loader<'a> {
         let matrix = |(&id, info): (&TensorId, &&TensorInfo)| {
             let start = self.gguf.position(info);
             let range = start..start + info.n_bytes as usize;
-            (id, Matrix::mapped(self.gguf.map().clone(), range, info.ty, info.ne[0] as usize, info.ne[1] as usize))
+            (id, Matrix::mapped(self.gguf.map(info).clone(), range, info.ty, info.ne[0] as usize, info.ne[1] as usize))
         };
         let matrices = ids.iter().zip(&self.sources).map(matrix).collect();
         let native = self.multiplied.iter().map(|&i| (ids[i], is_direct(self.sources[i].ty))).collect();
-        Ok(Weights { store: Rc::new(store), ids, matrices, native })
+        Ok(Weights { store: Rc::new(store), ids, matrices, native, ignored })
     }
 }
 

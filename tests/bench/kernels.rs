@@ -183,7 +183,7 @@ impl Runner {
         kinds.push(cpu.buffer_type());
         let memory = kinds.into_iter().find(|&m| cpu.supports(m, ty, ne, Usage::MulMat)).expect("some memory");
         let spec = TensorSpec { name: "w".into(), ty, ne: [ne[0], ne[1], 1, 1], place: Place::Buffer(memory) };
-        let mut store = Store::new(&[spec], None).expect("memory");
+        let mut store = Store::new(&[spec], Vec::new()).expect("memory");
         let id = store.ids().next().expect("a tensor");
         store.set_weights();
         store.fill(&[(id, bytes)], 2, &mut |_| std::ops::ControlFlow::Continue(()));

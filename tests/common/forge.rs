@@ -1,7 +1,5 @@
 //! Models of architecture `llama` made of random numbers, from a seed: tiny ones for tests, wide ones for benchmarks.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use ggml::Type;
@@ -67,29 +65,23 @@ impl Forge {
 
     /// Writes the model.
     pub fn write(&self, path: &Path) {
-        let mut head = Head::default();
-        self.metadata(&mut head);
-        let tensors = self.tensors();
-        let mut offset = 0u64;
-        for (name, shape, ty) in &tensors {
-            head.tensor(name, shape, *ty, offset);
-            let bytes = ty.row_bytes(shape[0]).unwrap() * shape[1..].iter().product::<usize>();
-            offset += (bytes as u64).next_multiple_of(ALIGNMENT);
-        }
-        let mut file = BufWriter::new(File::create(path).unwrap());
-        let head = head.finish();
-        file.write_all(&head).unwrap();
-        pad(&mut file, head.len());
-        let mut random = Random(self.seed);
-        for (name, shape, ty) in &tensors {
-            let data = self.data(name, shape, *ty, &mut random);
-            file.write_all(&data).unwrap();
-            pad(&mut file, data.len());
-        }
-        file.flush().unwrap();
+        std::fs::write(path, self.doc().bytes()).unwrap();
     }
 
-    fn metadata(&self, w: &mut Head) {
+    /// The model's file, to be changed before it is written.
+    pub fn doc(&self) -> Doc {
+        let mut doc = Doc::default();
+        self.metadata(&mut doc);
+        let mut random = Random(self.seed);
+        for (name, shape, ty) in self.tensors() {
+            let data = self.data(&name, &shape, ty, &mut random);
+            let ne = shape.iter().map(|&n| n as u64).collect();
+            doc.tensors.push(TensorDoc { name: name.into_bytes(), ne, ty: ty.id(), data, offset: None });
+        }
+        doc
+    }
+
+    fn metadata(&self, w: &mut Doc) {
         w.str("general.architecture", "llama");
         w.str("general.name", "random");
         w.u32("llama.context_length", self.n_ctx);
@@ -124,7 +116,7 @@ impl Forge {
             _ => 1,
         });
         w.str("tokenizer.ggml.model", "llama");
-        w.array("tokenizer.ggml.tokens", STRING, tokens.iter().map(|t| string(t)));
+        w.array("tokenizer.ggml.tokens", STRING, tokens.iter().map(string));
         w.array("tokenizer.ggml.scores", F32, (0..self.n_vocab).map(|i| (-(i as f32)).to_le_bytes().to_vec()));
         w.array("tokenizer.ggml.token_type", I32, types.map(|t: i32| t.to_le_bytes().to_vec()));
         w.u32("tokenizer.ggml.bos_token_id", 1);
@@ -192,77 +184,130 @@ impl Forge {
 }
 
 /// Value types of the GGUF specification.
-const U32: u32 = 4;
-const I32: u32 = 5;
-const F32: u32 = 6;
-const STRING: u32 = 8;
-const ARRAY: u32 = 9;
+pub const U8: u32 = 0;
+pub const U16: u32 = 2;
+pub const U32: u32 = 4;
+pub const I32: u32 = 5;
+pub const F32: u32 = 6;
+pub const BOOL: u32 = 7;
+pub const STRING: u32 = 8;
+pub const ARRAY: u32 = 9;
+pub const U64: u32 = 10;
+pub const I64: u32 = 11;
 
-const ALIGNMENT: u64 = 32;
-
-/// The header of a GGUF file. gguf-rs has a writer, but it knows the sizes of some types wrongly (BF16, IQ4_NL).
-#[derive(Default)]
-struct Head {
-    entries: Vec<u8>,
-    n_entries: u64,
-    tensors: Vec<u8>,
-    n_tensors: u64,
+/// A GGUF file in its parts, any of which may be wrong. gguf-rs has a writer, but it knows the sizes of some types wrongly (BF16,
+/// IQ4_NL), and writes no wrong files.
+#[derive(Debug, Clone)]
+pub struct Doc {
+    pub magic: Vec<u8>,
+    pub version: u32,
+    /// As many as there are, unless they are said to be more or fewer
+    pub n_entries: Option<u64>,
+    pub n_tensors: Option<u64>,
+    /// Key, type, bytes of the value
+    pub entries: Vec<(Vec<u8>, u32, Vec<u8>)>,
+    pub tensors: Vec<TensorDoc>,
+    pub alignment: usize,
 }
 
-fn string(s: &str) -> Vec<u8> {
-    let mut out = (s.len() as u64).to_le_bytes().to_vec();
-    out.extend(s.as_bytes());
+/// A tensor of a [`Doc`].
+#[derive(Debug, Clone)]
+pub struct TensorDoc {
+    pub name: Vec<u8>,
+    pub ne: Vec<u64>,
+    pub ty: u32,
+    pub data: Vec<u8>,
+    /// Where it is said to be; where it is, unless given
+    pub offset: Option<u64>,
+}
+
+impl Default for Doc {
+    fn default() -> Doc {
+        let (n_entries, n_tensors, entries, tensors) = Default::default();
+        Doc { magic: b"GGUF".to_vec(), version: 3, n_entries, n_tensors, entries, tensors, alignment: 32 }
+    }
+}
+
+/// A string as it is in a file.
+pub fn string(s: impl AsRef<[u8]>) -> Vec<u8> {
+    let s = s.as_ref();
+    [&(s.len() as u64).to_le_bytes(), s].concat()
+}
+
+/// An array as it is in a file.
+pub fn array(ty: u32, values: impl ExactSizeIterator<Item = Vec<u8>>) -> Vec<u8> {
+    let mut out = [ty.to_le_bytes().as_slice(), &(values.len() as u64).to_le_bytes()].concat();
+    values.for_each(|v| out.extend(v));
     out
 }
 
-fn pad(file: &mut impl Write, length: usize) {
-    let zeros = length.next_multiple_of(ALIGNMENT as usize) - length;
-    file.write_all(&vec![0; zeros]).unwrap();
-}
-
-impl Head {
-    fn entry(&mut self, key: &str, ty: u32, value: &[u8]) {
-        self.n_entries += 1;
-        self.entries.extend(string(key));
-        self.entries.extend(ty.to_le_bytes());
-        self.entries.extend(value);
+impl Doc {
+    /// Sets a value, or adds it.
+    pub fn set(&mut self, key: &str, ty: u32, value: impl AsRef<[u8]>) {
+        let value = value.as_ref().to_vec();
+        match self.entries.iter_mut().find(|e| e.0 == key.as_bytes()) {
+            Some(entry) => (entry.1, entry.2) = (ty, value),
+            None => self.entries.push((key.into(), ty, value)),
+        }
     }
 
-    fn str(&mut self, key: &str, value: &str) {
-        self.entry(key, STRING, &string(value));
+    pub fn str(&mut self, key: &str, value: &str) {
+        self.set(key, STRING, string(value));
     }
 
-    fn u32(&mut self, key: &str, value: u32) {
-        self.entry(key, U32, &value.to_le_bytes());
+    pub fn u32(&mut self, key: &str, value: u32) {
+        self.set(key, U32, value.to_le_bytes());
     }
 
-    fn f32(&mut self, key: &str, value: f32) {
-        self.entry(key, F32, &value.to_le_bytes());
+    pub fn f32(&mut self, key: &str, value: f32) {
+        self.set(key, F32, value.to_le_bytes());
     }
 
-    fn array(&mut self, key: &str, ty: u32, values: impl ExactSizeIterator<Item = Vec<u8>>) {
-        let mut out = ty.to_le_bytes().to_vec();
-        out.extend((values.len() as u64).to_le_bytes());
-        values.for_each(|v| out.extend(v));
-        self.entry(key, ARRAY, &out);
+    pub fn array(&mut self, key: &str, ty: u32, values: impl ExactSizeIterator<Item = Vec<u8>>) {
+        self.set(key, ARRAY, array(ty, values));
     }
 
-    fn tensor(&mut self, name: &str, shape: &[usize], ty: Type, offset: u64) {
-        self.n_tensors += 1;
-        self.tensors.extend(string(name));
-        self.tensors.extend((shape.len() as u32).to_le_bytes());
-        shape.iter().for_each(|&n| self.tensors.extend((n as u64).to_le_bytes()));
-        self.tensors.extend(ty.id().to_le_bytes());
-        self.tensors.extend(offset.to_le_bytes());
+    /// Takes a value out.
+    pub fn remove(&mut self, key: &str) {
+        self.entries.retain(|e| e.0 != key.as_bytes());
     }
 
-    fn finish(self) -> Vec<u8> {
-        let mut out = b"GGUF".to_vec();
-        out.extend(3u32.to_le_bytes());
-        out.extend(self.n_tensors.to_le_bytes());
-        out.extend(self.n_entries.to_le_bytes());
-        out.extend(self.entries);
-        out.extend(self.tensors);
+    /// A tensor.
+    pub fn tensor(&mut self, name: &str) -> &mut TensorDoc {
+        self.tensors.iter_mut().find(|t| t.name == name.as_bytes()).unwrap_or_else(|| panic!("there is no {name}"))
+    }
+
+    /// Everything before the data.
+    pub fn header(&self) -> Vec<u8> {
+        let mut out = self.magic.clone();
+        out.extend(self.version.to_le_bytes());
+        out.extend(self.n_tensors.unwrap_or(self.tensors.len() as u64).to_le_bytes());
+        out.extend(self.n_entries.unwrap_or(self.entries.len() as u64).to_le_bytes());
+        for (key, ty, value) in &self.entries {
+            out.extend(string(key));
+            out.extend(ty.to_le_bytes());
+            out.extend(value);
+        }
+        let mut offset = 0;
+        for t in &self.tensors {
+            out.extend(string(&t.name));
+            out.extend((t.ne.len() as u32).to_le_bytes());
+            t.ne.iter().for_each(|n| out.extend(n.to_le_bytes()));
+            out.extend(t.ty.to_le_bytes());
+            out.extend(t.offset.unwrap_or(offset).to_le_bytes());
+            offset += t.data.len().next_multiple_of(self.alignment) as u64;
+        }
+        out
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut out = self.header();
+        for t in &self.tensors {
+            out.resize(out.len().next_multiple_of(self.alignment), 0);
+            out.extend(&t.data);
+        }
+        out.resize(out.len().next_multiple_of(self.alignment), 0);
         out
     }
 }

@@ -64,6 +64,8 @@ pub struct NodeTime {
     pub start: Instant,
     /// How long it took.
     pub duration: Duration,
+    /// Whether all of its floats are finite; `true` for what is no F32 in the program's memory.
+    pub finite: bool,
 }
 
 /// What [`trace`] writes to.
@@ -129,8 +131,33 @@ unsafe extern "C" fn trace(node: *mut sys::ggml_tensor, ask: bool, trace: *mut c
     // SAFETY: the node is live.
     let op = text(unsafe { sys::ggml_op_desc(node) });
     let ne = t.ne.map(|n| usize::try_from(n).unwrap_or(0));
-    trace.nodes.push(NodeTime { name: text(t.name.as_ptr()), op, ne, start: trace.start, duration });
+    trace.nodes.push(NodeTime {
+        name: text(t.name.as_ptr()),
+        op,
+        ne,
+        start: trace.start,
+        duration,
+        finite: is_finite(t),
+    });
     true
+}
+
+/// Whether a node that was computed holds finite floats only, as far as it can be read here.
+fn is_finite(t: &sys::ggml_tensor) -> bool {
+    // SAFETY: the node is live.
+    let contiguous = unsafe { sys::ggml_is_contiguous(t) };
+    // SAFETY: the buffer is null or live.
+    let on_host = !t.buffer.is_null() && unsafe { sys::ggml_backend_buffer_is_host(t.buffer) };
+    if t.type_ != sys::GGML_TYPE_F32 || !contiguous || !on_host || t.data.is_null() {
+        return true;
+    }
+    // SAFETY: the node is live.
+    let n = unsafe { sys::ggml_nelements(t) };
+    let n = usize::try_from(n).unwrap_or(0);
+    // SAFETY: a contiguous F32 tensor in host memory that was just computed: n aligned floats, which nobody writes while the
+    // scheduler waits for this callback.
+    let values = unsafe { std::slice::from_raw_parts(t.data.cast::<f32>(), n) };
+    values.iter().all(|v| v.is_finite())
 }
 
 impl Executor {

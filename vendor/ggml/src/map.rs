@@ -22,6 +22,13 @@ impl Map {
         Ok(Map { map })
     }
 
+    /// A map of bytes that are no file.
+    pub fn of(bytes: &[u8]) -> io::Result<Map> {
+        let mut map = memmap2::MmapMut::map_anon(bytes.len().max(1))?;
+        map[..bytes.len()].copy_from_slice(bytes);
+        Ok(Map { map: map.make_read_only()? })
+    }
+
     /// Tells the operating system that these bytes are not needed in memory for now. They stay readable.
     #[cfg(unix)]
     pub fn release(&self, range: Range<usize>) {

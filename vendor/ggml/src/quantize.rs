@@ -42,6 +42,13 @@ pub fn quantize(ty: Type, values: &[f32], n_per_row: usize) -> Vec<u8> {
     out
 }
 
+/// Whether [`dequantize_row`] can read tensors of this type: plain floats and all weights, not integers.
+pub fn can_dequantize(ty: Type) -> bool {
+    // SAFETY: the type is ggml's: its traits are static.
+    let traits = unsafe { sys::ggml_get_type_traits(ty.raw()).as_ref() };
+    ty == Type::F32 || traits.is_some_and(|t| t.to_float.is_some())
+}
+
 /// The values of one row of a tensor.
 ///
 /// # Panics

@@ -33,8 +33,8 @@ pub struct TensorSpec {
 pub enum Place {
     /// In a buffer of this kind, to be filled by [`Store::fill`].
     Buffer(BufferType),
-    /// In the map that the store was given, at this offset, used in place by this device.
-    Mapped(Device, usize),
+    /// In a map of those that the store was given, by number, at this offset, used in place by this device.
+    Mapped(Device, usize, usize),
 }
 
 /// Alignment that ggml's CPU backend asks of a tensor that it uses in place.
@@ -61,8 +61,8 @@ pub struct Store {
     tensors: Vec<NonNull<sys::ggml_tensor>>,
     buffers: Vec<Buffer>,
     context: Context,
-    map: Option<Arc<Map>>,
-    /// Which tensors are in the map, by id: these are read-only.
+    maps: Vec<Arc<Map>>,
+    /// Which tensors are in a map, by id: these are read-only.
     mapped: Vec<bool>,
     /// No graph has used the store yet.
     fresh: Cell<bool>,
@@ -84,13 +84,13 @@ impl Store {
     /// Makes the tensors. Those in buffers hold anything until they are filled.
     ///
     /// # Panics
-    /// If a mapped tensor is not inside the map or not aligned to [`MAPPED_ALIGNMENT`], if a shape is not whole blocks
+    /// If a mapped tensor is not inside its map or not aligned to [`MAPPED_ALIGNMENT`], if a shape is not whole blocks
     /// of its type, or if sizes overflow: the caller has checked them.
-    pub fn new(specs: &[TensorSpec], map: Option<Arc<Map>>) -> Result<Store, AllocError> {
+    pub fn new(specs: &[TensorSpec], maps: Vec<Arc<Map>>) -> Result<Store, AllocError> {
         let context = init_context(specs.len());
         let mapped = specs.iter().map(|s| matches!(s.place, Place::Mapped(..))).collect();
         let (tensors, buffers) = Default::default();
-        let mut store = Store { tensors, buffers, context, map, mapped, fresh: Cell::new(true) };
+        let mut store = Store { tensors, buffers, context, maps, mapped, fresh: Cell::new(true) };
         for spec in specs {
             assert!(
                 spec.ty.row_bytes(usize::try_from(spec.ne[0]).unwrap()).is_some(),
@@ -112,22 +112,21 @@ impl Store {
         Ok(store)
     }
 
-    /// One buffer per device over the part of the map that its tensors span.
+    /// One buffer per device and map over the part of the map that its tensors span.
     fn map_tensors(&mut self, specs: &[TensorSpec]) -> Result<(), AllocError> {
-        let mut spans: Vec<(Device, usize, usize, usize)> = Vec::new();
+        let mut spans: Vec<(Device, usize, usize, usize, usize)> = Vec::new();
         for (spec, tensor) in specs.iter().zip(&self.tensors) {
-            let Place::Mapped(device, offset) = spec.place else { continue };
+            let Place::Mapped(device, map, offset) = spec.place else { continue };
             // SAFETY: the tensor is live.
             let bytes = unsafe { sys::ggml_nbytes(tensor.as_ptr()) };
             let end = offset.checked_add(bytes).expect("a mapped tensor's end overflows");
-            match spans.iter_mut().find(|s| s.0 == device) {
-                Some(s) => *s = (device, s.1.min(offset), s.2.max(end), s.3.max(bytes)),
-                None => spans.push((device, offset, end, bytes)),
+            match spans.iter_mut().find(|s| (s.0, s.1) == (device, map)) {
+                Some(s) => *s = (device, map, s.2.min(offset), s.3.max(end), s.4.max(bytes)),
+                None => spans.push((device, map, offset, end, bytes)),
             }
         }
-        for (device, first, last, largest) in spans {
-            let map = self.map.as_ref().expect("mapped tensors need a map");
-            let bytes = &map[first..last];
+        for (device, map, first, last, largest) in spans {
+            let bytes = &self.maps[map][first..last];
             assert!(first.is_multiple_of(MAPPED_ALIGNMENT), "a mapped tensor is not aligned");
             // SAFETY: the bytes belong to the map, which the store keeps for as long as the buffer; they are only read,
             // as weights are never the target of an operation.
@@ -146,8 +145,8 @@ impl Store {
             // SAFETY: the buffer is live; for device memory the base may differ from the map's address.
             let base = unsafe { sys::ggml_backend_buffer_get_base(buffer.ptr.as_ptr()) };
             for (spec, tensor) in specs.iter().zip(&self.tensors) {
-                let Place::Mapped(d, offset) = spec.place else { continue };
-                if d != device {
+                let Place::Mapped(d, m, offset) = spec.place else { continue };
+                if (d, m) != (device, map) {
                     continue;
                 }
                 assert!(offset.is_multiple_of(MAPPED_ALIGNMENT), "a mapped tensor is not aligned");

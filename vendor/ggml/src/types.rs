@@ -34,12 +34,24 @@ impl Type {
     pub const Q4_1: Type = Type(sys::GGML_TYPE_Q4_1 as u32);
     /// 5-bit blocks of 32, scale
     pub const Q5_0: Type = Type(sys::GGML_TYPE_Q5_0 as u32);
+    /// 5-bit blocks of 32, scale and minimum
+    pub const Q5_1: Type = Type(sys::GGML_TYPE_Q5_1 as u32);
     /// 8-bit blocks of 32, scale
     pub const Q8_0: Type = Type(sys::GGML_TYPE_Q8_0 as u32);
     /// 8-bit blocks of 32 of activations; never in a file
     pub(crate) const Q8_1: Type = Type(sys::GGML_TYPE_Q8_1 as u32);
     /// 8-bit super-blocks of 256 of activations; never in a file
     pub(crate) const Q8_K: Type = Type(sys::GGML_TYPE_Q8_K as u32);
+    /// 2-bit super-blocks of 256
+    pub const Q2_K: Type = Type(sys::GGML_TYPE_Q2_K as u32);
+    /// 3-bit super-blocks of 256
+    pub const Q3_K: Type = Type(sys::GGML_TYPE_Q3_K as u32);
+    /// 5-bit super-blocks of 256
+    pub const Q5_K: Type = Type(sys::GGML_TYPE_Q5_K as u32);
+    /// 4-bit codes of a table, blocks of 32
+    pub const IQ4_NL: Type = Type(sys::GGML_TYPE_IQ4_NL as u32);
+    /// 4-bit codes of a table, super-blocks of 256
+    pub const IQ4_XS: Type = Type(sys::GGML_TYPE_IQ4_XS as u32);
     /// 4-bit super-blocks of 256
     pub const Q4_K: Type = Type(sys::GGML_TYPE_Q4_K as u32);
     /// 6-bit super-blocks of 256
@@ -111,10 +123,31 @@ impl Type {
         ne0.is_multiple_of(b).then(|| (ne0 / b).checked_mul(s))?
     }
 
-    /// Whether `data`, whole rows of this type, holds no NaN and no infinity.
-    pub fn validate(self, data: &[u8]) -> bool {
-        // SAFETY: the pointer and the length are of one slice; ggml checks that it is whole blocks.
-        unsafe { sys::ggml_validate_row_data(self.raw(), data.as_ptr().cast(), data.len()) }
+    /// Whether `data`, whole blocks of this type, holds no NaN and no infinity. (ggml's own check prints what it finds.)
+    pub fn is_finite(self, data: &[u8]) -> bool {
+        let half = |b: &[u8]| b[1] & 0x7c != 0x7c;
+        // Where a block has its scales, as 16-bit floats (ggml-common.h).
+        let scales: &[usize] = match self {
+            Type::F32 => return data.chunks_exact(4).all(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()),
+            Type::F16 => return data.chunks_exact(2).all(half),
+            Type::BF16 => return data.chunks_exact(2).all(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7f80 != 0x7f80),
+            Type::Q4_0 | Type::Q5_0 | Type::Q8_0 | Type::IQ4_NL | Type::IQ4_XS => &[0],
+            Type::Q4_1 | Type::Q5_1 | Type::Q4_K | Type::Q5_K => &[0, 2],
+            Type::Q2_K => &[80, 82],
+            Type::Q3_K => &[108],
+            Type::Q6_K => &[208],
+            // The rest is rare enough to be decoded.
+            _ => {
+                let mut values = vec![0.0; self.block_size()];
+                return data.chunks_exact(self.block_bytes()).all(|block| {
+                    !crate::can_dequantize(self) || {
+                        crate::dequantize_row(self, block, &mut values);
+                        values.iter().all(|v| v.is_finite())
+                    }
+                });
+            }
+        };
+        data.chunks_exact(self.block_bytes()).all(|block| scales.iter().all(|&at| half(&block[at..at + 2])))
     }
 
     /// Whether the type stores blocks with scales.
