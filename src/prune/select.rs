@@ -35,5 +35,8 @@ mod tests {
         assert_eq!(highest(&[3.0, 1.0, 2.0, 5.0], 2), [0, 3]);
         assert_eq!(highest(&[1.0, 1.0, 1.0], 2), [1, 2]);
         assert_eq!(highest(&[1.0, 2.0], 2), [0, 1]);
+        assert_eq!(highest(&[0.0; 4], 1), [3]);
+        assert_eq!(highest(&[f32::NAN; 4], 3), [1, 2, 3]);
+        assert_eq!(highest(&[f32::NAN, 1.0, f32::NEG_INFINITY], 2), [0, 1]);
     }
 }
