@@ -11,7 +11,7 @@
 //! - D04, D03, D05, D06, D17, D20, D21: tests/faults.rs. D18: files are mapped, there are no short reads. D19: nothing is written. D22:
 //!   needs more than the memory there is; `--mlock` that fails is a warning.
 //! - P08: a calibration file is checked by what is in the model, not by its date: P01. P09: a calibration file is only read when asked
-//!   for, so one that cannot be read is an error, no note. P10: there are no repacked files.
+//!   for, so one that cannot be read is an error, no note. P10: there are no repacked files. P11: src/prune/select.rs.
 
 mod common;
 
@@ -164,6 +164,7 @@ fn excess(ran: &Ran, size: u64) -> Option<String> {
 fn check(rows: Vec<Row>) {
     let mut faults = Vec::new();
     let n = rows.len();
+    println!("{n} files");
     for row in rows {
         let size = row.size();
         let ran = answer(&row.path);
@@ -985,6 +986,13 @@ fn paths() {
     }
     let ran = answer(&at(&"n".repeat(4097)));
     assert!(ran.code == Some(66) && ran.stderr.contains("cannot be read"), "D15-long: {}", ran.stderr);
+    let secret = at("secret.gguf");
+    tiny().write(&secret);
+    fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
+    // To root all files are readable.
+    if File::open(&secret).is_err() {
+        assert_eq!(fault(&answer(&secret), 66, "permission denied", "secret.gguf"), None, "D12");
+    }
     for (id, name) in
         [("D15-newline", b"new\nline.gguf".as_slice()), ("D15-latin", b"a\xff.gguf"), ("A12", b"sha256-0123")]
     {
