@@ -114,72 +114,74 @@ impl Calibration {
         if stat.len() < (FIXED + 8) as u64 {
             return Err(Error::malformed(format!("has {} bytes: no calibration file", stat.len())));
         }
-        let map = Map::new(&File::open(path).map_err(reading)?).map_err(reading)?;
-        parse(&map, dims, fingerprint)
+        let map = Map::new(File::open(path).map_err(reading)?).map_err(reading)?;
+        Calibration::parse(&map, dims, fingerprint)
     }
-}
 
-fn parse(bytes: &[u8], dims: &Dims, fingerprint: u64) -> Result<Calibration> {
-    let again = "pp-run calibrate makes it anew";
-    if bytes.len() < FIXED + 8 || &bytes[..8] != MAGIC {
-        return Err(Error::malformed("is no calibration file of pp-run"));
-    }
-    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-    if word(8) != VERSION {
-        return Err(Error::malformed(format!("is of version {}, expected {VERSION}: {again}", word(8))));
-    }
-    let (body, sum) = bytes.split_at(bytes.len() - 8);
-    if xxh3_64(body).to_le_bytes() != *sum {
-        return Err(Error::malformed(format!("is damaged (its checksum does not match): {again}")));
-    }
-    let broken = || Error::malformed(format!("has a broken header: {again}"));
-    let length = word(12) as usize;
-    if length > MAX_HEADER || length > body.len() - FIXED {
-        return Err(broken());
-    }
-    let (header, mut data) = body[FIXED..].split_at(length);
-    let header: Value = serde_json::from_slice(header).map_err(|_| broken())?;
-    if header["fingerprint"].as_str() != Some(&format!("{fingerprint:016x}")) {
-        return Err(Error::malformed(format!("is of another model: {again}")));
-    }
-    let number =
-        |key: &str| header[key].as_u64().and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0).ok_or_else(broken);
-    let (n_seqs, seq_len, batch) = (number("n_seqs")?, number("seq_len")?, number("batch")?);
-    let positions = header["positions"].as_bool().ok_or_else(broken)?;
-    let channels: usize = all_blocks(dims).map(|b| dims.channels(b.kind)).sum();
-    let rows = 5 + if positions { seq_len } else { 0 };
-    if channels.checked_mul(rows).and_then(|n| n.checked_mul(4)) != Some(data.len()) {
-        return Err(broken());
-    }
-    let mut take = |n: usize| -> Vec<f32> {
-        let (head, rest) = data.split_at(4 * n);
-        data = rest;
-        head.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
-    };
-    let mut blocks: BTreeMap<Block, BlockStats> = all_blocks(dims)
-        .map(|block| {
-            let n = dims.channels(block.kind);
-            let [energy, mean, variance, mean_as_coded, variance_as_coded] = [(); 5].map(|()| take(n));
-            (block, BlockStats { energy, mean, variance, mean_as_coded, variance_as_coded, positions: Vec::new() })
-        })
-        .collect();
-    if positions {
-        for (block, stats) in &mut blocks {
-            stats.positions = take(dims.channels(block.kind) * seq_len);
+    /// [`Calibration::read`] of the file's bytes.
+    pub fn parse(bytes: &[u8], dims: &Dims, fingerprint: u64) -> Result<Calibration> {
+        let again = "pp-run calibrate makes it anew";
+        if bytes.len() < FIXED + 8 || &bytes[..8] != MAGIC {
+            return Err(Error::malformed("is no calibration file of pp-run"));
         }
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        if word(8) != VERSION {
+            return Err(Error::malformed(format!("is of version {}, expected {VERSION}: {again}", word(8))));
+        }
+        let (body, sum) = bytes.split_at(bytes.len() - 8);
+        if xxh3_64(body).to_le_bytes() != *sum {
+            return Err(Error::malformed(format!("is damaged (its checksum does not match): {again}")));
+        }
+        let broken = || Error::malformed(format!("has a broken header: {again}"));
+        let length = word(12) as usize;
+        if length > MAX_HEADER || length > body.len() - FIXED {
+            return Err(broken());
+        }
+        let (header, mut data) = body[FIXED..].split_at(length);
+        let header: Value = serde_json::from_slice(header).map_err(|_| broken())?;
+        if header["fingerprint"].as_str() != Some(&format!("{fingerprint:016x}")) {
+            return Err(Error::malformed(format!("is of another model: {again}")));
+        }
+        let number = |key: &str| {
+            header[key].as_u64().and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0).ok_or_else(broken)
+        };
+        let (n_seqs, seq_len, batch) = (number("n_seqs")?, number("seq_len")?, number("batch")?);
+        let positions = header["positions"].as_bool().ok_or_else(broken)?;
+        let channels: usize = all_blocks(dims).map(|b| dims.channels(b.kind)).sum();
+        let rows = 5 + if positions { seq_len } else { 0 };
+        if channels.checked_mul(rows).and_then(|n| n.checked_mul(4)) != Some(data.len()) {
+            return Err(broken());
+        }
+        let mut take = |n: usize| -> Vec<f32> {
+            let (head, rest) = data.split_at(4 * n);
+            data = rest;
+            head.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
+        };
+        let mut blocks: BTreeMap<Block, BlockStats> = all_blocks(dims)
+            .map(|block| {
+                let n = dims.channels(block.kind);
+                let [energy, mean, variance, mean_as_coded, variance_as_coded] = [(); 5].map(|()| take(n));
+                (block, BlockStats { energy, mean, variance, mean_as_coded, variance_as_coded, positions: Vec::new() })
+            })
+            .collect();
+        if positions {
+            for (block, stats) in &mut blocks {
+                stats.positions = take(dims.channels(block.kind) * seq_len);
+            }
+        }
+        let numbers = |b: &BlockStats| {
+            let squares = [&b.energy, &b.variance, &b.variance_as_coded, &b.positions]
+                .into_iter()
+                .flatten()
+                .all(|v| *v >= 0.0 && v.is_finite());
+            squares && [&b.mean, &b.mean_as_coded].into_iter().flatten().all(|v| v.is_finite())
+        };
+        if !blocks.values().all(numbers) {
+            return Err(Error::malformed(format!("has statistics that are NaN, infinite or negative: {again}")));
+        }
+        let text = header["text"].as_str().unwrap_or_default().to_owned();
+        Ok(Calibration { n_seqs, seq_len, batch, text, blocks })
     }
-    let numbers = |b: &BlockStats| {
-        let squares = [&b.energy, &b.variance, &b.variance_as_coded, &b.positions]
-            .into_iter()
-            .flatten()
-            .all(|v| *v >= 0.0 && v.is_finite());
-        squares && [&b.mean, &b.mean_as_coded].into_iter().flatten().all(|v| v.is_finite())
-    };
-    if !blocks.values().all(numbers) {
-        return Err(Error::malformed(format!("has statistics that are NaN, infinite or negative: {again}")));
-    }
-    let text = header["text"].as_str().unwrap_or_default().to_owned();
-    Ok(Calibration { n_seqs, seq_len, batch, text, blocks })
 }
 
 #[cfg(test)]
@@ -209,7 +211,7 @@ mod tests {
         for positions in [true, false] {
             let (dims, calibration) = sample(positions);
             let bytes = calibration.to_bytes(&dims, 7);
-            assert_eq!(parse(&bytes, &dims, 7).unwrap(), calibration);
+            assert_eq!(Calibration::parse(&bytes, &dims, 7).unwrap(), calibration);
         }
     }
 
@@ -218,18 +220,18 @@ mod tests {
         let (dims, calibration) = sample(true);
         let bytes = calibration.to_bytes(&dims, 7);
         for n in 0..bytes.len() {
-            assert!(parse(&bytes[..n], &dims, 7).is_err(), "cut to {n}");
+            assert!(Calibration::parse(&bytes[..n], &dims, 7).is_err(), "cut to {n}");
         }
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(parse(&damaged, &dims, 7).is_err(), "bit {bit}");
+            assert!(Calibration::parse(&damaged, &dims, 7).is_err(), "bit {bit}");
         }
         let message = |r: Result<Calibration>| r.unwrap_err().to_string();
-        assert!(message(parse(&bytes, &dims, 8)).contains("another model"));
-        assert!(message(parse(&bytes, &Dims { n_ff: 7, ..dims }, 7)).contains("broken"));
+        assert!(message(Calibration::parse(&bytes, &dims, 8)).contains("another model"));
+        assert!(message(Calibration::parse(&bytes, &Dims { n_ff: 7, ..dims }, 7)).contains("broken"));
         let mut version = bytes.clone();
         version[8] = 9;
-        assert!(message(parse(&version, &dims, 7)).contains("version 9"));
+        assert!(message(Calibration::parse(&version, &dims, 7)).contains("version 9"));
     }
 }

@@ -232,12 +232,13 @@ fn overlap(text: &str, stop: &str) -> usize {
 /// Text out of bytes that come in pieces: characters are held back until they are whole, and bytes that are none become
 /// U+FFFD.
 #[derive(Debug, Default)]
-struct Utf8Stream {
+pub struct Utf8Stream {
     bytes: Vec<u8>,
 }
 
 impl Utf8Stream {
-    fn push(&mut self, piece: &[u8]) -> String {
+    /// What is whole characters after these bytes too; what never can be is U+FFFD.
+    pub fn push(&mut self, piece: &[u8]) -> String {
         self.bytes.extend_from_slice(piece);
         let mut text = String::new();
         let mut used = 0;
@@ -258,7 +259,8 @@ impl Utf8Stream {
         text
     }
 
-    fn finish(&mut self) -> String {
+    /// What is left when no more comes.
+    pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.bytes)).into_owned()
     }
 }

@@ -16,7 +16,11 @@ fn main() -> ExitCode {
     panic::set_hook(Box::new(|_| {}));
     let result = panic::catch_unwind(start).unwrap_or_else(|cause| {
         let message = cause.downcast_ref::<String>().map(String::as_str).or(cause.downcast_ref::<&str>().copied());
-        Err(Error::internal(format!("internal error, please report it: {}", message.unwrap_or("no message"))))
+        Err(match message {
+            // Rust's own threads are started without a way to fail.
+            Some(m) if m.contains("failed to spawn thread") => Error::memory(format!("{m}: use fewer threads (-t)")),
+            _ => Error::internal(format!("internal error, please report it: {}", message.unwrap_or("no message"))),
+        })
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

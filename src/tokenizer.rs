@@ -20,8 +20,12 @@ impl Tokenizer {
     /// Checks the vocabulary's metadata and loads it.
     pub fn load(gguf: &Gguf) -> Result<Tokenizer> {
         let twins = gguf.require_vocab()?;
-        let vocab = Vocab::new(&gguf.vocab_header(&twins))
-            .map_err(|e| Error::unsupported(format!("the tokenizer cannot be loaded: {}", e.0)).in_file(gguf.path()))?;
+        let vocab = Vocab::new(&gguf.vocab_header(&twins)).map_err(|e| {
+            let message = format!("the tokenizer cannot be loaded: {}", e.0);
+            // libllama tells kinds of errors apart by their texts alone.
+            let error = if e.0.contains("bad_alloc") { Error::memory(message) } else { Error::unsupported(message) };
+            error.in_file(gguf.path())
+        })?;
         // libllama would abort when it adds a token that there is not.
         for (wanted, token, name) in [(vocab.add_bos(), vocab.bos(), "bos"), (vocab.add_eos(), vocab.eos(), "eos")] {
             if wanted && token.is_none() {
@@ -44,6 +48,11 @@ impl Tokenizer {
     /// Bytes of a token, of one whose text an earlier one has too those; control tokens have none unless `special`.
     pub fn piece(&self, token: Token, special: bool) -> Vec<u8> {
         self.vocab.piece(*self.twins.get(&token).unwrap_or(&token), special)
+    }
+
+    /// Bytes of the longest token.
+    pub fn longest_piece(&self) -> usize {
+        (0..self.n_vocab() as Token).map(|t| self.vocab.piece(t, true).len()).max().unwrap_or(0)
     }
 
     /// Whether the token ends a generation.

@@ -8,6 +8,7 @@ use rustyline::error::ReadlineError;
 use rustyline::history::DefaultHistory;
 
 use crate::error::{Error, Result};
+use crate::stats::Log;
 
 /// What the user did.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,6 +24,9 @@ pub enum Input {
 /// Longest history.
 const MAX_HISTORY: usize = 1000;
 
+/// No history of [`MAX_HISTORY`] turns is near this.
+const MAX_HISTORY_BYTES: u64 = 16 << 20;
+
 /// A line editor with a history file.
 #[derive(Debug)]
 pub struct Editor {
@@ -32,16 +36,22 @@ pub struct Editor {
 }
 
 impl Editor {
-    /// An editor; with `multiline` a text ends with a line that holds only `/`.
-    pub fn new(multiline: bool) -> Result<Editor> {
+    /// An editor with the history of earlier chats, if it can be read: `log` hears if not. With `multiline` a text ends with a line that holds only `/`.
+    pub fn new(multiline: bool, log: &Log) -> Result<Editor> {
         let failed = |e: ReadlineError| Error::failed(format!("the terminal cannot be used for line editing: {e}"));
         let mut editor = rustyline::Editor::<(), DefaultHistory>::new().map_err(failed)?;
         editor.set_max_history_size(MAX_HISTORY).map_err(failed)?;
         editor.set_auto_add_history(false);
-        let history = history_file();
-        if let Some(path) = &history {
+        let mut history = history_file();
+        if let Some(path) = &history
             // No history yet is no fault.
-            let _ = editor.load_history(path);
+            && let Ok(stat) = fs::metadata(path)
+        {
+            let usable = stat.is_file() && stat.len() <= MAX_HISTORY_BYTES;
+            if !usable || editor.load_history(path).is_err() {
+                log.note(&format!("{} is no history that can be read: this chat keeps none", path.display()));
+                history = None;
+            }
         }
         Ok(Editor { editor, history, multiline })
     }

@@ -149,7 +149,8 @@ impl Template {
         Template::new(name, text, bos, eos, kwargs).map(Some)
     }
 
-    fn new(
+    /// Compiles `text`, which messages call `source_name`.
+    pub fn new(
         source_name: String,
         text: String,
         bos: String,

@@ -45,7 +45,8 @@ impl Style {
 pub fn exit_cleanly_on_sigterm() -> Result<()> {
     let failed = |e: std::io::Error| Error::failed(format!("signals cannot be handled: {e}"));
     let saved = rustix::termios::tcgetattr(std::io::stdin()).ok();
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM]).map_err(failed)?;
+    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP])
+        .map_err(failed)?;
     std::thread::spawn(move || {
         if signals.forever().next().is_some() {
             if let Some(saved) = &saved {

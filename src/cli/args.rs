@@ -307,6 +307,12 @@ pub struct RunArgs {
     /// Names of special tokens in your text stand for the tokens
     #[arg(long)]
     pub parse_special: bool,
+    /// Prompts that are not UTF-8 are an error, not replaced where they are not
+    #[arg(long)]
+    pub strict_utf8: bool,
+    /// Control characters of the answer reach the terminal, which obeys them
+    #[arg(long)]
+    pub raw: bool,
     /// Lines of the chat end with a lone '/' instead of at each Enter [-mli]
     #[arg(long)]
     pub multiline_input: bool,

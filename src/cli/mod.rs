@@ -125,6 +125,8 @@ fn run(a: RunArgs) -> Result<RunOptions> {
         display_prompt: a.display_prompt,
         special: a.special,
         parse_special: a.parse_special,
+        strict_utf8: a.strict_utf8,
+        raw: a.raw,
         multiline_input: a.multiline_input,
         color: tristate("--color", &a.color)?,
         simple_io: a.simple_io,

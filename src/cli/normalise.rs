@@ -199,6 +199,7 @@ pub fn normalise(cli: &Command, args: Vec<OsString>, env: &dyn Fn(&str) -> Optio
             None => return Err(unknown_command(cli, word)),
         }
     }
+    let strict = rest.iter().any(|a| a == "--strict-utf8");
     let flags = flags(command);
     let mut warnings = Vec::new();
     let mut given: Vec<String> = Vec::new();
@@ -253,9 +254,19 @@ pub fn normalise(cli: &Command, args: Vec<OsString>, env: &dyn Fn(&str) -> Optio
         match value {
             Some(value) => out.push(format!("{name}={value}").into()),
             None => {
-                out.push(name.into());
+                out.push(name.clone().into());
                 if flag.takes_value && !flag.optional_value {
-                    out.extend(rest.next());
+                    out.extend(
+                        rest.next()
+                            .map(|v| {
+                                if PROMPTS.contains(&flag.long.as_str()) {
+                                    prompt(v, strict, &name, &mut warnings)
+                                } else {
+                                    Ok(v)
+                                }
+                            })
+                            .transpose()?,
+                    );
                 }
             }
         }
@@ -281,6 +292,22 @@ pub fn normalise(cli: &Command, args: Vec<OsString>, env: &dyn Fn(&str) -> Optio
         }
     }
     Ok(Normalised { args: out, warnings })
+}
+
+/// Flags whose value is a text for the model.
+const PROMPTS: [&str; 2] = ["prompt", "system-prompt"];
+
+/// A text for the model, which a shell may give in any bytes.
+fn prompt(value: OsString, strict: bool, flag: &str, warnings: &mut Vec<String>) -> Result<OsString> {
+    if value.to_str().is_some() {
+        return Ok(value);
+    }
+    if strict {
+        let good = value.to_string_lossy().find('\u{fffd}').unwrap_or(0);
+        return Err(Error::malformed(format!("{flag} is not UTF-8 text (at byte {good})")));
+    }
+    warnings.push(format!("{flag}: what is not UTF-8 text is replaced by U+FFFD"));
+    Ok(value.to_string_lossy().into_owned().into())
 }
 
 /// The sub-command that a link named after one of llama.cpp's tools stands for.

@@ -137,7 +137,7 @@ pub enum Tristate {
 }
 
 /// RoPE settings that replace the file's.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RopeOptions {
     /// `--rope-freq-base`
     pub freq_base: Option<f32>,
@@ -474,6 +474,10 @@ pub struct RunOptions {
     pub special: bool,
     /// Text of the user may name special tokens (`--parse-special`).
     pub parse_special: bool,
+    /// Prompts must be UTF-8.
+    pub strict_utf8: bool,
+    /// Control characters of the answer reach a terminal.
+    pub raw: bool,
     /// `-mli`
     pub multiline_input: bool,
     /// `--color`

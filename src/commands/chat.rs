@@ -39,7 +39,7 @@ pub fn chat(run: &Run, template: &Template, system: Option<&str>, first: Option<
         session: &mut session,
     };
     let style = Style::new(if options.simple_io { Tristate::Off } else { options.color });
-    let mut editor = Editor::new(options.multiline_input)?;
+    let mut editor = Editor::new(options.multiline_input, &run.log)?;
     run.log.note(&format!("context of {} tokens; /help lists commands, Ctrl-D leaves", chat.session.n_ctx()));
     let mut next = first.map(str::to_owned);
     let mut warned = false;
@@ -181,7 +181,8 @@ impl<'a> Chat<'a, '_> {
     /// Answers the prompt; `before` is the conversation if nothing comes of it.
     fn answer(&mut self, tokens: &[i32], before: Conversation<'a>) -> Result<()> {
         self.run.take_interrupt();
-        let result = answer(self.run, self.session, &mut self.sampler, tokens, &mut print_answer);
+        let result =
+            answer(self.run, self.session, &mut self.sampler, tokens, &mut |t| print_answer(t, self.run.options.raw));
         let terminated = self.run.signals.terminate.load(Ordering::Relaxed);
         self.run.take_interrupt();
         let Answer { text, tokens, stop, stats } = match result {

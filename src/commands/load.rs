@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
-use crate::cli::options::{ContextOptions, ModelOptions};
+use crate::cli::options::{ContextOptions, ModelOptions, RopeOptions};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::model::{Model, check_values, memory};
@@ -18,21 +18,24 @@ use crate::tokenizer::Tokenizer;
 pub struct Signals {
     /// Ctrl-C or SIGTERM: stop what runs.
     pub interrupt: Arc<AtomicBool>,
-    /// SIGTERM
+    /// SIGTERM, or SIGHUP
     pub terminate: Arc<AtomicBool>,
 }
 
 impl Signals {
     /// Catches Ctrl-C and SIGTERM. A second Ctrl-C while the first has not been heard ends the process.
     pub fn catch() -> Result<Signals> {
-        use signal_hook::consts::{SIGINT, SIGTERM};
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
         use signal_hook::flag;
         let signals = Signals { interrupt: Arc::default(), terminate: Arc::default() };
         let register = || -> std::io::Result<()> {
             flag::register_conditional_shutdown(SIGINT, 130, signals.interrupt.clone())?;
             flag::register(SIGINT, signals.interrupt.clone())?;
-            flag::register(SIGTERM, signals.terminate.clone())?;
-            flag::register(SIGTERM, signals.interrupt.clone())?;
+            // A closed terminal is an end like another.
+            for signal in [SIGTERM, SIGHUP] {
+                flag::register(signal, signals.terminate.clone())?;
+                flag::register(signal, signals.interrupt.clone())?;
+            }
             Ok(())
         };
         register().map_err(|e| Error::failed(format!("signals cannot be handled: {e}")))?;
@@ -99,6 +102,12 @@ pub fn load(
     if let [first, others @ ..] = loaded.ignored() {
         let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
         log.warn(&format!("nothing uses the tensor '{first}'{more} of this file"));
+    }
+    let trained = loaded.hparams().n_ctx_train;
+    if let Some(n_ctx) = context.n_ctx.filter(|&n| n > trained && context.rope == RopeOptions::default()) {
+        log.warn(&format!(
+            "the model was trained for {trained} tokens: beyond, of {n_ctx}, it may talk nonsense (see --rope-scaling)"
+        ));
     }
     if model.n_gpu_layers.is_some_and(|n| n > 0) && loaded.gpus().is_empty() {
         log.note("-ngl has no effect: there is no GPU, or this build has no support for it (cargo features cuda, metal, vulkan)");

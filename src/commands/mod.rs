@@ -17,7 +17,7 @@ use std::io::{self, IsTerminal, Read, Write, stdin, stdout};
 use std::path::Path;
 
 use crate::cli::options::Command;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, escape};
 
 /// Runs a command.
 pub fn run(command: &Command) -> Result<()> {
@@ -38,11 +38,15 @@ pub fn print(text: &str) -> Result<()> {
     print_bytes(text.as_bytes())
 }
 
-/// Writes a piece of an answer: what could steer a terminal does not reach one.
-fn print_answer(text: &str) -> Result<()> {
+/// Writes a piece of an answer. On a terminal what could steer it is shown instead, unless `raw`.
+fn print_answer(text: &str, raw: bool) -> Result<()> {
     let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
-    if stdout().is_terminal() && text.contains(steers) {
-        return print(&text.replace(steers, "\u{fffd}"));
+    if !raw && stdout().is_terminal() && text.contains(steers) {
+        let lines = text.split_inclusive(['\n', '\t']).map(|part| match part.strip_suffix(['\n', '\t']) {
+            Some(line) => escape(line) + &part[line.len()..],
+            None => escape(part),
+        });
+        return print(&lines.collect::<String>());
     }
     print(text)
 }
@@ -58,16 +62,7 @@ fn print_bytes(bytes: &[u8]) -> Result<()> {
 
 /// The text of a file, or of stdin for `-`, less one final line break.
 fn read_text(path: &Path) -> Result<String> {
-    let mut text = if path == Path::new("-") {
-        read_stdin()?
-    } else {
-        let reading = |e: io::Error| match e.kind() {
-            io::ErrorKind::NotFound => Error::input("no such file").in_file(path),
-            io::ErrorKind::InvalidData => Error::malformed("is not UTF-8 text").in_file(path),
-            _ => Error::input(format!("cannot be read: {e}")).in_file(path),
-        };
-        fs::read_to_string(path).map_err(reading)?
-    };
+    let mut text = prompt_text(read_prompt(path)?, path, true, &|_| ())?;
     drop_line_break(&mut text);
     Ok(text)
 }
@@ -77,25 +72,48 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = Path::new(&name);
-    let write = || -> io::Result<()> {
-        let mut file = fs::File::create(temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(temporary, path)
+    let failed = |kind: Kind| move |e: io::Error| Error::new(kind, format!("cannot be written: {e}")).in_file(path);
+    let write = || -> Result<()> {
+        let mut file = fs::File::create(temporary).map_err(failed(Kind::CannotCreate))?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed(Kind::Io))?;
+        fs::rename(temporary, path).map_err(failed(Kind::CannotCreate))
     };
-    write().map_err(|e| {
-        let _ = fs::remove_file(temporary);
-        Error::new(Kind::CannotCreate, format!("cannot be written: {e}")).in_file(path)
-    })
+    write().inspect_err(|_| drop(fs::remove_file(temporary)))
 }
 
-fn read_stdin() -> Result<String> {
-    let mut text = String::new();
-    stdin().lock().read_to_string(&mut text).map_err(|e| match e.kind() {
-        io::ErrorKind::InvalidData => Error::malformed("stdin is not UTF-8 text"),
-        _ => Error::io(format!("reading stdin failed: {e}")),
-    })?;
-    Ok(text)
+/// Longest prompt: many times what any context holds.
+const MAX_PROMPT: u64 = 256 << 20;
+
+/// The bytes of a file, or of stdin for `-`.
+fn read_prompt(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let reading = |e: io::Error| match e.kind() {
+        io::ErrorKind::NotFound => Error::input("no such file").in_file(path),
+        _ => Error::input(format!("cannot be read: {e}")).in_file(path),
+    };
+    if path == Path::new("-") {
+        let failed = |e: io::Error| Error::io(format!("reading stdin failed: {e}"));
+        stdin().lock().take(MAX_PROMPT + 1).read_to_end(&mut bytes).map_err(failed)?;
+    } else {
+        fs::File::open(path).and_then(|f| f.take(MAX_PROMPT + 1).read_to_end(&mut bytes)).map_err(reading)?;
+    }
+    if bytes.len() as u64 > MAX_PROMPT {
+        return Err(Error::malformed(format!("is longer than {MAX_PROMPT} bytes: no prompt")).in_file(path));
+    }
+    Ok(bytes)
+}
+
+/// The text of what is to be UTF-8. What is not is replaced by U+FFFD, which `warn` is told; with `strict` it is an error.
+fn prompt_text(bytes: Vec<u8>, path: &Path, strict: bool, warn: &dyn Fn(&str)) -> Result<String> {
+    String::from_utf8(bytes).or_else(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let path = if path == Path::new("-") { Path::new("stdin") } else { path };
+        if strict {
+            return Err(Error::malformed(format!("is not UTF-8 text (at byte {at})")).in_file(path));
+        }
+        warn(&format!("{}: what is not UTF-8 text (first at byte {at}) is replaced by U+FFFD", path.display()));
+        Ok(String::from_utf8_lossy(e.as_bytes()).into_owned())
+    })
 }
 
 fn drop_line_break(text: &mut String) {

@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::load::{Signals, load};
-use super::{chat, drop_line_break, print, print_answer, prune, read_stdin, read_text, trace, write_file};
+use super::{chat, drop_line_break, print, print_answer, prompt_text, prune, read_prompt, trace, write_file};
 use crate::chat::{Conversation, Message, Role, Template};
 use crate::cli::options::{Conversation as Mode, OutputFormat, Predict, RunOptions};
 use crate::error::{Error, Kind, Result};
@@ -24,10 +24,10 @@ pub fn run(options: &RunOptions) -> Result<()> {
     let log = Log::new(&options.log, options.simple_io)?;
     let signals = Signals::catch()?;
     let interactive = stdin().is_terminal() && stdout().is_terminal() && options.output_format == OutputFormat::Text;
-    let prompt = prompt(options)?;
+    let prompt = prompt(options, &log)?;
     let system = match (&options.system, &options.system_file) {
         (Some(text), _) => Some(text.clone()),
-        (None, Some(path)) => Some(read_text(path)?),
+        (None, Some(path)) => Some(text_for_model(path, options, &log)?),
         (None, None) => None,
     };
     // -cnv with a prompt is llama.cpp's way to ask for a chat that begins with it.
@@ -77,16 +77,23 @@ pub struct Answer {
     pub stats: Stats,
 }
 
+/// A text for the model from a file, or from stdin for `-`, less one final line break.
+fn text_for_model(path: &Path, options: &RunOptions, log: &Log) -> Result<String> {
+    let mut text = prompt_text(read_prompt(path)?, path, options.strict_utf8, &|m| log.warn(m))?;
+    drop_line_break(&mut text);
+    Ok(text)
+}
+
 /// The prompt of `-p` or `-f`, with the text on stdin below it; `None` if there is none at all.
-fn prompt(options: &RunOptions) -> Result<Option<String>> {
-    let from_stdin = options.prompt_file.as_deref() == Some(Path::new("-"));
+fn prompt(options: &RunOptions, log: &Log) -> Result<Option<String>> {
+    let stdin_path = Path::new("-");
+    let from_stdin = options.prompt_file.as_deref() == Some(stdin_path);
     let mut prompt = match &options.prompt_file {
-        Some(path) => Some(read_text(path)?),
+        Some(path) => Some(text_for_model(path, options, log)?),
         None => options.prompt.clone(),
     };
     if !from_stdin && !stdin().is_terminal() {
-        let mut text = read_stdin()?;
-        drop_line_break(&mut text);
+        let text = text_for_model(stdin_path, options, log)?;
         if !text.is_empty() {
             prompt = Some(prompt.map_or(text.clone(), |p| format!("{p}\n\n{text}")));
         }
@@ -130,6 +137,15 @@ fn template(options: &RunOptions, model: &Model, tokenizer: &Tokenizer, log: &Lo
 fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: &str) -> Result<()> {
     let options = run.options;
     let content = format!("{}{prompt}{}", options.in_prefix, options.in_suffix);
+    // What cannot fit is not tokenized: that may take minutes.
+    let n_ctx = options.context.n_ctx.filter(|&n| n > 0).unwrap_or(run.model.hparams().n_ctx_train) as usize;
+    let most = n_ctx.saturating_mul(run.tokenizer.longest_piece());
+    if content.len() > most {
+        return Err(Error::malformed(format!(
+            "the prompt has {} bytes, and {n_ctx} tokens, which is all that the context holds, are {most} at most: shorten it",
+            content.len()
+        )));
+    }
     let tokens = match template {
         Some(template) => {
             Conversation::new(template, run.tokenizer, system, options.parse_special).ask(&content)?.to_vec()
@@ -156,8 +172,9 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     if options.display_prompt && !json {
         print(prompt)?;
     }
-    let answer =
-        answer(run, &mut session, &mut sampler, &tokens, &mut |text| if json { Ok(()) } else { print_answer(text) })?;
+    let answer = answer(run, &mut session, &mut sampler, &tokens, &mut |text| {
+        if json { Ok(()) } else { print_answer(text, options.raw) }
+    })?;
     prune::write_dump(&session, run.model, options.prune.as_ref())?;
     if json {
         let s = &answer.stats;
@@ -230,6 +247,7 @@ pub fn answer(
     prompt: &[Token],
     show: &mut dyn FnMut(&str) -> Result<()>,
 ) -> Result<Answer> {
+    run.model.gguf().check_unchanged()?;
     let start = Instant::now();
     let bar = run.log.progress("reading the prompt", prompt.len() as u64);
     let mut processed = 0;

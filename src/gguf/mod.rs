@@ -153,6 +153,14 @@ impl Gguf {
         self.parts.iter().map(|p| p.map.clone()).collect()
     }
 
+    /// [`Kind::Io`] if one of the files was written to since it was opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        match self.parts.iter().any(|p| p.map.changed()) {
+            true => Err(Error::io("the file was changed while it was in use: start anew").in_file(&self.path)),
+            false => Ok(()),
+        }
+    }
+
     /// The whole file that a tensor is in.
     pub fn map(&self, tensor: &TensorInfo) -> &Arc<Map> {
         &self.parts[tensor.part].map
@@ -227,7 +235,7 @@ fn open_part(path: &Path) -> Result<(Map, Header)> {
             return Err(Error::malformed("the file is empty (0 bytes); expected a GGUF model: download it again"));
         }
         let file = File::open(path).map_err(reading)?;
-        let map = Map::new(&file).map_err(|e| match e.kind() {
+        let map = Map::new(file).map_err(|e| match e.kind() {
             io::ErrorKind::OutOfMemory => Error::memory(format!("cannot be mapped into memory: {e} (see ulimit -v)")),
             _ => Error::input(format!("cannot be mapped into memory: {e}")),
         })?;

@@ -4,6 +4,7 @@
 //! ([`Executor::set`]), compute ([`Executor::compute`]), get its outputs ([`Executor::get`]). Tensors that outlive a
 //! graph are in a [`Store`]. ggml aborts the process when a precondition fails, so every precondition is checked here
 //! first: a violation is a bug of the caller and panics.
+mod crash;
 mod custom;
 mod device;
 mod exec;

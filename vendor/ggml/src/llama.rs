@@ -17,6 +17,7 @@ static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
 pub(crate) fn start() {
     static START: Once = Once::new();
     START.call_once(|| {
+        crate::crash::watch();
         // SAFETY: the callback is a function of the right type and needs no data.
         unsafe { sys::llama_log_set(Some(log), std::ptr::null_mut()) };
         // SAFETY: called once, before everything else.

@@ -3,30 +3,54 @@
 use std::fs::File;
 use std::io;
 use std::ops::{Deref, DerefMut, Range};
+use std::time::SystemTime;
+
+#[cfg(unix)]
+use crate::crash;
 
 /// Read-only map of a whole file.
 #[derive(Debug)]
 pub struct Map {
     map: memmap2::Mmap,
+    /// The file and what it was when it was mapped; none for bytes that are no file
+    file: Option<(File, u64, SystemTime)>,
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        #[cfg(unix)]
+        if self.file.is_some() {
+            crash::unmapped(&self.map);
+        }
+    }
 }
 
 impl Map {
     /// Maps the file. An empty file cannot be mapped.
     ///
-    /// The file must not be changed while it is mapped; a file that is cut short meanwhile raises SIGBUS when the lost
-    /// pages are read, as in every program that maps its input.
-    pub fn new(file: &File) -> io::Result<Map> {
+    /// The file must not be changed while it is mapped ([`Map::changed`] tells afterwards); when one that is cut short meanwhile is read
+    /// where it was, the process ends with a line on stderr and exit code 74.
+    pub fn new(file: File) -> io::Result<Map> {
+        let stat = file.metadata()?;
         // SAFETY: the map is read-only and private to this owner. That nobody changes the file is the contract above:
         // the operating system gives no way to enforce it.
-        let map = unsafe { memmap2::Mmap::map(file) }?;
-        Ok(Map { map })
+        let map = unsafe { memmap2::Mmap::map(&file) }?;
+        #[cfg(unix)]
+        crash::mapped(&map);
+        Ok(Map { map, file: Some((file, stat.len(), stat.modified()?)) })
+    }
+
+    /// Whether the file was written to since it was mapped. (One that was replaced or deleted is still there as it was.)
+    pub fn changed(&self) -> bool {
+        let Some((file, length, modified)) = &self.file else { return false };
+        file.metadata().and_then(|s| Ok((s.len(), s.modified()?))).ok() != Some((*length, *modified))
     }
 
     /// A map of bytes that are no file.
     pub fn of(bytes: &[u8]) -> io::Result<Map> {
         let mut map = memmap2::MmapMut::map_anon(bytes.len().max(1))?;
         map[..bytes.len()].copy_from_slice(bytes);
-        Ok(Map { map: map.make_read_only()? })
+        Ok(Map { map: map.make_read_only()?, file: None })
     }
 
     /// Tells the operating system that these bytes are not needed in memory for now. They stay readable.

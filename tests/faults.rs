@@ -1,0 +1,443 @@
+//! Faults of the system and of its user while the program runs: an exit code, one line on stderr, and nothing of the user's lost.
+//!
+//! Cases of the project's list that are tested elsewhere, or not:
+//! - R07 (killed by the control group's limit), R14 (a processor without AVX2: all is compiled for the one it is built on, and the kernels
+//!   choose at run time): nothing a test could show. R10: tests/hostile.rs (D10) and src/sampler.rs. R11: tests/prune.rs. R12:
+//!   tests/prune.rs (short prompts). R22: tests/chat.rs. R24: tests/chat.rs. R31 to R33, R35: tests/terminal.rs. R36: tests/terminal.rs
+//!   (twice leaves). R49: nothing reads these. R50: tests/soak.
+//! - R40, R42, R45: there are no saved sessions yet. R41 holds for what is written: answers, dumps, traces, calibrations. R46: it is written
+//!   under a name with the process's number and renamed.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::forge::Forge;
+use common::smollm2;
+use expectrl::{Eof, Expect, Session};
+use ggml::Type;
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+    command.env("PP_ARG_THREADS", "1").stdin(Stdio::null());
+    command
+}
+
+/// A folder with a tiny model in it.
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model.gguf");
+    Forge { n_vocab: 300, n_embd: 64, n_ff: 96, ..Forge::tiny(Type::Q4_0, 4, 2) }.write(&model);
+    (dir, model)
+}
+
+/// The output of a process that ends within a minute.
+#[track_caller]
+fn finished(mut child: Child) -> Output {
+    let end = Instant::now() + Duration::from_secs(60);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > end {
+            child.kill().unwrap();
+            panic!("still running: {:?}", child.wait_with_output().unwrap());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.wait_with_output().unwrap()
+}
+
+fn started(command: &mut Command) -> Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[track_caller]
+fn check(id: &str, output: &Output, code: i32, part: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{id}: {stderr}");
+    assert!(stderr.contains(part), "{id}: '{part}' expected: {stderr}");
+    let errors = stderr.lines().filter(|l| l.starts_with("pp-run: error: ")).count();
+    assert_eq!(errors, usize::from(code != 0), "{id}: {stderr}");
+    assert!(code == 0 || output.stdout.is_empty(), "{id}: {}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn limits_and_odd_values() {
+    let (dir, model) = folder();
+    let model = model.to_str().unwrap();
+    let long = "a ".repeat(3000);
+    let rows: &[(&str, &[&str], i32, &str)] = &[
+        ("R01", &["-p", &long], 65, "tokens, but the context holds 2048"),
+        ("R03-0", &["-p", "x", "-c", "0"], 0, ""),
+        ("R03-1", &["-p", "xyz", "-c", "1"], 65, "but the context holds 1"),
+        ("R03-negative", &["-p", "x", "-c", "-1"], 2, "-c is -1"),
+        ("R03-31", &["-p", "x", "-c", "2147483648"], 2, "-c is 2147483648"),
+        ("R03-63", &["-p", "x", "-c", "9223372036854775808"], 2, "too large"),
+        ("R04", &["-p", "x", "-c", "4096"], 0, "trained"),
+        ("R05", &["-p", "x", "-c", "1000000000"], 71, "memory are available"),
+        ("R08-empty", &["-p", ""], 0, ""),
+        ("R08-space", &["-p", "   "], 0, ""),
+        ("R08-mark", &["-p", "\u{feff}"], 0, ""),
+        ("R08-special", &["-p", "<s></s>"], 0, ""),
+        ("R09-none", &["-p", "x", "-n", "0"], 0, ""),
+        ("R09-many", &["-p", "x", "-n", "9223372036854775808"], 2, "too large"),
+        ("R09-cold", &["-p", "x", "--temp", "-1"], 0, ""),
+        ("R09-NaN", &["-p", "x", "--temp", "nan"], 2, "--temp is NaN"),
+        ("R09-inf", &["-p", "x", "--temp", "inf"], 2, "--temp is inf"),
+        ("R09-k", &["-p", "x", "--top-k", "0"], 0, ""),
+        ("R09-huge", &["-p", "x", "--top-k", "2147483647"], 0, ""),
+        ("R09-p", &["-p", "x", "--top-p", "0"], 0, ""),
+        ("R09-p NaN", &["-p", "x", "--top-p", "nan"], 2, "--top-p is NaN"),
+        ("R09-min-p", &["-p", "x", "--min-p", "2"], 2, "--min-p is 2"),
+        ("R09-seed", &["-p", "x", "--seed", "x"], 2, "--seed"),
+        ("R13-0", &["-p", "x", "-t", "0"], 0, ""),
+        ("R13-many", &["-p", "x", "-t", "1000000"], 2, "-t is 1000000"),
+        ("R13", &["-p", "x", "-t", "64"], 0, ""),
+        ("R20-stdin", &["-f", "/nonexistent"], 66, "no such file"),
+    ];
+    for (id, args, code, part) in rows {
+        let args = [&["-m", model, "-n", "1"], *args].concat();
+        check(id, &finished(started(program().args(args))), *code, part);
+    }
+    // R02: what cannot fit is refused before it is read as tokens; what can is read in linear time.
+    let text = dir.path().join("long.txt");
+    for (letter, size) in [("a", 10_000_000), (" ", 10_000_000), ("\u{1f999}", 1_000_000)] {
+        fs::write(&text, letter.repeat(size)).unwrap();
+        let output = finished(started(program().args(["-m", model, "-n", "1", "-f"]).arg(&text)));
+        check("R02", &output, 65, "all that the context holds");
+    }
+    // Sparse: two GiB of zeros.
+    fs::File::create(&text).unwrap().set_len(2 << 30).unwrap();
+    check(
+        "R02-2GiB",
+        &finished(started(program().args(["-m", model, "-n", "1", "-f"]).arg(&text))),
+        65,
+        "is longer than",
+    );
+}
+
+#[test]
+fn texts_that_are_not_utf8() {
+    use std::os::unix::ffi::OsStrExt;
+    let (dir, model) = folder();
+    let file = dir.path().join("bad.txt");
+    for (id, bytes, at) in [
+        ("R20", b"ab\xffcd".as_slice(), 2),
+        ("R21-overlong", b"\xc0\x80", 0),
+        ("R21-surrogate", b"x\xed\xa0\x80", 1),
+        ("R21-cut", b"xy\xf0\x9f\xa6", 2),
+    ] {
+        fs::write(&file, bytes).unwrap();
+        let base = || {
+            let mut command = program();
+            command.arg("-m").arg(&model).args(["-n", "1"]);
+            command
+        };
+        let ways: [(&str, &dyn Fn() -> Command); 3] = [
+            ("-f", &|| {
+                let mut c = base();
+                c.arg("-f").arg(&file);
+                c
+            }),
+            ("-p", &|| {
+                let mut c = base();
+                c.arg("-p").arg(std::ffi::OsStr::from_bytes(bytes));
+                c
+            }),
+            ("stdin", &|| {
+                let mut c = base();
+                c.stdin(fs::File::open(&file).unwrap());
+                c
+            }),
+        ];
+        for (way, command) in ways {
+            check(&format!("{id} {way}"), &finished(started(&mut command())), 0, "is replaced by U+FFFD");
+            let strict = finished(started(command().arg("--strict-utf8")));
+            check(&format!("{id} {way} strict"), &strict, 65, &format!("(at byte {at})"));
+        }
+    }
+    fs::write(&file, b"a\0b").unwrap();
+    check("R21-NUL", &finished(started(program().arg("-m").arg(&model).args(["-n", "1", "-f"]).arg(&file))), 0, "");
+}
+
+/// Through a shell, which limits and closes what the program gets.
+fn shell(model: &Path, before: &str, after: &str) -> Output {
+    let line = format!("{before}exec {} -m {} -p hi -n 1 -q {after}", env!("CARGO_BIN_EXE_pp-run"), model.display());
+    finished(started(Command::new("bash").args(["-c", &line]).stdin(Stdio::null())))
+}
+
+#[test]
+fn little_memory_few_files_and_closed_streams() {
+    let (_dir, model) = folder();
+    for kib in [60_000, 100_000, 150_000, 200_000, 300_000, 400_000, 500_000, 700_000, 900_000] {
+        let output = shell(&smollm2(), &format!("ulimit -v {kib}; "), "");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        let code = output.status.code();
+        assert!(code == Some(0) || code == Some(71), "R06 D20 {kib}: {:?} {stderr}", output.status);
+        assert!(stderr.lines().count() == usize::from(code != Some(0)), "R06 {kib}: {stderr}");
+    }
+    // Fewer, and the loader finds no libraries: the program never begins.
+    for files in [4, 5, 6, 7, 8] {
+        let output = shell(&model, &format!("ulimit -n {files}; "), "");
+        let code = output.status.code();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(matches!(code, Some(0 | 1 | 66 | 71 | 74)), "D21 {files}: {code:?} {stderr}");
+        assert!(stderr.lines().count() == usize::from(code != Some(0)), "D21 {files}: {stderr}");
+    }
+    for closed in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"] {
+        let output = shell(&model, "", closed);
+        assert_eq!(output.status.code(), Some(0), "R30 {closed}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    // What the program opens must not become its standard output.
+    let before = fs::read(&model).unwrap();
+    shell(&model, "", ">&- 2>&-");
+    assert!(before == fs::read(&model).unwrap(), "R30: the model is as it was");
+    for (id, environment) in [
+        ("R48-C", "env -i LC_ALL=C"),
+        ("R48-none", "env -i LC_ALL=xx TMPDIR=/nonexistent"),
+        ("R13-one", "taskset -c 0 env"),
+        ("R49", "env RUST_BACKTRACE=full"),
+    ] {
+        let line = format!("{environment} {} -m {} -p hi -n 1 -q", env!("CARGO_BIN_EXE_pp-run"), model.display());
+        let output = finished(started(Command::new("bash").args(["-c", &line]).stdin(Stdio::null())));
+        check(id, &output, 0, "");
+    }
+}
+
+#[test]
+fn the_nth_call_fails() {
+    let (dir, model) = folder();
+    let shim = dir.path().join("shim.so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/shim.c");
+    let status = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&shim).arg(source).arg("-ldl").status();
+    assert!(status.unwrap().success(), "a C compiler");
+    let (text, mark) = (dir.path().join("prompt.txt"), dir.path().join("mark"));
+    fs::write(&text, "hello").unwrap();
+    let out = dir.path().join("out");
+    fs::create_dir(&out).unwrap();
+    let saved = out.join("saved.txt");
+    let mut reached = 0;
+    for (call, error) in [
+        ("open", 13),
+        ("open", 24),
+        ("read", 5),
+        ("mmap", 12),
+        ("write", 28),
+        ("write", 32),
+        ("fsync", 5),
+        ("rename", 5),
+    ] {
+        for n in 1.. {
+            assert!(n < 500, "{call} has no end");
+            let _ = fs::remove_file(&mark);
+            fs::write(&saved, "old").unwrap();
+            let mut command = program();
+            command.arg("-m").arg(&model).arg("-f").arg(&text).args(["-n", "4", "--temp", "0", "-o"]).arg(&saved);
+            command.env("LD_PRELOAD", &shim).env("FAULT_CALL", call).env("FAULT_N", n.to_string());
+            command.env("FAULT_ERRNO", error.to_string()).env("FAULT_MARK", &mark);
+            let output = finished(started(&mut command));
+            let code = output.status.code();
+            let what =
+                format!("{call} {n}, error {error}: {:?} {}", output.status, String::from_utf8_lossy(&output.stderr));
+            assert!(matches!(code, Some(0 | 1 | 65 | 66 | 71 | 73 | 74)), "{what}");
+            // What is on stderr may be what could not be written.
+            let quiet = call == "write" || output.stderr.iter().filter(|&&b| b == b'\n').count() > 0 || code == Some(0);
+            assert!(quiet, "{what}");
+            let text = fs::read_to_string(&saved).unwrap();
+            assert!(
+                text == "old" || text.starts_with("User:\nhello\n\nAssistant:\n") && text.ends_with("\n\n"),
+                "{what}: {text}"
+            );
+            assert_eq!(fs::read_dir(&out).unwrap().count(), 1, "{what}: something is left");
+            if !mark.exists() {
+                break;
+            }
+            reached += 1;
+        }
+    }
+    assert!(reached > 30, "{reached} calls");
+    println!("{reached} calls failed");
+}
+
+#[test]
+fn files_that_cannot_be_written() {
+    let (dir, model) = folder();
+    let run = |out: &Path| {
+        finished(started(program().arg("-m").arg(&model).args(["-p", "x", "-n", "1", "-q", "-o"]).arg(out)))
+    };
+    let code = |out: &Path| run(out).status.code();
+    assert_eq!(code(Path::new("/nonexistent/saved.txt")), Some(73), "R42-folder");
+    let folder = dir.path().join("folder");
+    fs::create_dir_all(folder.join("x")).unwrap();
+    assert_eq!(code(&folder), Some(73), "R42-directory");
+    if Path::new("/dev/full").exists() {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = program();
+        command.arg("-m").arg(&model).args(["-p", "x", "-n", "1", "-q"]);
+        let output = command.stdout(full).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(
+            output.status.code(),
+            Some(74),
+            "stdout on a full disk: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+/// A copy of the real model, which takes long enough to answer.
+fn copied(dir: &Path) -> PathBuf {
+    let model = dir.join("copy.gguf");
+    fs::copy(smollm2(), &model).unwrap();
+    model
+}
+
+/// A process that has begun to answer.
+fn answering(model: &Path) -> Child {
+    let mut command = program();
+    let args = [
+        "-p",
+        "Count to a thousand.",
+        "-n",
+        "1500",
+        "--temp",
+        "0",
+        "--ignore-eos",
+        "-q",
+        "--kernels",
+        "native",
+        "-c",
+        "2048",
+    ];
+    let mut child = started(command.arg("-m").arg(model).args(args));
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 8]).unwrap();
+    child
+}
+
+#[test]
+fn models_that_change_while_they_are_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    // D03: cut short during an answer.
+    let model = copied(dir.path());
+    let child = answering(&model);
+    fs::OpenOptions::new().write(true).open(&model).unwrap().set_len(10_000_000).unwrap();
+    let output = finished(child);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), stderr.lines().count()), (Some(74), 1), "D03: {stderr}");
+    assert!(stderr.contains("cut short"), "D03: {stderr}");
+    // D05, D06: replaced and deleted, it is still there for who has it open.
+    for replaced in [true, false] {
+        let model = copied(dir.path());
+        let mut child = answering(&model);
+        match replaced {
+            true => {
+                let other = dir.path().join("other");
+                fs::write(&other, "no model").unwrap();
+                fs::rename(&other, &model).unwrap();
+            }
+            false => fs::remove_file(&model).unwrap(),
+        }
+        let mut some = [0; 64];
+        child.stdout.as_mut().unwrap().read_exact(&mut some).unwrap();
+        child.kill().unwrap();
+        assert!(finished(child).stderr.is_empty(), "D05 D06");
+    }
+    // D04: written to between two turns of a chat.
+    let (dir, model) = folder();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+    command.arg("-m").arg(&model).args(["--chat-template", "chatml", "-n", "4", "--simple-io"]);
+    command.env("PP_ARG_THREADS", "1").env("PP_RUN_NO_HISTORY", "1").current_dir(dir.path());
+    let mut chat = Session::spawn(command).unwrap();
+    chat.set_expect_timeout(Some(Duration::from_secs(60)));
+    chat.expect("> ").unwrap();
+    chat.send("hello\r").unwrap();
+    chat.expect("generated ").unwrap();
+    fs::OpenOptions::new().append(true).open(&model).unwrap().write_all(b"more").unwrap();
+    chat.send("again\r").unwrap();
+    chat.expect("changed while it was in use").unwrap();
+    chat.expect(Eof).unwrap();
+    // R47: a download that is not whole.
+    let bytes = fs::read(&model).unwrap();
+    fs::write(&model, &bytes[..bytes.len() / 2]).unwrap();
+    let output = finished(started(program().arg("-m").arg(&model).args(["-p", "x"])));
+    check("R47", &output, 65, "truncated");
+}
+
+#[test]
+fn two_processes_share_a_model() {
+    let (_dir, model) = folder();
+    let run = || started(program().arg("-m").arg(&model).args(["-p", "x", "-n", "20", "--temp", "0", "-q"]));
+    let both = [run(), run()].map(finished);
+    assert!(both.iter().all(|o| o.status.success()) && both[0].stdout == both[1].stdout, "R44");
+}
+
+#[test]
+fn signals_at_any_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("text.txt");
+    fs::write(&text, "The sea is salty because of rivers. ".repeat(150)).unwrap();
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 143)] {
+        for wait in [0, 10, 30, 60, 100, 200, 400, 800] {
+            let mut command = program();
+            command.arg("-m").arg(smollm2()).args(["-n", "400", "--ignore-eos", "-q", "-c", "4096", "-f"]).arg(&text);
+            let mut child = started(&mut command);
+            // So that what is printed never fills the pipe.
+            let mut out = child.stdout.take().unwrap();
+            let reader = std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink()));
+            std::thread::sleep(Duration::from_millis(wait));
+            let sent = Instant::now();
+            Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
+            let output = finished(child);
+            reader.join().unwrap().unwrap();
+            // Before it listens a signal ends it as any process.
+            let early = output.status.code().is_none() && wait < 60;
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(
+                early || output.status.code() == Some(code),
+                "{signal} after {wait} ms: {:?} {stderr}",
+                output.status
+            );
+            println!("{signal} after {wait} ms: ended in {:?}", sent.elapsed());
+        }
+    }
+}
+
+#[test]
+fn histories_that_are_no_histories() {
+    let (_dir, model) = folder();
+    let chat = |state: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+        command.arg("-m").arg(&model).args(["--chat-template", "chatml", "-n", "2", "--simple-io"]);
+        command.env("PP_ARG_THREADS", "1").env("XDG_STATE_HOME", state).env("TERM", "dumb");
+        let mut chat = Session::spawn(command).unwrap();
+        chat.set_expect_timeout(Some(Duration::from_secs(60)));
+        chat
+    };
+    let state = tempfile::tempdir().unwrap();
+    let file = state.path().join("pp-run/history");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    let binary: Vec<u8> = (0..100_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let cases: [(&str, &dyn Fn()); 3] = [
+        ("R43-binary", &|| fs::write(&file, &binary).unwrap()),
+        ("R43-huge", &|| {
+            fs::remove_file(&file).unwrap();
+            fs::File::create(&file).unwrap().set_len(1 << 30).unwrap();
+        }),
+        ("R43-directory", &|| {
+            fs::remove_file(&file).unwrap();
+            fs::create_dir(&file).unwrap();
+        }),
+    ];
+    for (id, make) in cases {
+        make();
+        let mut chat = chat(state.path());
+        chat.expect("keeps none").unwrap_or_else(|e| panic!("{id}: {e}"));
+        chat.expect("> ").unwrap();
+        chat.send("hi\r").unwrap();
+        chat.expect("generated ").unwrap_or_else(|e| panic!("{id}: {e}"));
+        chat.send("/exit\r").unwrap();
+        chat.expect(Eof).unwrap();
+    }
+}
