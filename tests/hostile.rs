@@ -202,6 +202,7 @@ fn headers() {
         ("H06-safetensors", 65, "safetensors", b"\x02\0\0\0\0\0\0\0{}"),
         ("H06-pickle", 65, "pickle", b"\x80\x02}q\x00"),
         ("H06-lfs", 65, "git lfs pull", lfs),
+        ("H06-hdf5", 65, "HDF5", b"\x89HDF\r\n\x1a\n"),
         ("H06-json", 65, "JSON", b"{\"error\": \"not found\"}"),
         ("H20", 65, "zeros", &[0; 4096]),
     ]
@@ -980,6 +981,7 @@ fn paths() {
         ("D14-dangling", at("dangling.gguf"), "no such file"),
         ("D14-loop", at("a.gguf"), "cannot be read"),
         ("D16", at("goood.gguf"), "did you mean 'good.gguf'?"),
+        ("D16-far", at("zzz"), "zzz: no such file"),
     ] {
         let ran = answer(&path);
         assert_eq!(fault(&ran, 66, part, ""), None, "{id}");
@@ -1289,4 +1291,18 @@ fn flipped_data() {
         let fault = (ran.code != Some(0)).then(|| fault(&ran, 65, "model.gguf", "model.gguf")).flatten();
         assert_eq!(fault.or_else(|| excess(&ran, 1 << 20)), None, "{seed}");
     }
+}
+
+#[test]
+fn metadata_replaced() {
+    let row = row("override", 0, "", |_| {});
+    let with = |value: &str| {
+        let path = row.path.to_str().unwrap();
+        run(&["-m", path, "-p", "hi", "-n", "1", "-q", "--override-kv", value])
+    };
+    assert_eq!(fault(&with("llama.context_length=int:512"), 0, "", ""), None);
+    let refused = with("llama.context_length=str:many");
+    assert_eq!(fault(&refused, 2, "--override-kv llama.context_length", ""), None);
+    assert_eq!(fault(&with("llama.block_count=int:9"), 65, "'blk.2.", "model.gguf"), None);
+    fs::remove_file(&row.path).unwrap();
 }

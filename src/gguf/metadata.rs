@@ -384,3 +384,105 @@ fn integer(n: i64, ty: ValueType) -> Result<Value> {
         other => return Err(Error::usage(format!("the file has a value of type {} there", other.name()))),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One entry of each type of number, with its bytes in a file.
+    fn numbers() -> [(ValueType, &'static str, Value, Vec<u8>); 11] {
+        use ValueType::*;
+        [
+            (U8, "u8", Value::U8(200), vec![200]),
+            (I8, "i8", Value::I8(-2), vec![254]),
+            (U16, "u16", Value::U16(300), vec![44, 1]),
+            (I16, "i16", Value::I16(-2), vec![254, 255]),
+            (U32, "u32", Value::U32(5), vec![5, 0, 0, 0]),
+            (I32, "i32", Value::I32(-1), vec![255; 4]),
+            (F32, "f32", Value::F32(0.5), 0.5f32.to_le_bytes().into()),
+            (Bool, "bool", Value::Bool(true), vec![1]),
+            (U64, "u64", Value::U64(7), 7u64.to_le_bytes().into()),
+            (I64, "i64", Value::I64(-7), (-7i64).to_le_bytes().into()),
+            (F64, "f64", Value::F64(0.25), 0.25f64.to_le_bytes().into()),
+        ]
+    }
+
+    fn metadata() -> Metadata {
+        let entry = |key: &str, value| Entry { key: key.into(), value, raw: None };
+        let mut entries: Vec<Entry> = numbers().into_iter().map(|(_, name, value, _)| entry(name, value)).collect();
+        entries.push(entry("text", Value::Str(b"a\xff".to_vec())));
+        entries.push(entry("long", Value::LongText(9)));
+        Metadata::new(entries)
+    }
+
+    #[test]
+    fn numbers_of_all_types() {
+        let meta = metadata();
+        for (id, (ty, name, value, bytes)) in numbers().into_iter().enumerate() {
+            assert_eq!(Value::decode(ty, &bytes), value);
+            assert_eq!((value.value_type(), ty.name(), ty.size()), (ty, name, Some(bytes.len())));
+            assert_eq!(ValueType::from_id(if id < 8 { id } else { id + 2 } as u32), Some(ty));
+            assert_eq!(value.as_i128().is_some(), !matches!(ty, ValueType::F32 | ValueType::F64 | ValueType::Bool));
+            assert_eq!(meta.get(name), Some(&value));
+        }
+        assert_eq!((ValueType::Str.size(), ValueType::Array.size()), (None, None));
+        assert_eq!((meta.f32("f64").unwrap(), meta.bool("bool").unwrap()), (Some(0.25), Some(true)));
+        assert_eq!((meta.f32("none").unwrap(), meta.bool("none").unwrap()), (None, None));
+        assert!(meta.bool("u8").unwrap_err().to_string().contains("of type u8, expected bool"));
+        assert!(meta.str("text").unwrap_err().to_string().contains("not UTF-8"));
+        let lossy = |key: &str| meta.lossy(key);
+        assert_eq!(lossy("text").as_deref(), Some("a\u{fffd}"));
+        assert_eq!(lossy("long").as_deref(), Some("(9 bytes)"));
+        assert_eq!((lossy("u8"), lossy("none")), (None, None));
+    }
+
+    #[test]
+    #[should_panic(expected = "no fixed size")]
+    fn texts_are_not_decoded() {
+        Value::decode(ValueType::Str, &[]);
+    }
+
+    #[test]
+    fn values_are_replaced_by_their_kind_only() {
+        let mut meta = metadata();
+        for (name, good, bad) in
+            [("u8", 255, -1), ("i8", -128, 128), ("u16", 65535, 65536), ("i16", -1, 40000), ("u32", 1, -1)]
+        {
+            meta.replace(name, &OverrideValue::Int(good)).unwrap();
+            assert_eq!(meta.get(name).unwrap().as_i128(), Some(good.into()));
+            let error = meta.replace(name, &OverrideValue::Int(bad)).unwrap_err();
+            assert!(error.to_string().contains("does not fit"), "{name}: {error}");
+        }
+        for name in ["i32", "u64", "i64"] {
+            meta.replace(name, &OverrideValue::Int(3)).unwrap();
+        }
+        assert!(meta.replace("u64", &OverrideValue::Int(-3)).is_err());
+        assert!(meta.replace("i32", &OverrideValue::Int(1 << 40)).is_err());
+        for (name, value) in [
+            ("f32", OverrideValue::Float(1.5)),
+            ("f64", OverrideValue::Float(1.5)),
+            ("bool", OverrideValue::Bool(false)),
+            ("text", OverrideValue::Str("b".into())),
+            ("new int", OverrideValue::Int(4)),
+            ("new large", OverrideValue::Int(-4)),
+            ("new float", OverrideValue::Float(0.5)),
+            ("new bool", OverrideValue::Bool(true)),
+            ("new text", OverrideValue::Str("c".into())),
+        ] {
+            meta.replace(name, &value).unwrap();
+        }
+        for (name, value) in
+            [("f32", OverrideValue::Int(1)), ("u8", OverrideValue::Float(1.0)), ("u8", OverrideValue::Str("x".into()))]
+        {
+            let error = meta.replace(name, &value).unwrap_err();
+            assert!(error.to_string().contains("a value of type"), "{name}: {error}");
+        }
+        // All of it can be written and read again, but for the text that is too long.
+        let bytes = meta.write(&[], |key| key != "new float", None);
+        let again = super::super::Gguf::of_bytes(std::path::Path::new("m"), &bytes).unwrap();
+        assert_eq!(again.metadata().entries.len(), meta.entries.len() - 2);
+        for entry in &again.metadata().entries {
+            assert_eq!(Some(&entry.value), meta.get(&entry.key), "{}", entry.key);
+        }
+    }
+}
