@@ -36,7 +36,8 @@ pub struct Editor {
 }
 
 impl Editor {
-    /// An editor with the history of earlier chats, if it can be read: `log` hears if not. With `multiline` a text ends with a line that holds only `/`.
+    /// An editor with the history of earlier chats, if it can be read: `log` hears if not. With `multiline` a text ends with a line that
+    /// holds only `/`.
     pub fn new(multiline: bool, log: &Log) -> Result<Editor> {
         let failed = |e: ReadlineError| Error::failed(format!("the terminal cannot be used for line editing: {e}"));
         let mut editor = rustyline::Editor::<(), DefaultHistory>::new().map_err(failed)?;

@@ -125,11 +125,6 @@ fn template(options: &RunOptions, model: &Model, tokenizer: &Tokenizer, log: &Lo
         )
         .in_file(&options.model.path));
     }
-    if template.is_none() {
-        log.note(
-            "this model has no chat template: the prompt is completed as it is (--chat-template NAME gives it one)",
-        );
-    }
     Ok(template)
 }
 
@@ -139,7 +134,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     let content = format!("{}{prompt}{}", options.in_prefix, options.in_suffix);
     // What cannot fit is not tokenized: that may take minutes.
     let n_ctx = options.context.n_ctx.filter(|&n| n > 0).unwrap_or(run.model.hparams().n_ctx_train) as usize;
-    let most = n_ctx.saturating_mul(run.tokenizer.longest_piece());
+    let most = if content.len() > n_ctx { n_ctx.saturating_mul(run.tokenizer.longest_piece()) } else { n_ctx };
     if content.len() > most {
         return Err(Error::malformed(format!(
             "the prompt has {} bytes, and {n_ctx} tokens, which is all that the context holds, are {most} at most: shorten it",
@@ -151,6 +146,11 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
             Conversation::new(template, run.tokenizer, system, options.parse_special).ask(&content)?.to_vec()
         }
         None => {
+            if options.conversation != Mode::Off {
+                run.log.note(
+                    "this model has no chat template: the prompt is completed as it is (--chat-template NAME gives it one)",
+                );
+            }
             let text = system.map_or(content.clone(), |s| format!("{s}\n\n{content}"));
             run.tokenizer.encode(&text, true, true)?
         }
