@@ -3,8 +3,9 @@
 //! Cases of the project's list that are tested elsewhere, or not:
 //! - R07 (killed by the control group's limit), R14 (a processor without AVX2: all is compiled for the one it is built on, and the kernels
 //!   choose at run time): nothing a test could show. R10: tests/hostile.rs (D10) and src/sampler.rs. R11: tests/prune.rs. R12:
-//!   tests/prune.rs (short prompts). R22: tests/chat.rs. R24: tests/chat.rs. R31 to R33, R35: tests/terminal.rs. R36: tests/terminal.rs
+//!   tests/prune.rs (short prompts). R22: tests/chat.rs. R24: tests/chat.rs. R33: here and in tests/terminal.rs. R36: tests/terminal.rs
 //!   (twice leaves). R49: nothing reads these. R50: tests/soak.
+//!   R34: here.
 //! - R40, R42, R45: there are no saved sessions yet. R41 holds for what is written: answers, dumps, traces, calibrations. R46: it is written
 //!   under a name with the process's number and renamed.
 #![cfg(target_os = "linux")]
@@ -440,4 +441,51 @@ fn histories_that_are_no_histories() {
         chat.send("/exit\r").unwrap();
         chat.expect(Eof).unwrap();
     }
+}
+
+/// R31, R32, R35: a chat under a shell, on terminals of all widths, stopped, continued and ended in each way.
+#[test]
+fn terminals_are_left_as_they_were() {
+    let (_dir, model) = folder();
+    let mut command = Command::new("bash");
+    command.args(["--norc", "--noprofile", "-i"]).env("PS1", "ready$ ").env("PP_ARG_THREADS", "1");
+    command.env("PP_RUN_NO_HISTORY", "1").env("TERM", "xterm").env_remove("PROMPT_COMMAND");
+    let mut shell = Session::spawn(command).unwrap();
+    shell.set_expect_timeout(Some(Duration::from_secs(60)));
+    let chat = format!("{} -m {} --chat-template chatml --ignore-eos", env!("CARGO_BIN_EXE_pp-run"), model.display());
+    shell.expect("ready$ ").unwrap();
+    shell.send("stty -g >before\r".replace("before", &format!("{}.before", model.display()))).unwrap();
+    shell.expect("ready$ ").unwrap();
+    for (columns, end) in [(80, "\u{4}"), (1, "/exit\r"), (20, "\u{3}\u{3}"), (200, "kill")] {
+        shell.send(format!("{chat} -n 30\r")).unwrap();
+        shell.expect("Ctrl-D leaves").unwrap();
+        shell.send("\u{1a}").unwrap();
+        shell.expect("Stopped").unwrap();
+        shell.send("fg\r").unwrap();
+        shell.expect("pp-run -m").unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        shell.get_process_mut().set_window_size(columns, 10).unwrap();
+        shell.send("hello\r").unwrap();
+        shell.expect("generated").unwrap();
+        shell.get_process_mut().set_window_size(80, 24).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        if end == "kill" {
+            shell.send("\u{1a}").unwrap();
+            shell.expect("Stopped").unwrap();
+            shell.send("kill %1; fg\r").unwrap();
+        } else {
+            for (i, key) in end.split_inclusive('\u{3}').enumerate() {
+                // Nobody presses two keys at once.
+                std::thread::sleep(Duration::from_millis(200 * i as u64));
+                shell.send(key).unwrap();
+            }
+        }
+        shell.expect("ready$ ").unwrap_or_else(|e| panic!("ended with {end:?}: {e}"));
+        shell.send(format!("stty -g | cmp - {}.before && echo sa''me\r", model.display())).unwrap();
+        shell.expect("same").unwrap_or_else(|e| panic!("{columns} columns: {e}"));
+        shell.expect("ready$ ").unwrap();
+    }
+    // Without anybody to chat with.
+    let output = finished(started(program().arg("-m").arg(&model)));
+    check("R31", &output, 2, "no prompt");
 }
