@@ -461,6 +461,7 @@ fn terminals_are_left_as_they_were() {
         shell.expect("Ctrl-D leaves").unwrap();
         shell.send("\u{1a}").unwrap();
         shell.expect("Stopped").unwrap();
+        shell.expect("ready$ ").unwrap();
         shell.send("fg\r").unwrap();
         shell.expect("pp-run -m").unwrap();
         std::thread::sleep(Duration::from_millis(200));
@@ -472,6 +473,7 @@ fn terminals_are_left_as_they_were() {
         if end == "kill" {
             shell.send("\u{1a}").unwrap();
             shell.expect("Stopped").unwrap();
+            shell.expect("ready$ ").unwrap();
             shell.send("kill %1; fg\r").unwrap();
         } else {
             for (i, key) in end.split_inclusive('\u{3}').enumerate() {

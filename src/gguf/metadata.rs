@@ -443,6 +443,13 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "overrides are numbers")]
+    fn arrays_are_written_as_the_file_has_them() {
+        let value = Value::Array(Array { ty: ValueType::U8, len: 0, data: 0..0 });
+        Metadata::new(vec![Entry { key: "a".into(), value, raw: None }]).write(&[], |_| true, None);
+    }
+
+    #[test]
     fn values_are_replaced_by_their_kind_only() {
         let mut meta = metadata();
         for (name, good, bad) in

@@ -235,9 +235,9 @@ fn open_part(path: &Path) -> Result<(Map, Header)> {
             return Err(Error::malformed("the file is empty (0 bytes); expected a GGUF model: download it again"));
         }
         let file = File::open(path).map_err(reading)?;
-        let map = Map::new(file).map_err(|e| match e.kind() {
-            io::ErrorKind::OutOfMemory => Error::memory(format!("cannot be mapped into memory: {e} (see ulimit -v)")),
-            _ => Error::input(format!("cannot be mapped into memory: {e}")),
+        let map = Map::new(file).map_err(|e| {
+            let kind = if e.kind() == io::ErrorKind::OutOfMemory { Kind::Memory } else { Kind::Input };
+            Error::new(kind, format!("cannot be mapped into memory: {e}"))
         })?;
         let header = parse(&map)?;
         Ok((map, header))
