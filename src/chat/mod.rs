@@ -1,10 +1,12 @@
 //! A conversation: its turns, their text, and the tokens that the model sees.
 
 mod editor;
+mod render;
 mod template;
 mod terminal;
 
 pub use editor::{Editor, Input};
+pub use render::{Look, Render};
 pub use template::{Message, Role, Template};
 pub use terminal::{Style, exit_cleanly_on_sigterm};
 

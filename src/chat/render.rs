@@ -1,0 +1,603 @@
+//! How an answer looks on a terminal: words stay whole at the right edge, light Markdown is made visible, code has the colours of its
+//! language, reasoning is dimmed. Text comes in pieces and leaves as soon as it is known how it looks; elsewhere than on a terminal nothing
+//! is changed.
+
+use std::sync::OnceLock;
+
+use crossterm::style::{Attribute, Color, ContentStyle, Stylize};
+use syntect::parsing::{ParseState, Scope, ScopeStack, SyntaxSet};
+use unicode_linebreak::linebreaks;
+use unicode_width::UnicodeWidthStr;
+
+use crate::error::escape;
+
+/// What is done to an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// Control characters are left as they are, for the terminal to obey.
+    pub raw: bool,
+    /// Markdown is rendered.
+    pub markdown: bool,
+    /// Columns of the terminal; `None`: words are not wrapped, and nothing that was written is written over.
+    pub width: Option<usize>,
+}
+
+impl Look {
+    /// Text as it is: for pipes and files.
+    pub const PLAIN: Look = Look { raw: true, markdown: false, width: None };
+}
+
+/// An answer on its way to the terminal.
+#[derive(Debug)]
+pub struct Render {
+    look: Look,
+    /// What may still turn out to be a mark.
+    held: String,
+    /// A line begins with what comes next.
+    fresh: bool,
+    /// No text came yet: a tag may open reasoning.
+    untouched: bool,
+    /// Inside the tags of reasoning.
+    reasoning: bool,
+    heading: bool,
+    fence: Option<Fence>,
+    wrap: Wrap,
+}
+
+/// Tags around what a model thinks before it answers.
+const THINK: [&str; 2] = ["<think>", "</think>"];
+
+/// Longest span that is waited for to be closed.
+const MAX_SPAN: usize = 400;
+
+/// Longest line of code that is coloured.
+const MAX_CODE: usize = 2000;
+
+impl Render {
+    /// The beginning of an answer; `reasoning` if its prompt has opened the tag already.
+    pub fn new(look: Look, reasoning: bool) -> Render {
+        Render {
+            look,
+            held: String::new(),
+            fresh: true,
+            untouched: true,
+            reasoning,
+            heading: false,
+            fence: None,
+            wrap: Wrap::default(),
+        }
+    }
+
+    /// What of the answer can be shown after this piece too; `width` as in [`Look`], of now.
+    pub fn push(&mut self, text: &str, width: Option<usize>) -> String {
+        if self.look.raw {
+            return text.to_owned();
+        }
+        self.wrap.width = self.look.width.and(width);
+        self.held.push_str(&visible(text));
+        self.parse(false);
+        self.wrap.settle(false);
+        std::mem::take(&mut self.wrap.out)
+    }
+
+    /// What was held back when no more comes.
+    pub fn finish(&mut self) -> String {
+        self.parse(true);
+        self.wrap.settle(true);
+        std::mem::take(&mut self.wrap.out)
+    }
+
+    /// Takes from `held` what is decided; `last` if all of it is.
+    fn parse(&mut self, last: bool) {
+        if !self.look.markdown {
+            let text = std::mem::take(&mut self.held);
+            return self.wrap.push(ContentStyle::new(), &text);
+        }
+        while !self.held.is_empty() {
+            let used = if self.untouched {
+                self.opening(last)
+            } else if self.reasoning {
+                self.thought(last)
+            } else if self.fence.is_some() {
+                self.code(last)
+            } else if self.fresh {
+                self.line_start(last)
+            } else {
+                self.inline(last)
+            };
+            match used {
+                Some(n) => drop(self.held.drain(..n)),
+                None => return,
+            }
+        }
+        if let Some(fence) = self.fence.as_mut().filter(|_| last) {
+            fence.end_line(&mut self.wrap, "");
+        }
+    }
+
+    /// Whether the answer begins with reasoning.
+    fn opening(&mut self, last: bool) -> Option<usize> {
+        let text = self.held.trim_start();
+        if !last && THINK[0].starts_with(text) {
+            return None;
+        }
+        self.untouched = false;
+        self.reasoning |= text.starts_with(THINK[0]);
+        Some(0)
+    }
+
+    fn thought(&mut self, last: bool) -> Option<usize> {
+        let style = ContentStyle::new().attribute(Attribute::Dim);
+        if let Some(at) = self.held.find(THINK[1]) {
+            let end = at + THINK[1].len();
+            self.wrap.push(style, &self.held[..end]);
+            (self.reasoning, self.fresh) = (false, self.held[end..].starts_with('\n') || self.held.len() == end);
+            return Some(end);
+        }
+        // The tag may have begun.
+        let begun = (1..THINK[1].len()).rev().find(|&n| self.held.ends_with(&THINK[1][..n]));
+        let hold = begun.filter(|_| !last).unwrap_or(0);
+        let n = self.held.len() - hold;
+        self.wrap.push(style, &self.held[..n]);
+        (n > 0).then_some(n)
+    }
+
+    /// Marks that only count at the beginning of a line.
+    fn line_start(&mut self, last: bool) -> Option<usize> {
+        let (line, whole) = match self.held.split_once('\n') {
+            Some((line, _)) => (line, true),
+            None => (self.held.as_str(), last),
+        };
+        let text = line.trim_start_matches(' ');
+        let indent = line.len() - text.len();
+        let first = text.chars().next();
+        let run = first.map_or(0, |c| text.chars().take_while(|&d| d == c).count());
+        // What follows the run decides, unless there cannot be more.
+        let open = !whole && run == text.chars().count();
+        match first {
+            None if !whole => return None,
+            Some(c @ ('`' | '~')) => {
+                if open {
+                    return None;
+                }
+                let info = &text[run..];
+                if run >= 3 && !(c == '`' && info.contains('`')) {
+                    if !whole {
+                        return None;
+                    }
+                    self.wrap.push(ContentStyle::new().attribute(Attribute::Dim), line);
+                    self.fence = Some(Fence::new(c, run, info));
+                    // With its line break, which begins the code.
+                    let end = line.len().saturating_add(1).min(self.held.len());
+                    let rest = self.held[line.len()..end].to_owned();
+                    self.wrap.push(ContentStyle::new(), &rest);
+                    return Some(end);
+                }
+            }
+            Some('#') if open && run <= 6 => return None,
+            Some('#') if run <= 6 && text[run..].starts_with(' ') => {
+                self.heading = true;
+                self.fresh = false;
+                return Some(indent + run + 1);
+            }
+            Some('-' | '*' | '+') if open && run == 1 => return None,
+            Some('-' | '*' | '+') if text[1..].starts_with(' ') => {
+                self.wrap.push(ContentStyle::new(), &format!("{}\u{2022} ", " ".repeat(indent)));
+                self.wrap.indent = indent + 2;
+                self.fresh = false;
+                return Some(indent + 2);
+            }
+            Some('0'..='9') => {
+                let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+                let after = &text[digits..];
+                if !whole && digits <= 3 && (after.is_empty() || after == "." || after == ")") {
+                    return None;
+                }
+                if digits <= 3 && (after.starts_with(". ") || after.starts_with(") ")) {
+                    self.wrap.indent = indent + digits + 2;
+                }
+            }
+            _ => {}
+        }
+        self.fresh = false;
+        Some(0)
+    }
+
+    /// Text within a line, up to a span that is not closed yet.
+    fn inline(&mut self, last: bool) -> Option<usize> {
+        let style = if self.heading { ContentStyle::new().attribute(Attribute::Bold) } else { ContentStyle::new() };
+        let end = self.held.find('\n');
+        let (line, whole) = (&self.held[..end.unwrap_or(self.held.len())], last || end.is_some());
+        let used = spans(&mut self.wrap, style, line, whole);
+        if used == line.len() && end.is_some() {
+            self.wrap.push(ContentStyle::new(), "\n");
+            self.wrap.indent = 0;
+            (self.fresh, self.heading) = (true, false);
+            return Some(used + 1);
+        }
+        (used > 0).then_some(used)
+    }
+
+    /// Code as it comes; its colours when a line is whole.
+    fn code(&mut self, last: bool) -> Option<usize> {
+        let fence = self.fence.as_mut().expect("called inside a fence");
+        let end = self.held.find('\n');
+        let line = &self.held[..end.unwrap_or(self.held.len())];
+        if fence.line.is_empty() {
+            let text = line.trim();
+            let closing = text.chars().all(|c| c == fence.mark);
+            let closes = closing && text.len() >= fence.length;
+            if closing && end.is_none() && !last {
+                return None;
+            }
+            if closes {
+                self.wrap.push(ContentStyle::new().attribute(Attribute::Dim), line);
+                (self.fence, self.fresh) = (None, false);
+                return Some(line.len());
+            }
+        }
+        let n = line.len();
+        fence.push(&mut self.wrap, line);
+        if end.is_some() {
+            fence.end_line(&mut self.wrap, "\n");
+            return Some(n + 1);
+        }
+        (n > 0).then_some(n)
+    }
+}
+
+/// Writes a part of a line with its spans; how much of it, as what is not closed may be yet unless `whole`.
+fn spans(wrap: &mut Wrap, style: ContentStyle, line: &str, whole: bool) -> usize {
+    let mut at = 0;
+    loop {
+        let rest = &line[at..];
+        let Some(mark) = rest.find(['`', '*']) else {
+            wrap.push(style, rest);
+            return line.len();
+        };
+        wrap.push(style, &rest[..mark]);
+        at += mark;
+        let rest = &line[at..];
+        let c = rest.chars().next().expect("a mark was found");
+        let run = rest.chars().take_while(|&d| d == c).count();
+        let (inner, open) = (&rest[run..], run == rest.len());
+        let waits = !whole && rest.len() < MAX_SPAN;
+        let marks = &rest[..run];
+        let closed = match c {
+            _ if open => None,
+            '`' => inner.match_indices(marks).map(|m| m.0).find(|&i| !inner[i + run..].starts_with('`')),
+            // What is set in bold begins and ends with no space.
+            _ if run == 2 && !inner.starts_with(' ') => {
+                inner.match_indices(marks).map(|m| m.0).find(|&i| i > 0 && !inner[..i].ends_with(' '))
+            }
+            _ => None,
+        };
+        match closed {
+            Some(n) if c == '`' => {
+                wrap.push(style.with(Color::Cyan), &inner[..n]);
+                at += 2 * run + n;
+            }
+            Some(n) => {
+                let _ = spans(wrap, style.attribute(Attribute::Bold), &inner[..n], true);
+                at += 2 * run + n;
+            }
+            None if waits && (open || c == '`' || (run == 2 && !inner.starts_with(' '))) => return at,
+            None => {
+                wrap.push(style, marks);
+                at += run;
+            }
+        }
+    }
+}
+
+/// A block of code.
+#[derive(Debug)]
+struct Fence {
+    mark: char,
+    length: usize,
+    /// The language's grammar, and where in it the code is
+    parser: Option<(ParseState, ScopeStack)>,
+    /// The line so far
+    line: String,
+}
+
+impl Fence {
+    fn new(mark: char, length: usize, info: &str) -> Fence {
+        let language = info.split_whitespace().next().unwrap_or_default();
+        let syntax = grammars().find_syntax_by_token(language);
+        let parser = syntax.map(|s| (ParseState::new(s), ScopeStack::new()));
+        Fence { mark, length, parser, line: String::new() }
+    }
+
+    fn push(&mut self, wrap: &mut Wrap, text: &str) {
+        self.line.push_str(text);
+        // Elsewhere than on a terminal nothing can be written over: the line comes when it is whole.
+        if self.parser.is_none() || wrap.width.is_some() {
+            wrap.write(ContentStyle::new(), text);
+        }
+    }
+
+    /// Colours the line that is whole now.
+    fn end_line(&mut self, wrap: &mut Wrap, end: &str) {
+        let line = std::mem::take(&mut self.line);
+        if let Some((state, stack)) = self.parser.as_mut().filter(|_| !line.is_empty()) {
+            let runs = (line.len() <= MAX_CODE).then(|| colours(state, stack, &line)).flatten();
+            let runs = runs.unwrap_or_else(|| vec![(ContentStyle::new(), line.clone())]);
+            if let Some(width) = wrap.width {
+                // Over what is there. A cursor that waits behind the last column is still in that row.
+                let rows = line.width().saturating_sub(1) / width.max(1);
+                wrap.out.push('\r');
+                if rows > 0 {
+                    wrap.out.push_str(&format!("\x1b[{rows}A"));
+                }
+            }
+            for (style, text) in runs {
+                wrap.write(style, &text);
+            }
+        }
+        wrap.out.push_str(end);
+        wrap.column = 0;
+    }
+}
+
+fn grammars() -> &'static SyntaxSet {
+    static GRAMMARS: OnceLock<SyntaxSet> = OnceLock::new();
+    GRAMMARS.get_or_init(SyntaxSet::load_defaults_newlines)
+}
+
+/// A line of code in the colours of its scopes; `None` if the grammar fails.
+fn colours(state: &mut ParseState, stack: &mut ScopeStack, line: &str) -> Option<Vec<(ContentStyle, String)>> {
+    let text = format!("{line}\n");
+    let operations = state.parse_line(&text, grammars()).ok()?;
+    let mut runs = Vec::new();
+    let mut from = 0;
+    for (at, operation) in operations {
+        let at = at.min(line.len());
+        if at > from {
+            runs.push((style_of(stack), line[from..at].to_owned()));
+            from = at;
+        }
+        stack.apply(&operation).ok()?;
+    }
+    runs.push((style_of(stack), line[from..].to_owned()));
+    Some(runs)
+}
+
+fn style_of(stack: &ScopeStack) -> ContentStyle {
+    static SCOPES: OnceLock<Vec<(Scope, Color)>> = OnceLock::new();
+    let scopes = SCOPES.get_or_init(|| {
+        let named = [
+            ("comment", Color::DarkGrey),
+            ("string", Color::Green),
+            ("constant", Color::Cyan),
+            ("keyword", Color::Magenta),
+            ("storage", Color::Magenta),
+            ("entity.name", Color::Blue),
+            ("support", Color::Blue),
+        ];
+        named.iter().map(|(name, color)| (Scope::new(name).expect("a valid scope"), *color)).collect()
+    });
+    let of = |scope: &Scope| scopes.iter().find(|(s, _)| s.is_prefix_of(*scope)).map(|s| s.1);
+    match stack.scopes.iter().rev().find_map(of) {
+        Some(color) => ContentStyle::new().with(color),
+        None => ContentStyle::new(),
+    }
+}
+
+/// Lines no wider than the terminal, broken between words.
+#[derive(Debug, Default)]
+struct Wrap {
+    width: Option<usize>,
+    /// Column that a line goes on in when it was broken
+    indent: usize,
+    column: usize,
+    /// A word that may go on, in runs of one style
+    word: Vec<(ContentStyle, String)>,
+    /// Spaces after the last word, which vanish where a line is broken
+    spaces: Vec<(ContentStyle, String)>,
+    out: String,
+}
+
+/// A word that is longer is no word.
+const MAX_WORD: usize = 4096;
+
+impl Wrap {
+    fn push(&mut self, style: ContentStyle, text: &str) {
+        if self.width.is_none() {
+            self.settle(true);
+            return self.write(style, text);
+        }
+        if text.is_empty() {
+            return;
+        }
+        match self.word.last_mut() {
+            Some((last, word)) if *last == style => word.push_str(text),
+            _ => self.word.push((style, text.to_owned())),
+        }
+        // Only a break makes room for the next word.
+        if text.contains('\n') || self.word.iter().map(|w| w.1.len()).sum::<usize>() > MAX_WORD {
+            self.settle(false);
+        }
+    }
+
+    /// Writes the words that are whole; `last` if all are.
+    fn settle(&mut self, last: bool) {
+        let text: String = self.word.iter().map(|w| w.1.as_str()).collect();
+        let mut from = 0;
+        for (at, _) in linebreaks(&text) {
+            if at == text.len() && !last && !text.ends_with('\n') && text.len() - from <= MAX_WORD {
+                break;
+            }
+            self.place(&text[from..at]);
+            from = at;
+        }
+        if from == text.len() && last {
+            self.place("");
+            for (style, spaces) in std::mem::take(&mut self.spaces) {
+                self.write(style, &spaces);
+            }
+        }
+    }
+
+    /// Takes a word with the spaces after it from the runs, and writes it in this line or the next.
+    fn place(&mut self, text: &str) {
+        let line_end = text.ends_with('\n');
+        let word = text.trim_end_matches(['\n', ' ', '\t']);
+        let mut runs = self.take(word.len());
+        let spaces = self.take(text.len() - word.len());
+        let before: usize = self.spaces.iter().map(|s| s.1.width()).sum();
+        if !word.is_empty() {
+            let width = word.width();
+            let fits = self.width.is_none_or(|w| self.column + before + width <= w);
+            if fits || self.column <= self.indent {
+                let spaces = std::mem::take(&mut self.spaces);
+                runs.splice(0..0, spaces);
+            } else {
+                self.spaces.clear();
+                self.out.push('\n');
+                self.out.push_str(&" ".repeat(self.indent));
+                self.column = self.indent;
+            }
+            for (style, text) in runs {
+                self.write(style, &text);
+            }
+        }
+        if line_end {
+            self.spaces.clear();
+            self.out.push('\n');
+            self.column = 0;
+        } else {
+            self.spaces.extend(spaces.into_iter().map(|(style, s)| (style, s.replace('\t', "    "))));
+        }
+    }
+
+    /// The next `n` bytes of the runs.
+    fn take(&mut self, mut n: usize) -> Vec<(ContentStyle, String)> {
+        let mut taken = Vec::new();
+        while n > 0 {
+            let (style, text) = &mut self.word[0];
+            if text.len() <= n {
+                n -= text.len();
+                taken.push(self.word.remove(0));
+            } else {
+                let rest = text.split_off(n);
+                taken.push((*style, std::mem::replace(text, rest)));
+                n = 0;
+            }
+        }
+        taken
+    }
+
+    fn write(&mut self, style: ContentStyle, text: &str) {
+        if text.is_empty() {
+            return;
+        }
+        match style == ContentStyle::new() {
+            true => self.out.push_str(text),
+            false => self.out.push_str(&style.apply(text).to_string()),
+        }
+        self.column += text.width();
+        if let Some(width) = self.width.filter(|&w| w > 0 && self.column > w) {
+            // The terminal has broken a word that is wider than itself.
+            self.column = (self.column - 1) % width + 1;
+        }
+    }
+}
+
+/// Text whose control characters are shown instead of obeyed.
+fn visible(text: &str) -> String {
+    let parts = text.split_inclusive(['\n', '\t']).map(|part| match part.strip_suffix(['\n', '\t']) {
+        Some(line) => escape(line) + &part[line.len()..],
+        None => escape(part),
+    });
+    parts.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of a text that comes in pieces of `step` characters.
+    fn shown(text: &str, look: Look, step: usize) -> String {
+        let mut render = Render::new(look, false);
+        let mut out = String::new();
+        let chars: Vec<char> = text.chars().collect();
+        for piece in chars.chunks(step) {
+            out.push_str(&render.push(&piece.iter().collect::<String>(), look.width));
+        }
+        out + &render.finish()
+    }
+
+    /// The same without colours, whatever the pieces are.
+    #[track_caller]
+    fn check(text: &str, look: Look, want: &str) {
+        crossterm::style::force_color_output(true);
+        for step in [1, 2, 3, 7, 1000] {
+            // Only where a style begins.
+            let ends = shown(text, look, step).replace("\x1b[39m", "\x1b[0m").replace("\x1b[0m\x1b[0m", "\x1b[0m");
+            let joined = ["1", "2", "38;5;14"].iter().fold(ends, |t, s| t.replace(&format!("\x1b[0m\x1b[{s}m"), ""));
+            let got = joined.replace("\x1b[0m", "");
+            assert_eq!(got, want, "in pieces of {step}");
+        }
+    }
+
+    const WRAPPED: Look = Look { raw: false, markdown: false, width: Some(10) };
+    const MARKED: Look = Look { raw: false, markdown: true, width: None };
+
+    #[test]
+    fn words_stay_whole() {
+        check("one two three four\nfive", WRAPPED, "one two\nthree four\nfive");
+        check("a  b\n\n  c d ", WRAPPED, "a  b\n\n  c d ");
+        check("abcdefghijklmnop qr", WRAPPED, "abcdefghijklmnop qr");
+        // Between wide characters a line may be broken anywhere.
+        check("\u{4f60}\u{597d}\u{4e16}\u{754c}\u{4f60}\u{597d}", WRAPPED, "\u{4f60}\u{597d}\u{4e16}\u{754c}\u{4f60}\n\u{597d}");
+        // Combining characters have no width.
+        check("e\u{301}e\u{301}e\u{301}e\u{301}e\u{301} abcd", WRAPPED, "e\u{301}e\u{301}e\u{301}e\u{301}e\u{301} abcd");
+        check("a\u{1b}[2Jb", WRAPPED, "a\\x1b[2Jb");
+    }
+
+    #[test]
+    fn marks_become_styles() {
+        let bold = |t: &str| format!("\x1b[1m{t}");
+        check("a **b c** d", MARKED, &format!("a {} d", bold("b c")));
+        check("# Head\ntext", MARKED, &format!("{}\ntext", bold("Head")));
+        check("- one\n* two\n  + three\n1. four", MARKED, "\u{2022} one\n\u{2022} two\n  \u{2022} three\n1. four");
+        check("see `x * y` there", MARKED, "see \x1b[38;5;14mx * y there");
+        check("<think>\nhm **x**\n</think>\n\nYes", MARKED, "\x1b[2m<think>\nhm **x**\n</think>\n\nYes");
+    }
+
+    #[test]
+    fn what_is_no_mark_stays() {
+        for text in
+            ["2 * 3 * 4", "**kwargs and *args", "a ** b ** c", "#hash", "-x", "12", "1.5", "`open", "a_b __init__", "####### x", "*", "<thin"]
+        {
+            check(text, MARKED, text);
+        }
+    }
+
+    #[test]
+    fn items_go_on_under_their_text() {
+        let look = Look { markdown: true, ..WRAPPED };
+        check("- one two three\nfour", look, "\u{2022} one two\n  three\nfour");
+        check("10. one two", look, "10. one\n    two");
+    }
+
+    #[test]
+    fn code_has_colours_and_keeps_its_text() {
+        let text = "```rust\nfn main() { // **no** bold\n    let x = \"s\";\n}\n```\nafter **b**";
+        let got = shown(text, MARKED, 3);
+        assert!(got.contains("\x1b[38;5;13mfn") || got.contains("\x1b[38;5;5mfn"), "{got:?}");
+        let terminal = shown(text, Look { width: Some(20), ..MARKED }, 3);
+        assert!(terminal.contains("\x1b[1A"), "the comment's line has two rows: {terminal:?}");
+        let mut parser = vt100::Parser::new(12.try_into().unwrap(), 20.try_into().unwrap(), 0);
+        parser.process(terminal.replace('\n', "\r\n").as_bytes());
+        let screen = parser.screen().contents();
+        assert_eq!(screen, "```rust\nfn main() { // **no** bold\n    let x = \"s\";\n}\n```\nafter b");
+    }
+
+    #[test]
+    fn plain_is_plain() {
+        let text = "a \x1b[1m **b**\r\n\t`c` ```";
+        assert_eq!(shown(text, Look::PLAIN, 2), text);
+    }
+}
