@@ -10,7 +10,7 @@ use ggml::{ComputeError, Executor, F16, NodeTime};
 use crate::cli::options::{ContextOptions, Tristate};
 use crate::error::{Error, Kind, Result};
 use crate::model::{CacheParams, Compact, KvCache, Model, Pass, Shape, Slots, hadamard, memory};
-use crate::prune::plan::{self, Block};
+use crate::prune::plan::{self, Block, Dims};
 use crate::prune::record::{Record, Summary};
 use crate::prune::{BlockSlots, Masks, Mode, Observed, Pruning, probe};
 use crate::tokenizer::Token;
@@ -93,6 +93,8 @@ struct Prune {
     /// Batches to come, if they are given.
     replay: Option<std::vec::IntoIter<Record>>,
     report: PruneReport,
+    /// What the last batch ran on, or the answer does
+    kept: Masks,
 }
 
 /// What pruning did to the last prompt and the answer after it.
@@ -416,6 +418,7 @@ impl<'m> Session<'m> {
         }
         let is_fixed = fixed.is_some();
         let mut records = dump.then(Vec::new);
+        let kept = fixed.as_ref().map_or_else(Masks::new, |f| f.0.clone());
         let compact = match fixed {
             None => None,
             Some((masks, left_out)) => {
@@ -444,6 +447,7 @@ impl<'m> Session<'m> {
             records,
             replay,
             report,
+            kept,
         });
         Ok(())
     }
@@ -456,6 +460,11 @@ impl<'m> Session<'m> {
     /// What pruning did lately.
     pub fn prune_report(&self) -> Option<&PruneReport> {
         self.prune.as_ref().map(|p| &p.report)
+    }
+
+    /// What each block runs on at present, with the model's widths; empty if all ran whole so far. `None` without pruning.
+    pub fn kept(&self) -> Option<(&Masks, &Dims)> {
+        self.prune.as_ref().map(|p| (&p.kept, p.pruning.plan.dims()))
     }
 
     /// The batches so far, if they are recorded.
@@ -646,6 +655,7 @@ impl<'m> Session<'m> {
         let before = prune.report.frozen.map_or(Duration::ZERO, |f| f.0);
         prune.report.frozen = Some((before + start.elapsed(), compact.n_bytes()));
         prune.compact = Some(compact);
+        prune.kept.clone_from(&masks);
         if let Some(records) = &mut prune.records {
             records.push(Record { frozen: true, first: n_past, kept: masks, ..Default::default() });
         }
@@ -972,6 +982,7 @@ impl Prune {
                 executor.get(slot, &mut energy);
                 self.pruning.update_history(block, batch.first, &kept, &energy);
             }
+            self.kept.insert(block, kept.clone());
             if let (Some(slot), true) = (slots.scores, self.records.is_some()) {
                 let mut scores = vec![0.0f32; dims.units(block.kind)];
                 executor.get(slot, &mut scores);
@@ -983,6 +994,7 @@ impl Prune {
             return;
         }
         if let Some(given) = given {
+            self.kept.clone_from(&given.kept);
             record.kept = given.kept;
         }
         match mode {

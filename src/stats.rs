@@ -47,6 +47,19 @@ impl Log {
         self.write(1, &format!("error: {message}"));
     }
 
+    /// The line of numbers after an answer of a chat (verbosity 3), `dim` if it can be.
+    pub fn status(&self, line: &str, dim: bool) {
+        let text = format!("{}\n", escape(line));
+        if let Some(file) = &self.file {
+            let _ = file.borrow_mut().write_all(text.as_bytes());
+        }
+        if self.verbosity >= 3 {
+            let dim = dim && stderr().is_terminal();
+            let text = if dim { format!("\x1b[2m{}\x1b[0m\n", escape(line)) } else { text };
+            let _ = stderr().write_all(text.as_bytes());
+        }
+    }
+
     /// A detail (verbosity 4, `--verbose`).
     pub fn trace(&self, message: &str) {
         self.write(4, message);
@@ -63,16 +76,20 @@ impl Log {
         }
     }
 
-    /// A bar for `what` with `length` steps; nothing is drawn when stderr is no terminal or notes are off.
-    pub fn progress(&self, what: &str, length: u64) -> ProgressBar {
+    /// A bar for `what` with `length` steps, which are counted if they have a `unit`; nothing is drawn when stderr is no terminal or notes are off.
+    pub fn progress(&self, what: &str, length: u64, unit: &'static str) -> ProgressBar {
         let target = if self.verbosity >= 3 && !self.simple && stderr().is_terminal() {
             ProgressDrawTarget::stderr_with_hz(10)
         } else {
             ProgressDrawTarget::hidden()
         };
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {percent:>3}% ETA {eta}");
+        let style = ProgressStyle::with_template(match unit {
+            "" => "{msg} {wide_bar} {percent:>3}% ETA {eta}",
+            _ => "{msg} {wide_bar} {percent:>3}% {human_pos}/{human_len} {prefix} ETA {eta}",
+        });
         let bar = ProgressBar::with_draw_target(Some(length), target).with_style(style.expect("the template is valid"));
         bar.set_message(what.to_owned());
+        bar.set_prefix(unit);
         bar
     }
 }
@@ -147,6 +164,31 @@ impl Stats {
             (true, false) => format!(" (pack {pack:.0}%, compute {:.0}%)", 100.0 - pack),
             _ => format!(" (probe {probe:.0}%, pack {pack:.0}%, compute {:.0}%)", 100.0 - probe - pack),
         }
+    }
+
+    /// The line after an answer of a chat.
+    pub fn short_line(&self) -> String {
+        let cached = match self.cached_tokens {
+            0 => String::new(),
+            n => format!(" ({n} cached)"),
+        };
+        let first = self.first_token_time.map_or_else(String::new, |t| format!(", first {:.2} s", t.as_secs_f64()));
+        let prune = self.prune.as_ref().map_or_else(String::new, |p| format!(" | {p}"));
+        format!(
+            "read {} at {:.0} tok/s{cached}, wrote {} at {:.1} tok/s{first}, context {}/{} ({:.0}%){prune}",
+            self.processed_tokens,
+            self.prompt_speed(),
+            self.generated_tokens,
+            self.generation_speed(),
+            self.context_used,
+            self.context_size,
+            100.0 * self.context_share()
+        )
+    }
+
+    /// How full the context is.
+    pub fn context_share(&self) -> f64 {
+        self.context_used as f64 / self.context_size.max(1) as f64
     }
 
     /// The closing line; peak memory is that of now.

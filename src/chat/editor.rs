@@ -1,12 +1,27 @@
-//! Reading the user's turns: line editing and history across runs (rustyline).
+//! Reading the user's turns: line editing, completion and history across runs (rustyline), and an editor of the user's choice.
 
+use std::borrow::Cow;
 use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustyline::completion::{Completer, FilenameCompleter, Pair};
 use rustyline::config::Configurer;
 use rustyline::error::ReadlineError;
+use rustyline::highlight::Highlighter;
+use rustyline::hint::Hinter;
 use rustyline::history::DefaultHistory;
+use rustyline::validate::Validator;
+use rustyline::{
+    Cmd, CompletionType, ConditionalEventHandler, Context, Event, EventContext, EventHandler, Helper, KeyCode,
+    KeyEvent, Modifiers, Movement, RepeatCount,
+};
 
+use super::Style;
+use super::slash::{Completes, SLASHES, parse_slash};
 use crate::error::{Error, Result};
 use crate::stats::Log;
 
@@ -27,23 +42,40 @@ const MAX_HISTORY: usize = 1000;
 /// No history of [`MAX_HISTORY`] turns is near this.
 const MAX_HISTORY_BYTES: u64 = 16 << 20;
 
+/// Longest text that comes back from the user's editor.
+const MAX_TEXT: u64 = 16 << 20;
+
 /// A line editor with a history file.
 #[derive(Debug)]
 pub struct Editor {
-    editor: rustyline::Editor<(), DefaultHistory>,
+    editor: rustyline::Editor<Words, DefaultHistory>,
     history: Option<PathBuf>,
     multiline: bool,
+    /// Ctrl-G was pressed.
+    elsewhere: Arc<AtomicBool>,
 }
 
 impl Editor {
     /// An editor with the history of earlier chats, if it can be read: `log` hears if not. With `multiline` a text ends with a line that
-    /// holds only `/`.
-    pub fn new(multiline: bool, log: &Log) -> Result<Editor> {
+    /// holds only `/`. Without `keep_history` nothing that is typed is kept.
+    pub fn new(multiline: bool, keep_history: bool, chats: Option<PathBuf>, log: &Log) -> Result<Editor> {
         let failed = |e: ReadlineError| Error::failed(format!("the terminal cannot be used for line editing: {e}"));
-        let mut editor = rustyline::Editor::<(), DefaultHistory>::new().map_err(failed)?;
+        let mut editor = rustyline::Editor::<Words, DefaultHistory>::new().map_err(failed)?;
         editor.set_max_history_size(MAX_HISTORY).map_err(failed)?;
         editor.set_auto_add_history(false);
-        let mut history = history_file();
+        editor.set_completion_type(CompletionType::List);
+        editor.set_helper(Some(Words { files: FilenameCompleter::new(), chats }));
+        let newline = || EventHandler::Simple(Cmd::Newline);
+        editor.bind_sequence(KeyEvent::ctrl('J'), newline());
+        editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::ALT), newline());
+        editor.bind_sequence(
+            KeyEvent(KeyCode::Enter, Modifiers::NONE),
+            EventHandler::Conditional(Box::new(Enter { multiline })),
+        );
+        let elsewhere = Arc::new(AtomicBool::new(false));
+        let ctrl_g = EventHandler::Conditional(Box::new(CtrlG(elsewhere.clone())));
+        editor.bind_sequence(KeyEvent::ctrl('G'), ctrl_g);
+        let mut history = if keep_history { history_file() } else { None };
         if let Some(path) = &history
             // No history yet is no fault.
             && let Ok(stat) = fs::metadata(path)
@@ -54,61 +86,67 @@ impl Editor {
                 history = None;
             }
         }
-        Ok(Editor { editor, history, multiline })
+        Ok(Editor { editor, history, multiline, elsewhere })
     }
 
-    /// One turn: a line; lines between `"""`; lines that end with `\` and the one after.
-    pub fn read(&mut self, prompt: &str) -> Result<Input> {
-        let mut text = String::new();
-        let mut quoted = false;
+    /// One turn: a line; lines between `"""`; lines that end with `\` and the one after. `text` is there to begin with.
+    pub fn read(&mut self, style: &Style, text: &str, log: &Log) -> Result<Input> {
+        let mut text = text.to_owned();
+        let mut more = false;
         loop {
-            let line = match self.editor.readline(if text.is_empty() && !quoted { prompt } else { "... " }) {
+            let plain = if more { "" } else { "> " };
+            let line = match self.editor.readline_with_initial(&(plain, style.prompt(plain)), (&text, "")) {
                 Ok(line) => line,
                 Err(ReadlineError::Interrupted) => return Ok(Input::Interrupt),
                 Err(ReadlineError::Eof) if text.is_empty() => return Ok(Input::End),
-                Err(ReadlineError::Eof) => break,
+                Err(ReadlineError::Eof) => text.clone(),
                 Err(e) => return Err(Error::io(format!("reading the terminal failed: {e}"))),
             };
-            let first = text.is_empty() && !quoted;
-            if first && line.starts_with('/') {
-                text = line;
-                break;
+            if self.elsewhere.swap(false, Ordering::Relaxed) {
+                text = self.edit(&line).unwrap_or_else(|e| {
+                    log.error(&e.to_string());
+                    line
+                });
+                continue;
             }
-            if quoted {
-                match line.split_once("\"\"\"") {
-                    Some((last, _)) => {
-                        text.push_str(last);
-                        break;
-                    }
-                    None => text = text + &line + "\n",
-                }
-            } else if let Some(rest) = line.strip_prefix("\"\"\"").filter(|_| first) {
-                match rest.split_once("\"\"\"") {
-                    Some((only, _)) => {
-                        text.push_str(only);
-                        break;
-                    }
-                    None => {
-                        quoted = true;
-                        if !rest.is_empty() {
-                            text = format!("{rest}\n");
-                        }
-                    }
-                }
-            } else if self.multiline {
-                if line.trim() == "/" {
-                    break;
-                }
-                text = text + &line + "\n";
-            } else if let Some(part) = line.strip_suffix('\\') {
-                text = text + part + "\n";
-            } else {
-                text.push_str(&line);
-                break;
+            // A terminal without cursor control gives line by line.
+            let whole = if more && line != text { text + &line } else { line };
+            if unfinished(&whole, self.multiline) {
+                text = match whole.strip_suffix('\\') {
+                    Some(part) => format!("{part}\n"),
+                    None => whole + "\n",
+                };
+                more = true;
+                continue;
             }
+            let text = content(&whole, self.multiline);
+            self.remember(&whole);
+            return Ok(Input::Text(text));
         }
-        self.remember(&text);
-        Ok(Input::Text(text))
+    }
+
+    /// The text as it comes back from the user's editor.
+    pub fn edit(&self, text: &str) -> Result<String> {
+        let set = |name: &str| std::env::var(name).ok().filter(|v| !v.trim().is_empty());
+        let program = set("VISUAL").or_else(|| set("EDITOR")).unwrap_or_else(|| "vi".to_owned());
+        let failed = |what: String| Error::failed(format!("the editor '{program}' (VISUAL, EDITOR) {what}"));
+        let io = |e: std::io::Error| failed(format!("got no file: {e}"));
+        let mut file = tempfile::Builder::new().prefix("pp-run-").suffix(".md").tempfile().map_err(io)?;
+        file.write_all(text.as_bytes()).and_then(|()| file.flush()).map_err(io)?;
+        // The variable may have arguments for the editor, as a shell reads them.
+        let status = Command::new("sh").args(["-c", &format!("{program} \"$1\""), "sh"]).arg(file.path()).status();
+        match status {
+            Ok(status) if status.success() => {}
+            Ok(status) => return Err(failed(format!("failed ({status}): the text is as it was"))),
+            Err(e) => return Err(failed(format!("cannot be run: {e}"))),
+        }
+        // Editors may put a new file in its place.
+        if fs::metadata(file.path()).map_err(io)?.len() > MAX_TEXT {
+            return Err(failed(format!("left more than {MAX_TEXT} bytes")));
+        }
+        let bytes = fs::read(file.path()).map_err(io)?;
+        let text = String::from_utf8_lossy(&bytes);
+        Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
     }
 
     /// Adds a text to the history and its file. A history that cannot be kept does not end a chat.
@@ -126,13 +164,166 @@ impl Editor {
     }
 }
 
-/// `$XDG_STATE_HOME/pp-run/history`; none if `PP_RUN_NO_HISTORY` is set.
-fn history_file() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
-    if set("PP_RUN_NO_HISTORY").is_some() {
-        return None;
+/// Whether Enter begins another line of a text instead of ending it.
+fn unfinished(text: &str, multiline: bool) -> bool {
+    if multiline && !text.starts_with('/') {
+        return text.lines().last().is_none_or(|l| l.trim() != "/");
     }
-    let state =
-        set("XDG_STATE_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(set("HOME")?).join(".local/state")))?;
-    Some(state.join("pp-run/history"))
+    match text.strip_prefix("\"\"\"") {
+        Some(rest) => !rest.contains("\"\"\""),
+        None => text.ends_with('\\'),
+    }
+}
+
+/// What was entered, without the marks around it.
+fn content(text: &str, multiline: bool) -> String {
+    if let Some((inner, _)) = text.strip_prefix("\"\"\"").and_then(|rest| rest.split_once("\"\"\"")) {
+        return inner.strip_prefix('\n').unwrap_or(inner).to_owned();
+    }
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    let text = match text.trim_end().strip_suffix("\n/").filter(|_| multiline) {
+        Some(lines) => lines,
+        None => text,
+    };
+    text.to_owned()
+}
+
+/// Enter: a new line where a text is not finished, else its end.
+struct Enter {
+    multiline: bool,
+}
+
+impl ConditionalEventHandler for Enter {
+    fn handle(&self, _: &Event, _: RepeatCount, _: bool, ctx: &EventContext) -> Option<Cmd> {
+        let (before, after) = ctx.line().split_at(ctx.pos());
+        if !unfinished(ctx.line(), self.multiline) {
+            return None;
+        }
+        Some(match before.ends_with('\\') && after.is_empty() && !before.starts_with("\"\"\"") {
+            // The mark itself is no part of the text.
+            true => Cmd::Replace(Movement::BackwardChar(1), Some("\n".to_owned())),
+            false => Cmd::Newline,
+        })
+    }
+}
+
+/// Ctrl-G: on with the text in the user's editor.
+struct CtrlG(Arc<AtomicBool>);
+
+impl ConditionalEventHandler for CtrlG {
+    fn handle(&self, _: &Event, _: RepeatCount, _: bool, _: &EventContext) -> Option<Cmd> {
+        self.0.store(true, Ordering::Relaxed);
+        Some(Cmd::AcceptLine)
+    }
+}
+
+/// Completes commands and what follows them.
+struct Words {
+    files: FilenameCompleter,
+    chats: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Words {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Words").finish_non_exhaustive()
+    }
+}
+
+impl Words {
+    fn chats(&self) -> Vec<String> {
+        let names = |dir: &PathBuf| {
+            let entries = fs::read_dir(dir).ok()?.flatten();
+            Some(entries.filter_map(|e| Some(e.file_name().to_str()?.strip_suffix(".jsonl")?.to_owned())).collect())
+        };
+        self.chats.as_ref().and_then(names).unwrap_or_default()
+    }
+}
+
+impl Helper for Words {}
+impl Validator for Words {}
+impl Highlighter for Words {
+    fn highlight_prompt<'b, 's: 'b, 'p: 'b>(&'s self, prompt: &'p str, _: bool) -> Cow<'b, str> {
+        Cow::Borrowed(prompt)
+    }
+}
+impl Hinter for Words {
+    type Hint = String;
+}
+
+impl Completer for Words {
+    type Candidate = Pair;
+
+    fn complete(&self, line: &str, pos: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
+        if !line.starts_with('/') || line.starts_with("//") {
+            return Ok((pos, Vec::new()));
+        }
+        let typed = &line[..pos];
+        let start = typed.rfind(char::is_whitespace).map_or(0, |i| i + 1);
+        let pairs = |names: Vec<String>| {
+            let fitting = names.into_iter().filter(|n| n.starts_with(&typed[start..]));
+            fitting.map(|n| Pair { display: n.clone(), replacement: n + " " }).collect()
+        };
+        if start == 0 {
+            return Ok((0, pairs(SLASHES.iter().map(|s| s.name.to_owned()).collect())));
+        }
+        let Ok((slash, _)) = parse_slash(typed) else { return Ok((pos, Vec::new())) };
+        match slash.completes {
+            Completes::Nothing => Ok((pos, Vec::new())),
+            Completes::Files => self.files.complete_path(line, pos),
+            Completes::Chats => Ok((start, pairs(self.chats()))),
+            Completes::Words(words) => Ok((start, pairs(words.iter().map(|w| (*w).to_owned()).collect()))),
+        }
+    }
+}
+
+/// `$XDG_STATE_HOME/pp-run/history`
+fn history_file() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    Some(set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")))?.join("pp-run/history"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_several_lines() {
+        for (text, multiline, want) in [
+            ("one", false, Some("one")),
+            ("one \\", false, None),
+            ("a\\b", false, Some("a\\b")),
+            ("first \\\nsecond", false, Some("first \\\nsecond")),
+            ("\"\"\"one", false, None),
+            ("\"\"\"one\ntwo\"\"\"", false, Some("one\ntwo")),
+            ("\"\"\"\none\n\"\"\"", false, Some("one\n")),
+            ("say \"\"\"", false, Some("say \"\"\"")),
+            ("pasted\ntext\n", false, Some("pasted\ntext")),
+            ("one", true, None),
+            ("one\ntwo\n/", true, Some("one\ntwo")),
+            ("/help", true, Some("/help")),
+        ] {
+            let got = (!unfinished(text, multiline)).then(|| content(text, multiline));
+            assert_eq!(got.as_deref(), want, "{text:?} {multiline}");
+        }
+    }
+
+    #[test]
+    fn commands_files_and_settings_are_completed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("notes.txt"), "x").unwrap();
+        fs::write(dir.path().join("sea.jsonl"), "x").unwrap();
+        let words = Words { files: FilenameCompleter::new(), chats: Some(dir.path().to_owned()) };
+        let history = DefaultHistory::new();
+        let complete = |line: &str| {
+            let (start, pairs) = words.complete(line, line.len(), &Context::new(&history)).unwrap();
+            pairs.into_iter().map(|p| line[..start].to_owned() + &p.replacement).collect::<Vec<_>>()
+        };
+        assert_eq!(complete("/he"), ["/help "]);
+        assert_eq!(complete("/s").len(), 5);
+        assert_eq!(complete("/set prune-t"), ["/set prune-tokens "]);
+        assert_eq!(complete("/load s"), ["/load sea "]);
+        let file = format!("/read {}/no", dir.path().display());
+        assert_eq!(complete(&file), [format!("/read {}/notes.txt", dir.path().display())]);
+        assert!(complete("he").is_empty() && complete("//he").is_empty() && complete("/nonsense x").is_empty());
+    }
 }

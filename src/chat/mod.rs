@@ -2,16 +2,47 @@
 
 mod editor;
 mod render;
+mod saved;
+mod slash;
 mod template;
 mod terminal;
 
 pub use editor::{Editor, Input};
 pub use render::{Look, Render};
+pub use saved::{How, Listed, Past, Saved, chats_dir, delete, list, newest, read};
+pub use slash::{SLASHES, parse_slash};
 pub use template::{Message, Role, Template};
-pub use terminal::{Style, exit_cleanly_on_sigterm};
+pub use terminal::{Hush, Style, exit_cleanly_on_sigterm, width};
 
 use crate::error::{Error, Result};
 use crate::tokenizer::{Token, Tokenizer};
+
+/// A turn, and what it added to the timeline of tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Turn {
+    /// Who says what
+    pub message: Message,
+    /// How much of the timeline before it stays: all of it, unless the prompt was made anew
+    pub from: usize,
+    /// What comes then: of a user's turn, all up to where the answer begins; of an answer, what was drawn, less the token that ended it
+    pub tokens: Vec<Token>,
+    /// Of a user's turn, the text that the timeline stands for, with marks for turns that name special tokens; empty if there is no
+    /// timeline for it
+    text: String,
+    /// Of an answer: its tokens are what its text says
+    exact: bool,
+}
+
+impl Turn {
+    /// A turn without tokens: they are made when they are needed.
+    pub fn new(role: Role, content: &str) -> Turn {
+        let message = Message { role, content: content.to_owned() };
+        Turn { message, from: 0, tokens: Vec::new(), text: String::new(), exact: false }
+    }
+}
+
+/// What the model is told of an answer that the user cut short.
+const CUT: &str = "\n[The user stopped this answer here.]";
 
 /// Turns, and the tokens of the timeline that they became.
 ///
@@ -23,13 +54,7 @@ pub struct Conversation<'a> {
     tokenizer: &'a Tokenizer,
     /// The user may name special tokens.
     parse_special: bool,
-    messages: Vec<Message>,
-    /// The last prompt.
-    tokens: Vec<Token>,
-    /// The text that `tokens` stand for, with marks for turns that name special tokens.
-    text: String,
-    /// What the answer to it was drawn as, less the token that ended it; `None` if that is not what its text says.
-    drawn: Option<Vec<Token>>,
+    turns: Vec<Turn>,
 }
 
 /// Characters for private use: they mark where a turn's own text goes while the template is rendered around it.
@@ -38,45 +63,80 @@ const MARK: [char; 2] = ['\u{f8f0}', '\u{f8f1}'];
 impl<'a> Conversation<'a> {
     /// An empty conversation, or one with a system prompt.
     pub fn new(template: &'a Template, tokenizer: &'a Tokenizer, system: Option<&str>, parse_special: bool) -> Self {
-        let mut messages = Vec::new();
-        if let Some(content) = system.filter(|s| !s.is_empty()) {
-            messages.push(Message { role: Role::System, content: content.to_owned() });
-        }
-        let (tokens, text) = Default::default();
-        Conversation { template, tokenizer, parse_special, messages, tokens, text, drawn: None }
+        let turns = system.filter(|s| !s.is_empty()).map(|s| Turn::new(Role::System, s)).into_iter().collect();
+        Conversation { template, tokenizer, parse_special, turns }
     }
 
     /// The turns.
-    pub fn messages(&self) -> &[Message] {
-        &self.messages
+    pub fn turns(&self) -> &[Turn] {
+        &self.turns
+    }
+
+    /// What was said.
+    pub fn messages(&self) -> Vec<Message> {
+        self.turns.iter().map(|t| t.message.clone()).collect()
+    }
+
+    /// The system prompt.
+    pub fn system(&self) -> Option<&str> {
+        self.turns.first().filter(|t| t.message.role == Role::System).map(|t| t.message.content.as_str())
+    }
+
+    /// Where the exchanges begin: after the system prompt.
+    fn first(&self) -> usize {
+        usize::from(self.system().is_some())
+    }
+
+    /// Number of the user's turns.
+    pub fn n_exchanges(&self) -> usize {
+        self.turns.iter().filter(|t| t.message.role == Role::User).count()
+    }
+
+    /// The tokens of all turns.
+    pub fn timeline(&self) -> Vec<Token> {
+        let mut tokens = Vec::new();
+        for turn in &self.turns {
+            if turn.message.role == Role::User {
+                tokens.truncate(turn.from);
+            }
+            tokens.extend_from_slice(&turn.tokens);
+        }
+        tokens
     }
 
     /// Adds the user's turn and returns the tokens of the whole prompt, up to where the answer begins. An error leaves the
     /// conversation as it was.
-    pub fn ask(&mut self, content: &str) -> Result<&[Token]> {
-        self.messages.push(Message { role: Role::User, content: content.to_owned() });
-        match self.prompt() {
-            Ok((tokens, text)) => {
-                (self.tokens, self.text, self.drawn) = (tokens, text, None);
-                Ok(&self.tokens)
-            }
-            Err(e) => {
-                self.messages.pop();
-                Err(e)
-            }
-        }
+    pub fn ask(&mut self, content: &str) -> Result<Vec<Token>> {
+        self.turns.push(Turn::new(Role::User, content));
+        self.prompt().inspect_err(|_| drop(self.turns.pop()))
     }
 
     /// Takes the last answer back and returns the prompt's tokens for another one; `None` if there is no answer.
-    pub fn retry(&mut self) -> Option<&[Token]> {
-        self.messages.pop_if(|m| m.role == Role::Assistant)?;
-        self.drawn = None;
-        Some(&self.tokens)
+    pub fn retry(&mut self) -> Result<Option<Vec<Token>>> {
+        if self.turns.pop_if(|t| t.message.role == Role::Assistant).is_none() {
+            return Ok(None);
+        }
+        match self.turns.last() {
+            Some(turn) if turn.text.is_empty() => self.prompt().map(Some),
+            _ => Ok(Some(self.timeline())),
+        }
+    }
+
+    /// Takes the last exchange back: what the user had said; `None` if there is none.
+    pub fn undo(&mut self) -> Option<String> {
+        self.turns.pop_if(|t| t.message.role == Role::Assistant);
+        self.turns.pop_if(|t| t.message.role == Role::User).map(|t| t.message.content)
+    }
+
+    /// Whether the prompt that [`Conversation::ask`] made last ends inside of reasoning.
+    pub fn opens_reasoning(&self) -> bool {
+        self.turns.last().is_some_and(|t| t.text.trim_end().ends_with("<think>"))
     }
 
     /// Adds the model's turn: its text as shown, and the tokens that were drawn. Tokens that are not in the text, because
     /// a stop string cut it, are not part of the conversation; nor is the token that ended it, which the template writes.
-    pub fn answer(&mut self, mut text: &str, mut tokens: &[Token]) {
+    /// The model is told of an answer that was `interrupted`.
+    pub fn answer(&mut self, mut text: &str, mut tokens: &[Token], interrupted: bool) -> Result<()> {
         if let Some((&last, before)) = tokens.split_last()
             && self.tokenizer.is_eog(last)
         {
@@ -88,44 +148,114 @@ impl<'a> Conversation<'a> {
             let bytes: Vec<u8> = tokens.iter().flat_map(|&t| self.tokenizer.piece(t, special)).collect();
             String::from_utf8_lossy(&bytes) == text
         };
-        self.drawn = (spells(false) || spells(true)).then(|| tokens.to_vec());
-        self.messages.push(Message { role: Role::Assistant, content: text.to_owned() });
+        let mut turn = Turn::new(Role::Assistant, text);
+        turn.exact = spells(false) || spells(true);
+        turn.tokens = tokens.to_vec();
+        if interrupted {
+            turn.message.content.push_str(CUT);
+            turn.tokens.extend(self.tokenizer.encode(CUT, false, false)?);
+        }
+        self.turns.push(turn);
+        Ok(())
     }
 
     /// Forgets everything but the system prompt.
     pub fn clear(&mut self) {
-        self.messages.retain(|m| m.role == Role::System);
-        self.drawn = None;
+        self.turns.truncate(self.first());
     }
 
-    /// Tokens and marked text of the turns so far.
-    fn prompt(&self) -> Result<(Vec<Token>, String)> {
+    /// Replaces the system prompt; an empty one is none.
+    pub fn set_system(&mut self, text: &str) {
+        let rest = self.turns.split_off(self.first());
+        self.turns = Some(text).filter(|t| !t.is_empty()).map(|t| Turn::new(Role::System, t)).into_iter().collect();
+        self.turns.extend(rest);
+        self.forget_tokens();
+    }
+
+    /// Forgets `n` exchanges that come after the first `kept`.
+    pub fn forget(&mut self, kept: usize, n: usize) {
+        let starts: Vec<usize> = (0..self.turns.len()).filter(|&i| self.turns[i].message.role == Role::User).collect();
+        let at = |i: usize| starts.get(i).copied().unwrap_or(self.turns.len());
+        self.turns.drain(at(kept)..at(kept + n));
+        self.forget_tokens();
+    }
+
+    /// Goes on from turns that were saved. Tokens count only if they are this model's (`same_model`); what does not fit together is made
+    /// anew from the texts.
+    pub fn resume(&mut self, turns: Vec<Turn>, same_model: bool) {
+        let n_vocab = self.tokenizer.n_vocab();
+        let known = |t: &Token| usize::try_from(*t).is_ok_and(|t| t < n_vocab);
+        let same_model = same_model && turns.iter().all(|t| t.tokens.iter().all(known));
+        self.turns = turns;
+        if !same_model {
+            return self.forget_tokens();
+        }
+        for i in 0..self.turns.len() {
+            if self.turns[i].message.role == Role::User && !self.turns[i].tokens.is_empty() {
+                let messages: Vec<Message> = self.turns[..=i].iter().map(|t| t.message.clone()).collect();
+                self.turns[i].text = self.render(&messages, &self.hidden(i + 1)).unwrap_or_default();
+            }
+        }
+    }
+
+    /// What was said before is another text now: all tokens are made anew with the next prompt.
+    fn forget_tokens(&mut self) {
+        for turn in &mut self.turns {
+            *turn = Turn::new(turn.message.role, &turn.message.content);
+        }
+    }
+
+    /// The last turn, the user's, gets its tokens; those of the whole prompt.
+    fn prompt(&mut self) -> Result<Vec<Token>> {
         // Turns that name special tokens are rendered as marks, so that their text can be tokenised as text.
-        let hidden: Vec<usize> =
-            (0..self.messages.len()).filter(|&i| !self.parse_special && self.names_special(i)).collect();
-        let text = self.render(&hidden)?;
-        let known = self.drawn.as_ref().and_then(|drawn| {
-            let i = self.messages.len() - 2;
-            let answer = if hidden.contains(&i) { mark(i) } else { self.messages[i].content.clone() };
-            Some((drawn, text.strip_prefix(&self.text)?.strip_prefix(&answer)?))
-        });
-        let tokens = match known {
-            Some((drawn, new)) => [&self.tokens, drawn, &self.encode(new, &hidden, false)?[..]].concat(),
-            None => self.encode(&text, &hidden, !self.begins_with_bos(&text))?,
+        let (hidden, n) = (self.hidden(self.turns.len()), self.turns.len());
+        let text = self.render(&self.messages(), &hidden)?;
+        let last = self.turns.len() - 1;
+        let known = match &self.turns[..last] {
+            [.., asked, answered] if answered.exact && !asked.text.is_empty() => {
+                let answer = if hidden.contains(&(n - 2)) { mark(n - 2) } else { answered.message.content.clone() };
+                text.strip_prefix(&asked.text).and_then(|t| t.strip_prefix(&answer))
+            }
+            _ => None,
         };
-        Ok((tokens, text))
+        let before = {
+            let mut earlier = self.clone();
+            earlier.turns.pop();
+            earlier.timeline()
+        };
+        let (from, tokens) = match known {
+            Some(new) => (before.len(), self.encode(new, &hidden, false)?),
+            None => {
+                let all = self.encode(&text, &hidden, !self.begins_with_bos(&text))?;
+                let common = before.iter().zip(&all).take_while(|(a, b)| a == b).count();
+                (common, all[common..].to_vec())
+            }
+        };
+        let turn = &mut self.turns[last];
+        (turn.from, turn.tokens, turn.text) = (from, tokens, text);
+        Ok([&before[..from], &turn.tokens].concat())
+    }
+
+    /// Of the first `n` turns those that name special tokens, if the user may not.
+    fn hidden(&self, n: usize) -> Vec<usize> {
+        (0..n).filter(|&i| !self.parse_special && self.names_special(i)).collect()
+    }
+
+    /// Tokens of a turn's own text.
+    pub fn n_tokens(&self, turn: &Turn) -> Result<usize> {
+        Ok(self.tokenizer.encode(&turn.message.content, false, false)?.len())
     }
 
     /// Whether a turn's text would be read as control tokens.
     fn names_special(&self, i: usize) -> bool {
-        let content = &self.messages[i].content;
+        let content = &self.turns[i].message.content;
         let Ok(tokens) = self.tokenizer.encode(content, false, true) else { return false };
         tokens.iter().any(|&t| self.tokenizer.piece(t, false).is_empty() && !self.tokenizer.piece(t, true).is_empty())
     }
 
-    /// The text of the turns, with a mark for each hidden one.
-    fn render(&self, hidden: &[usize]) -> Result<String> {
-        let mut messages = self.messages.clone();
+    /// The text of turns, with a mark for each hidden one.
+    fn render(&self, messages: &[Message], hidden: &[usize]) -> Result<String> {
+        let mut messages = messages.to_vec();
         for &i in hidden {
             messages[i].content = mark(i);
         }
@@ -162,7 +292,7 @@ impl<'a> Conversation<'a> {
                 add_special = false;
             }
             let Some((_, i)) = next else { return Ok(tokens) };
-            tokens.extend(self.tokenizer.encode(&self.messages[i].content, false, false)?);
+            tokens.extend(self.tokenizer.encode(&self.turns[i].message.content, false, false)?);
             rest = &after[mark(i).len()..];
         }
     }

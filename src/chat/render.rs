@@ -550,9 +550,17 @@ mod tests {
         check("a  b\n\n  c d ", WRAPPED, "a  b\n\n  c d ");
         check("abcdefghijklmnop qr", WRAPPED, "abcdefghijklmnop qr");
         // Between wide characters a line may be broken anywhere.
-        check("\u{4f60}\u{597d}\u{4e16}\u{754c}\u{4f60}\u{597d}", WRAPPED, "\u{4f60}\u{597d}\u{4e16}\u{754c}\u{4f60}\n\u{597d}");
+        check(
+            "\u{4f60}\u{597d}\u{4e16}\u{754c}\u{4f60}\u{597d}",
+            WRAPPED,
+            "\u{4f60}\u{597d}\u{4e16}\u{754c}\u{4f60}\n\u{597d}",
+        );
         // Combining characters have no width.
-        check("e\u{301}e\u{301}e\u{301}e\u{301}e\u{301} abcd", WRAPPED, "e\u{301}e\u{301}e\u{301}e\u{301}e\u{301} abcd");
+        check(
+            "e\u{301}e\u{301}e\u{301}e\u{301}e\u{301} abcd",
+            WRAPPED,
+            "e\u{301}e\u{301}e\u{301}e\u{301}e\u{301} abcd",
+        );
         check("a\u{1b}[2Jb", WRAPPED, "a\\x1b[2Jb");
     }
 
@@ -568,9 +576,20 @@ mod tests {
 
     #[test]
     fn what_is_no_mark_stays() {
-        for text in
-            ["2 * 3 * 4", "**kwargs and *args", "a ** b ** c", "#hash", "-x", "12", "1.5", "`open", "a_b __init__", "####### x", "*", "<thin"]
-        {
+        for text in [
+            "2 * 3 * 4",
+            "**kwargs and *args",
+            "a ** b ** c",
+            "#hash",
+            "-x",
+            "12",
+            "1.5",
+            "`open",
+            "a_b __init__",
+            "####### x",
+            "*",
+            "<thin",
+        ] {
             check(text, MARKED, text);
         }
     }

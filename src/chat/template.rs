@@ -5,13 +5,15 @@ use std::fs;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value, context};
+use serde::{Deserialize, Serialize};
 
 use crate::cli::options::TemplateSource;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 
 /// Who says something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Instructions that come first.
     System,

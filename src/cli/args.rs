@@ -33,6 +33,8 @@ pub enum Sub {
     Calibrate(CalibrateArgs),
     /// Speed of prompt processing and generation, as llama-bench measures it
     Bench(BenchArgs),
+    /// Saved chats: lists them; shows one as text, or deletes
+    Chats(ChatsArgs),
     /// Shell completions on stdout
     Completions {
         /// The shell
@@ -340,9 +342,32 @@ pub struct RunArgs {
     pub in_suffix: String,
     #[arg(long, hide = true, alias = "perf", overrides_with = "no_show_timings")]
     pub show_timings: bool,
-    /// No closing line of statistics
+    /// No line of statistics after an answer
     #[arg(long, alias = "no-perf")]
     pub no_show_timings: bool,
+    /// Go on with the last chat, or with one of those that pp-run chats lists
+    #[arg(long = "continue", value_name = "CHAT", num_args = 0..=1, default_missing_value = "", help_heading = "Chat")]
+    pub resume: Option<String>,
+    /// Keep nothing of this chat on disk
+    #[arg(long, help_heading = "Chat")]
+    pub no_save: bool,
+    /// Keep no history of what was typed
+    #[arg(long, help_heading = "Chat")]
+    pub no_history: bool,
+    /// What to do when the context is full: ask, stop, shift (forget old turns, not the first ones), summarise (old turns)
+    #[arg(long, value_name = "WHAT", default_value = "ask", help_heading = "Chat")]
+    pub context_full: String,
+    #[arg(long, hide = true)]
+    pub context_shift: bool,
+    /// Show Markdown as what it means, on a terminal with colours: on, off, auto
+    #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = "Chat")]
+    pub markdown: String,
+    /// Keep words whole at the terminal's right edge: on, off, auto
+    #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = "Chat")]
+    pub wrap: String,
+    /// Where flags are set for all runs (TOML, the flags' long names) [default: ~/.config/pp-run/config.toml]
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    pub config: Option<PathBuf>,
     #[arg(long, hide = true)]
     pub offline: bool,
     /// Shortest prompt, and shortest answer, that is pruned, in tokens; auto = where each begins to pay, measured
@@ -359,6 +384,19 @@ pub struct RunArgs {
     pub model_args: ModelArgs,
     #[command(flatten)]
     pub log: LogArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ChatsArgs {
+    /// Print this chat
+    #[arg(long, value_name = "CHAT")]
+    pub show: Option<String>,
+    /// Delete these chats
+    #[arg(long, value_name = "CHAT", num_args = 1.., conflicts_with_all = ["show", "delete_all"])]
+    pub delete: Vec<String>,
+    /// Delete all chats
+    #[arg(long, conflicts_with = "show")]
+    pub delete_all: bool,
 }
 
 #[derive(Debug, Args)]

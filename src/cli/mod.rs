@@ -30,14 +30,14 @@ pub enum Parsed {
 pub fn parse(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Parsed> {
     let command = command();
     let normalised = normalise::normalise(&command, args, env)?;
-    let matches = match command.try_get_matches_from(normalised.args) {
+    let matches = match command.try_get_matches_from(&normalised.args) {
         Ok(matches) => matches,
         Err(e) if !e.use_stderr() => return Ok(Parsed::Text(e.render().to_string())),
         Err(e) => return Err(Error::usage(one_line(&e.render().to_string()))),
     };
     let cli = Cli::from_arg_matches(&matches).map_err(|e| Error::usage(one_line(&e.render().to_string())))?;
     let command = match cli.command {
-        None => Command::Run(Box::new(run(cli.run)?)),
+        None => Command::Run(Box::new(run(cli.run, normalised.args)?)),
         Some(Sub::Show(a)) => Command::Show(ShowOptions {
             path: a.path.or(a.model).ok_or_else(|| Error::usage("which model? pp-run show MODEL"))?,
             tensors: a.tensors,
@@ -48,6 +48,12 @@ pub fn parse(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> Res
         Some(Sub::Perplexity(a)) => Command::Perplexity(perplexity(a)?),
         Some(Sub::Calibrate(a)) => Command::Calibrate(calibrate(a)?),
         Some(Sub::Bench(a)) => Command::Bench(bench(a)?),
+        Some(Sub::Chats(a)) => Command::Chats(match (a.show, a.delete_all) {
+            (Some(name), _) => ChatsOptions::Show(name),
+            (None, true) => ChatsOptions::DeleteAll,
+            (None, false) if a.delete.is_empty() => ChatsOptions::List,
+            (None, false) => ChatsOptions::Delete(a.delete),
+        }),
         Some(Sub::Completions { shell }) => Command::Completions(shell),
         Some(Sub::Man) => Command::Man,
     };
@@ -59,6 +65,65 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
+/// The options `base` with the flag `name` of [`SETTABLE`] at `value`; `off` takes a flag back that has no value. Names are those of the
+/// command line, with or without dashes, or ollama's. Also returns the flag's name.
+pub fn set(base: &RunOptions, name: &str, value: &str) -> Result<(RunOptions, &'static str)> {
+    let typed = name.trim_start_matches('-').to_lowercase().replace('_', "-");
+    let known = match typed.as_str() {
+        "temperature" => "temp",
+        "num-predict" | "n-predict" | "n" => "predict",
+        other => other,
+    };
+    let Some(&name) = SETTABLE.iter().find(|n| **n == known) else {
+        let fixed = command().get_arguments().any(|a| a.get_long() == Some(known)) || known == "num-ctx";
+        let hint = match normalise::nearest(known, SETTABLE.iter().copied()) {
+            _ if fixed => {
+                "it holds for the whole run: leave, and start with it as a flag (--continue goes on with this chat)"
+                    .into()
+            }
+            Some(near) => format!("did you mean '{near}'?"),
+            None => format!("these can be set: {}", SETTABLE.join(", ")),
+        };
+        return Err(Error::usage(format!("'{typed}' cannot be set in a chat: {hint}")));
+    };
+    let takes_value = command().get_arguments().any(|a| a.get_long() == Some(name) && a.get_action().takes_values());
+    let flag = format!("--{name}");
+    let is_it = |a: &OsString| {
+        a.to_str().is_some_and(|a| a == flag || a.strip_prefix(&flag).is_some_and(|rest| rest.starts_with('=')))
+    };
+    let mut args = base.args.clone();
+    if !takes_value {
+        args.retain(|a| !is_it(a));
+        match value.to_lowercase().as_str() {
+            "" | "on" | "true" | "1" | "yes" => args.push(flag.into()),
+            "off" | "false" | "0" | "no" => {}
+            other => return Err(not_one_of(&flag, other, "on, off")),
+        }
+    } else if value.is_empty() {
+        return Err(Error::usage(format!("/set {name} wants a value")));
+    } else if value == "off" && name.starts_with("prune") {
+        // Without the ratio nothing that depends on it may stand.
+        let prune = |a: &OsString| a.to_str().is_some_and(|a| a.starts_with("--prune"));
+        let mut rest = args.into_iter().peekable();
+        args = Vec::new();
+        while let Some(arg) = rest.next() {
+            match prune(&arg) {
+                true if arg.to_str().is_some_and(|a| !a.contains('=')) => {
+                    rest.next_if(|next| next.to_str().is_none_or(|n| !n.starts_with("--")));
+                }
+                true => {}
+                false => args.push(arg),
+            }
+        }
+    } else {
+        args.push(format!("{flag}={value}").into());
+    }
+    let usage = |e: clap::Error| Error::usage(one_line(&e.render().to_string()));
+    let matches = command().try_get_matches_from(&args).map_err(usage)?;
+    let cli = Cli::from_arg_matches(&matches).map_err(usage)?;
+    Ok((run(cli.run, args)?, name))
+}
+
 /// clap's message without its prefix, usage and line breaks.
 fn one_line(message: &str) -> String {
     let message = message.split("\n\nUsage:").next().unwrap_or(message);
@@ -67,9 +132,11 @@ fn one_line(message: &str) -> String {
     words.join(" ")
 }
 
-fn run(a: RunArgs) -> Result<RunOptions> {
+fn run(a: RunArgs, args: Vec<OsString>) -> Result<RunOptions> {
+    // A saved chat knows its model.
     let model = a
         .model
+        .or_else(|| a.resume.is_some().then(PathBuf::new))
         .ok_or_else(|| Error::usage("no model: pp-run -m MODEL.gguf -p \"prompt\" (or PP_ARG_MODEL; see --help)"))?;
     if a.no_jinja {
         return Err(Error::usage(
@@ -106,6 +173,14 @@ fn run(a: RunArgs) -> Result<RunOptions> {
     if a.prompt.is_some() && a.file.is_some() {
         return Err(Error::usage("-p and -f both give a prompt: use one of them (text on stdin is added to -p)"));
     }
+    let context_full = match a.context_full.as_str() {
+        "ask" if a.context_shift => ContextFull::Shift,
+        "ask" => ContextFull::Ask,
+        "stop" => ContextFull::Stop,
+        "shift" => ContextFull::Shift,
+        "summarise" | "summarize" => ContextFull::Summarise,
+        other => return Err(not_one_of("--context-full", other, "ask, stop, shift, summarise")),
+    };
     Ok(RunOptions {
         log: log(a.log),
         model: model_options(model, a.model_args)?,
@@ -136,6 +211,13 @@ fn run(a: RunArgs) -> Result<RunOptions> {
         in_prefix: text(a.in_prefix),
         in_suffix: text(a.in_suffix),
         show_timings: !a.no_show_timings,
+        resume: a.resume.map(|name| if name.is_empty() { Resume::Last } else { Resume::Named(name) }),
+        no_save: a.no_save,
+        no_history: a.no_history,
+        context_full,
+        markdown: tristate("--markdown", &a.markdown)?,
+        wrap: tristate("--wrap", &a.wrap)?,
+        args,
     })
 }
 

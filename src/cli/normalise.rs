@@ -5,6 +5,9 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Command};
 
@@ -90,7 +93,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("--prompt-cache", "saved prompts"),
     ("--prompt-cache-all", "saved prompts"),
     ("--prompt-cache-ro", "saved prompts"),
-    ("--context-shift", "shifting a full context"),
     ("--lora", "adapters"),
     ("--lora-scaled", "adapters"),
     ("--control-vector", "control vectors"),
@@ -108,7 +110,8 @@ const NOT_YET: &[(&str, &str)] = &[
     ("--model-draft", "speculative decoding"),
 ];
 
-/// Long names and their environment variables, without the prefix `PP_ARG_` or `LLAMA_ARG_`.
+/// Long names and llama.cpp's names for their environment variables, without the prefix `LLAMA_ARG_`. With `PP_ARG_` these are known
+/// too, and so are all other flags by their own names.
 const ENVIRONMENT: &[(&str, &str)] = &[
     ("model", "MODEL"),
     ("predict", "N_PREDICT"),
@@ -271,27 +274,116 @@ pub fn normalise(cli: &Command, args: Vec<OsString>, env: &dyn Fn(&str) -> Optio
             }
         }
     }
-    for (long, variable) in ENVIRONMENT {
-        if !flags.contains_key(&format!("--{long}")) {
+    let mut longs: Vec<&str> = flags.values().map(|f| f.long.as_str()).filter(|l| !l.is_empty()).collect();
+    longs.sort_unstable();
+    longs.dedup();
+    for long in longs {
+        let own = long.to_uppercase().replace('-', "_");
+        let theirs = ENVIRONMENT.iter().find(|(l, _)| *l == long).map(|e| e.1);
+        let names = [
+            Some(format!("PP_ARG_{own}")),
+            theirs.map(|v| format!("PP_ARG_{v}")),
+            theirs.map(|v| format!("LLAMA_ARG_{v}")),
+        ];
+        let found =
+            names.into_iter().flatten().find_map(|name| env(&name).filter(|v| !v.is_empty()).map(|v| (name, v)));
+        let Some((name, value)) = found else { continue };
+        if given.iter().any(|g| g == long) {
+            warnings.push(format!("--{long} on the command line replaces {name}"));
             continue;
         }
-        let found = ["PP_ARG_", "LLAMA_ARG_"].iter().find_map(|p| {
-            let name = format!("{p}{variable}");
-            env(&name).filter(|v| !v.is_empty()).map(|v| (name, v))
-        });
-        match found {
-            Some((name, _)) if given.iter().any(|g| g == long) => {
-                warnings.push(format!("--{long} on the command line replaces {name}"));
-            }
-            Some((_, value)) => {
-                let mut arg = OsString::from(format!("--{long}="));
-                arg.push(value);
-                out.push(arg);
-            }
-            None => {}
+        given.push(long.to_owned());
+        if flags[&format!("--{long}")].takes_value {
+            let mut arg = OsString::from(format!("--{long}="));
+            arg.push(value);
+            out.push(arg);
+        } else if switch(&value.to_string_lossy(), &name)? {
+            out.push(format!("--{long}").into());
+        }
+    }
+    // Measurements must not depend on what somebody once wrote into a file: it is for answers and chats.
+    if std::ptr::eq(command, cli) {
+        let path = out.iter().position(|a| a == "--config").and_then(|at| out.get(at + 1)).map(PathBuf::from);
+        let named = out.iter().find_map(|a| a.to_str()?.strip_prefix("--config=").map(PathBuf::from));
+        if let Some(path) = path.or(named) {
+            config(&path, true, cli, &flags, &given, &mut out)?;
+        } else if let Some(path) = config_file(env) {
+            config(&path, false, cli, &flags, &given, &mut out)?;
         }
     }
     Ok(Normalised { args: out, warnings })
+}
+
+/// `on` or `off` of a flag without a value.
+fn switch(value: &str, name: &str) -> Result<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "1" | "true" | "on" | "yes" => Ok(true),
+        "0" | "false" | "off" | "no" => Ok(false),
+        _ => Err(Error::usage(format!("{name}: '{value}' is not one of: true, false"))),
+    }
+}
+
+/// `$XDG_CONFIG_HOME/pp-run/config.toml`
+pub fn config_file(env: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let set = |name: &str| env(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    Some(set("XDG_CONFIG_HOME").or_else(|| Some(set("HOME")?.join(".config")))?.join("pp-run/config.toml"))
+}
+
+/// Longest configuration.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// Adds the flags of a configuration that neither the command line nor the environment has.
+fn config(
+    path: &Path,
+    must_exist: bool,
+    cli: &Command,
+    flags: &HashMap<String, Flag>,
+    given: &[String],
+    out: &mut Vec<OsString>,
+) -> Result<()> {
+    let mut text = String::new();
+    match fs::File::open(path).and_then(|f| f.take(MAX_CONFIG + 1).read_to_string(&mut text)) {
+        Ok(n) if n as u64 > MAX_CONFIG => return Err(Error::malformed("is no configuration: too long").in_file(path)),
+        Ok(_) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !must_exist => return Ok(()),
+        Err(e) => return Err(Error::input(format!("cannot be read: {e}")).in_file(path)),
+    }
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        let line = e.span().map_or(0, |s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+        Error::malformed(format!("line {line}: {}", e.message())).in_file(path)
+    })?;
+    for (key, value) in table {
+        let name = key.replace('_', "-");
+        let flag = format!("--{name}");
+        let Some(known) = flags.get(&flag).filter(|f| f.long != "config" && f.long != "continue") else {
+            let names = cli.get_arguments().filter_map(|a| a.get_long());
+            let hint = nearest(&name, names)
+                .map_or_else(|| "see pp-run --help".to_owned(), |n| format!("did you mean '{n}'?"));
+            return Err(Error::malformed(format!("unknown setting '{key}': {hint}")).in_file(path));
+        };
+        if given.contains(&known.long) {
+            continue;
+        }
+        let bad = |what: &str| Error::malformed(format!("'{key}' wants {what}")).in_file(path);
+        let text = |value: &toml::Value| match value {
+            toml::Value::String(s) => Ok(s.clone()),
+            toml::Value::Integer(i) => Ok(i.to_string()),
+            toml::Value::Float(x) => Ok(x.to_string()),
+            toml::Value::Boolean(b) => Ok(if *b { "on" } else { "off" }.to_owned()),
+            _ => Err(bad("one value")),
+        };
+        match value {
+            toml::Value::Boolean(on) if !known.takes_value => out.extend(on.then(|| OsString::from(&flag))),
+            _ if !known.takes_value => return Err(bad("true or false")),
+            toml::Value::Array(values) if known.repeatable => {
+                for value in &values {
+                    out.push(format!("{flag}={}", text(value)?).into());
+                }
+            }
+            value => out.push(format!("{flag}={}", text(&value)?).into()),
+        }
+    }
+    Ok(())
 }
 
 /// Flags whose value is a text for the model.
@@ -312,7 +404,7 @@ fn prompt(value: OsString, strict: bool, flag: &str, warnings: &mut Vec<String>)
 
 /// The sub-command that a link named after one of llama.cpp's tools stands for.
 fn called_as(program: &OsString) -> Option<&'static str> {
-    let name = std::path::Path::new(program).file_stem()?.to_str()?;
+    let name = Path::new(program).file_stem()?.to_str()?;
     match name {
         "llama-bench" => Some("bench"),
         "llama-perplexity" => Some("perplexity"),
@@ -357,7 +449,7 @@ fn unknown_flag(name: &str, typed: &str, flags: &HashMap<String, Flag>) -> Error
 }
 
 /// The most similar name, if one is similar at all; the first in the alphabet of equals.
-fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     names
         .map(|n| (n, strsim::jaro_winkler(word, n)))
         .filter(|(_, similarity)| *similarity > 0.8)
@@ -434,5 +526,46 @@ mod tests {
         assert_eq!(n.args[1], "--ctx-size=77");
         let n = normalise(&Cli::command(), vec!["pp-run".into(), "-c".into(), "5".into()], &env).unwrap();
         assert_eq!((n.args.len(), n.warnings.len()), (3, 1));
+        let env = |name: &str| match name {
+            "PP_ARG_RAW" => Some(OsString::from("1")),
+            "PP_ARG_NO_SAVE" => Some("off".into()),
+            "PP_ARG_TOP_P" => Some("0.5".into()),
+            _ => None,
+        };
+        assert_eq!(
+            normalise(&Cli::command(), vec!["pp-run".into()], &env).unwrap().args,
+            ["pp-run", "--raw", "--top-p=0.5"]
+        );
+    }
+
+    #[test]
+    fn a_configuration_comes_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        let run = |text: &str, line: &[&str]| {
+            fs::write(&path, text).unwrap();
+            let args = ["pp-run", "--config", path.to_str().unwrap()].iter().chain(line).map(OsString::from).collect();
+            let env = |name: &str| (name == "PP_ARG_TOP_K").then(|| OsString::from("7"));
+            normalise(&Cli::command(), args, &env)
+                .map(|n| n.args[3..].iter().map(|a| a.to_str().unwrap().to_owned()).collect::<Vec<_>>())
+        };
+        let text =
+            "temp = 0.3\ntop_k = 5\nthreads = 2\nraw = true\nno-save = false\nstop = ['a', 'b']\nmarkdown = false\n";
+        let mut got = run(text, &["--threads", "1"]).unwrap();
+        got.sort();
+        assert_eq!(
+            got,
+            ["--markdown=off", "--raw", "--stop=a", "--stop=b", "--temp=0.3", "--threads", "--top-k=7", "1"]
+        );
+        for (text, want) in [
+            ("tempp = 1", "did you mean 'temp'?"),
+            ("temp = [1]", "one value"),
+            ("raw = 3", "true or false"),
+            ("a = 1\nb = = 2", "line 2"),
+            ("config = 'x'", "unknown setting"),
+        ] {
+            let e = run(text, &[]).unwrap_err();
+            assert!(e.kind().exit_code() == 65 && e.to_string().contains(want), "{text}: {e}");
+        }
     }
 }

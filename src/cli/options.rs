@@ -1,5 +1,6 @@
 //! What a command runs with: every flag resolved to its meaning and checked, nothing left to look up.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// One invocation of the program.
@@ -17,6 +18,8 @@ pub enum Command {
     Calibrate(CalibrateOptions),
     /// `pp-run bench -m MODEL`
     Bench(BenchOptions),
+    /// `pp-run chats`
+    Chats(ChatsOptions),
     /// `pp-run completions SHELL`
     Completions(clap_complete::Shell),
     /// `pp-run man`
@@ -494,8 +497,91 @@ pub struct RunOptions {
     pub in_prefix: String,
     /// see `in_prefix`
     pub in_suffix: String,
-    /// The closing stats line (`--no-show-timings` turns it off).
+    /// The line of statistics after an answer (`--no-show-timings` turns it off).
     pub show_timings: bool,
+    /// `--continue`: go on with a saved chat
+    pub resume: Option<Resume>,
+    /// `--no-save`
+    pub no_save: bool,
+    /// `--no-history`
+    pub no_history: bool,
+    /// `--context-full`
+    pub context_full: ContextFull,
+    /// `--markdown`
+    pub markdown: Tristate,
+    /// `--wrap`
+    pub wrap: Tristate,
+    /// The arguments that this was made from, which a chat's `/set` adds to
+    pub args: Vec<OsString>,
+}
+
+/// Flags that a chat can change as it goes, by their long names.
+pub const SETTABLE: &[&str] = &[
+    "temp",
+    "top-k",
+    "top-p",
+    "min-p",
+    "repeat-penalty",
+    "repeat-last-n",
+    "presence-penalty",
+    "frequency-penalty",
+    "seed",
+    "ignore-eos",
+    "predict",
+    "stop",
+    "prune",
+    "prune-method",
+    "prune-picker",
+    "prune-tokens",
+    "prune-metric",
+    "prune-skip",
+    "prune-mlp-only",
+    "prune-history",
+    "prune-momentum",
+    "prune-multiple",
+    "prune-min-tokens",
+    "context-full",
+    "markdown",
+    "wrap",
+    "raw",
+    "special",
+    "in-prefix",
+    "in-suffix",
+];
+
+/// Which saved chat to go on with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resume {
+    /// The one that was written to last
+    Last,
+    /// By its name
+    Named(String),
+}
+
+/// What a chat does when its context is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContextFull {
+    /// Let the user choose
+    Ask,
+    /// Nothing: the turn is refused
+    Stop,
+    /// Forget old turns, but for the system prompt and the first exchange
+    Shift,
+    /// Put a summary in their place
+    Summarise,
+}
+
+/// `pp-run chats`
+#[derive(Debug, Clone)]
+pub enum ChatsOptions {
+    /// List them
+    List,
+    /// Print one
+    Show(String),
+    /// Delete these
+    Delete(Vec<String>),
+    /// Delete all
+    DeleteAll,
 }
 
 /// `pp-run show`

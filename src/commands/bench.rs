@@ -262,7 +262,7 @@ fn measure(
         (0..n_ctx as u64).map(|i| ((i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % n_vocab) as Token).collect();
 
     let interrupted = |e: Error| if e.kind() == Kind::Interrupted { signals.error() } else { e };
-    let bar = log.progress(&test.name(), u64::from(options.repetitions));
+    let bar = log.progress(&test.name(), u64::from(options.repetitions), "");
     for engine in &mut engines {
         let warm = Test { n_gen: test.n_gen.min(1), ..test };
         engine.time(&warm, &tokens[..warm.n_depth + warm.n_tokens()]).map_err(interrupted)?;

@@ -49,7 +49,7 @@ pub fn run(options: &CalibrateOptions) -> Result<()> {
     context.n_ctx = Some(u32::try_from(seq_len).unwrap_or(u32::MAX));
     (context.n_batch, context.n_ubatch) = (u32::MAX, u32::try_from(batch * seq_len).unwrap_or(u32::MAX));
     let mut session = Session::new(&model, &context, batch, batch * seq_len, signals.interrupt.clone())?;
-    let bar = log.progress("calibrating", (n_seqs * seq_len) as u64);
+    let bar = log.progress("calibrating", (n_seqs * seq_len) as u64, "tokens");
     let mut running: BTreeMap<Block, Running> = BTreeMap::new();
     let mut done = 0;
     let interrupted = |e: Error| if e.kind() == Kind::Interrupted { signals.error() } else { e };

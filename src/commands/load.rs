@@ -71,7 +71,7 @@ pub fn load(
     let mut gguf = Gguf::open(&model.path)?;
     gguf.override_kv(&model.override_kv)?;
     let gguf = Arc::new(gguf);
-    let bar = log.progress("loading", 1000);
+    let bar = log.progress("loading", 1000, "");
     let interrupt = signals.interrupt.clone();
     let mut progress = |share: f32| {
         bar.set_position((share * 1000.0) as u64);

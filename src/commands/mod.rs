@@ -3,6 +3,7 @@
 mod bench;
 mod calibrate;
 mod chat;
+mod chats;
 mod completions;
 mod load;
 mod perplexity;
@@ -13,11 +14,12 @@ mod tokenize;
 mod trace;
 
 use std::fs;
-use std::io::{self, IsTerminal, Read, Write, stdin, stdout};
+use std::io::{self, Read, Write, stdin, stdout};
 use std::path::Path;
 
-use crate::cli::options::Command;
-use crate::error::{Error, Kind, Result, escape};
+use crate::chat::{Render, Style, width};
+use crate::cli::options::{Command, RunOptions};
+use crate::error::{Error, Kind, Result};
 
 /// Runs a command.
 pub fn run(command: &Command) -> Result<()> {
@@ -28,6 +30,7 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Perplexity(o) => perplexity::run(o),
         Command::Calibrate(o) => calibrate::run(o),
         Command::Bench(o) => bench::run(o),
+        Command::Chats(o) => chats::run(o),
         Command::Completions(shell) => completions::completions(*shell),
         Command::Man => completions::man(),
     }
@@ -38,17 +41,38 @@ pub fn print(text: &str) -> Result<()> {
     print_bytes(text.as_bytes())
 }
 
-/// Writes a piece of an answer. On a terminal what could steer it is shown instead, unless `raw`.
-fn print_answer(text: &str, raw: bool) -> Result<()> {
-    let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
-    if !raw && stdout().is_terminal() && text.contains(steers) {
-        let lines = text.split_inclusive(['\n', '\t']).map(|part| match part.strip_suffix(['\n', '\t']) {
-            Some(line) => escape(line) + &part[line.len()..],
-            None => escape(part),
-        });
-        return print(&lines.collect::<String>());
+/// Writes an answer as it comes.
+struct Printer {
+    render: Render,
+    /// What was written last ends a line.
+    line_ended: bool,
+}
+
+impl Printer {
+    /// For one answer; `reasoning` if its prompt has opened that.
+    fn new(style: &Style, options: &RunOptions, reasoning: bool) -> Printer {
+        Printer { render: Render::new(style.look(options), reasoning), line_ended: true }
     }
-    print(text)
+
+    fn show(&mut self, text: &str) -> Result<()> {
+        let shown = self.render.push(text, width());
+        self.write(&shown)
+    }
+
+    /// What was held back, and the end of the line.
+    fn end(&mut self) -> Result<()> {
+        let shown = self.render.finish();
+        self.write(&shown)?;
+        if self.line_ended { Ok(()) } else { self.write("\n") }
+    }
+
+    fn write(&mut self, text: &str) -> Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        self.line_ended = text.ends_with('\n');
+        print(text)
+    }
 }
 
 fn print_bytes(bytes: &[u8]) -> Result<()> {

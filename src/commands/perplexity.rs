@@ -160,7 +160,7 @@ pub fn run(options: &PerplexityOptions) -> Result<()> {
     prune::apply(&mut session, &model, options.prune.as_ref(), n_threads)?;
 
     log.note(&format!("{} windows of {n_ctx} tokens, {n_seq} at a time", windows.len()));
-    let bar = log.progress("perplexity", (windows.len() * n_ctx) as u64);
+    let bar = log.progress("perplexity", (windows.len() * n_ctx) as u64, "tokens");
     let (mut sums, mut dense_sums, mut kl_sums) = <(Sums, Sums, Sums)>::default();
     let (mut time, mut dense_time) = (Duration::ZERO, Duration::ZERO);
     let mut agreed = 0;

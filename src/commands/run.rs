@@ -8,8 +8,8 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::load::{Signals, load};
-use super::{chat, drop_line_break, print, print_answer, prompt_text, prune, read_prompt, trace, write_file};
-use crate::chat::{Conversation, Message, Role, Template};
+use super::{Printer, chat, drop_line_break, print, prompt_text, prune, read_prompt, trace, write_file};
+use crate::chat::{Conversation, Message, Role, Style, Template};
 use crate::cli::options::{Conversation as Mode, OutputFormat, Predict, RunOptions};
 use crate::error::{Error, Kind, Result};
 use crate::generate::{Generate, Limits, StopReason};
@@ -25,13 +25,21 @@ pub fn run(options: &RunOptions) -> Result<()> {
     let signals = Signals::catch()?;
     let interactive = stdin().is_terminal() && stdout().is_terminal() && options.output_format == OutputFormat::Text;
     let prompt = prompt(options, &log)?;
+    let resumed = options.resume.as_ref().map(chat::open).transpose()?;
+    let mut options = options.clone();
+    if let Some(opened) = resumed.as_ref().filter(|_| options.model.path.as_os_str().is_empty()) {
+        options.model.path = opened.past.model.clone();
+    }
+    let options = &options;
     let system = match (&options.system, &options.system_file) {
         (Some(text), _) => Some(text.clone()),
         (None, Some(path)) => Some(text_for_model(path, options, &log)?),
         (None, None) => None,
     };
     // -cnv with a prompt is llama.cpp's way to ask for a chat that begins with it.
-    let chats = interactive && (prompt.is_none() || (options.conversation == Mode::On && !options.single_turn));
+    let stays = interactive && (prompt.is_none() || (options.conversation == Mode::On && !options.single_turn));
+    // A chat that goes on takes a turn from a pipe too.
+    let chats = stays || resumed.is_some();
     if prompt.is_none() && !interactive {
         return Err(Error::usage("no prompt: give one with -p or -f, or on stdin"));
     }
@@ -45,9 +53,11 @@ pub fn run(options: &RunOptions) -> Result<()> {
     let start = Instant::now();
     let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
     let template = template(options, &model, &tokenizer, &log)?;
-    let run = Run { options, log, signals, model: &model, tokenizer: &tokenizer, start };
+    let run = Run { options: options.clone(), log, signals, model: &model, tokenizer: &tokenizer, start };
     match (template, prompt) {
-        (Some(template), prompt) if chats => chat::chat(&run, &template, system.as_deref(), prompt.as_deref()),
+        (Some(template), prompt) if chats => {
+            chat::chat(run, &template, system.as_deref(), prompt.as_deref(), resumed, !stays)
+        }
         (None, None) => Err(Error::malformed(
             "this model has no chat template: give one with --chat-template NAME or --chat-template-file FILE, or complete a \
              text with -p",
@@ -60,7 +70,7 @@ pub fn run(options: &RunOptions) -> Result<()> {
 
 /// What one answer needs.
 pub struct Run<'a> {
-    pub options: &'a RunOptions,
+    pub options: RunOptions,
     pub log: Log,
     pub signals: Signals,
     pub model: &'a Model,
@@ -130,7 +140,7 @@ fn template(options: &RunOptions, model: &Model, tokenizer: &Tokenizer, log: &Lo
 
 /// One prompt, one answer.
 fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: &str) -> Result<()> {
-    let options = run.options;
+    let options = &run.options;
     let content = format!("{}{prompt}{}", options.in_prefix, options.in_suffix);
     // What cannot fit is not tokenized: that may take minutes.
     let n_ctx = options.context.n_ctx.filter(|&n| n > 0).unwrap_or(run.model.hparams().n_ctx_train) as usize;
@@ -142,9 +152,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
         )));
     }
     let tokens = match template {
-        Some(template) => {
-            Conversation::new(template, run.tokenizer, system, options.parse_special).ask(&content)?.to_vec()
-        }
+        Some(template) => Conversation::new(template, run.tokenizer, system, options.parse_special).ask(&content)?,
         None => {
             if options.conversation != Mode::Off {
                 run.log.note(
@@ -172,9 +180,14 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     if options.display_prompt && !json {
         print(prompt)?;
     }
+    let mut printer = Printer::new(&Style::new(options), options, false);
     let answer = answer(run, &mut session, &mut sampler, &tokens, &mut |text| {
-        if json { Ok(()) } else { print_answer(text, options.raw) }
-    })?;
+        if json { Ok(()) } else { printer.show(text) }
+    });
+    if !json && answer.is_ok() {
+        printer.end()?;
+    }
+    let answer = answer?;
     prune::write_dump(&session, run.model, options.prune.as_ref())?;
     if json {
         let s = &answer.stats;
@@ -203,8 +216,6 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
             },
         });
         print(&format!("{object}\n"))?;
-    } else if !answer.text.ends_with('\n') {
-        print("\n")?;
     }
     if options.show_timings {
         run.log.note(&answer.stats.line());
@@ -249,7 +260,7 @@ pub fn answer(
 ) -> Result<Answer> {
     run.model.gguf().check_unchanged()?;
     let start = Instant::now();
-    let bar = run.log.progress("reading the prompt", prompt.len() as u64);
+    let bar = run.log.progress("reading the prompt", prompt.len() as u64, "tokens");
     let mut processed = 0;
     let synced = session.sync(prompt, &mut |done, total| {
         processed = done;

@@ -63,7 +63,7 @@ pub fn run(options: &ShowOptions) -> Result<()> {
 }
 
 /// What the pruning pass can leave out, block by block; alike layers share a line.
-fn prunable(gguf: &Gguf) -> Result<String> {
+pub fn prunable(gguf: &Gguf) -> Result<String> {
     let h = Hparams::read(gguf, &RopeOptions::default())?;
     let ty =
         |il: usize, name: &str| gguf.tensor(&format!("blk.{il}.{name}.weight")).map_or("none".into(), |t| t.ty.name());
@@ -140,7 +140,8 @@ fn types(gguf: &Gguf) -> BTreeMap<String, (usize, u64)> {
     types
 }
 
-fn overview(gguf: &Gguf) -> String {
+/// What the model is, in short.
+pub fn overview(gguf: &Gguf) -> String {
     let meta = gguf.metadata();
     let arch = meta.architecture();
     let number = |key: &str| meta.u32(&format!("{arch}.{key}")).ok().flatten().map(|n| n.to_string());

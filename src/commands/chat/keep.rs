@@ -1,0 +1,172 @@
+//! A chat on disk, and what the user hears of it.
+
+use std::path::{Path, PathBuf};
+
+use super::Run;
+use crate::chat::{How, Listed, Past, Saved, Turn, chats_dir, list, newest};
+use crate::cli::options::Resume;
+use crate::error::{Error, Result, escape};
+use crate::stats::Log;
+
+/// A saved chat that was opened.
+pub struct Opened {
+    pub name: String,
+    /// `None` if another process writes to it
+    pub saved: Option<Saved>,
+    pub past: Past,
+}
+
+/// Where chats are. [`crate::error::Kind::Input`] if there can be none.
+pub fn directory() -> Result<PathBuf> {
+    chats_dir().ok_or_else(|| Error::input("chats have no place: neither HOME nor XDG_DATA_HOME is set"))
+}
+
+/// Opens a saved chat.
+pub fn open(resume: &Resume) -> Result<Opened> {
+    let dir = directory()?;
+    let name = match resume {
+        Resume::Last => newest(&dir)?,
+        Resume::Named(name) => name.clone(),
+    };
+    let (saved, past) = Saved::open(&dir, &name)?;
+    Ok(Opened { name, saved, past })
+}
+
+/// The saved chats, one line each.
+pub fn listing(dir: &Path) -> Result<String> {
+    let mut out = String::new();
+    for Listed { name, modified, past } in list(dir)? {
+        let when = jiff::Timestamp::try_from(modified).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system());
+        let what = match past {
+            Ok(past) => {
+                let n = past.turns.iter().filter(|t| t.message.role == crate::chat::Role::User).count();
+                let model = past.model.file_stem().map_or_else(String::new, |m| m.to_string_lossy().into_owned());
+                let title: String = past.title().chars().take(60).collect();
+                format!("{n:>3} question{} {model}: {title}", if n == 1 { " " } else { "s" })
+            }
+            Err(e) => format!("cannot be read: {e}"),
+        };
+        out.push_str(&format!("{name:<20} {}  {}\n", when.strftime("%Y-%m-%d %H:%M"), escape(&what)));
+    }
+    Ok(out)
+}
+
+/// This chat's file, once there is something to keep.
+pub struct Keep {
+    /// `None`: nothing is kept.
+    dir: Option<PathBuf>,
+    model: PathBuf,
+    fingerprint: String,
+    saved: Option<Saved>,
+    /// The user knows that it cannot be kept.
+    failed: bool,
+    /// Settings that were made before there was a file
+    settings: Vec<(String, String)>,
+}
+
+impl Keep {
+    pub fn new(run: &Run) -> Keep {
+        let dir = if run.options.no_save { None } else { chats_dir() };
+        Keep {
+            dir,
+            model: run.options.model.path.clone(),
+            fingerprint: format!("{:016x}", run.model.gguf().fingerprint()),
+            saved: None,
+            failed: false,
+            settings: Vec::new(),
+        }
+    }
+
+    /// Where chats are kept, if they are.
+    pub fn dir(&self) -> Option<&Path> {
+        self.dir.as_deref()
+    }
+
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// The name of this chat's file, if it has one.
+    pub fn name(&self) -> Option<&str> {
+        self.saved.as_ref().map(Saved::name)
+    }
+
+    /// Another chat's file is this chat's from now on; with `None` a new one will be.
+    pub fn go_on(&mut self, saved: Option<Saved>) {
+        self.saved = if self.dir.is_some() { saved } else { None };
+        self.settings.clear();
+    }
+
+    /// Brings the file to these turns; the first one makes it.
+    pub fn sync(&mut self, turns: &[Turn], how: Option<How>, log: &Log) {
+        let Some(dir) = self.dir.clone() else { return };
+        if self.saved.is_none() && !turns.iter().any(|t| t.message.role == crate::chat::Role::User) {
+            return;
+        }
+        let result = self.with_file(&dir, |saved| saved.sync(turns, how));
+        self.heard(result, log);
+    }
+
+    /// Notes more of an answer that comes.
+    pub fn part(&mut self, text: &str, log: &Log) {
+        if let Some(saved) = &mut self.saved {
+            let result = saved.part(text);
+            self.heard(result, log);
+        }
+    }
+
+    /// Notes a setting.
+    pub fn set(&mut self, name: &str, value: &str, log: &Log) {
+        match &mut self.saved {
+            Some(saved) => {
+                let result = saved.set(name, value);
+                self.heard(result, log);
+            }
+            None => self.settings.push((name.to_owned(), value.to_owned())),
+        }
+    }
+
+    /// Gives the chat a name; a chat that was not kept is from now on.
+    pub fn rename(&mut self, name: &str, turns: &[Turn]) -> Result<()> {
+        let dir = match &self.dir {
+            Some(dir) => dir.clone(),
+            None => directory()?,
+        };
+        match &mut self.saved {
+            Some(saved) => saved.rename(&dir, name)?,
+            None => {
+                let mut saved = Saved::create(&dir, Some(name), &self.model, self.fingerprint.clone())?;
+                saved.sync(turns, None)?;
+                self.saved = Some(saved);
+            }
+        }
+        self.dir = Some(dir);
+        Ok(())
+    }
+
+    fn with_file(&mut self, dir: &Path, f: impl FnOnce(&mut Saved) -> Result<()>) -> Result<()> {
+        if self.saved.is_none() {
+            let mut saved = Saved::create(dir, None, &self.model, self.fingerprint.clone())?;
+            for (name, value) in self.settings.drain(..) {
+                saved.set(&name, &value)?;
+            }
+            self.saved = Some(saved);
+        }
+        f(self.saved.as_mut().expect("made above"))
+    }
+
+    /// A chat that cannot be kept goes on, and its user knows.
+    fn heard(&mut self, result: Result<()>, log: &Log) {
+        match result {
+            Ok(()) if self.failed => {
+                self.failed = false;
+                log.note("this chat is kept again, all of it");
+            }
+            Err(e) if !self.failed => {
+                self.failed = true;
+                log.error(&format!("this chat is not kept at present: {e}"));
+            }
+            _ => {}
+        }
+    }
+}

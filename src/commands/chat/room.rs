@@ -1,0 +1,217 @@
+//! A context that is full: what is forgotten, and that the user decides it.
+
+use super::Chat;
+use crate::chat::{Conversation, Input, Role};
+use crate::cli::options::{ContextFull, Predict};
+use crate::commands::run::{Answer, answer};
+use crate::commands::{Printer, print};
+use crate::error::{Error, Result};
+use crate::generate::StopReason;
+use crate::stats::Stats;
+
+/// Share of the context that a shift leaves in use, so that it is some turns until the next.
+const SHIFTED: f64 = 0.5;
+
+/// Longest summary, in tokens.
+const SUMMARY: u64 = 256;
+
+const SUMMARISE: &str = "Summarise our conversation so far in at most 150 words, for somebody who has to go on with it. Keep names, \
+                         numbers, decisions and open questions.";
+
+impl Chat<'_> {
+    /// Told at [`super::NEARLY_FULL`], before it is too late.
+    pub fn tell_nearly_full(&self, stats: &Stats) {
+        let then = match self.run.options.context_full {
+            ContextFull::Ask => {
+                "when it is full you will be asked what to do (/set context-full stop, shift or summarise decides now)"
+            }
+            ContextFull::Stop => {
+                "when it is full no more turns are taken (/set context-full shift or summarise makes room then)"
+            }
+            ContextFull::Shift => "when it is full, turns after the first will be forgotten (as context-full says)",
+            ContextFull::Summarise => "when it is full, old turns will be summarised (as context-full says)",
+        };
+        self.run.log.note(&format!(
+            "the context is {:.0}% full ({} of {} tokens): {then}",
+            100.0 * stats.context_share(),
+            stats.context_used,
+            stats.context_size
+        ));
+    }
+
+    /// Adds a turn and returns the prompt's tokens, after room was made for it if need be; `None` if the user would rather not.
+    pub fn fitting(&mut self, content: &str) -> Result<Option<Vec<i32>>> {
+        let n_ctx = self.session.n_ctx();
+        // What cannot fit is not tokenized: that may take minutes.
+        if content.len() > n_ctx.saturating_mul(self.run.tokenizer.longest_piece()) {
+            let n = content.len();
+            return Err(Error::malformed(format!(
+                "this message has {n} bytes, more than the context of {n_ctx} tokens can hold"
+            )));
+        }
+        let before = self.conversation.clone();
+        let tokens = self.conversation.ask(content)?;
+        if tokens.len() < n_ctx {
+            return Ok(Some(tokens));
+        }
+        self.conversation = before;
+        let mut alone = self.conversation.clone();
+        alone.clear();
+        let least = alone.ask(content)?.len();
+        if least >= n_ctx {
+            return Err(Error::malformed(format!(
+                "this message has {least} tokens with the system prompt, and {n_ctx} fit in the context: shorten it, or start with -c {}",
+                (least * 2).next_multiple_of(1024)
+            )));
+        }
+        let full = format!(
+            "the context is full: with this message the conversation has {} tokens, and {n_ctx} fit",
+            tokens.len()
+        );
+        let choice = match self.run.options.context_full {
+            ContextFull::Ask if self.once => ContextFull::Stop,
+            ContextFull::Ask => self.choose(&full)?,
+            chosen => chosen,
+        };
+        match choice {
+            ContextFull::Shift => self.shift(content).map(Some),
+            ContextFull::Summarise => self.summarise(content),
+            _ => Err(Error::malformed(format!(
+                "{full}: /clear starts anew, /undo takes turns back, /set context-full shift or summarise makes room, and -c {} would \
+                 hold it",
+                (tokens.len() * 2).next_multiple_of(1024)
+            ))),
+        }
+    }
+
+    /// Asks what to do.
+    fn choose(&mut self, full: &str) -> Result<ContextFull> {
+        self.run.log.note(full);
+        self.run.log.note(
+            "1 or stop: leave it as it is (/clear, /undo); 2 or shift: forget turns after the first; 3 or summarise: put a summary of old \
+             turns in their place",
+        );
+        let Input::Text(text) = self.read("")? else { return Ok(ContextFull::Stop) };
+        Ok(match text.trim().to_lowercase().as_str() {
+            "2" | "shift" => ContextFull::Shift,
+            "3" | "summarise" | "summarize" => ContextFull::Summarise,
+            _ => ContextFull::Stop,
+        })
+    }
+
+    /// Forgets exchanges after the first one, the oldest first, until the prompt with the new turn takes half of the context, or none is
+    /// left to forget.
+    fn shift(&mut self, content: &str) -> Result<Vec<i32>> {
+        let n_ctx = self.session.n_ctx();
+        let n = self.conversation.n_exchanges();
+        let room = (n_ctx as f64 * SHIFTED) as usize;
+        let mut best: Option<(Conversation, Vec<i32>, usize)> = None;
+        // The first exchange stays if it can.
+        'found: for kept in [1, 0] {
+            for forgotten in 1..=n.saturating_sub(kept) {
+                let mut shorter = self.conversation.clone();
+                shorter.forget(kept, forgotten);
+                let tokens = shorter.ask(content)?;
+                let fits = tokens.len() < n_ctx;
+                let done = tokens.len() <= room;
+                if fits {
+                    best = Some((shorter, tokens, forgotten));
+                }
+                if done {
+                    break 'found;
+                }
+            }
+            if best.is_some() {
+                break;
+            }
+        }
+        let (shorter, tokens, forgotten) = best.expect("the message alone fits");
+        self.conversation = shorter;
+        self.marks.clear();
+        self.run.log.note(&format!(
+            "{forgotten} of {n} exchanges are forgotten; the prompt has {} tokens now and is read anew",
+            tokens.len()
+        ));
+        Ok(tokens)
+    }
+
+    /// Puts a summary of the older half of the conversation in its place, as part of the system prompt; `None` if it was interrupted.
+    fn summarise(&mut self, content: &str) -> Result<Option<Vec<i32>>> {
+        let n = self.conversation.n_exchanges();
+        let n_ctx = self.session.n_ctx();
+        // As much of the beginning as leaves room for the summary.
+        let mut old = self.conversation.clone();
+        let mut kept = n.div_ceil(2);
+        let tokens = loop {
+            old.forget(kept, n);
+            let tokens = old.ask(SUMMARISE)?;
+            if tokens.len() + (SUMMARY as usize) < n_ctx || kept <= 1 {
+                break tokens;
+            }
+            old = self.conversation.clone();
+            kept -= 1;
+        };
+        if tokens.len() >= n_ctx {
+            return self.shift(content).map(Some);
+        }
+        self.run.log.note(&format!("{kept} of {n} exchanges become a summary:"));
+        let predict = std::mem::replace(&mut self.run.options.predict, Predict::AtMost(SUMMARY));
+        let mut printer = Printer::new(&self.style, &self.run.options, old.opens_reasoning());
+        let result = answer(&self.run, &mut self.session, &mut self.sampler, &tokens, &mut |text| printer.show(text));
+        let shown = printer.end();
+        self.run.options.predict = predict;
+        let Answer { text, stop, .. } = result?;
+        shown?;
+        if stop == StopReason::Interrupted {
+            self.run.take_interrupt();
+            self.run.log.note("stopped: the conversation is as it was");
+            return Ok(None);
+        }
+        // What the model thought on the way is no part of it.
+        let summary = text.rsplit("</think>").next().unwrap_or(&text).trim().to_owned();
+        let system = self.conversation.system().map_or_else(String::new, |s| format!("{s}\n\n"));
+        let mut shorter = self.conversation.clone();
+        shorter.forget(0, kept);
+        shorter.set_system(&format!("{system}What was said before, in short:\n{summary}"));
+        let tokens = shorter.ask(content)?;
+        let before = std::mem::replace(&mut self.conversation, shorter);
+        self.marks.clear();
+        if tokens.len() >= n_ctx {
+            // It takes more than that: on from here.
+            self.conversation.undo();
+            if self.conversation.n_exchanges() == 0 {
+                self.conversation = before;
+            }
+            return self.shift(content).map(Some);
+        }
+        Ok(Some(tokens))
+    }
+
+    /// `/context`: what it is full of.
+    pub fn context(&self) -> Result<()> {
+        let n_ctx = self.session.n_ctx();
+        let used = self.session.n_past();
+        let line = |what: &str, n: usize| {
+            let share = 100.0 * n as f64 / n_ctx as f64;
+            format!("{what:<24} {n:>7}  {share:>5.1}%  {}\n", super::picture::bar(n as f64 / n_ctx as f64, 30))
+        };
+        let mut out = String::new();
+        let (mut texts, mut exchange) = (0, 0);
+        for turn in self.conversation.turns() {
+            let n = self.conversation.n_tokens(turn)?;
+            texts += n;
+            let who = match turn.message.role {
+                Role::System => "system".to_owned(),
+                Role::User => {
+                    exchange += 1;
+                    format!("{exchange:>3} you")
+                }
+                Role::Assistant => "    answer".to_owned(),
+            };
+            out.push_str(&line(&who, n));
+        }
+        out.push_str(&line("marks between turns", used.saturating_sub(texts)));
+        out.push_str(&line("free", n_ctx.saturating_sub(used)));
+        print(&format!("{used} of {n_ctx} tokens in use ({:.1}%)\n{out}", 100.0 * used as f64 / n_ctx as f64))
+    }
+}

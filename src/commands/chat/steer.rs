@@ -1,0 +1,390 @@
+//! The commands of a chat.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::keep::{Opened, directory, listing};
+use super::{Chat, Next, picture};
+use crate::chat::{How, SLASHES, parse_slash, width};
+use crate::cli;
+use crate::cli::options::{Predict, Resume, RunOptions, SETTABLE};
+use crate::commands::{print, show};
+use crate::error::{Error, Result, escape};
+use crate::model::memory;
+use crate::stats::{Stats, peak_memory, per_second};
+
+/// Longest text that goes with a message.
+const MAX_ATTACHED: u64 = 16 << 20;
+
+/// Most files of a pattern.
+const MAX_FILES: usize = 500;
+
+/// How an answer came about, for the file of the chat.
+pub fn how(options: &RunOptions, stats: &Stats) -> How {
+    let prune = stats.prune.as_ref().map(|p| format!("{}: {p}", options.prune.as_ref().map_or(0.0, |o| o.ratio)));
+    How { seed: stats.seed, stop: stats.stop_reason.to_owned(), prune, flags: parameters(options) }
+}
+
+/// The settings in force, as flags.
+fn parameters(o: &RunOptions) -> Vec<String> {
+    let s = &o.sampling;
+    let predict = match o.predict {
+        Predict::AtMost(n) => n.to_string(),
+        Predict::Unlimited => "-1".to_owned(),
+        Predict::FillContext => "-2".to_owned(),
+    };
+    let mut lines = vec![
+        format!("temp={}", s.temperature),
+        format!("top-k={}", s.top_k),
+        format!("top-p={}", s.top_p),
+        format!("min-p={}", s.min_p),
+        format!("repeat-penalty={}", s.repeat_penalty),
+        format!("repeat-last-n={}", s.repeat_last_n),
+        format!("presence-penalty={}", s.presence_penalty),
+        format!("frequency-penalty={}", s.frequency_penalty),
+        format!("seed={}", s.seed.map_or(-1, i64::from)),
+        format!("predict={predict}"),
+    ];
+    lines.extend(o.stop.iter().map(|s| format!("stop={s}")));
+    let others = o.args.iter().filter_map(|a| a.to_str()?.strip_prefix("--"));
+    let others = others.filter(|a| {
+        let name = a.split('=').next().unwrap_or(a);
+        SETTABLE.contains(&name) && !lines.iter().any(|l| l.split('=').next() == Some(name))
+    });
+    let others: Vec<String> = others.map(str::to_owned).collect();
+    for (i, other) in others.iter().enumerate() {
+        // The last one counts.
+        let name = other.split('=').next();
+        if !others[i + 1..].iter().any(|o| o.split('=').next() == name) {
+            lines.push(other.clone());
+        }
+    }
+    lines
+}
+
+impl Chat<'_> {
+    /// A line that begins with a slash.
+    pub fn command(&mut self, line: &str) -> Result<Next> {
+        let (slash, rest) = parse_slash(line)?;
+        match slash.name {
+            "/help" => self.help()?,
+            "/exit" => return Ok(Next::Leave),
+            "/regen" => self.regenerate()?,
+            "/undo" => {
+                self.undo()?;
+            }
+            "/edit" => {
+                let before = self.conversation.clone();
+                let text = self.undo()?;
+                let editor = self.editor.as_ref().expect("a command was typed");
+                return match editor.edit(&text) {
+                    Ok(text) => Ok(Next::With(text)),
+                    Err(e) => {
+                        self.conversation = before;
+                        self.keep_turns(None);
+                        Err(e)
+                    }
+                };
+            }
+            "/clear" => {
+                self.conversation.clear();
+                self.keep_turns(None);
+                self.run.log.note("the conversation is forgotten");
+            }
+            "/push" => {
+                self.marks.push(self.conversation.clone());
+                self.run
+                    .log
+                    .note(&format!("this point is remembered ({} in all): /pop goes back to it", self.marks.len()));
+            }
+            "/pop" => {
+                self.conversation =
+                    self.marks.pop().ok_or_else(|| Error::failed("no point is remembered: /push does that"))?;
+                self.keep_turns(None);
+                self.run.log.note(&format!("back where you were: {} questions", self.conversation.n_exchanges()));
+            }
+            "/system" => self.system(rest)?,
+            "/set" => self.set(rest)?,
+            "/prune" if rest.is_empty() => self.run.log.note(&self.pruned()),
+            "/prune" => {
+                self.change("prune", rest)?;
+                self.run.log.note(&self.pruned());
+            }
+            "/read" => self.attach(&[file_name(rest)?])?,
+            "/glob" => self.attach(&files_of(rest)?)?,
+            "/show" => self.show(rest)?,
+            "/context" => self.context()?,
+            "/stats" => self.stats()?,
+            "/map" => self.map()?,
+            "/save" => self.save(rest)?,
+            "/load" => self.load(rest)?,
+            other => unreachable!("{other} is in the list of commands"),
+        }
+        Ok(Next::Turn)
+    }
+
+    fn help(&self) -> Result<()> {
+        let mut out = String::new();
+        for s in SLASHES {
+            out.push_str(&format!("{:<16} {}\n", format!("{} {}", s.name, s.argument), s.help));
+        }
+        out.push_str(
+            "//text           a message that begins with /\n\
+             \"\"\"              begins and ends a message of several lines; \\ before Enter, Ctrl-J and Alt-Enter begin a new line\n\
+             Ctrl-G           go on in your editor (VISUAL, EDITOR)\n\
+             Tab              complete commands, files, settings and chats; Ctrl-R searches in the history\n\
+             Ctrl-C           stop the answer; what came is kept\n",
+        );
+        print(&out)
+    }
+
+    /// Takes the last exchange back; what was asked.
+    fn undo(&mut self) -> Result<String> {
+        let text = self.conversation.undo().ok_or_else(|| Error::failed("there is nothing to take back"))?;
+        self.keep_turns(None);
+        let n = self.conversation.n_exchanges();
+        self.run.log.note(&format!("the last question and its answer are taken back; {n} left"));
+        Ok(text)
+    }
+
+    fn system(&mut self, text: &str) -> Result<()> {
+        match text {
+            "" => {
+                let now = self.conversation.system().map_or_else(|| "there is no system prompt".to_owned(), escape);
+                return print(&(now + "\n"));
+            }
+            "-" => self.conversation.set_system(""),
+            text => self.conversation.set_system(text),
+        }
+        // What was remembered began otherwise.
+        self.marks.clear();
+        self.keep_turns(None);
+        self.run.log.note("the system prompt holds from the next turn on; what was said before it is read anew");
+        Ok(())
+    }
+
+    /// `/set NAME VALUE`, as ollama has it too.
+    fn set(&mut self, rest: &str) -> Result<()> {
+        let rest = rest.strip_prefix("parameter ").unwrap_or(rest).trim();
+        let (name, value) = rest.split_once([' ', '=']).map_or((rest, ""), |(n, v)| (n, v.trim()));
+        let timings = |chat: &mut Self, on: bool, verbose: bool| {
+            chat.run.options.show_timings = on;
+            chat.verbose = verbose;
+            let what = match (on, verbose) {
+                (false, _) => "no line of numbers after an answer (/set verbose, /set quiet off bring it back)",
+                (true, false) => "one short line of numbers after each answer",
+                (true, true) => "all numbers after each answer",
+            };
+            chat.run.log.note(what);
+        };
+        match (name, value) {
+            ("", _) => return print(&(parameters(&self.run.options).join("\n").replace('=', " ") + "\n")),
+            ("quiet", "" | "on") => timings(self, false, false),
+            ("quiet", _) | ("verbose", "off") => timings(self, true, false),
+            ("verbose", _) => timings(self, true, true),
+            ("wordwrap", _) => self.change("wrap", "on")?,
+            ("nowordwrap", _) => self.change("wrap", "off")?,
+            ("system", text) => self.system(text)?,
+            (name, value) => {
+                self.change(name, value)?;
+                self.run
+                    .log
+                    .note(&format!("{name} is {} from the next turn on", if value.is_empty() { "on" } else { value }));
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes a setting, or nothing.
+    fn change(&mut self, name: &str, value: &str) -> Result<()> {
+        let (options, name) = cli::set(&self.run.options, name, value)?;
+        let RunOptions { show_timings, .. } = self.run.options;
+        let before = std::mem::replace(&mut self.run.options, RunOptions { show_timings, ..options });
+        if let Err(e) = self.apply_settings() {
+            // As it was: what worked before works again.
+            self.run.options = before;
+            self.apply_settings()?;
+            return Err(e);
+        }
+        self.keep.set(name, value, &self.run.log);
+        Ok(())
+    }
+
+    fn pruned(&self) -> String {
+        match &self.run.options.prune {
+            Some(o) if o.ratio > 0.0 => {
+                format!("{:.0}% of heads and channels are left out from the next turn on", 100.0 * o.ratio)
+            }
+            _ => "nothing is left out".to_owned(),
+        }
+    }
+
+    /// Text files that go with the next message.
+    fn attach(&mut self, paths: &[PathBuf]) -> Result<()> {
+        let mut text = String::new();
+        let mut skipped = 0;
+        for path in paths {
+            let content = match read_text_file(path) {
+                Ok(content) => content,
+                // Of a pattern's files some are no text.
+                Err(_) if paths.len() > 1 => {
+                    skipped += 1;
+                    continue;
+                }
+                Err(e) => return Err(e.in_file(path)),
+            };
+            // A fence that the text does not hold.
+            let mut fence = "```".to_owned();
+            while content.contains(&fence) {
+                fence.push('`');
+            }
+            let kind = path.extension().map_or_else(String::new, |e| e.to_string_lossy().into_owned());
+            let end = if content.ends_with('\n') { "" } else { "\n" };
+            text.push_str(&format!("File {}:\n{fence}{kind}\n{content}{end}{fence}\n\n", path.display()));
+            if (self.attached.len() + text.len()) as u64 > MAX_ATTACHED {
+                return Err(Error::malformed(format!(
+                    "these files are more than {MAX_ATTACHED} bytes together: too long for a message"
+                )));
+            }
+        }
+        let n_tokens = self.run.tokenizer.encode(&text, false, false)?.len();
+        let n = paths.len() - skipped;
+        if n == 0 {
+            return Err(Error::input("none of these files is a text"));
+        }
+        self.attached.push_str(&text);
+        let (s, goes) = if n == 1 { ("", "goes") } else { ("s", "go") };
+        let not = if skipped > 0 { format!("; {skipped} that are no text do not") } else { String::new() };
+        self.run.log.note(&format!("{n} file{s} of {n_tokens} tokens {goes} with your next message{not}"));
+        Ok(())
+    }
+
+    fn show(&self, what: &str) -> Result<()> {
+        let gguf = self.run.model.gguf();
+        match what {
+            "info" | "" => print(&show::overview(gguf)),
+            "system" => {
+                let text = self.conversation.system().unwrap_or("there is no system prompt");
+                print(&format!("{}\n", text.lines().map(escape).collect::<Vec<_>>().join("\n")))
+            }
+            "template" => {
+                let text = gguf
+                    .metadata()
+                    .str("tokenizer.chat_template")
+                    .ok()
+                    .flatten()
+                    .unwrap_or("the model has no template");
+                print(&format!("{}\n", text.lines().map(escape).collect::<Vec<_>>().join("\n")))
+            }
+            "parameters" => print(&(parameters(&self.run.options).join("\n").replace('=', " ") + "\n")),
+            "prunable" => print(&show::prunable(gguf)?),
+            other => {
+                let known = "info, system, template, parameters, prunable";
+                Err(Error::usage(format!("/show {other}: not one of: {known}")))
+            }
+        }
+    }
+
+    fn stats(&self) -> Result<()> {
+        let t = &self.totals;
+        let memory = peak_memory().map_or_else(|| "unknown".to_owned(), memory::human);
+        print(&format!(
+            "answers            {}\ntokens read        {} at {:.1} tok/s; {} more were in the cache\n\
+             tokens written     {} at {:.1} tok/s\ncontext            {} of {} tokens\npeak memory        {memory}\n\
+             seed               {}\npruning            {}\nkept as            {}\n",
+            t.answers,
+            t.read,
+            per_second(t.read, t.read_time),
+            t.cached,
+            t.written,
+            per_second(t.written.saturating_sub(t.answers), t.writing_time),
+            self.session.n_past(),
+            self.session.n_ctx(),
+            self.sampler.seed(),
+            self.session.prune_report().map_or_else(|| "none".to_owned(), |r| r.line()),
+            self.keep.name().unwrap_or("(not kept)"),
+        ))
+    }
+
+    fn map(&self) -> Result<()> {
+        let Some((masks, dims)) = self.session.kept() else {
+            return Err(Error::failed("nothing is left out, so there is no map: /prune 0.2 leaves out a fifth"));
+        };
+        if masks.is_empty() {
+            return Err(Error::failed(
+                "no prompt was long enough for pruning yet, so all heads and channels were in use",
+            ));
+        }
+        let n_layer = self.run.model.hparams().n_layer;
+        print(&picture::map(masks, dims, n_layer, width().unwrap_or(80)))
+    }
+
+    fn save(&mut self, name: &str) -> Result<()> {
+        if name.is_empty() {
+            self.run.log.note(&match self.keep.name() {
+                Some(name) => format!("this chat is kept as {name}: /save NAME names it"),
+                None => "this chat is not kept yet: /save NAME does that".to_owned(),
+            });
+            return Ok(());
+        }
+        self.keep.rename(name, self.conversation.turns())?;
+        self.run.log.note(&format!("kept as {name}: pp-run --continue {name}, or /load {name}, goes on with it"));
+        Ok(())
+    }
+
+    fn load(&mut self, name: &str) -> Result<()> {
+        if name.is_empty() {
+            let list = listing(&directory()?)?;
+            return print(if list.is_empty() { "no chat is saved yet\n" } else { &list });
+        }
+        if self.keep.name() == Some(name) {
+            return Err(Error::usage(format!("this is {name}")));
+        }
+        let opened: Opened = super::open(&Resume::Named(name.to_owned()))?;
+        self.marks.clear();
+        self.keep.go_on(None);
+        self.resume(opened, None)
+    }
+}
+
+/// A path as it was typed, completed or quoted.
+fn file_name(text: &str) -> Result<PathBuf> {
+    if text.is_empty() {
+        return Err(Error::usage("which file? /read FILE"));
+    }
+    let quoted = ['"', '\''].iter().find_map(|&q| text.strip_prefix(q)?.strip_suffix(q));
+    let name = quoted.map_or_else(|| rustyline::completion::unescape(text, Some('\\')), Into::into);
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    Ok(match (name.strip_prefix("~/"), home) {
+        (Some(rest), Some(home)) => home.join(rest),
+        _ => PathBuf::from(name.as_ref()),
+    })
+}
+
+/// The files of a pattern.
+fn files_of(pattern: &str) -> Result<Vec<PathBuf>> {
+    let path = file_name(pattern)?;
+    let bad = |e: glob::PatternError| Error::usage(format!("'{pattern}' is no pattern: {e}"));
+    let found = glob::glob(&path.to_string_lossy()).map_err(bad)?;
+    let paths: Vec<PathBuf> = found.flatten().filter(|p| p.is_file()).take(MAX_FILES + 1).collect();
+    match paths.len() {
+        0 => Err(Error::input(format!("no file is like '{pattern}'"))),
+        n if n > MAX_FILES => Err(Error::usage(format!("more than {MAX_FILES} files are like '{pattern}'"))),
+        _ => Ok(paths),
+    }
+}
+
+fn read_text_file(path: &Path) -> Result<String> {
+    let stat = fs::metadata(path).map_err(|e| Error::input(format!("cannot be read: {e}")))?;
+    if !stat.is_file() {
+        return Err(Error::input("is not a regular file"));
+    }
+    if stat.len() > MAX_ATTACHED {
+        return Err(Error::malformed(format!("has {} bytes: too long for a message", stat.len())));
+    }
+    let bytes = fs::read(path).map_err(|e| Error::input(format!("cannot be read: {e}")))?;
+    match String::from_utf8(bytes) {
+        Ok(text) if !text.contains('\0') => Ok(text),
+        _ => Err(Error::malformed("is no text")),
+    }
+}
