@@ -7,6 +7,10 @@ use std::path::PathBuf;
 pub enum Command {
     /// Answer a prompt, or chat: `pp-run -m MODEL [-p PROMPT]`.
     Run(Box<RunOptions>),
+    /// `pp-run`: which models are here?
+    Models,
+    /// A model is to be run, but none is named
+    NoModel,
     /// `pp-run show MODEL`
     Show(ShowOptions),
     /// `pp-run tokenize -m MODEL`
@@ -17,6 +21,8 @@ pub enum Command {
     Calibrate(CalibrateOptions),
     /// `pp-run bench -m MODEL`
     Bench(BenchOptions),
+    /// `pp-run doctor`
+    Doctor,
     /// `pp-run completions SHELL`
     Completions(clap_complete::Shell),
     /// `pp-run man`
