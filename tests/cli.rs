@@ -5,6 +5,7 @@ mod common;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
+use common::forge::Forge;
 use common::smollm2;
 
 fn pp_run(args: &[&str]) -> Command {
@@ -45,6 +46,79 @@ fn usage_errors_are_one_line_with_a_suggestion() {
     fails(&output(&["-m", "x.gguf", "-n", "many"]), 2, "many");
     fails(&output(&["-m", "x.gguf", "--grammar", "g"]), 2, "yet");
     fails(&model_run(&[]), 2, "no prompt");
+}
+
+#[test]
+fn the_doctor_says_what_it_sees() {
+    let o = output(&["doctor"]);
+    assert!(o.status.success() && o.stderr.is_empty(), "{}", text(&o.stderr));
+    let report = text(&o.stdout);
+    for part in ["version ", "kernels ", "threads ", "physical core", "memory ", "device ", "CPU", "config ", "chats "]
+    {
+        assert!(report.contains(part), "'{part}' in {report}");
+    }
+    let (_, advice) = report.split_once("What would make it faster:\n").unwrap();
+    assert!(!advice.is_empty() && advice.lines().all(|l| l.starts_with("- ")), "{advice}");
+}
+
+#[test]
+fn without_a_model_those_that_are_there_are_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().canonicalize().unwrap();
+    let bare = |args: &[&str]| {
+        let mut command = pp_run(args);
+        for variable in ["PP_ARG_MODEL", "LLAMA_ARG_MODEL", "XDG_DATA_HOME", "OLLAMA_MODELS"] {
+            command.env_remove(variable);
+        }
+        command.current_dir(&home).env("HOME", &home).output().unwrap()
+    };
+    let none = bare(&[]);
+    assert!(none.status.success() && text(&none.stdout).contains("No models were found"), "{}", text(&none.stdout));
+    fails(&bare(&["-p", "x"]), 2, "no model: pp-run -m MODEL.gguf -p");
+
+    let models = home.join("models");
+    let hash = "ab".repeat(32);
+    let manifests = home.join(".ollama/models/manifests/registry.ollama.ai/library/tiny");
+    let blobs = home.join(".ollama/models/blobs");
+    for directory in [&models, &manifests, &blobs] {
+        std::fs::create_dir_all(directory).unwrap();
+    }
+    let forge = Forge::tiny(ggml::Type::Q8_0, 8, 2);
+    forge.write(&models.join("a model.gguf"));
+    Forge { seed: 2, ..forge.clone() }.write(&blobs.join(format!("sha256-{hash}")));
+    let digest = format!("sha256:{hash}");
+    let layer = serde_json::json!({"mediaType": "application/vnd.ollama.image.model", "digest": digest, "size": 1});
+    std::fs::write(manifests.join("latest"), serde_json::json!({ "layers": [layer] }).to_string()).unwrap();
+    std::fs::write(models.join("broken.gguf"), "<!DOCTYPE html><html>").unwrap();
+    let mut other = forge.doc();
+    other.str("general.architecture", "mamba\u{1b}[2J");
+    std::fs::write(models.join("other.gguf"), other.bytes()).unwrap();
+    std::fs::write(models.join("mmproj-x.gguf"), "").unwrap();
+    std::fs::write(models.join("x-00002-of-00002.gguf"), "").unwrap();
+
+    let o = bare(&[]);
+    assert!(o.status.success() && o.stderr.is_empty(), "{}", text(&o.stderr));
+    let listing = text(&o.stdout);
+    let line = |part: &str| {
+        let found: Vec<&str> = listing.lines().filter(|l| l.contains(part) && !l.contains("pp-run -m")).collect();
+        assert_eq!(found.len(), 1, "{part} in {listing}");
+        found[0]
+    };
+    assert!(line("'./models/a model.gguf'").ends_with("random, llama 1M Q8_0"), "{listing}");
+    assert!(line(&format!("sha256-{hash}")).contains("ollama's tiny:latest, random, llama 1M Q8_0"), "{listing}");
+    assert!(line("./models/broken.gguf").contains("cannot be run: not a GGUF file but a web page"), "{listing}");
+    assert!(line("./models/other.gguf").contains("architecture 'mamba\\x1b[2J'"), "{listing}");
+    assert!(!listing.contains("mmproj") && !listing.contains("00002"), "{listing}");
+    assert!(listing.contains("pp-run -m './models/a model.gguf' -p"), "{listing}");
+    fails(&bare(&["-p", "x"]), 2, "no model: pp-run -m './models/a model.gguf' -p");
+}
+
+#[test]
+fn a_file_alone_is_the_model() {
+    let model = smollm2();
+    let o = output(&[model.to_str().unwrap(), "-p", "x", "-n", "1", "-q"]);
+    assert!(o.status.success() && !o.stdout.is_empty(), "{}", text(&o.stderr));
+    fails(&output(&["/nonexistent.gguf", "-p", "x"]), 66, "/nonexistent.gguf: no such file");
 }
 
 #[test]

@@ -6,8 +6,9 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 /// Runs a GGUF language model in the terminal, offline.
 ///
-/// With -p (or -f, or text on stdin) pp-run answers and exits; on a terminal without a prompt it chats. llama.cpp's
-/// flags keep their names and meanings, single-dash ones such as -ngl or -ctk included.
+/// With -p (or -f, or text on stdin) pp-run answers and exits; on a terminal without a prompt it chats. pp-run FILE.gguf
+/// is short for pp-run -m FILE.gguf, and pp-run alone lists the models that it finds. llama.cpp's flags keep their names
+/// and meanings, single-dash ones such as -ngl or -ctk included.
 #[derive(Debug, Parser)]
 #[command(name = "pp-run", bin_name = "pp-run", version, max_term_width = 110)]
 #[command(args_override_self = true, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
@@ -35,6 +36,8 @@ pub enum Sub {
     Bench(BenchArgs),
     /// Saved chats: lists them; shows one as text, or deletes
     Chats(ChatsArgs),
+    /// What pp-run sees of this machine and makes of it, and what would make it faster
+    Doctor,
     /// Shell completions on stdout
     Completions {
         /// The shell

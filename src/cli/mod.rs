@@ -3,7 +3,7 @@
 mod args;
 mod normalise;
 pub mod options;
-mod threads;
+pub mod threads;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -28,6 +28,7 @@ pub enum Parsed {
 
 /// Parses an argument list, the program's name first. Errors are of kind [`crate::error::Kind::Usage`].
 pub fn parse(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Parsed> {
+    let bare = args.len() <= 1;
     let command = command();
     let normalised = normalise::normalise(&command, args, env)?;
     let matches = match command.try_get_matches_from(&normalised.args) {
@@ -35,9 +36,15 @@ pub fn parse(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> Res
         Err(e) if !e.use_stderr() => return Ok(Parsed::Text(e.render().to_string())),
         Err(e) => return Err(Error::usage(one_line(&e.render().to_string()))),
     };
-    let cli = Cli::from_arg_matches(&matches).map_err(|e| Error::usage(one_line(&e.render().to_string())))?;
+    let mut cli = Cli::from_arg_matches(&matches).map_err(|e| Error::usage(one_line(&e.render().to_string())))?;
     let command = match cli.command {
-        None => Command::Run(Box::new(run(cli.run, normalised.args)?)),
+        None => match cli.run.model.take() {
+            Some(model) => Command::Run(Box::new(run(model, cli.run, normalised.args)?)),
+            // A saved chat knows its model.
+            None if cli.run.resume.is_some() => Command::Run(Box::new(run(PathBuf::new(), cli.run, normalised.args)?)),
+            None if bare => Command::Models,
+            None => Command::NoModel,
+        },
         Some(Sub::Show(a)) => Command::Show(ShowOptions {
             path: a.path.or(a.model).ok_or_else(|| Error::usage("which model? pp-run show MODEL"))?,
             tensors: a.tensors,
@@ -54,6 +61,7 @@ pub fn parse(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> Res
             (None, false) if a.delete.is_empty() => ChatsOptions::List,
             (None, false) => ChatsOptions::Delete(a.delete),
         }),
+        Some(Sub::Doctor) => Command::Doctor,
         Some(Sub::Completions { shell }) => Command::Completions(shell),
         Some(Sub::Man) => Command::Man,
     };
@@ -121,7 +129,7 @@ pub fn set(base: &RunOptions, name: &str, value: &str) -> Result<(RunOptions, &'
     let usage = |e: clap::Error| Error::usage(one_line(&e.render().to_string()));
     let matches = command().try_get_matches_from(&args).map_err(usage)?;
     let cli = Cli::from_arg_matches(&matches).map_err(usage)?;
-    Ok((run(cli.run, args)?, name))
+    Ok((run(base.model.path.clone(), cli.run, args)?, name))
 }
 
 /// clap's message without its prefix, usage and line breaks.
@@ -132,12 +140,7 @@ fn one_line(message: &str) -> String {
     words.join(" ")
 }
 
-fn run(a: RunArgs, args: Vec<OsString>) -> Result<RunOptions> {
-    // A saved chat knows its model.
-    let model = a
-        .model
-        .or_else(|| a.resume.is_some().then(PathBuf::new))
-        .ok_or_else(|| Error::usage("no model: pp-run -m MODEL.gguf -p \"prompt\" (or PP_ARG_MODEL; see --help)"))?;
+fn run(model: PathBuf, a: RunArgs, args: Vec<OsString>) -> Result<RunOptions> {
     if a.no_jinja {
         return Err(Error::usage(
             "--no-jinja: pp-run renders templates with Jinja only; --no-conversation goes without one",
@@ -825,7 +828,18 @@ mod tests {
             assert_eq!(error.kind().exit_code(), 2, "{line:?}");
             assert!(!error.to_string().contains('\n') && error.to_string().len() < 200, "{error}");
         }
-        assert!(parse_line(&["-p", "x"]).unwrap_err().to_string().contains("no model"));
+    }
+
+    #[test]
+    fn without_a_model_models_are_looked_for() {
+        let command = |line: &[&str]| match parse_line(line).unwrap() {
+            Parsed::Command(c, _) => *c,
+            Parsed::Text(t) => panic!("{t}"),
+        };
+        assert!(matches!(command(&[]), Command::Models));
+        assert!(matches!(command(&["-p", "x"]), Command::NoModel));
+        let Command::Run(o) = command(&["x.gguf", "-p", "x"]) else { panic!("a file is a model to run") };
+        assert_eq!((o.model.path, o.prompt.as_deref()), ("x.gguf".into(), Some("x")));
     }
 
     #[test]

@@ -199,8 +199,13 @@ pub fn normalise(cli: &Command, args: Vec<OsString>, env: &dyn Fn(&str) -> Optio
                 }
                 out.push("--help".into());
             }
+            None if is_model(&rest[0]) => {}
             None => return Err(unknown_command(cli, word)),
         }
+    }
+    // A model where a command could be.
+    if out.len() == 1 && rest.first().is_some_and(is_model) {
+        rest.insert(0, "--model".into());
     }
     let strict = rest.iter().any(|a| a == "--strict-utf8");
     let flags = flags(command);
@@ -413,6 +418,12 @@ fn called_as(program: &OsString) -> Option<&'static str> {
     }
 }
 
+/// `FILE.gguf`, which is no flag.
+fn is_model(arg: &OsString) -> bool {
+    let bytes = arg.as_encoded_bytes();
+    bytes.ends_with(b".gguf") && !bytes.starts_with(b"-")
+}
+
 /// `-n64`, `-vq`: a one-letter flag with its value, or several of them.
 fn is_cluster(name: &str, flags: &HashMap<String, Flag>) -> bool {
     let mut letters = name.chars().skip(1).peekable();
@@ -434,9 +445,6 @@ fn is_cluster(name: &str, flags: &HashMap<String, Flag>) -> bool {
 
 fn unknown_command(cli: &Command, word: &str) -> Error {
     let names = cli.get_subcommands().map(|s| s.get_name()).chain(["run", "chat"]);
-    if word.ends_with(".gguf") {
-        return Error::usage(format!("'{word}' is no command; to run a model: pp-run -m {word}"));
-    }
     let hint = nearest(word, names).map_or_else(|| "see pp-run --help".to_owned(), |n| format!("did you mean '{n}'?"));
     Error::usage(format!("unknown command '{word}': {hint}"))
 }
@@ -488,6 +496,10 @@ mod tests {
             (&["-fa", "off"], &["--flash-attn", "off"]),
             (&["--temp=0.5"], &["--temp=0.5"]),
             (&["run", "-q"], &["-q"]),
+            (&["a.gguf", "-q"], &["--model", "a.gguf", "-q"]),
+            (&["chat", "a.gguf"], &["--model", "a.gguf"]),
+            (&["show", "a.gguf"], &["show", "a.gguf"]),
+            (&["-p", "a.gguf"], &["-p", "a.gguf"]),
             (&["bench", "-p", "512", "-pg", "8,8"], &["bench", "-p", "512", "--prompt-gen", "8,8"]),
             (&["-np", "4", "-q"], &["-q"]),
             (&["--", "-ngl"], &["--", "-ngl"]),
@@ -504,7 +516,6 @@ mod tests {
             ("-nlg", "'-ngl'"),
             ("--ctx", "'--ctx-size'"),
             ("benhc", "'bench'"),
-            ("model.gguf", "pp-run -m model.gguf"),
             ("--grammar", "does not have constrained output yet"),
         ];
         for (typed, expected) in table {

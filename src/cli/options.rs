@@ -8,6 +8,10 @@ use std::path::PathBuf;
 pub enum Command {
     /// Answer a prompt, or chat: `pp-run -m MODEL [-p PROMPT]`.
     Run(Box<RunOptions>),
+    /// `pp-run`: which models are here?
+    Models,
+    /// A model is to be run, but none is named
+    NoModel,
     /// `pp-run show MODEL`
     Show(ShowOptions),
     /// `pp-run tokenize -m MODEL`
@@ -20,6 +24,8 @@ pub enum Command {
     Bench(BenchOptions),
     /// `pp-run chats`
     Chats(ChatsOptions),
+    /// `pp-run doctor`
+    Doctor,
     /// `pp-run completions SHELL`
     Completions(clap_complete::Shell),
     /// `pp-run man`

@@ -12,17 +12,40 @@ use crate::error::{Error, Result};
 /// Bytes of memory that a process can still take without swapping: what the kernel estimates, or what the control group
 /// leaves, if that is less. `None` where the system does not say (then nothing is refused in advance).
 pub fn available() -> Option<u64> {
-    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(cgroup_available().map_or(kib * 1024, |c| c.min(kib * 1024)))
+    let free = meminfo("MemAvailable:")?;
+    Some(cgroup().map_or(free, |c| c.left.min(free)))
 }
 
-/// What the limits of the process's control group and its parents leave; version 2, else version 1.
-fn cgroup_available() -> Option<u64> {
+/// Bytes of memory that the machine has. `None` where the system does not say.
+pub fn total() -> Option<u64> {
+    meminfo("MemTotal:")
+}
+
+/// Bytes of memory that the control group may use, if the machine has more.
+pub fn limit() -> Option<u64> {
+    cgroup().map(|c| c.limit).filter(|&limit| total().is_none_or(|total| limit < total))
+}
+
+/// A line of /proc/meminfo, in bytes.
+fn meminfo(name: &str) -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|l| l.strip_prefix(name))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The limits of the process's control group and its parents.
+struct Cgroup {
+    /// The least of the limits, in bytes
+    limit: u64,
+    /// The least that one of them leaves
+    left: u64,
+}
+
+/// Of version 2, else of version 1.
+fn cgroup() -> Option<Cgroup> {
     let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let mut least: Option<u64> = None;
+    let mut least: Option<Cgroup> = None;
     for line in groups.lines() {
         let mut fields = line.splitn(3, ':');
         let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -45,7 +68,8 @@ fn cgroup_available() -> Option<u64> {
                 let reclaimable =
                     stat.lines().find_map(|l| l.strip_prefix(cache)?.trim().parse::<u64>().ok()).unwrap_or(0);
                 let left = limit.saturating_sub(usage.saturating_sub(reclaimable));
-                least = Some(least.map_or(left, |l| l.min(left)));
+                let least = least.get_or_insert(Cgroup { limit, left });
+                (least.limit, least.left) = (least.limit.min(limit), least.left.min(left));
             }
             if dir.as_os_str() == root || !dir.pop() {
                 break;

@@ -115,7 +115,7 @@ impl Model {
 
     /// Number of elements of all weights in the file.
     pub fn n_params(&self) -> u64 {
-        self.gguf.tensors().iter().map(|t| t.n_elements()).sum()
+        n_params(&self.gguf)
     }
 
     /// Keeps the weights from being swapped out; `false` if the operating system refuses.
@@ -123,18 +123,9 @@ impl Model {
         self.store.lock()
     }
 
-    /// Architecture, size and the type that most bytes are of, such as `llama 6.7B Q4_0`.
+    /// [`description`] of the model's file.
     pub fn description(&self) -> String {
-        let mut types: std::collections::HashMap<String, u64> = Default::default();
-        for t in self.gguf.tensors() {
-            *types.entry(t.ty.name()).or_default() += t.n_bytes;
-        }
-        let main = types.into_iter().max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(&a.0))).map(|t| t.0).unwrap_or_default();
-        let size = match self.n_params() as f64 {
-            n if n >= 1e9 => format!("{:.1}B", n / 1e9),
-            n => format!("{:.0}M", n / 1e6),
-        };
-        format!("{} {size} {main}", self.gguf.metadata().architecture())
+        description(&self.gguf)
     }
 
     /// The backends in use as llama-bench names them: `CPU`, or `Vulkan,CPU`.
@@ -250,6 +241,24 @@ fn resident(
         pack(&matrices[&weights[i]], out);
     })?;
     Ok(weights.into_iter().zip(ranges).map(|(w, range)| (w, Panels { pages: pages.clone(), range })).collect())
+}
+
+/// Architecture, size and the type that most bytes are of, such as `llama 6.7B Q4_0`.
+pub fn description(gguf: &Gguf) -> String {
+    let mut types: HashMap<String, u64> = HashMap::new();
+    for t in gguf.tensors() {
+        *types.entry(t.ty.name()).or_default() += t.n_bytes;
+    }
+    let main = types.into_iter().max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(&a.0))).map(|t| t.0).unwrap_or_default();
+    let size = match n_params(gguf) as f64 {
+        n if n >= 1e9 => format!("{:.1}B", n / 1e9),
+        n => format!("{:.0}M", n / 1e6),
+    };
+    format!("{} {size} {main}", gguf.metadata().architecture())
+}
+
+fn n_params(gguf: &Gguf) -> u64 {
+    gguf.tensors().iter().map(|t| t.n_elements()).sum()
 }
 
 /// Whether no weight and no scale of the file is NaN or infinite, looked at by `n_threads` threads: kernels for quantised weights do not

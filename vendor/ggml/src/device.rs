@@ -40,24 +40,24 @@ impl Device {
         Device { ptr: NonNull::new(ptr).expect("ggml is always built with its CPU backend") }
     }
 
+    /// All devices, in ggml's order.
+    pub fn all() -> Vec<Device> {
+        start();
+        // SAFETY: reads the length of the process-wide registry.
+        let n = unsafe { sys::ggml_backend_dev_count() };
+        // SAFETY: i is below the registry's length, which never shrinks.
+        let get = |i| unsafe { sys::ggml_backend_dev_get(i) };
+        (0..n).filter_map(|i| NonNull::new(get(i))).map(|ptr| Device { ptr }).collect()
+    }
+
     /// The GPUs, integrated ones last; empty in a build without GPU features.
     pub fn gpus() -> Vec<Device> {
-        start();
-        let mut found = Vec::new();
-        for kind in [sys::GGML_BACKEND_DEVICE_TYPE_GPU, sys::GGML_BACKEND_DEVICE_TYPE_IGPU] {
-            // SAFETY: reads the length of the process-wide registry.
-            let n = unsafe { sys::ggml_backend_dev_count() };
-            for i in 0..n {
-                // SAFETY: i is below the registry's length, which never shrinks.
-                let ptr = unsafe { sys::ggml_backend_dev_get(i) };
-                let Some(ptr) = NonNull::new(ptr) else { continue };
-                // SAFETY: ptr came from the registry.
-                if unsafe { sys::ggml_backend_dev_type(ptr.as_ptr()) } == kind {
-                    found.push(Device { ptr });
-                }
-            }
-        }
-        found
+        let of_kind = |kind| {
+            // SAFETY: the device is registered.
+            move |d: &Device| unsafe { sys::ggml_backend_dev_type(d.as_ptr()) } == kind
+        };
+        let kinds = [sys::GGML_BACKEND_DEVICE_TYPE_GPU, sys::GGML_BACKEND_DEVICE_TYPE_IGPU];
+        kinds.into_iter().flat_map(|kind| Device::all().into_iter().filter(of_kind(kind))).collect()
     }
 
     pub(crate) fn as_ptr(self) -> sys::ggml_backend_dev_t {
@@ -69,6 +69,13 @@ impl Device {
         // SAFETY: the device is registered; its name is a C string that lives as long.
         let name = unsafe { CStr::from_ptr(sys::ggml_backend_dev_name(self.as_ptr())) };
         name.to_string_lossy().into_owned()
+    }
+
+    /// What the device is, such as the processor's name.
+    pub fn description(self) -> String {
+        // SAFETY: the device is registered; its description is a C string that lives as long.
+        let description = unsafe { CStr::from_ptr(sys::ggml_backend_dev_description(self.as_ptr())) };
+        description.to_string_lossy().into_owned()
     }
 
     /// Name of the backend that drives the device, such as `CPU` or `Vulkan`.

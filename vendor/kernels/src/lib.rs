@@ -229,6 +229,37 @@ impl Isa {
     }
 }
 
+/// An extension of the processor's instructions that kernels use.
+#[derive(Debug, Clone, Copy)]
+pub struct Feature {
+    /// Name, as in `-C target-feature`
+    pub name: &'static str,
+    /// The processor has it
+    pub detected: bool,
+    /// The build takes it for granted: ggml, which does not look at run time, uses it only then
+    pub compiled: bool,
+}
+
+/// The extensions that decide which kernels run.
+pub fn features() -> Vec<Feature> {
+    #[cfg(target_arch = "aarch64")]
+    use std::arch::is_aarch64_feature_detected as detected;
+    #[cfg(target_arch = "x86_64")]
+    use std::arch::is_x86_feature_detected as detected;
+    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+    macro_rules! features {
+        ($($name:tt),*) => {
+            vec![$(Feature { name: $name, detected: detected!($name), compiled: cfg!(target_feature = $name) }),*]
+        };
+    }
+    #[cfg(target_arch = "x86_64")]
+    return features!("avx2", "fma", "f16c", "avxvnni", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni");
+    #[cfg(target_arch = "aarch64")]
+    return features!("neon", "dotprod");
+    #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
+    Vec::new()
+}
+
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0.name())
