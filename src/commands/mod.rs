@@ -6,6 +6,7 @@ mod chat;
 mod completions;
 mod load;
 mod perplexity;
+mod prompt_cache;
 mod prune;
 mod run;
 mod show;
