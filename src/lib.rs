@@ -9,6 +9,7 @@
 //! chat      turns, template, line editor, terminal
 //! generate  tokens out: stop rules, UTF-8 stream
 //! session   one timeline: tokens, KV cache, last logits
+//! prompt_cache  a session's tokens and cells, in a file
 //! model     hparams, weights, KV cache, graph
 //! prune     the Probe Pruning pass: plan, probe, history, score, select, reduce
 //! calibration  statistics for the pass, in a file next to the model
@@ -27,6 +28,7 @@ pub mod error;
 pub mod generate;
 pub mod gguf;
 pub mod model;
+pub mod prompt_cache;
 pub mod prune;
 pub mod sampler;
 pub mod session;

@@ -1,6 +1,7 @@
 //! One timeline on a model: its tokens, KV cache and last logits.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use ggml::{ComputeError, Executor, F16, NodeTime};
 use crate::cli::options::{ContextOptions, Tristate};
 use crate::error::{Error, Kind, Result};
 use crate::model::{CacheParams, Compact, KvCache, Model, Pass, Shape, Slots, hadamard, memory};
+use crate::prompt_cache::{self, Found, Origin};
 use crate::prune::plan::{self, Block, Dims};
 use crate::prune::record::{Record, Summary};
 use crate::prune::{BlockSlots, Masks, Mode, Observed, Pruning, probe};
@@ -320,18 +322,9 @@ impl<'m> Session<'m> {
         if let Some(prune) = &mut self.prune {
             let PruneReport { break_even, kept, is_fixed, .. } = prune.report;
             prune.report = PruneReport { break_even, kept, is_fixed, ..Default::default() };
-            if self.tokens.is_empty() {
-                // Another text.
-                prune.pruning.observed = Observed::default();
-                prune.frozen_rows = 0.0;
-                prune.unseen = 0;
-                if !prune.is_fixed && prune.compact.is_some() {
-                    // The graph refers to them.
-                    self.current = None;
-                    self.executor.unload();
-                    prune.compact = None;
-                }
-            }
+        }
+        if self.tokens.is_empty() {
+            self.begin_text();
         }
         let total = prompt.len() - self.n_past();
         let clock = self.model.clock();
@@ -361,6 +354,54 @@ impl<'m> Session<'m> {
             progress(self.n_past() + total - prompt.len(), total);
         }
         Ok(total)
+    }
+
+    /// Another text: what was observed of the last one says nothing of it.
+    fn begin_text(&mut self) {
+        let Some(prune) = &mut self.prune else { return };
+        prune.pruning.observed = Observed::default();
+        prune.frozen_rows = 0.0;
+        prune.unseen = 0;
+        if !prune.is_fixed && prune.compact.is_some() {
+            // The graph refers to them.
+            self.current = None;
+            self.executor.unload();
+            prune.compact = None;
+        }
+    }
+
+    /// Writes the first `n_tokens` tokens and their cells to a file ([`prompt_cache`]). [`Kind::Malformed`] if the file that is there is
+    /// something else, which is then left alone; [`Kind::CannotCreate`] and [`Kind::Io`] leave an old one as it was.
+    ///
+    /// # Panics
+    /// If there are fewer tokens.
+    pub fn save_state(&self, path: &Path, n_tokens: usize) -> Result<()> {
+        let cells = |out: &mut dyn std::io::Write| self.cache.save(n_tokens, out);
+        prompt_cache::write(path, &self.origin(), &self.tokens[..n_tokens], &cells)
+    }
+
+    /// Makes the cache hold what [`Session::save_state`] wrote; what it held before is forgotten. There are no logits before
+    /// [`Session::sync`] or [`Session::decode`]. A file that this session cannot use changes nothing; one that is no prompt cache is
+    /// [`Kind::Malformed`], what is no file at all [`Kind::CannotCreate`].
+    ///
+    /// What pruning observed is not in the file: the text is as one that ran before there was any pruning.
+    pub fn restore_state(&mut self, path: &Path) -> Result<Found> {
+        let Some(map) = prompt_cache::open(path)? else { return Ok(Found::Nothing) };
+        let saved = match prompt_cache::parse(&map, &self.origin(), self.n_ctx, self.model.n_vocab()) {
+            Ok(saved) => saved,
+            Err(why) => return Ok(Found::Unusable(why)),
+        };
+        self.rewind(0);
+        self.begin_text();
+        self.cache.restore(saved.tokens.len(), saved.cells);
+        self.tokens = saved.tokens;
+        self.logits.clear();
+        Ok(Found::Restored)
+    }
+
+    /// What the cells depend on.
+    fn origin(&self) -> Origin {
+        Origin::new(self.model, &self.cache, self.prune.as_ref().map(|p| &p.pruning.options))
     }
 
     /// Appends one token and computes its logits. [`Kind::Malformed`] if the context is full.

@@ -9,6 +9,7 @@ const LAYERS: &[&[&str]] = &[
     &["cli"],
     &["chat", "generate"],
     &["session"],
+    &["prompt_cache"],
     &["model"],
     &["calibration"],
     &["prune"],

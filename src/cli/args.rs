@@ -333,6 +333,15 @@ pub struct RunArgs {
     /// Copy the conversation to a file
     #[arg(long, short = 'o', value_name = "FILE", allow_hyphen_values = true)]
     pub output_file: Option<PathBuf>,
+    /// What the model made of the prompt is kept in this file, and not computed again when a prompt begins alike
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    pub prompt_cache: Option<PathBuf>,
+    /// The answer is kept there too
+    #[arg(long, requires = "prompt_cache", conflicts_with = "prompt_cache_ro")]
+    pub prompt_cache_all: bool,
+    /// It is read there, and never written
+    #[arg(long, requires = "prompt_cache")]
+    pub prompt_cache_ro: bool,
     /// Write when each node of the prompt's graphs was computed, as a Chrome trace (for ui.perfetto.dev or
     /// chrome://tracing); they are computed one by one then, which takes somewhat longer
     #[arg(long, value_name = "FILE", allow_hyphen_values = true)]

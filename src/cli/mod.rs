@@ -184,6 +184,11 @@ fn run(model: PathBuf, a: RunArgs, args: Vec<OsString>) -> Result<RunOptions> {
         "summarise" | "summarize" => ContextFull::Summarise,
         other => return Err(not_one_of("--context-full", other, "ask, stop, shift, summarise")),
     };
+    if a.prompt_cache.is_some() && a.prune.prune_replay.is_some() {
+        return Err(Error::usage(
+            "--prune-replay follows all batches of a prompt, of which --prompt-cache leaves out some",
+        ));
+    }
     Ok(RunOptions {
         log: log(a.log),
         model: model_options(model, a.model_args)?,
@@ -210,6 +215,9 @@ fn run(model: PathBuf, a: RunArgs, args: Vec<OsString>) -> Result<RunOptions> {
         simple_io: a.simple_io,
         output_format,
         output_file: a.output_file,
+        prompt_cache: a.prompt_cache,
+        prompt_cache_all: a.prompt_cache_all,
+        prompt_cache_ro: a.prompt_cache_ro,
         trace: a.trace,
         in_prefix: text(a.in_prefix),
         in_suffix: text(a.in_suffix),

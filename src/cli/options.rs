@@ -497,6 +497,12 @@ pub struct RunOptions {
     pub output_format: OutputFormat,
     /// `-o`: a copy of the conversation
     pub output_file: Option<PathBuf>,
+    /// `--prompt-cache`: where tokens and their cells are kept
+    pub prompt_cache: Option<PathBuf>,
+    /// `--prompt-cache-all`: those of the answer too
+    pub prompt_cache_all: bool,
+    /// `--prompt-cache-ro`: the file is only read
+    pub prompt_cache_ro: bool,
     /// `--trace`: times of the prompt's nodes
     pub trace: Option<PathBuf>,
     /// `--in-prefix`, `--in-suffix`

@@ -9,6 +9,7 @@ mod doctor;
 mod load;
 mod models;
 mod perplexity;
+mod prompt_cache;
 mod prune;
 mod run;
 mod show;

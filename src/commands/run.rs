@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::load::{Signals, load};
-use super::{Printer, chat, drop_line_break, print, prompt_text, prune, read_prompt, trace, write_file};
+use super::{Printer, chat, drop_line_break, print, prompt_cache, prompt_text, prune, read_prompt, trace, write_file};
 use crate::chat::{Conversation, Message, Role, Style, Template};
 use crate::cli::options::{Conversation as Mode, OutputFormat, Predict, RunOptions};
 use crate::error::{Error, Kind, Result};
@@ -166,7 +166,8 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     let mut context = options.context.clone();
     if let (None, Predict::AtMost(n)) = (context.n_ctx, options.predict) {
         // What the answer can need is known: no more memory than that.
-        let needed = (tokens.len() as u64).saturating_add(n).min(u64::from(run.model.hparams().n_ctx_train));
+        let needed = (tokens.len() as u64).saturating_add(n).max(prompt_cache::saved_tokens(run));
+        let needed = needed.min(u64::from(run.model.hparams().n_ctx_train));
         context.n_ctx = Some(u32::try_from(needed.max(1)).unwrap_or(u32::MAX).next_multiple_of(256));
     }
     let mut session = Session::new(run.model, &context, 1, 1, run.signals.interrupt.clone())?;
@@ -174,6 +175,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     if options.trace.is_some() {
         session.trace();
     }
+    let held = prompt_cache::restore(run, &mut session)?;
     let mut sampler = sampler(run, &session);
     let json = options.output_format == OutputFormat::Json;
     let load_time = run.start.elapsed();
@@ -220,6 +222,9 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     if options.show_timings {
         run.log.note(&answer.stats.line());
     }
+    prompt_cache::taken(run, answer.stats.cached_tokens, &held);
+    // If it fails, that is told when everything else is done.
+    let stored = prompt_cache::store(run, &session, tokens.len(), &held);
     if let Some(path) = &options.trace {
         trace::write(path, run.start, load_time, session.traced())?;
     }
@@ -233,15 +238,20 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
         save(path, &turns)?;
     }
     match answer.stop {
-        StopReason::Interrupted => Err(run.signals.error()),
+        StopReason::Interrupted => {
+            if let Err(e) = stored {
+                run.log.warn(&e.to_string());
+            }
+            Err(run.signals.error())
+        }
         StopReason::ContextFull if options.predict != Predict::FillContext => {
             run.log.warn(&format!(
                 "the answer was cut: the context of {} tokens is full (-c N makes it larger)",
                 session.n_ctx()
             ));
-            Ok(())
+            stored
         }
-        _ => Ok(()),
+        _ => stored,
     }
 }
 

@@ -209,6 +209,11 @@ impl Metadata {
         self.by_key.get(key).map(|&i| &self.entries[i].value)
     }
 
+    /// Entries whose values are not the file's.
+    pub(super) fn replaced(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|e| e.raw.is_none())
+    }
+
     /// `general.architecture`, or an empty string.
     pub fn architecture(&self) -> &str {
         self.str("general.architecture").ok().flatten().unwrap_or("")

@@ -4,6 +4,7 @@
 //! Cell number = position: a sequence occupies its cells from 0 on, and forgetting is a matter of counting fewer.
 
 use std::cell::Cell;
+use std::io::{self, Write};
 use std::rc::Rc;
 
 use ggml::{AllocError, BufferType, Builder, Place, Store, Tensor, TensorId, TensorSpec, Type};
@@ -144,6 +145,49 @@ impl KvCache {
             }
         }
         self.clean.set(n_kv);
+    }
+
+    /// Writes the first `n` cells of the first sequence to `out`, in an order that does not depend on the cache's size: layer by layer
+    /// the keys, then the values; of each the cells of head after head, or of channel after channel where values are transposed.
+    pub fn save(&self, n: usize, out: &mut dyn Write) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for (id, offset, length) in self.spans(n) {
+            bytes.resize(length, 0);
+            self.store.read(id, offset, &mut bytes);
+            out.write_all(&bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the first `n` cells of the first sequence what [`KvCache::save`] wrote.
+    ///
+    /// # Panics
+    /// If `bytes` are not as many as `n` cells have, or if there are fewer cells.
+    pub fn restore(&self, n: usize, bytes: &[u8]) {
+        assert!(n <= self.params.n_cells, "cells of the cache");
+        // What lies beside them must hold numbers too, and is zeroed only once.
+        self.prepare(n);
+        let mut rest = bytes;
+        for (id, offset, length) in self.spans(n) {
+            let (span, after) = rest.split_at(length);
+            self.store.write(id, offset, span);
+            rest = after;
+        }
+        assert!(rest.is_empty(), "as many bytes as the cells have");
+    }
+
+    /// Where the first `n` cells of the first sequence lie: tensor, offset, bytes.
+    fn spans(&self, n: usize) -> impl Iterator<Item = (TensorId, usize, usize)> {
+        let CacheParams { n_cells, n_seq, flash_attn, .. } = self.params;
+        let span = move |id: TensorId, by_cell: bool| {
+            // A row holds a head of all sequences, or a channel of one.
+            let (n_rows, cells) =
+                if by_cell { (self.n_head_kv, n_cells * n_seq) } else { (self.n_head_kv * self.n_embd_head, n_cells) };
+            let cell = self.store.n_bytes(id) / (self.n_head_kv * n_cells * n_seq);
+            let cell = if by_cell { cell } else { cell / self.n_embd_head };
+            (0..n_rows).map(move |row| (id, row * cells * cell, n * cell))
+        };
+        self.k.iter().zip(&self.v).flat_map(move |(&k, &v)| span(k, true).chain(span(v, flash_attn)))
     }
 
     /// Writes keys and values `[n_embd_head, n_head_kv, n_tokens]` of layer `il` into the cells `k_ids` and `v_ids`

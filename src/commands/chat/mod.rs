@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::run::{Answer, Run, answer, sampler, save};
-use super::{Printer, print, prune};
+use super::{Printer, print, prompt_cache, prune};
 use crate::chat::{Conversation, Editor, Hush, Input, Role, Style, Template, exit_cleanly_on_sigterm};
 use crate::cli;
 use crate::error::{Error, Kind, Result};
@@ -40,6 +40,7 @@ pub fn chat(
     let options = &run.options;
     let mut session = Session::new(run.model, &options.context, 1, 1, run.signals.interrupt.clone())?;
     prune::apply(&mut session, run.model, options.prune.as_ref(), options.context.n_threads_batch)?;
+    let held = prompt_cache::restore(&run, &mut session)?;
     let keep = Keep::new(&run);
     let mut chat = Chat {
         style: Style::new(options),
@@ -69,10 +70,13 @@ pub fn chat(
     if let (Some(name), false) = (chat.keep.name(), once) {
         chat.run.log.note(&format!("kept as {name}: pp-run --continue goes on with it"));
     }
-    match &chat.run.options.output_file {
-        Some(path) => save(path, &chat.conversation.messages()).and(result),
-        None => result,
-    }
+    let stored = prompt_cache::store(&chat.run, &chat.session, usize::MAX, &held);
+    let copied = match &chat.run.options.output_file {
+        Some(path) => save(path, &chat.conversation.messages()),
+        None => Ok(()),
+    };
+    // What ended the chat says more than what failed afterwards.
+    result.and(stored).and(copied)
 }
 
 struct Chat<'a> {

@@ -266,6 +266,33 @@ impl Store {
         unsafe { sys::ggml_backend_tensor_memset(self.tensors[id.0].as_ptr(), 0, offset, length) };
     }
 
+    /// Copies bytes of a tensor, from `offset` on.
+    ///
+    /// # Panics
+    /// If the bytes are not the tensor's.
+    pub fn read(&self, id: TensorId, offset: usize, out: &mut [u8]) {
+        assert!(offset.checked_add(out.len()).is_some_and(|end| end <= self.n_bytes(id)), "bytes of the tensor");
+        // SAFETY: the tensor is live, has a buffer and holds the bytes; `out` is as long and exclusively borrowed; the store
+        // is used by one thread, and no graph runs while it is here.
+        unsafe {
+            sys::ggml_backend_tensor_get(self.tensors[id.0].as_ptr(), out.as_mut_ptr().cast(), offset, out.len())
+        };
+    }
+
+    /// Replaces bytes of a tensor, from `offset` on.
+    ///
+    /// # Panics
+    /// If the tensor is mapped, which is read-only, or if the bytes are not the tensor's.
+    pub fn write(&self, id: TensorId, offset: usize, bytes: &[u8]) {
+        assert!(!self.mapped[id.0], "a mapped tensor is read-only");
+        assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= self.n_bytes(id)), "bytes of the tensor");
+        // SAFETY: the tensor is live, in memory of its own, and holds the bytes; the store is used by one thread, and no
+        // graph runs while it is here.
+        unsafe {
+            sys::ggml_backend_tensor_set(self.tensors[id.0].as_ptr(), bytes.as_ptr().cast(), offset, bytes.len())
+        };
+    }
+
     /// Copies data into tensors that are in buffers, in the layout of the buffer's kind, on `n_threads` threads.
     /// After each tensor `done` is called on the calling thread's behalf with the bytes so far; it can stop the copy.
     /// Returns whether all was copied.

@@ -1,0 +1,54 @@
+//! `--prompt-cache FILE`: what a session takes over from the file, and what is left in it.
+
+use crate::error::Result;
+use crate::model::CacheParams;
+use crate::prompt_cache::{Found, n_tokens};
+use crate::session::Session;
+use crate::tokenizer::Token;
+
+use super::run::Run;
+
+/// The tokens that the file holds.
+#[derive(Debug, Default)]
+pub struct Held(Vec<Token>);
+
+/// Tokens of the file, for a context that takes them; 0 if there is none that could be of use.
+pub fn saved_tokens(run: &Run) -> u64 {
+    let context = &run.options.context;
+    let (type_k, type_v) = (context.cache_type_k, context.cache_type_v);
+    let cell = CacheParams { n_cells: 1, n_seq: 1, type_k, type_v, flash_attn: true }.bytes(run.model.hparams());
+    run.options.prompt_cache.as_deref().map_or(0, |path| n_tokens(path, cell))
+}
+
+/// Before the first prompt: the session, which is empty, takes over what the file holds, as far as there is one. A file that is of no use is
+/// a warning; what is no file of ours is an error, as nothing could be stored there.
+pub fn restore(run: &Run, session: &mut Session) -> Result<Held> {
+    let Some(path) = &run.options.prompt_cache else { return Ok(Held::default()) };
+    match session.restore_state(path)? {
+        Found::Nothing => run.log.trace(&format!("{}: no such file: it will be made", path.display())),
+        Found::Unusable(why) => run.log.warn(&format!("{}: {why}: ignored", path.display())),
+        Found::Restored => {}
+    }
+    Ok(Held(session.tokens().to_vec()))
+}
+
+/// After a prompt, of which `n` tokens were in the session already: says so.
+pub fn taken(run: &Run, n: usize, held: &Held) {
+    if let (Some(path), true) = (&run.options.prompt_cache, !held.0.is_empty()) {
+        run.log.trace(&format!("{}: {n} of its {} tokens taken", path.display(), held.0.len()));
+    }
+}
+
+/// At the end: the file holds the first `n_prompt` tokens of the session, or all with `--prompt-cache-all`, unless it did before, alone or
+/// with more behind them.
+pub fn store(run: &Run, session: &Session, n_prompt: usize, held: &Held) -> Result<()> {
+    let options = &run.options;
+    let Some(path) = options.prompt_cache.as_deref().filter(|_| !options.prompt_cache_ro) else { return Ok(()) };
+    let n = if options.prompt_cache_all { session.n_past() } else { n_prompt.min(session.n_past()) };
+    if held.0.starts_with(&session.tokens()[..n]) {
+        return Ok(());
+    }
+    session.save_state(path, n)?;
+    run.log.trace(&format!("{}: {n} tokens written", path.display()));
+    Ok(())
+}

@@ -1,0 +1,313 @@
+//! Prompt caches: the tokens of a session and their keys and values in a file, so that no prompt is processed twice.
+//!
+//! Layout, little-endian:
+//!
+//! ```text
+//!   0  magic "PPRUNKVC"
+//!   8  version, u32
+//!  12  number of tokens, u64
+//!  20  fingerprint of the model, u64 (Gguf::fingerprint)
+//!  28  n_layer, n_embd_head, n_head_kv, type of keys, type of values (ggml's ids), flash attention (0 or 1),
+//!      width of the rotation of keys, of values (0: none), u32 each
+//!  60  RoPE in force: n_dims, neox (0 or 1), n_ctx_orig, u32 each; freq_base, freq_scale, ext_factor, attn_factor,
+//!      beta_fast, beta_slow, f32 each
+//!  96  pruning, u64: 0 for none, or XXH3 of its options
+//! 104  tokens, i32 each
+//!      cells, as KvCache::save writes them
+//!      XXH3 of all that, u64
+//! ```
+//!
+//! Whose kernels computed the cells is not in it: they are the same but for rounding. A file that does not fit is ignored with the reason,
+//! and replaced; one that does not begin as ours is never touched. Nothing is taken from a file before all of it was checked: its length
+//! against the header before anything is allocated, then the checksum, then tokens and values, as a checksum keeps out accidents only.
+//! A symbolic link is followed to read, and replaced itself by what is written.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::Path;
+
+use ggml::{Map, Rope};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use crate::cli::options::{CacheType, PruneOptions};
+use crate::error::{Error, Kind, Result};
+use crate::model::{KvCache, Model};
+use crate::tokenizer::Token;
+
+const MAGIC: &[u8; 8] = b"PPRUNKVC";
+const VERSION: u32 = 1;
+/// Bytes before the tokens.
+const HEADER: usize = 104;
+/// Bytes of the header before [`Origin`].
+const COUNTED: usize = 20;
+/// Bytes of the checksum.
+const SUM: usize = 8;
+
+/// All that cells depend on, beside their tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Origin {
+    /// The model: [`crate::gguf::Gguf::fingerprint`]
+    pub fingerprint: u64,
+    /// Layers
+    pub n_layer: usize,
+    /// Width of a head
+    pub n_embd_head: usize,
+    /// Heads of keys and values
+    pub n_head_kv: usize,
+    /// Type of keys
+    pub type_k: CacheType,
+    /// Type of values
+    pub type_v: CacheType,
+    /// Values lie as flash attention reads them
+    pub flash_attn: bool,
+    /// Width of the rotation of keys; 0 for none
+    pub rot_k: usize,
+    /// The same for values
+    pub rot_v: usize,
+    /// RoPE in force
+    pub rope: Rope,
+    /// XXH3 of what was pruned by; 0 for nothing
+    pub pruning: u64,
+}
+
+/// What a file came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// There is none
+    Nothing,
+    /// It is ours, but of no use here: why
+    Unusable(String),
+    /// The session has its tokens
+    Restored,
+}
+
+/// The contents of a file.
+#[derive(Debug)]
+pub struct Saved<'a> {
+    /// The tokens, all of the vocabulary
+    pub tokens: Vec<Token>,
+    /// Their cells, all finite
+    pub cells: &'a [u8],
+}
+
+impl Origin {
+    /// That of the cells of a session.
+    pub fn new(model: &Model, cache: &KvCache, pruning: Option<&PruneOptions>) -> Origin {
+        let (hparams, params) = (model.hparams(), cache.params());
+        let pruning = pruning.map_or(0, |options| {
+            // What is written about it changes nothing.
+            let options = PruneOptions { dump: None, ..options.clone() };
+            xxh3_64(format!("{options:?}").as_bytes())
+        });
+        Origin {
+            fingerprint: model.gguf().fingerprint(),
+            n_layer: hparams.n_layer,
+            n_embd_head: hparams.n_embd_head,
+            n_head_kv: hparams.n_head_kv,
+            type_k: params.type_k,
+            type_v: params.type_v,
+            flash_attn: params.flash_attn,
+            rot_k: cache.rot_k.unwrap_or(0),
+            rot_v: cache.rot_v.unwrap_or(0),
+            rope: hparams.rope,
+            pruning,
+        }
+    }
+
+    /// The header from the fingerprint on, in parts, each with what is wrong with a file whose part is another.
+    fn parts(&self) -> [(Vec<u8>, &'static str); 4] {
+        let words = |words: &[u32]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
+        let number = |n: usize| u32::try_from(n).expect("hyper-parameters were checked");
+        let cells = [
+            number(self.n_layer),
+            number(self.n_embd_head),
+            number(self.n_head_kv),
+            self.type_k.tensor_type().id(),
+            self.type_v.tensor_type().id(),
+            self.flash_attn.into(),
+            number(self.rot_k),
+            number(self.rot_v),
+        ];
+        let r = &self.rope;
+        let floats = [r.freq_base, r.freq_scale, r.ext_factor, r.attn_factor, r.beta_fast, r.beta_slow];
+        let rope = [&[r.n_dims, r.neox.into(), r.n_ctx_orig][..], &floats.map(f32::to_bits)].concat();
+        [
+            (self.fingerprint.to_le_bytes().to_vec(), "is of another model"),
+            (words(&cells), "is of a KV cache of another type or layout (-ctk, -ctv, -fa)"),
+            (words(&rope), "was made with other RoPE settings"),
+            (self.pruning.to_le_bytes().to_vec(), "was made with other settings of --prune"),
+        ]
+    }
+
+    /// Bytes of a token's keys in one layer, and of its values.
+    fn cell(&self) -> [usize; 2] {
+        [self.type_k, self.type_v].map(|ty| {
+            let head = ty.tensor_type().row_bytes(self.n_embd_head).expect("the cache was made");
+            head * self.n_head_kv
+        })
+    }
+}
+
+/// Length of a file of `n_tokens`, of which each has `cell` bytes in the cache.
+fn length(n_tokens: u64, cell: u64) -> Option<u64> {
+    n_tokens.checked_mul(cell.checked_add(4)?)?.checked_add((HEADER + SUM) as u64)
+}
+
+/// Looks whether there is a file of ours, to be read or replaced.
+fn look(path: &Path) -> Result<Option<File>> {
+    let reading = |e: io::Error| Error::input(format!("cannot be read: {e}")).in_file(path);
+    // Opening a FIFO would wait for a writer: look before.
+    let stat = match fs::metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        stat => stat.map_err(reading)?,
+    };
+    if !stat.is_file() {
+        return Err(Error::new(Kind::CannotCreate, "is no regular file: a prompt cache cannot be there").in_file(path));
+    }
+    let file = File::open(path).map_err(reading)?;
+    let mut start = Vec::new();
+    (&file).take(MAGIC.len() as u64).read_to_end(&mut start).map_err(reading)?;
+    if !MAGIC.starts_with(&start) {
+        return Err(Error::malformed("is no prompt cache of pp-run: it is left as it is").in_file(path));
+    }
+    Ok(Some(file))
+}
+
+/// A file of ours, to be checked by [`parse`]; `None` if there is none. [`Kind::Malformed`] if it is something else,
+/// [`Kind::CannotCreate`] if it is no file, [`Kind::Input`] if it cannot be read.
+pub fn open(path: &Path) -> Result<Option<Map>> {
+    let Some(file) = look(path)? else { return Ok(None) };
+    let map = match file.metadata() {
+        // It cannot be mapped.
+        Ok(stat) if stat.len() == 0 => Map::of(&[]),
+        _ => Map::new(file),
+    };
+    map.map(Some).map_err(|e| Error::input(format!("cannot be mapped into memory: {e}")).in_file(path))
+}
+
+/// Tokens that a file of ours says it has, if it is as long as that takes with `cell` bytes for each in the cache; 0 otherwise.
+pub fn n_tokens(path: &Path, cell: u64) -> u64 {
+    let read = || {
+        let mut file = look(path).ok()??;
+        let mut rest = [0; COUNTED - MAGIC.len()];
+        file.read_exact(&mut rest).ok()?;
+        let n = u64::from_le_bytes(rest[4..].try_into().expect("eight bytes"));
+        (length(n, cell)? == file.metadata().ok()?.len()).then_some(n)
+    };
+    read().unwrap_or(0)
+}
+
+/// Reads the bytes of a file of ours for a session whose cells are of `origin`, in a context of `n_ctx`. An error is the reason why it
+/// is of no use.
+pub fn parse<'a>(bytes: &'a [u8], origin: &Origin, n_ctx: usize, n_vocab: usize) -> Result<Saved<'a>, String> {
+    if bytes.len() < HEADER + SUM || !bytes.starts_with(MAGIC) {
+        return Err("is cut short".into());
+    }
+    let version = u32::from_le_bytes(bytes[8..12].try_into().expect("four bytes"));
+    if version != VERSION {
+        return Err(format!("is of version {version}, expected {VERSION}"));
+    }
+    let mut rest = &bytes[COUNTED..];
+    for (part, other) in origin.parts() {
+        rest = rest.strip_prefix(&part[..]).ok_or(other)?;
+    }
+    let n_tokens = u64::from_le_bytes(bytes[12..COUNTED].try_into().expect("eight bytes"));
+    if n_tokens > n_ctx as u64 {
+        return Err(format!("holds {n_tokens} tokens, and the context {n_ctx} (-c)"));
+    }
+    let [key, value] = origin.cell();
+    let expected = length(n_tokens, ((key + value) * origin.n_layer) as u64);
+    if expected != Some(bytes.len() as u64) {
+        return Err(format!("is damaged: it has {} bytes for {n_tokens} tokens", bytes.len()));
+    }
+    let n = n_tokens as usize;
+    let (body, sum) = bytes.split_at(bytes.len() - SUM);
+    if xxh3_64(body).to_le_bytes() != *sum {
+        return Err("is damaged: its checksum does not match".into());
+    }
+    let (tokens, cells) = body[HEADER..].split_at(4 * n);
+    let tokens: Vec<Token> =
+        tokens.chunks_exact(4).map(|t| Token::from_le_bytes(t.try_into().expect("four bytes"))).collect();
+    if tokens.iter().any(|&t| !usize::try_from(t).is_ok_and(|t| t < n_vocab)) {
+        return Err("is damaged: it has tokens that the model does not know".into());
+    }
+    let [type_k, type_v] = [origin.type_k, origin.type_v].map(CacheType::tensor_type);
+    let mut layers = cells.chunks_exact((n * (key + value)).max(1));
+    let is_finite = |layer: &[u8]| type_k.is_finite(&layer[..n * key]) && type_v.is_finite(&layer[n * key..]);
+    if !layers.all(is_finite) {
+        return Err("is damaged: it has values that are NaN or infinite".into());
+    }
+    Ok(Saved { tokens, cells })
+}
+
+/// What writes the cells of as many tokens as the header says.
+pub type WriteCells<'a> = &'a dyn Fn(&mut dyn Write) -> io::Result<()>;
+
+/// Writes the bytes of a file.
+pub fn encode(out: &mut dyn Write, origin: &Origin, tokens: &[Token], cells: WriteCells) -> io::Result<()> {
+    let mut out = Summed { out, sum: Xxh3::new() };
+    out.write_all(MAGIC)?;
+    out.write_all(&VERSION.to_le_bytes())?;
+    out.write_all(&(tokens.len() as u64).to_le_bytes())?;
+    for (part, _) in origin.parts() {
+        out.write_all(&part)?;
+    }
+    for token in tokens {
+        out.write_all(&token.to_le_bytes())?;
+    }
+    cells(&mut out)?;
+    let sum = out.sum.digest();
+    out.out.write_all(&sum.to_le_bytes())
+}
+
+/// Writes a file, under a temporary name first, readable for its owner only, as a prompt may be private. [`Kind::CannotCreate`] or
+/// [`Kind::Io`] leave what was there; so does [`Kind::Malformed`]: it is something else than a prompt cache.
+pub fn write(path: &Path, origin: &Origin, tokens: &[Token], cells: WriteCells) -> Result<()> {
+    // It may have come meanwhile.
+    look(path)?;
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = Path::new(&name);
+    let failed = |kind: Kind| move |e: io::Error| Error::new(kind, format!("cannot be written: {e}")).in_file(path);
+    let write = || -> Result<()> {
+        // One is there if a process of this number was killed. What others put there is not followed.
+        let _ = fs::remove_file(temporary);
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.open(temporary).map_err(failed(Kind::CannotCreate))?;
+        let mut out = BufWriter::new(&file);
+        encode(&mut out, origin, tokens, cells)
+            .and_then(|()| out.flush())
+            .and_then(|()| file.sync_all())
+            .map_err(failed(Kind::Io))?;
+        fs::rename(temporary, path).map_err(failed(Kind::CannotCreate))
+    };
+    write().inspect_err(|_| drop(fs::remove_file(temporary)))?;
+    // The file is whole by now; if its folder cannot be synced, a power failure may bring back the old one.
+    #[cfg(unix)]
+    if let Some(folder) = path.parent() {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let _ = File::open(folder).and_then(|f| f.sync_all());
+    }
+    Ok(())
+}
+
+/// A writer that sums what it writes.
+struct Summed<'a> {
+    out: &'a mut dyn Write,
+    sum: Xxh3,
+}
+
+impl Write for Summed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.out.write(bytes)?;
+        self.sum.update(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
