@@ -148,6 +148,18 @@ impl PruneReport {
     }
 }
 
+impl PruneReport {
+    /// The same in a few words.
+    pub fn in_short(&self) -> String {
+        let kept = format!("kept {:.1}%", 100.0 * self.kept);
+        match (self.pruned_tokens > 0, self.frozen.is_some() || self.is_fixed) {
+            (true, _) => kept,
+            (false, true) => format!("prompt whole, answer {kept}"),
+            (false, false) => "all kept: too short to gain".to_owned(),
+        }
+    }
+}
+
 /// Everything that a graph depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Task {
@@ -711,6 +723,11 @@ impl<'m> Session<'m> {
         let outputs = last.len() - 1..last.len();
         let how = Run { mode, again: true, ..Run::text(self.n_threads_batch) };
         self.run(&Batch { pieces: &[&last], first, outputs }, how).map(drop)
+    }
+
+    /// Tells from another thread which share of the micro-batch that runs is done.
+    pub fn batch_progress(&self) -> impl Fn() -> f64 + Send + use<> {
+        self.executor.progress()
     }
 
     /// Lets the worker threads sleep until the next computation, for whoever computes in between.

@@ -49,15 +49,7 @@ impl Log {
 
     /// The line of numbers after an answer of a chat (verbosity 3), `dim` if it can be.
     pub fn status(&self, line: &str, dim: bool) {
-        let text = format!("{}\n", escape(line));
-        if let Some(file) = &self.file {
-            let _ = file.borrow_mut().write_all(text.as_bytes());
-        }
-        if self.verbosity >= 3 {
-            let dim = dim && stderr().is_terminal();
-            let text = if dim { format!("\x1b[2m{}\x1b[0m\n", escape(line)) } else { text };
-            let _ = stderr().write_all(text.as_bytes());
-        }
+        self.line(3, line, dim);
     }
 
     /// A detail (verbosity 4, `--verbose`).
@@ -66,14 +58,22 @@ impl Log {
     }
 
     fn write(&self, level: u8, message: &str) {
-        let line = format!("pp-run: {}\n", escape(message));
+        self.line(level, &format!("pp-run: {message}"), false);
+    }
+
+    fn line(&self, level: u8, line: &str, dim: bool) {
+        let line = escape(line);
         if let Some(file) = &self.file {
             // A full disk must not end an answer; the message is on stderr too.
-            let _ = file.borrow_mut().write_all(line.as_bytes());
+            let _ = file.borrow_mut().write_all(format!("{line}\n").as_bytes());
         }
-        if level <= self.verbosity {
-            let _ = stderr().write_all(line.as_bytes());
+        if level > self.verbosity {
+            return;
         }
+        let terminal = stderr().is_terminal();
+        let wrapped = if terminal && !self.simple { fill(&line, "  ") } else { line };
+        let (on, off) = if terminal && dim { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
+        let _ = stderr().write_all(format!("{on}{wrapped}{off}\n").as_bytes());
     }
 
     /// A bar for `what` with `length` steps, which are counted if they have a `unit`; nothing is drawn when stderr is no terminal or notes are off.
@@ -91,6 +91,17 @@ impl Log {
         bar.set_message(what.to_owned());
         bar.set_prefix(unit);
         bar
+    }
+}
+
+/// A line broken between words where the terminal ends, `indent` before what goes on.
+pub fn fill(line: &str, indent: &str) -> String {
+    let width = crossterm::terminal::size().map_or(0, |(columns, _)| usize::from(columns));
+    // Some terminals do not say how wide they are.
+    if width < 20 {
+        line.to_owned()
+    } else {
+        textwrap::fill(line, textwrap::Options::new(width).subsequent_indent(indent))
     }
 }
 
@@ -125,6 +136,8 @@ pub struct Stats {
     pub logits_hash: u64,
     /// What was pruned, if anything was to be.
     pub prune: Option<String>,
+    /// The same in a few words.
+    pub prune_in_short: Option<String>,
     /// Why the answer ended.
     pub stop_reason: &'static str,
 }
@@ -173,7 +186,7 @@ impl Stats {
             n => format!(" ({n} cached)"),
         };
         let first = self.first_token_time.map_or_else(String::new, |t| format!(", first {:.2} s", t.as_secs_f64()));
-        let prune = self.prune.as_ref().map_or_else(String::new, |p| format!(" | {p}"));
+        let prune = self.prune_in_short.as_ref().map_or_else(String::new, |p| format!(", {p}"));
         format!(
             "read {} at {:.0} tok/s{cached}, wrote {} at {:.1} tok/s{first}, context {}/{} ({:.0}%){prune}",
             self.processed_tokens,

@@ -33,11 +33,11 @@ enum Line {
     Turn {
         role: Role,
         content: String,
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "is_default")]
         from: usize,
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "is_default")]
         tokens: Vec<Token>,
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "is_default")]
         exact: bool,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         how: Option<How>,
@@ -48,6 +48,10 @@ enum Line {
     Keep { turns: usize },
     /// A setting of the chat
     Set { name: String, value: String },
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// How an answer came about.

@@ -2,8 +2,8 @@
 
 use std::io::{IsTerminal, stdin, stdout};
 use std::path::Path;
-use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -67,6 +67,9 @@ pub fn run(options: &RunOptions) -> Result<()> {
         (template, Some(prompt)) => one_shot(&run, template.as_ref(), system.as_deref(), &prompt),
     }
 }
+
+/// How often the bar of a prompt moves.
+const TICK: Duration = Duration::from_millis(100);
 
 /// What one answer needs.
 pub struct Run<'a> {
@@ -271,13 +274,37 @@ pub fn answer(
     run.model.gguf().check_unchanged()?;
     let start = Instant::now();
     let bar = run.log.progress("reading the prompt", prompt.len() as u64, "tokens");
-    let mut processed = 0;
-    let synced = session.sync(prompt, &mut |done, total| {
-        processed = done;
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
+    let processed = AtomicUsize::new(0);
+    let within = session.batch_progress();
+    let n_ubatch = run.options.context.n_ubatch as usize;
+    let synced = std::thread::scope(|scope| {
+        // Batches may take long: the bar goes on in between.
+        let ticker = (!bar.is_hidden()).then(|| {
+            let (bar, processed) = (&bar, &processed);
+            scope.spawn(move || {
+                loop {
+                    std::thread::park_timeout(TICK);
+                    let (done, total) = (processed.load(Ordering::Relaxed), bar.length().unwrap_or(0) as usize);
+                    if done >= total || bar.is_finished() {
+                        return;
+                    }
+                    let batch = n_ubatch.min(total - done);
+                    bar.set_position((done as f64 + within() * batch as f64) as u64);
+                }
+            })
+        });
+        let synced = session.sync(prompt, &mut |done, total| {
+            processed.store(done, Ordering::Relaxed);
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        });
+        bar.finish_and_clear();
+        if let Some(ticker) = ticker {
+            ticker.thread().unpark();
+        }
+        synced
     });
-    bar.finish_and_clear();
+    let processed = processed.into_inner();
     let mut stats = Stats {
         prompt_tokens: prompt.len(),
         cached_tokens: session.n_past() - processed,
@@ -325,6 +352,7 @@ pub fn answer(
     stats.context_used = session.n_past();
     stats.logits_hash = logits_hash(session.logits());
     stats.prune = session.prune_report().map(PruneReport::line);
+    stats.prune_in_short = session.prune_report().map(PruneReport::in_short);
     stats.stop_reason = stop.name();
     Ok(Answer { text, tokens, stop, stats })
 }

@@ -11,7 +11,7 @@ use crate::cli::options::{Predict, Resume, RunOptions, SETTABLE};
 use crate::commands::{print, show};
 use crate::error::{Error, Result, escape};
 use crate::model::memory;
-use crate::stats::{Stats, peak_memory, per_second};
+use crate::stats::{Stats, fill, peak_memory, per_second};
 
 /// Longest text that goes with a message.
 const MAX_ATTACHED: u64 = 16 << 20;
@@ -125,16 +125,21 @@ impl Chat<'_> {
 
     fn help(&self) -> Result<()> {
         let mut out = String::new();
+        let mut add = |what: &str, help: &str| {
+            out.push_str(&fill(&format!("{what:<16} {help}"), &" ".repeat(17)));
+            out.push('\n');
+        };
         for s in SLASHES {
-            out.push_str(&format!("{:<16} {}\n", format!("{} {}", s.name, s.argument), s.help));
+            add(&format!("{} {}", s.name, s.argument), s.help);
         }
-        out.push_str(
-            "//text           a message that begins with /\n\
-             \"\"\"              begins and ends a message of several lines; \\ before Enter, Ctrl-J and Alt-Enter begin a new line\n\
-             Ctrl-G           go on in your editor (VISUAL, EDITOR)\n\
-             Tab              complete commands, files, settings and chats; Ctrl-R searches in the history\n\
-             Ctrl-C           stop the answer; what came is kept\n",
+        add("//text", "a message that begins with /");
+        add(
+            "\"\"\"",
+            "begins and ends a message of several lines; \\ before Enter, Ctrl-J and Alt-Enter begin a new line",
         );
+        add("Ctrl-G", "go on in your editor (VISUAL, EDITOR)");
+        add("Tab", "complete commands, files, settings and chats; Ctrl-R searches in the history");
+        add("Ctrl-C", "stop the answer; what came is kept");
         print(&out)
     }
 

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use llama_cpp_sys_2 as sys;
@@ -84,7 +84,16 @@ pub struct Executor {
     backends: Vec<Backend>,
     pool: NonNull<sys::ggml_threadpool>,
     graph: Option<Graph>,
+    watch: Arc<Watch>,
+}
+
+/// What a computation asks and tells between operations.
+#[derive(Debug)]
+struct Watch {
     interrupt: Arc<AtomicBool>,
+    /// Operations of the graph that runs that are done, and all of them
+    done: AtomicUsize,
+    all: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -100,9 +109,11 @@ impl Drop for Backend {
 }
 
 /// ggml asks this between operations whether to go on.
-unsafe extern "C" fn interrupted(flag: *mut c_void) -> bool {
-    // SAFETY: the pointer is to the AtomicBool in the executor's Arc, which outlives the backend that calls this.
-    unsafe { &*flag.cast::<AtomicBool>() }.load(Ordering::Relaxed)
+unsafe extern "C" fn interrupted(watch: *mut c_void) -> bool {
+    // SAFETY: the pointer is to the Watch in the executor's Arc, which outlives the backend that calls this.
+    let watch = unsafe { &*watch.cast::<Watch>() };
+    watch.done.fetch_add(1, Ordering::Relaxed);
+    watch.interrupt.load(Ordering::Relaxed)
 }
 
 /// ggml calls this before each node (`ask`), to hear whether it is to stop after it, and after each at which it was to stop.
@@ -185,9 +196,10 @@ impl Executor {
         let cpu = *pointers.last().expect("the CPU is always there");
         // SAFETY: cpu is a live CPU backend; the pool outlives it (see `Drop`).
         unsafe { sys::ggml_backend_cpu_set_threadpool(cpu, pool.as_ptr()) };
-        // SAFETY: cpu is live; the flag is kept by the executor for longer than the backend.
+        let watch = Arc::new(Watch { interrupt, done: AtomicUsize::new(0), all: AtomicUsize::new(0) });
+        // SAFETY: cpu is live; what is watched is kept by the executor for longer than the backend.
         unsafe {
-            sys::ggml_backend_cpu_set_abort_callback(cpu, Some(interrupted), Arc::as_ptr(&interrupt).cast_mut().cast());
+            sys::ggml_backend_cpu_set_abort_callback(cpu, Some(interrupted), Arc::as_ptr(&watch).cast_mut().cast());
         }
         let n = i32::try_from(pointers.len()).expect("devices are few");
         // SAFETY: the array holds n live backends, the CPU last as ggml asks; null selects their own buffer types.
@@ -195,7 +207,7 @@ impl Executor {
             sys::ggml_backend_sched_new(pointers.as_mut_ptr(), std::ptr::null_mut(), n, max_tensors, false, true)
         };
         let sched = NonNull::new(sched).expect("ggml_backend_sched_new never fails");
-        Ok(Executor { sched, backends, pool, graph: None, interrupt })
+        Ok(Executor { sched, backends, pool, graph: None, watch })
     }
 
     /// Bytes of intermediate results that `graph` needs, summed over the devices, without reserving them.
@@ -279,7 +291,10 @@ impl Executor {
     }
 
     fn run(&mut self, n_threads: usize) -> sys::ggml_status {
-        let graph = self.graph.as_ref().expect("a graph is loaded").as_ptr();
+        let graph = self.graph.as_ref().expect("a graph is loaded");
+        self.watch.all.store(graph.n_operations(), Ordering::Relaxed);
+        self.watch.done.store(0, Ordering::Relaxed);
+        let graph = graph.as_ptr();
         let cpu = self.backends.last().expect("the CPU is always there").ptr;
         let n_threads = i32::try_from(n_threads).expect("thread counts are small");
         // SAFETY: cpu is a live CPU backend.
@@ -321,7 +336,16 @@ impl Executor {
 
     /// The flag that ends a computation early.
     pub fn interrupt(&self) -> &Arc<AtomicBool> {
-        &self.interrupt
+        &self.watch.interrupt
+    }
+
+    /// Tells from any thread which share of the computation that runs is done, as far as the CPU has part in it.
+    pub fn progress(&self) -> impl Fn() -> f64 + Send + use<> {
+        let watch = self.watch.clone();
+        move || {
+            let [done, all] = [&watch.done, &watch.all].map(|n| n.load(Ordering::Relaxed) as f64);
+            if all > 0.0 { (done / all).min(1.0) } else { 0.0 }
+        }
     }
 }
 

@@ -140,6 +140,25 @@ impl Graph {
         self.graph.as_ptr()
     }
 
+    /// Number of nodes that compute something.
+    pub(crate) fn n_operations(&self) -> usize {
+        // SAFETY: the graph is live.
+        let n = unsafe { sys::ggml_graph_n_nodes(self.graph.as_ptr()) };
+        let computes = |i: &i32| {
+            // SAFETY: the number is below that of the graph's nodes, which are live with it.
+            let op = unsafe { (*sys::ggml_graph_node(self.graph.as_ptr(), *i)).op };
+            !matches!(
+                op,
+                sys::GGML_OP_NONE
+                    | sys::GGML_OP_RESHAPE
+                    | sys::GGML_OP_VIEW
+                    | sys::GGML_OP_PERMUTE
+                    | sys::GGML_OP_TRANSPOSE
+            )
+        };
+        (0..n).filter(computes).count()
+    }
+
     /// Whether an operation of the caller's panicked.
     pub(crate) fn op_failed(&self) -> bool {
         self.ops.iter().any(|op| op.failed())
