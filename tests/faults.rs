@@ -6,8 +6,8 @@
 //!   tests/prune.rs (short prompts). R22: tests/chat.rs. R24: tests/chat.rs. R33: here and in tests/terminal.rs. R36: tests/terminal.rs
 //!   (twice leaves). R49: nothing reads these. R50: tests/soak.
 //!   R34: here.
-//! - R40, R42, R45: there are no saved sessions yet. R41 holds for what is written: answers, dumps, traces, calibrations. R46: it is written
-//!   under a name with the process's number and renamed.
+//! - R40, R42: tests/prompt_cache.rs. R41 holds for what is written: answers, dumps, traces, calibrations, prompt caches. R45, R46: it is
+//!   written under a name with the process's number and renamed: the last one wins, whole.
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -25,7 +25,7 @@ pub fn saved_tokens(run: &Run) -> u64 {
 pub fn restore(run: &Run, session: &mut Session) -> Result<Held> {
     let Some(path) = &run.options.prompt_cache else { return Ok(Held::default()) };
     match session.restore_state(path)? {
-        Found::Nothing => run.log.trace(&format!("{}: no such file: it will be made", path.display())),
+        Found::Nothing => run.log.trace(&format!("{}: there is none yet", path.display())),
         Found::Unusable(why) => run.log.warn(&format!("{}: {why}: ignored", path.display())),
         Found::Restored => {}
     }
@@ -41,14 +41,16 @@ pub fn taken(run: &Run, n: usize, held: &Held) {
 
 /// At the end: the file holds the first `n_prompt` tokens of the session, or all with `--prompt-cache-all`, unless it did before, alone or
 /// with more behind them.
-pub fn store(run: &Run, session: &Session, n_prompt: usize, held: &Held) -> Result<()> {
+pub fn store(run: &Run, session: &Session, n_prompt: usize, held: &mut Held) -> Result<()> {
     let options = &run.options;
     let Some(path) = options.prompt_cache.as_deref().filter(|_| !options.prompt_cache_ro) else { return Ok(()) };
     let n = if options.prompt_cache_all { session.n_past() } else { n_prompt.min(session.n_past()) };
-    if held.0.starts_with(&session.tokens()[..n]) {
+    let tokens = &session.tokens()[..n];
+    if held.0.starts_with(tokens) {
         return Ok(());
     }
     session.save_state(path, n)?;
+    held.0 = tokens.to_vec();
     run.log.trace(&format!("{}: {n} tokens written", path.display()));
     Ok(())
 }

@@ -178,7 +178,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     if options.trace.is_some() {
         session.trace();
     }
-    let held = prompt_cache::restore(run, &mut session)?;
+    let mut held = prompt_cache::restore(run, &mut session)?;
     let mut sampler = sampler(run, &session);
     let json = options.output_format == OutputFormat::Json;
     let load_time = run.start.elapsed();
@@ -227,7 +227,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     }
     prompt_cache::taken(run, answer.stats.cached_tokens, &held);
     // If it fails, that is told when everything else is done.
-    let stored = prompt_cache::store(run, &session, tokens.len(), &held);
+    let stored = prompt_cache::store(run, &session, tokens.len(), &mut held);
     if let Some(path) = &options.trace {
         trace::write(path, run.start, load_time, session.traced())?;
     }

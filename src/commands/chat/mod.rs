@@ -40,7 +40,7 @@ pub fn chat(
     let options = &run.options;
     let mut session = Session::new(run.model, &options.context, 1, 1, run.signals.interrupt.clone())?;
     prune::apply(&mut session, run.model, options.prune.as_ref(), options.context.n_threads_batch)?;
-    let held = prompt_cache::restore(&run, &mut session)?;
+    let mut held = prompt_cache::restore(&run, &mut session)?;
     let keep = Keep::new(&run);
     let mut chat = Chat {
         style: Style::new(options),
@@ -70,7 +70,7 @@ pub fn chat(
     if let (Some(name), false) = (chat.keep.name(), once) {
         chat.run.log.note(&format!("kept as {name}: pp-run --continue goes on with it"));
     }
-    let stored = prompt_cache::store(&chat.run, &chat.session, usize::MAX, &held);
+    let stored = prompt_cache::store(&chat.run, &chat.session, usize::MAX, &mut held);
     let copied = match &chat.run.options.output_file {
         Some(path) => save(path, &chat.conversation.messages()),
         None => Ok(()),

@@ -141,7 +141,10 @@ extern "C" fn on_bus_error(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_
         (first.load(Ordering::Acquire)..end.load(Ordering::Acquire)).contains(&address)
     };
     if MAPPED.iter().any(inside) {
-        end(&[b"a model file was cut short, or cannot be read any more, while it was in use"], FILE_CHANGED);
+        end(
+            &[b"a model (or another mapped file) was cut short, or cannot be read any more, while it was in use"],
+            FILE_CHANGED,
+        );
     }
     // SAFETY: restores the default; the fault comes again when the handler returns.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
