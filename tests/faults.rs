@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use common::forge::Forge;
 use common::smollm2;
-use expectrl::{Eof, Expect, Session};
+use common::term::Term;
 use ggml::Type;
 
 fn program() -> Command {
@@ -349,16 +349,16 @@ fn models_that_change_while_they_are_in_use() {
     let (dir, model) = folder();
     let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
     command.arg("-m").arg(&model).args(["--chat-template", "chatml", "-n", "4", "--simple-io"]);
-    command.env("PP_ARG_THREADS", "1").env("PP_RUN_NO_HISTORY", "1").current_dir(dir.path());
-    let mut chat = Session::spawn(command).unwrap();
-    chat.set_expect_timeout(Some(Duration::from_secs(60)));
-    chat.expect("> ").unwrap();
-    chat.send("hello\r").unwrap();
-    chat.expect("generated ").unwrap();
+    command.env("PP_ARG_THREADS", "1").env("PP_ARG_NO_HISTORY", "1").env("PP_ARG_NO_SAVE", "1").current_dir(dir.path());
+    let mut chat = Term::new(command, 80, 24);
+    chat.prompt();
+    chat.line("hello");
+    chat.expect("wrote ");
+    chat.prompt();
     fs::OpenOptions::new().append(true).open(&model).unwrap().write_all(b"more").unwrap();
-    chat.send("again\r").unwrap();
-    chat.expect("changed while it was in use").unwrap();
-    chat.expect(Eof).unwrap();
+    chat.line("again");
+    chat.expect("changed while it was in use");
+    assert_eq!(chat.end(), 74, "D04");
     // R47: a download that is not whole.
     let bytes = fs::read(&model).unwrap();
     fs::write(&model, &bytes[..bytes.len() / 2]).unwrap();
@@ -411,10 +411,8 @@ fn histories_that_are_no_histories() {
     let chat = |state: &Path| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
         command.arg("-m").arg(&model).args(["--chat-template", "chatml", "-n", "2", "--simple-io"]);
-        command.env("PP_ARG_THREADS", "1").env("XDG_STATE_HOME", state).env("TERM", "dumb");
-        let mut chat = Session::spawn(command).unwrap();
-        chat.set_expect_timeout(Some(Duration::from_secs(60)));
-        chat
+        command.env("PP_ARG_THREADS", "1").env("PP_ARG_NO_SAVE", "1").env("XDG_STATE_HOME", state).env("TERM", "dumb");
+        Term::with(command, 80, 24)
     };
     let state = tempfile::tempdir().unwrap();
     let file = state.path().join("pp-run/history");
@@ -434,12 +432,13 @@ fn histories_that_are_no_histories() {
     for (id, make) in cases {
         make();
         let mut chat = chat(state.path());
-        chat.expect("keeps none").unwrap_or_else(|e| panic!("{id}: {e}"));
-        chat.expect("> ").unwrap();
-        chat.send("hi\r").unwrap();
-        chat.expect("generated ").unwrap_or_else(|e| panic!("{id}: {e}"));
-        chat.send("/exit\r").unwrap();
-        chat.expect(Eof).unwrap();
+        println!("{id}");
+        chat.expect("keeps none");
+        chat.prompt();
+        chat.line("hi");
+        chat.expect("wrote ");
+        chat.line("/exit");
+        assert_eq!(chat.end(), 0, "{id}");
     }
 }
 
@@ -449,43 +448,42 @@ fn terminals_are_left_as_they_were() {
     let (_dir, model) = folder();
     let mut command = Command::new("bash");
     command.args(["--norc", "--noprofile", "-i"]).env("PS1", "ready$ ").env("PP_ARG_THREADS", "1");
-    command.env("PP_RUN_NO_HISTORY", "1").env("TERM", "xterm").env_remove("PROMPT_COMMAND");
-    let mut shell = Session::spawn(command).unwrap();
-    shell.set_expect_timeout(Some(Duration::from_secs(60)));
+    command.env("PP_ARG_NO_HISTORY", "1").env("PP_ARG_NO_SAVE", "1").env_remove("PROMPT_COMMAND");
+    let mut shell = Term::new(command, 80, 24);
     let chat = format!("{} -m {} --chat-template chatml --ignore-eos", env!("CARGO_BIN_EXE_pp-run"), model.display());
-    shell.expect("ready$ ").unwrap();
-    shell.send("stty -g >before\r".replace("before", &format!("{}.before", model.display()))).unwrap();
-    shell.expect("ready$ ").unwrap();
+    shell.expect("ready$ ");
+    shell.send(&format!("stty -g >{}.before\r", model.display()));
+    shell.expect("ready$ ");
     for (columns, end) in [(80, "\u{4}"), (1, "/exit\r"), (20, "\u{3}\u{3}"), (200, "kill")] {
-        shell.send(format!("{chat} -n 30\r")).unwrap();
-        shell.expect("Ctrl-D leaves").unwrap();
-        shell.send("\u{1a}").unwrap();
-        shell.expect("Stopped").unwrap();
-        shell.expect("ready$ ").unwrap();
-        shell.send("fg\r").unwrap();
-        shell.expect("pp-run -m").unwrap();
+        shell.send(&format!("{chat} -n 30\r"));
+        shell.expect("Ctrl-D leaves");
+        shell.send("\u{1a}");
+        shell.expect("Stopped");
+        shell.expect("ready$ ");
+        shell.send("fg\r");
+        shell.expect("pp-run -m");
         std::thread::sleep(Duration::from_millis(200));
-        shell.get_process_mut().set_window_size(columns, 10).unwrap();
-        shell.send("hello\r").unwrap();
-        shell.expect("generated").unwrap();
-        shell.get_process_mut().set_window_size(80, 24).unwrap();
+        shell.resize(columns, 10);
+        shell.send("hello\r");
+        shell.expect("wrote");
+        shell.resize(80, 24);
         std::thread::sleep(Duration::from_millis(200));
         if end == "kill" {
-            shell.send("\u{1a}").unwrap();
-            shell.expect("Stopped").unwrap();
-            shell.expect("ready$ ").unwrap();
-            shell.send("kill %1; fg\r").unwrap();
+            shell.send("\u{1a}");
+            shell.expect("Stopped");
+            shell.expect("ready$ ");
+            shell.send("kill %1; fg\r");
         } else {
             for (i, key) in end.split_inclusive('\u{3}').enumerate() {
                 // Nobody presses two keys at once.
                 std::thread::sleep(Duration::from_millis(200 * i as u64));
-                shell.send(key).unwrap();
+                shell.send(key);
             }
         }
-        shell.expect("ready$ ").unwrap_or_else(|e| panic!("ended with {end:?}: {e}"));
-        shell.send(format!("stty -g | cmp - {}.before && echo sa''me\r", model.display())).unwrap();
-        shell.expect("same").unwrap_or_else(|e| panic!("{columns} columns: {e}"));
-        shell.expect("ready$ ").unwrap();
+        shell.expect("ready$ ");
+        shell.send(&format!("stty -g | cmp - {}.before && echo sa''me\r", model.display()));
+        shell.expect("same");
+        shell.expect("ready$ ");
     }
     // Without anybody to chat with.
     let output = finished(started(program().arg("-m").arg(&model)));

@@ -2,6 +2,9 @@
 #![allow(dead_code, reason = "each test uses a part")]
 
 pub mod forge;
+pub mod script;
+#[cfg(unix)]
+pub mod term;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
