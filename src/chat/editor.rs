@@ -5,8 +5,8 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
 use rustyline::config::Configurer;
@@ -17,7 +17,7 @@ use rustyline::history::DefaultHistory;
 use rustyline::validate::Validator;
 use rustyline::{
     Cmd, CompletionType, ConditionalEventHandler, Context, Event, EventContext, EventHandler, Helper, KeyCode,
-    KeyEvent, Modifiers, Movement, RepeatCount,
+    KeyEvent, Modifiers, RepeatCount,
 };
 
 use super::Style;
@@ -53,6 +53,10 @@ pub struct Editor {
     multiline: bool,
     /// Ctrl-G was pressed.
     elsewhere: Arc<AtomicBool>,
+    /// Ctrl-C was pressed.
+    interrupted: Arc<AtomicBool>,
+    /// Texts that Enter found to end with a `\`: that one is no part of the turn
+    continued: Arc<Mutex<Vec<String>>>,
 }
 
 impl Editor {
@@ -65,16 +69,20 @@ impl Editor {
         editor.set_auto_add_history(false);
         editor.set_completion_type(CompletionType::List);
         editor.set_helper(Some(Words { files: FilenameCompleter::new(), chats }));
+        let continued = Arc::new(Mutex::new(Vec::new()));
+        let enter = Box::new(Enter { multiline, continued: continued.clone() });
         let newline = || EventHandler::Simple(Cmd::Newline);
         editor.bind_sequence(KeyEvent::ctrl('J'), newline());
         editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::ALT), newline());
-        editor.bind_sequence(
-            KeyEvent(KeyCode::Enter, Modifiers::NONE),
-            EventHandler::Conditional(Box::new(Enter { multiline })),
-        );
-        let elsewhere = Arc::new(AtomicBool::new(false));
-        let ctrl_g = EventHandler::Conditional(Box::new(CtrlG(elsewhere.clone())));
-        editor.bind_sequence(KeyEvent::ctrl('G'), ctrl_g);
+        editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::NONE), EventHandler::Conditional(enter));
+        // rustyline would drop the keys that were pressed after a Ctrl-C: an interruption is no error to it here.
+        let mut ends_with = |key: char| {
+            let pressed = Arc::new(AtomicBool::new(false));
+            let handler = EventHandler::Conditional(Box::new(Ends(pressed.clone())));
+            editor.bind_sequence(KeyEvent::ctrl(key), handler);
+            pressed
+        };
+        let (elsewhere, interrupted) = (ends_with('G'), ends_with('C'));
         let mut history = if keep_history { history_file() } else { None };
         if let Some(path) = &history
             // No history yet is no fault.
@@ -86,13 +94,14 @@ impl Editor {
                 history = None;
             }
         }
-        Ok(Editor { editor, history, multiline, elsewhere })
+        Ok(Editor { editor, history, multiline, elsewhere, interrupted, continued })
     }
 
     /// One turn: a line; lines between `"""`; lines that end with `\` and the one after. `text` is there to begin with.
     pub fn read(&mut self, style: &Style, text: &str, log: &Log) -> Result<Input> {
         let mut text = text.to_owned();
         let mut more = false;
+        self.continued.lock().expect("no holder panics").clear();
         loop {
             let plain = if more { "" } else { "> " };
             let line = match self.editor.readline_with_initial(&(plain, style.prompt(plain)), (&text, "")) {
@@ -102,6 +111,9 @@ impl Editor {
                 Err(ReadlineError::Eof) => text.clone(),
                 Err(e) => return Err(Error::io(format!("reading the terminal failed: {e}"))),
             };
+            if self.interrupted.swap(false, Ordering::Relaxed) {
+                return Ok(Input::Interrupt);
+            }
             if self.elsewhere.swap(false, Ordering::Relaxed) {
                 text = self.edit(&line).unwrap_or_else(|e| {
                     log.error(&e.to_string());
@@ -119,10 +131,21 @@ impl Editor {
                 more = true;
                 continue;
             }
-            let text = content(&whole, self.multiline);
+            let whole = self.without_marks(whole);
             self.remember(&whole);
-            return Ok(Input::Text(text));
+            return Ok(Input::Text(content(&whole, self.multiline)));
         }
+    }
+
+    /// The text without each `\` at which Enter began a new line; those of pasted lines are the text's own.
+    fn without_marks(&self, mut text: String) -> String {
+        // The last first, so that what is before stays where it is.
+        for begun in self.continued.lock().expect("no holder panics").drain(..).rev() {
+            if text.starts_with(&begun) && text[begun.len()..].starts_with('\n') && !text.starts_with("\"\"\"") {
+                text.remove(begun.len() - 1);
+            }
+        }
+        text
     }
 
     /// The text as it comes back from the user's editor.
@@ -191,26 +214,25 @@ fn content(text: &str, multiline: bool) -> String {
 /// Enter: a new line where a text is not finished, else its end.
 struct Enter {
     multiline: bool,
+    continued: Arc<Mutex<Vec<String>>>,
 }
 
 impl ConditionalEventHandler for Enter {
     fn handle(&self, _: &Event, _: RepeatCount, _: bool, ctx: &EventContext) -> Option<Cmd> {
-        let (before, after) = ctx.line().split_at(ctx.pos());
         if !unfinished(ctx.line(), self.multiline) {
             return None;
         }
-        Some(match before.ends_with('\\') && after.is_empty() && !before.starts_with("\"\"\"") {
-            // The mark itself is no part of the text.
-            true => Cmd::Replace(Movement::BackwardChar(1), Some("\n".to_owned())),
-            false => Cmd::Newline,
-        })
+        if ctx.line().ends_with('\\') && ctx.pos() == ctx.line().len() {
+            self.continued.lock().expect("no holder panics").push(ctx.line().to_owned());
+        }
+        Some(Cmd::Newline)
     }
 }
 
-/// Ctrl-G: on with the text in the user's editor.
-struct CtrlG(Arc<AtomicBool>);
+/// A key that ends the line, and is known to have done so.
+struct Ends(Arc<AtomicBool>);
 
-impl ConditionalEventHandler for CtrlG {
+impl ConditionalEventHandler for Ends {
     fn handle(&self, _: &Event, _: RepeatCount, _: bool, _: &EventContext) -> Option<Cmd> {
         self.0.store(true, Ordering::Relaxed);
         Some(Cmd::AcceptLine)

@@ -1,5 +1,5 @@
 //! A model that says what a test wants it to say: each token is followed by one other, whatever came before, on any processor. Its n-th
-//! answer of a conversation is the n-th of its texts.
+//! answer of a conversation is the n-th of its texts, or the last.
 
 use std::path::Path;
 
@@ -60,6 +60,11 @@ impl Script {
                 last = token;
             }
             next.push((last, if self.endless { go + 1 } else { 2 }));
+        }
+        // After the last text it is said again.
+        let said = next[next.len() - self.answers.last().map_or(0, Vec::len) - 1].1;
+        for i in self.answers.len()..64 {
+            next.push((add(format!("<|go{}|>", i + 1), 3), said));
         }
         let n_vocab = tokens.len();
         let n_embd = n_vocab.next_multiple_of(64);

@@ -129,6 +129,8 @@ impl<'a> Chat<'a> {
             let given = next.is_some();
             let input = match next.take() {
                 Some(text) => Input::Text(text),
+                // Pressed when nobody was reading.
+                None if self.run.take_interrupt() => Input::Interrupt,
                 None => self.read(&std::mem::take(&mut initial))?,
             };
             let text = match input {

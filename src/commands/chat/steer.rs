@@ -187,11 +187,11 @@ impl Chat<'_> {
             ("quiet", "" | "on") => timings(self, false, false),
             ("quiet", _) | ("verbose", "off") => timings(self, true, false),
             ("verbose", _) => timings(self, true, true),
-            ("wordwrap", _) => self.change("wrap", "on")?,
-            ("nowordwrap", _) => self.change("wrap", "off")?,
+            ("wordwrap", _) => self.change("wrap", "on").map(drop)?,
+            ("nowordwrap", _) => self.change("wrap", "off").map(drop)?,
             ("system", text) => self.system(text)?,
             (name, value) => {
-                self.change(name, value)?;
+                let name = self.change(name, value)?;
                 self.run
                     .log
                     .note(&format!("{name} is {} from the next turn on", if value.is_empty() { "on" } else { value }));
@@ -200,8 +200,8 @@ impl Chat<'_> {
         Ok(())
     }
 
-    /// Changes a setting, or nothing.
-    fn change(&mut self, name: &str, value: &str) -> Result<()> {
+    /// Changes a setting, or nothing; returns its name.
+    fn change(&mut self, name: &str, value: &str) -> Result<&'static str> {
         let (options, name) = cli::set(&self.run.options, name, value)?;
         let RunOptions { show_timings, .. } = self.run.options;
         let before = std::mem::replace(&mut self.run.options, RunOptions { show_timings, ..options });
@@ -212,7 +212,7 @@ impl Chat<'_> {
             return Err(e);
         }
         self.keep.set(name, value, &self.run.log);
-        Ok(())
+        Ok(name)
     }
 
     fn pruned(&self) -> String {
