@@ -6,7 +6,7 @@
 //! main      parse, run, print the error, exit code
 //! cli       argv -> Options, resolved and checked
 //! commands  one file per command; the only code that writes to stdout
-//! chat      turns, template, line editor, terminal
+//! chat      turns, template, line editor, terminal, how answers look, chats on disk
 //! generate  tokens out: stop rules, UTF-8 stream
 //! session   one timeline: tokens, KV cache, last logits
 //! prompt_cache  a session's tokens and cells, in a file
@@ -18,7 +18,7 @@
 //! ggml      (vendor) the five beats of ggml, and the parts of libllama that are used
 //! ```
 //!
-//! `sampler`, `tokenizer`, `stats` and `error` are leaves.
+//! `sampler`, `tokenizer`, `stats`, `places` and `error` are leaves.
 pub mod blocks;
 pub mod calibration;
 pub mod chat;
@@ -28,6 +28,7 @@ pub mod error;
 pub mod generate;
 pub mod gguf;
 pub mod model;
+pub mod places;
 pub mod prompt_cache;
 pub mod prune;
 pub mod sampler;

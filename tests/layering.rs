@@ -17,7 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["sampler", "stats"],
     &["tokenizer"],
     &["gguf"],
-    &["error"],
+    &["error", "places"],
 ];
 
 /// Plain data that every layer may name.

@@ -23,6 +23,7 @@ use rustyline::{
 use super::Style;
 use super::slash::{Completes, SLASHES, parse_slash};
 use crate::error::{Error, Result};
+use crate::places;
 use crate::stats::Log;
 
 /// What the user did.
@@ -83,7 +84,7 @@ impl Editor {
             pressed
         };
         let (elsewhere, interrupted) = (ends_with('G'), ends_with('C'));
-        let mut history = if keep_history { history_file() } else { None };
+        let mut history = if keep_history { places::history(&places::env) } else { None };
         if let Some(path) = &history
             // No history yet is no fault.
             && let Ok(stat) = fs::metadata(path)
@@ -296,12 +297,6 @@ impl Completer for Words {
             Completes::Words(words) => Ok((start, pairs(words.iter().map(|w| (*w).to_owned()).collect()))),
         }
     }
-}
-
-/// `$XDG_STATE_HOME/pp-run/history`
-fn history_file() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    Some(set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")))?.join("pp-run/history"))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ mod terminal;
 
 pub use editor::{Editor, Input};
 pub use render::{Look, Render};
-pub use saved::{How, Listed, Past, Saved, chats_dir, delete, list, newest, read};
+pub use saved::{How, Listed, Past, Saved, delete, list, newest, read};
 pub use slash::{SLASHES, parse_slash};
 pub use template::{Message, Role, Template};
 pub use terminal::{Hush, Style, exit_cleanly_on_sigterm, width};

@@ -115,12 +115,6 @@ pub struct Saved {
     good: u64,
 }
 
-/// `$XDG_DATA_HOME/pp-run/chats`; `None` if there is no home.
-pub fn chats_dir() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    Some(set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")))?.join("pp-run/chats"))
-}
-
 /// The file of a chat by its name; [`Kind::Usage`] if that is no name.
 fn file_of(dir: &Path, name: &str) -> Result<PathBuf> {
     let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');

@@ -74,7 +74,7 @@ pub struct Hush(Option<rustix::termios::Termios>);
 #[cfg(unix)]
 impl Hush {
     /// From now on.
-    pub fn new() -> Hush {
+    pub fn begin() -> Hush {
         use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
         let saved = tcgetattr(std::io::stdin()).ok();
         if let Some(mut quiet) = saved.clone() {
@@ -102,7 +102,7 @@ pub struct Hush;
 #[cfg(not(unix))]
 impl Hush {
     /// Nothing to do.
-    pub fn new() -> Hush {
+    pub fn begin() -> Hush {
         Hush
     }
 }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgAction, Command};
 
 use crate::error::{Error, Result};
+use crate::places;
 
 /// Single-dash names of several letters, and the long names that they stand for.
 const SHORT: &[(&str, &str)] = &[
@@ -309,7 +310,7 @@ pub fn normalise(cli: &Command, args: Vec<OsString>, env: &dyn Fn(&str) -> Optio
         let named = out.iter().find_map(|a| a.to_str()?.strip_prefix("--config=").map(PathBuf::from));
         if let Some(path) = path.or(named) {
             config(&path, true, cli, &flags, &given, &mut out)?;
-        } else if let Some(path) = config_file(env) {
+        } else if let Some(path) = places::config(env) {
             config(&path, false, cli, &flags, &given, &mut out)?;
         }
     }
@@ -323,12 +324,6 @@ fn switch(value: &str, name: &str) -> Result<bool> {
         "0" | "false" | "off" | "no" => Ok(false),
         _ => Err(Error::usage(format!("{name}: '{value}' is not one of: true, false"))),
     }
-}
-
-/// `$XDG_CONFIG_HOME/pp-run/config.toml`
-pub fn config_file(env: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let set = |name: &str| env(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    Some(set("XDG_CONFIG_HOME").or_else(|| Some(set("HOME")?.join(".config")))?.join("pp-run/config.toml"))
 }
 
 /// Longest configuration.

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use ggml::Device;
 use kernels::{Feature, Isa};
 
-use super::{env, print, xdg};
+use super::print;
 use crate::cli::threads::Cpus;
 use crate::error::{Result, escape};
 use crate::model::memory;
+use crate::places;
 
 /// Prints the report.
 pub fn run() -> Result<()> {
@@ -32,8 +33,8 @@ pub fn run() -> Result<()> {
     }
     line("build", &(list("for any processor with", &features, |f| f.compiled) + native_or_not(&features)));
     line("", &gpu_features());
-    line("config", &place(xdg(&env, "XDG_CONFIG_HOME", ".config"), "config.toml"));
-    line("chats", &place(xdg(&env, "XDG_DATA_HOME", ".local/share"), "chats"));
+    line("config", &place(places::config(&places::env)));
+    line("chats", &place(places::chats(&places::env)));
 
     out.push_str("\nWhat would make it faster:\n");
     let seen = Seen { features: &features, cpus: &cpus, gpus: Device::gpus().len(), available: memory::available() };
@@ -117,8 +118,8 @@ fn gpu_features() -> String {
     }
 }
 
-fn place(directory: Option<PathBuf>, name: &str) -> String {
-    let Some(path) = directory.map(|d| d.join(name)) else { return "nowhere: HOME is not set".to_owned() };
+fn place(path: Option<PathBuf>) -> String {
+    let Some(path) = path else { return "nowhere: HOME is not set".to_owned() };
     let not_there = if path.exists() { "" } else { " (not there)" };
     format!("{}{not_there}", path.display())
 }

@@ -16,10 +16,9 @@ mod show;
 mod tokenize;
 mod trace;
 
-use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read, Write, stdin, stdout};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::chat::{Render, Style, width};
 use crate::cli::options::{Command, RunOptions};
@@ -41,20 +40,6 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Completions(shell) => completions::completions(*shell),
         Command::Man => completions::man(),
     }
-}
-
-/// Variables of the environment.
-type Env<'a> = &'a dyn Fn(&str) -> Option<OsString>;
-
-/// The process's, less those that are empty.
-fn env(name: &str) -> Option<OsString> {
-    std::env::var_os(name).filter(|v| !v.is_empty())
-}
-
-/// pp-run's part of a directory of the XDG Base Directory Specification: `variable`, or else `default` under the home directory.
-fn xdg(env: Env, variable: &str, default: &str) -> Option<PathBuf> {
-    let base = env(variable).map(PathBuf::from).or_else(|| Some(PathBuf::from(env("HOME")?).join(default)))?;
-    Some(base.join("pp-run"))
 }
 
 /// Writes to stdout and flushes. A reader that has closed the pipe has what it wanted: that ends the process with success.

@@ -9,11 +9,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Env, env, print, xdg};
+use super::print;
 use crate::cli::options::RopeOptions;
 use crate::error::{Error, Result, escape, shown};
 use crate::gguf::Gguf;
 use crate::model::{Hparams, description, memory};
+use crate::places::{self, Env, env};
 
 /// Levels of directories below a place, and entries of all of them, that are looked at.
 const MAX_DEPTH: usize = 5;
@@ -142,7 +143,7 @@ fn places(env: Env) -> Vec<PathBuf> {
     let mut places: Vec<PathBuf> = ["./models", "."].map(PathBuf::from).into();
     let home = env("HOME").map(PathBuf::from);
     places.extend(home.iter().map(|h| h.join("models")));
-    places.extend(xdg(env, "XDG_DATA_HOME", ".local/share").map(|d| d.join("models")));
+    places.extend(places::models(env));
     let of_others = [
         ".cache/llama.cpp",
         ".cache/huggingface/hub",

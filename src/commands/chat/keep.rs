@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::Run;
-use crate::chat::{How, Listed, Past, Saved, Turn, chats_dir, list, newest};
+use crate::chat::{How, Listed, Past, Saved, Turn, list, newest};
 use crate::cli::options::Resume;
 use crate::error::{Error, Result, escape};
+use crate::places;
 use crate::stats::Log;
 
 /// A saved chat that was opened.
@@ -18,7 +19,8 @@ pub struct Opened {
 
 /// Where chats are. [`crate::error::Kind::Input`] if there can be none.
 pub fn directory() -> Result<PathBuf> {
-    chats_dir().ok_or_else(|| Error::input("chats have no place: neither HOME nor XDG_DATA_HOME is set"))
+    places::chats(&places::env)
+        .ok_or_else(|| Error::input("chats have no place: neither HOME nor XDG_DATA_HOME is set"))
 }
 
 /// Opens a saved chat.
@@ -66,7 +68,7 @@ pub struct Keep {
 
 impl Keep {
     pub fn new(run: &Run) -> Keep {
-        let dir = if run.options.no_save { None } else { chats_dir() };
+        let dir = if run.options.no_save { None } else { places::chats(&places::env) };
         Keep {
             dir,
             model: run.options.model.path.clone(),

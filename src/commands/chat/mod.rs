@@ -294,7 +294,7 @@ impl<'a> Chat<'a> {
         self.run.take_interrupt();
         self.keep_turns(None);
         let result = {
-            let _hush = Hush::new();
+            let _hush = Hush::begin();
             self.generate(tokens)
         };
         let terminated = self.run.signals.terminate.load(Ordering::Relaxed);
