@@ -71,7 +71,7 @@ impl Log {
             return;
         }
         let terminal = stderr().is_terminal();
-        let wrapped = if terminal && !self.simple { fill(&line, "  ") } else { line };
+        let wrapped = if terminal && !self.simple { fill(&line, columns(stderr()), "  ") } else { line };
         let (on, off) = if terminal && dim { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
         let _ = stderr().write_all(format!("{on}{wrapped}{off}\n").as_bytes());
     }
@@ -94,14 +94,25 @@ impl Log {
     }
 }
 
-/// A line broken between words where the terminal ends, `indent` before what goes on.
-pub fn fill(line: &str, indent: &str) -> String {
-    let width = crossterm::terminal::size().map_or(0, |(columns, _)| usize::from(columns));
-    // Some terminals do not say how wide they are.
-    if width < 20 {
-        line.to_owned()
-    } else {
-        textwrap::fill(line, textwrap::Options::new(width).subsequent_indent(indent))
+/// Columns of the terminal that a stream goes to, of now; `None` if it is none, or does not say.
+#[cfg(unix)]
+pub fn columns(stream: impl std::os::fd::AsFd) -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(stream).ok()?;
+    Some(usize::from(size.ws_col)).filter(|&n| n > 0)
+}
+
+/// Columns of the console, of now.
+#[cfg(not(unix))]
+pub fn columns<T>(_: T) -> Option<usize> {
+    crossterm::terminal::size().ok().map(|(columns, _)| usize::from(columns)).filter(|&n| n > 0)
+}
+
+/// A line broken between words at this width, `indent` before what goes on.
+pub fn fill(line: &str, width: Option<usize>, indent: &str) -> String {
+    // In fewer columns there is no room for words.
+    match width.filter(|&n| n >= 20) {
+        Some(width) => textwrap::fill(line, textwrap::Options::new(width).subsequent_indent(indent)),
+        None => line.to_owned(),
     }
 }
 

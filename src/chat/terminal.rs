@@ -7,6 +7,7 @@ use crossterm::style::{Attribute, Color, ContentStyle, Stylize};
 use super::Look;
 use crate::cli::options::{RunOptions, Tristate};
 use crate::error::{Error, Result};
+use crate::stats::columns;
 
 /// How things look on stdout.
 #[derive(Debug, Clone, Copy)]
@@ -61,9 +62,9 @@ impl Style {
     }
 }
 
-/// Columns of the terminal, of now.
+/// Columns of the terminal that answers go to, of now.
 pub fn width() -> Option<usize> {
-    crossterm::terminal::size().ok().map(|(columns, _)| usize::from(columns)).filter(|&n| n > 0)
+    columns(stdout())
 }
 
 /// Keys that are pressed during an answer do not appear in the midst of it; they wait for the next prompt. As it was when this is dropped.

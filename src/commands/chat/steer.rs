@@ -126,7 +126,7 @@ impl Chat<'_> {
     fn help(&self) -> Result<()> {
         let mut out = String::new();
         let mut add = |what: &str, help: &str| {
-            out.push_str(&fill(&format!("{what:<16} {help}"), &" ".repeat(17)));
+            out.push_str(&fill(&format!("{what:<16} {help}"), width(), &" ".repeat(17)));
             out.push('\n');
         };
         for s in SLASHES {
