@@ -31,6 +31,8 @@ use crate::stats::Log;
 pub enum Input {
     /// Entered a text, perhaps of several lines.
     Text(String),
+    /// Entered a text between `"""`: no command, whatever it begins with.
+    Quoted(String),
     /// Ctrl-C
     Interrupt,
     /// Ctrl-D
@@ -58,12 +60,20 @@ pub struct Editor {
     interrupted: Arc<AtomicBool>,
     /// Texts that Enter found to end with a `\`: that one is no part of the turn
     continued: Arc<Mutex<Vec<String>>>,
+    /// Another program has the terminal.
+    away: Arc<AtomicBool>,
 }
 
 impl Editor {
     /// An editor with the history of earlier chats, if it can be read: `log` hears if not. With `multiline` a text ends with a line that
-    /// holds only `/`. Without `keep_history` nothing that is typed is kept.
-    pub fn new(multiline: bool, keep_history: bool, chats: Option<PathBuf>, log: &Log) -> Result<Editor> {
+    /// holds only `/`. Without `keep_history` nothing that is typed is kept. `away` says when another program has the terminal.
+    pub fn new(
+        multiline: bool,
+        keep_history: bool,
+        chats: Option<PathBuf>,
+        away: Arc<AtomicBool>,
+        log: &Log,
+    ) -> Result<Editor> {
         let failed = |e: ReadlineError| Error::failed(format!("the terminal cannot be used for line editing: {e}"));
         let mut editor = rustyline::Editor::<Words, DefaultHistory>::new().map_err(failed)?;
         editor.set_max_history_size(MAX_HISTORY).map_err(failed)?;
@@ -95,7 +105,7 @@ impl Editor {
                 history = None;
             }
         }
-        Ok(Editor { editor, history, multiline, elsewhere, interrupted, continued })
+        Ok(Editor { editor, history, multiline, elsewhere, interrupted, continued, away })
     }
 
     /// One turn: a line; lines between `"""`; lines that end with `\` and the one after. `text` is there to begin with.
@@ -108,8 +118,8 @@ impl Editor {
             let line = match self.editor.readline_with_initial(&(plain, style.prompt(plain)), (&text, "")) {
                 Ok(line) => line,
                 Err(ReadlineError::Interrupted) => return Ok(Input::Interrupt),
-                Err(ReadlineError::Eof) if text.is_empty() => return Ok(Input::End),
-                Err(ReadlineError::Eof) => text.clone(),
+                Err(ReadlineError::Eof) if more => return Ok(Input::Text(text)),
+                Err(ReadlineError::Eof) => return Ok(Input::End),
                 Err(e) => return Err(Error::io(format!("reading the terminal failed: {e}"))),
             };
             if self.interrupted.swap(false, Ordering::Relaxed) {
@@ -134,7 +144,10 @@ impl Editor {
             }
             let whole = self.without_marks(whole);
             self.remember(&whole);
-            return Ok(Input::Text(content(&whole, self.multiline)));
+            return Ok(match quoted(&whole) {
+                Some(inner) => Input::Quoted(inner.to_owned()),
+                None => Input::Text(content(&whole, self.multiline).to_owned()),
+            });
         }
     }
 
@@ -158,7 +171,10 @@ impl Editor {
         let mut file = tempfile::Builder::new().prefix("pp-run-").suffix(".md").tempfile().map_err(io)?;
         file.write_all(text.as_bytes()).and_then(|()| file.flush()).map_err(io)?;
         // The variable may have arguments for the editor, as a shell reads them.
+        // Ctrl-C is the editor's meanwhile.
+        self.away.store(true, Ordering::Relaxed);
         let status = Command::new("sh").args(["-c", &format!("{program} \"$1\""), "sh"]).arg(file.path()).status();
+        self.away.store(false, Ordering::Relaxed);
         match status {
             Ok(status) if status.success() => {}
             Ok(status) => return Err(failed(format!("failed ({status}): the text is as it was"))),
@@ -199,17 +215,16 @@ fn unfinished(text: &str, multiline: bool) -> bool {
     }
 }
 
-/// What was entered, without the marks around it.
-fn content(text: &str, multiline: bool) -> String {
-    if let Some((inner, _)) = text.strip_prefix("\"\"\"").and_then(|rest| rest.split_once("\"\"\"")) {
-        return inner.strip_prefix('\n').unwrap_or(inner).to_owned();
-    }
+/// What is between `"""`, if nothing is outside.
+fn quoted(text: &str) -> Option<&str> {
+    let (inner, after) = text.strip_prefix("\"\"\"")?.split_once("\"\"\"")?;
+    after.trim().is_empty().then_some(inner.strip_prefix('\n').unwrap_or(inner))
+}
+
+/// What was entered, without the marks of its end.
+fn content(text: &str, multiline: bool) -> &str {
     let text = text.strip_suffix('\n').unwrap_or(text);
-    let text = match text.trim_end().strip_suffix("\n/").filter(|_| multiline) {
-        Some(lines) => lines,
-        None => text,
-    };
-    text.to_owned()
+    text.trim_end().strip_suffix("\n/").filter(|_| multiline).unwrap_or(text)
 }
 
 /// Enter: a new line where a text is not finished, else its end.
@@ -281,7 +296,7 @@ impl Completer for Words {
             return Ok((pos, Vec::new()));
         }
         let typed = &line[..pos];
-        let start = typed.rfind(char::is_whitespace).map_or(0, |i| i + 1);
+        let start = typed.char_indices().rfind(|(_, c)| c.is_whitespace()).map_or(0, |(i, c)| i + c.len_utf8());
         let pairs = |names: Vec<String>| {
             let fitting = names.into_iter().filter(|n| n.starts_with(&typed[start..]));
             fitting.map(|n| Pair { display: n.clone(), replacement: n + " " }).collect()
@@ -314,13 +329,14 @@ mod tests {
             ("\"\"\"one\ntwo\"\"\"", false, Some("one\ntwo")),
             ("\"\"\"\none\n\"\"\"", false, Some("one\n")),
             ("say \"\"\"", false, Some("say \"\"\"")),
+            ("\"\"\"A module.\"\"\"\nimport os", false, Some("\"\"\"A module.\"\"\"\nimport os")),
             ("pasted\ntext\n", false, Some("pasted\ntext")),
             ("one", true, None),
             ("one\ntwo\n/", true, Some("one\ntwo")),
             ("/help", true, Some("/help")),
         ] {
-            let got = (!unfinished(text, multiline)).then(|| content(text, multiline));
-            assert_eq!(got.as_deref(), want, "{text:?} {multiline}");
+            let whole = || quoted(text).unwrap_or_else(|| content(text, multiline));
+            assert_eq!((!unfinished(text, multiline)).then(whole), want, "{text:?} {multiline}");
         }
     }
 
@@ -339,6 +355,7 @@ mod tests {
         assert_eq!(complete("/s").len(), 5);
         assert_eq!(complete("/set prune-t"), ["/set prune-tokens "]);
         assert_eq!(complete("/load s"), ["/load sea "]);
+        assert_eq!(complete("/set\u{a0}prune-t"), ["/set\u{a0}prune-tokens "]);
         let file = format!("/read {}/no", dir.path().display());
         assert_eq!(complete(&file), [format!("/read {}/notes.txt", dir.path().display())]);
         assert!(complete("he").is_empty() && complete("//he").is_empty() && complete("/nonsense x").is_empty());

@@ -14,11 +14,13 @@ pub use slash::{SLASHES, parse_slash};
 pub use template::{Message, Role, Template};
 pub use terminal::{Hush, Style, exit_cleanly_on_sigterm, width};
 
+use std::cell::OnceCell;
+
 use crate::error::{Error, Result};
 use crate::tokenizer::{Token, Tokenizer};
 
 /// A turn, and what it added to the timeline of tokens.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Turn {
     /// Who says what
     pub message: Message,
@@ -26,23 +28,36 @@ pub struct Turn {
     pub from: usize,
     /// What comes then: of a user's turn, all up to where the answer begins; of an answer, what was drawn, less the token that ended it
     pub tokens: Vec<Token>,
-    /// Of a user's turn, the text that the timeline stands for, with marks for turns that name special tokens; empty if there is no
-    /// timeline for it
+    /// Of a user's turn, the text that the timeline stands for, with marks for turns that name special tokens; empty if it was not
+    /// needed yet
     text: String,
     /// Of an answer: its tokens are what its text says
     exact: bool,
+    /// Whether its text would be read as control tokens; not known before it is needed
+    special: OnceCell<bool>,
+}
+
+/// What follows from a turn is no part of it.
+impl PartialEq for Turn {
+    fn eq(&self, other: &Turn) -> bool {
+        let all = |t: &Turn| (t.message.clone(), t.from, t.exact);
+        all(self) == all(other) && self.tokens == other.tokens
+    }
 }
 
 impl Turn {
     /// A turn without tokens: they are made when they are needed.
     pub fn new(role: Role, content: &str) -> Turn {
         let message = Message { role, content: content.to_owned() };
-        Turn { message, from: 0, tokens: Vec::new(), text: String::new(), exact: false }
+        Turn { message, from: 0, tokens: Vec::new(), text: String::new(), exact: false, special: OnceCell::new() }
     }
 }
 
 /// What the model is told of an answer that the user cut short.
 const CUT: &str = "\n[The user stopped this answer here.]";
+
+/// Stands in the system prompt before a summary of what is forgotten.
+const SUMMARY: &str = "What was said before, in short:\n";
 
 /// Turns, and the tokens of the timeline that they became.
 ///
@@ -77,14 +92,22 @@ impl<'a> Conversation<'a> {
         self.turns.iter().map(|t| t.message.clone()).collect()
     }
 
-    /// The system prompt.
+    /// The system prompt, without a summary.
     pub fn system(&self) -> Option<&str> {
-        self.turns.first().filter(|t| t.message.role == Role::System).map(|t| t.message.content.as_str())
+        let text = self.turns.first().filter(|t| t.message.role == Role::System)?.message.content.as_str();
+        let system = text.find(SUMMARY).map_or(text, |at| text[..at].trim_end());
+        Some(system).filter(|s| !s.is_empty())
+    }
+
+    /// The summary of what was forgotten.
+    pub fn summary(&self) -> Option<&str> {
+        let text = self.turns.first().filter(|t| t.message.role == Role::System)?.message.content.as_str();
+        text.find(SUMMARY).map(|at| &text[at + SUMMARY.len()..])
     }
 
     /// Where the exchanges begin: after the system prompt.
     fn first(&self) -> usize {
-        usize::from(self.system().is_some())
+        usize::from(self.turns.first().is_some_and(|t| t.message.role == Role::System))
     }
 
     /// Number of the user's turns.
@@ -117,7 +140,7 @@ impl<'a> Conversation<'a> {
             return Ok(None);
         }
         match self.turns.last() {
-            Some(turn) if turn.text.is_empty() => self.prompt().map(Some),
+            Some(turn) if turn.tokens.is_empty() => self.prompt().map(Some),
             _ => Ok(Some(self.timeline())),
         }
     }
@@ -130,7 +153,7 @@ impl<'a> Conversation<'a> {
 
     /// Whether the prompt that [`Conversation::ask`] made last ends inside of reasoning.
     pub fn opens_reasoning(&self) -> bool {
-        self.turns.last().is_some_and(|t| t.text.trim_end().ends_with("<think>"))
+        !self.turns.is_empty() && self.text(self.turns.len() - 1).trim_end().ends_with("<think>")
     }
 
     /// Adds the model's turn: its text as shown, and the tokens that were drawn. Tokens that are not in the text, because
@@ -162,12 +185,31 @@ impl<'a> Conversation<'a> {
     /// Forgets everything but the system prompt.
     pub fn clear(&mut self) {
         self.turns.truncate(self.first());
+        if self.summary().is_some() {
+            self.begin_with(&self.system().unwrap_or_default().to_owned(), None);
+        }
     }
 
-    /// Replaces the system prompt; an empty one is none.
+    /// Replaces the system prompt; an empty one is none. A summary stays.
     pub fn set_system(&mut self, text: &str) {
+        self.begin_with(text, self.summary().map(str::to_owned).as_deref());
+    }
+
+    /// Puts a summary in the place of the first `n` exchanges.
+    pub fn summarise(&mut self, n: usize, summary: &str) {
+        self.forget(0, n);
+        self.begin_with(&self.system().unwrap_or_default().to_owned(), Some(summary));
+    }
+
+    fn begin_with(&mut self, system: &str, summary: Option<&str>) {
         let rest = self.turns.split_off(self.first());
-        self.turns = Some(text).filter(|t| !t.is_empty()).map(|t| Turn::new(Role::System, t)).into_iter().collect();
+        let summary = summary.map(|s| format!("{SUMMARY}{s}"));
+        let parts: Vec<&str> =
+            [Some(system), summary.as_deref()].into_iter().flatten().filter(|p| !p.is_empty()).collect();
+        self.turns.clear();
+        if !parts.is_empty() {
+            self.turns.push(Turn::new(Role::System, &parts.join("\n\n")));
+        }
         self.turns.extend(rest);
         self.forget_tokens();
     }
@@ -188,13 +230,7 @@ impl<'a> Conversation<'a> {
         let same_model = same_model && turns.iter().all(|t| t.tokens.iter().all(known));
         self.turns = turns;
         if !same_model {
-            return self.forget_tokens();
-        }
-        for i in 0..self.turns.len() {
-            if self.turns[i].message.role == Role::User && !self.turns[i].tokens.is_empty() {
-                let messages: Vec<Message> = self.turns[..=i].iter().map(|t| t.message.clone()).collect();
-                self.turns[i].text = self.render(&messages, &self.hidden(i + 1)).unwrap_or_default();
-            }
+            self.forget_tokens();
         }
     }
 
@@ -212,9 +248,10 @@ impl<'a> Conversation<'a> {
         let text = self.render(&self.messages(), &hidden)?;
         let last = self.turns.len() - 1;
         let known = match &self.turns[..last] {
-            [.., asked, answered] if answered.exact && !asked.text.is_empty() => {
+            [.., asked, answered] if answered.exact && !asked.tokens.is_empty() => {
                 let answer = if hidden.contains(&(n - 2)) { mark(n - 2) } else { answered.message.content.clone() };
-                text.strip_prefix(&asked.text).and_then(|t| t.strip_prefix(&answer))
+                let asked = self.text(n - 3);
+                text.strip_prefix(&asked).and_then(|t| t.strip_prefix(&answer))
             }
             _ => None,
         };
@@ -236,9 +273,20 @@ impl<'a> Conversation<'a> {
         Ok([&before[..from], &turn.tokens].concat())
     }
 
+    /// The text that the timeline stands for up to the end of turn `i`, the user's.
+    fn text(&self, i: usize) -> String {
+        if !self.turns[i].text.is_empty() {
+            return self.turns[i].text.clone();
+        }
+        // A text that cannot be made is none that anything begins with.
+        let messages: Vec<Message> = self.turns[..=i].iter().map(|t| t.message.clone()).collect();
+        self.render(&messages, &self.hidden(i + 1)).unwrap_or_else(|_| MARK[1].into())
+    }
+
     /// Of the first `n` turns those that name special tokens, if the user may not.
     fn hidden(&self, n: usize) -> Vec<usize> {
-        (0..n).filter(|&i| !self.parse_special && self.names_special(i)).collect()
+        let special = |i: &usize| *self.turns[*i].special.get_or_init(|| self.names_special(*i));
+        (0..n).filter(|i| !self.parse_special && special(i)).collect()
     }
 
     /// Tokens of a turn's own text.

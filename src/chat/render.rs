@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use crossterm::style::{Attribute, Color, ContentStyle, Stylize};
 use syntect::parsing::{ParseState, Scope, ScopeStack, SyntaxSet};
 use unicode_linebreak::linebreaks;
-use unicode_width::UnicodeWidthStr;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::error::escape;
 
@@ -84,6 +84,7 @@ impl Render {
     pub fn finish(&mut self) -> String {
         self.parse(true);
         self.wrap.settle(true);
+        self.fence = None;
         std::mem::take(&mut self.wrap.out)
     }
 
@@ -265,7 +266,12 @@ fn spans(wrap: &mut Wrap, style: ContentStyle, line: &str, whole: bool) -> usize
         let marks = &rest[..run];
         let closed = match c {
             _ if open => None,
-            '`' => inner.match_indices(marks).map(|m| m.0).find(|&i| !inner[i + run..].starts_with('`')),
+            // Where the text ends so far, more of the mark may come.
+            '`' => inner
+                .match_indices(marks)
+                .map(|m| m.0)
+                .find(|&i| !inner[i + run..].starts_with('`') && !inner[..i].ends_with('`'))
+                .filter(|&i| whole || i + run < inner.len()),
             // What is set in bold begins and ends with no space.
             _ if run == 2 && !inner.starts_with(' ') => {
                 inner.match_indices(marks).map(|m| m.0).find(|&i| i > 0 && !inner[..i].ends_with(' '))
@@ -310,10 +316,12 @@ impl Fence {
     }
 
     fn push(&mut self, wrap: &mut Wrap, text: &str) {
-        self.line.push_str(text);
+        // How far a tab goes is the terminal's business, and it would have to be known.
+        let text = text.replace('\t', "    ");
+        self.line.push_str(&text);
         // Elsewhere than on a terminal nothing can be written over: the line comes when it is whole.
         if self.parser.is_none() || wrap.width.is_some() {
-            wrap.write(ContentStyle::new(), text);
+            wrap.write(ContentStyle::new(), &text);
         }
     }
 
@@ -324,8 +332,8 @@ impl Fence {
             let runs = (line.len() <= MAX_CODE).then(|| colours(state, stack, &line)).flatten();
             let runs = runs.unwrap_or_else(|| vec![(ContentStyle::new(), line.clone())]);
             if let Some(width) = wrap.width {
-                // Over what is there. A cursor that waits behind the last column is still in that row.
-                let rows = line.width().saturating_sub(1) / width.max(1);
+                // Over what is there.
+                let rows = rows_below(&line, width);
                 wrap.out.push('\r');
                 if rows > 0 {
                     wrap.out.push_str(&format!("\x1b[{rows}A"));
@@ -338,6 +346,19 @@ impl Fence {
         wrap.out.push_str(end);
         wrap.column = 0;
     }
+}
+
+/// Rows that a text takes below its first on a terminal. A cursor behind the last column is still in that row.
+fn rows_below(text: &str, width: usize) -> usize {
+    let (mut rows, mut column) = (0, 0);
+    for n in text.chars().map(|c| c.width().unwrap_or(0)) {
+        // A wide character does not begin in the last column.
+        if column + n > width && column > 0 {
+            (rows, column) = (rows + 1, 0);
+        }
+        column += n;
+    }
+    rows
 }
 
 fn grammars() -> &'static SyntaxSet {
@@ -571,6 +592,7 @@ mod tests {
         check("# Head\ntext", MARKED, &format!("{}\ntext", bold("Head")));
         check("- one\n* two\n  + three\n1. four", MARKED, "\u{2022} one\n\u{2022} two\n  \u{2022} three\n1. four");
         check("see `x * y` there", MARKED, "see \x1b[38;5;14mx * y there");
+        check("`x``y` z", MARKED, "\x1b[38;5;14mx``y z");
         check("<think>\nhm **x**\n</think>\n\nYes", MARKED, "\x1b[2m<think>\nhm **x**\n</think>\n\nYes");
     }
 
@@ -612,6 +634,15 @@ mod tests {
         parser.process(terminal.replace('\n', "\r\n").as_bytes());
         let screen = parser.screen().contents();
         assert_eq!(screen, "```rust\nfn main() { // **no** bold\n    let x = \"s\";\n}\n```\nafter b");
+    }
+
+    #[test]
+    fn rows_are_counted_as_terminals_do() {
+        for (text, width, rows) in
+            [("", 5, 0), ("abcde", 5, 0), ("abcdef", 5, 1), ("\u{4f60}\u{597d}\u{4e16}", 5, 1), ("ab", 1, 1)]
+        {
+            assert_eq!(rows_below(text, width), rows, "{text}");
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::tokenizer::Token;
 const VERSION: u32 = 1;
 
 /// Longest chat.
-const MAX_BYTES: u64 = 64 << 20;
+const MAX_BYTES: u64 = 256 << 20;
 
 /// A line of a chat.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,8 +85,10 @@ pub struct Past {
     pub created: String,
     /// The last answer was never finished.
     pub unfinished: bool,
-    /// The last question had no answer at all: it is not among the turns.
-    unanswered: bool,
+    /// The last question, if it had no answer at all: it is not among the turns.
+    pub unanswered: Option<String>,
+    /// Somebody changed it by hand: its tokens are not those of its texts.
+    pub by_hand: bool,
     /// Bytes up to the end of the last whole line
     good: u64,
     /// Bytes after that
@@ -132,36 +134,43 @@ pub fn read(dir: &Path, name: &str) -> Result<Past> {
     read_file(&path, &mut open(&path, false)?)
 }
 
-/// All chats, the last one written to first.
-pub fn list(dir: &Path) -> Result<Vec<Listed>> {
+/// Names of all chats and when they were last written to, the last one first.
+fn names(dir: &Path) -> Result<Vec<(String, SystemTime)>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(Error::input(format!("cannot be read: {e}")).in_file(dir)),
     };
-    let mut chats = Vec::new();
-    for entry in entries.flatten() {
-        let path = entry.path();
-        let Some(name) = path.file_name().and_then(|n| n.to_str()?.strip_suffix(".jsonl")).map(str::to_owned) else {
-            continue;
-        };
-        let modified = entry.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-        let past = read(dir, &name);
-        chats.push(Listed { name, modified, past });
-    }
-    chats.sort_by(|a, b| b.modified.cmp(&a.modified).then_with(|| b.name.cmp(&a.name)));
-    Ok(chats)
+    let mut names: Vec<(String, SystemTime)> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().to_str()?.strip_suffix(".jsonl")?.to_owned();
+            Some((name, entry.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH)))
+        })
+        .collect();
+    names.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| b.0.cmp(&a.0)));
+    Ok(names)
+}
+
+/// All chats, the last one written to first.
+pub fn list(dir: &Path) -> Result<Vec<Listed>> {
+    let chats = names(dir)?.into_iter();
+    Ok(chats.map(|(name, modified)| Listed { past: read(dir, &name), name, modified }).collect())
 }
 
 /// Name of the chat that was written to last.
 pub fn newest(dir: &Path) -> Result<String> {
     let none = || Error::input(format!("no chat is saved in {}", dir.display()));
-    list(dir)?.into_iter().next().map(|c| c.name).ok_or_else(none)
+    names(dir)?.into_iter().next().map(|c| c.0).ok_or_else(none)
 }
 
-/// Deletes a chat.
+/// Deletes a chat, unless another process writes to it.
 pub fn delete(dir: &Path, name: &str) -> Result<()> {
     let path = file_of(dir, name)?;
+    let lock = File::open(&path).ok();
+    if lock.as_ref().is_some_and(|f| matches!(f.try_lock(), Err(fs::TryLockError::WouldBlock))) {
+        return Err(Error::failed("is open in another pp-run: not deleted").in_file(&path));
+    }
     fs::remove_file(&path).map_err(|e| match e.kind() {
         ErrorKind::NotFound => missing(&path),
         _ => Error::io(format!("cannot be deleted: {e}")).in_file(&path),
@@ -211,7 +220,8 @@ impl Past {
         let mut parts = String::new();
         for (i, line) in bytes[..good].split_inclusive(|&b| b == b'\n').enumerate() {
             let bad = |what: &str| Error::malformed(format!("line {}: {what}", i + 1));
-            let line = unseal(&line[..line.len() - 1]).ok_or_else(|| bad("was changed after it was written"))?;
+            let (line, sealed) =
+                unseal(&line[..line.len() - 1]).ok_or_else(|| bad("was changed after it was written"))?;
             let line: Line = serde_json::from_slice(&line).map_err(|e| bad(&format!("is no line of a chat: {e}")))?;
             let Some(past) = &mut past else {
                 let Line::Chat { version, created, model, fingerprint } = line else {
@@ -223,10 +233,22 @@ impl Past {
                 }
                 let (turns, settings) = Default::default();
                 let (good, torn) = (good as u64, (bytes.len() - good) as u64);
-                let (unfinished, unanswered) = (false, false);
-                past = Some(Past { turns, settings, model, fingerprint, created, unfinished, unanswered, good, torn });
+                let (unfinished, unanswered, by_hand) = (false, None, !sealed);
+                past = Some(Past {
+                    turns,
+                    settings,
+                    model,
+                    fingerprint,
+                    created,
+                    unfinished,
+                    unanswered,
+                    by_hand,
+                    good,
+                    torn,
+                });
                 continue;
             };
+            past.by_hand |= !sealed;
             match line {
                 Line::Chat { .. } => return Err(bad("begins another chat")),
                 Line::Part { content } => parts.push_str(&content),
@@ -249,7 +271,8 @@ impl Past {
                     parts.clear();
                 }
                 Line::Set { name, value } => {
-                    past.settings.retain(|s| s.0 != name);
+                    // Of these there are several, until they are emptied.
+                    past.settings.retain(|s| s.0 != name || (name == "stop" && !value.is_empty()));
                     past.settings.push((name, value));
                 }
             }
@@ -259,8 +282,7 @@ impl Past {
             match parts.is_empty() {
                 // It is asked again, if at all.
                 true => {
-                    past.turns.pop();
-                    past.unanswered = true;
+                    past.unanswered = past.turns.pop().map(|t| t.message.content);
                 }
                 false => {
                     past.turns.push(Turn::new(Role::Assistant, &(parts + super::CUT)));
@@ -285,15 +307,15 @@ fn seal(line: &Line) -> String {
     format!("{open},\"xxh3\":\"{:016x}\"}}\n", xxhash_rust::xxh3::xxh3_64(open.as_bytes()))
 }
 
-/// The line without its hash; `None` if that is not its hash.
-fn unseal(line: &[u8]) -> Option<Vec<u8>> {
+/// The line without its hash, and whether it had one; `None` if that is not its hash.
+fn unseal(line: &[u8]) -> Option<(Vec<u8>, bool)> {
     const MARK: &[u8] = b",\"xxh3\":\"";
     let Some(at) = line.len().checked_sub(MARK.len() + 18).filter(|&at| line[at..].starts_with(MARK)) else {
-        return Some(line.to_vec());
+        return Some((line.to_vec(), false));
     };
     let hash = str::from_utf8(&line[at + MARK.len()..line.len() - 2]).ok()?;
     let whole = line.ends_with(b"\"}") && format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&line[..at])) == hash;
-    whole.then(|| [&line[..at], b"}"].concat())
+    whole.then(|| ([&line[..at], b"}"].concat(), true))
 }
 
 impl Saved {
@@ -348,7 +370,7 @@ impl Saved {
         if past.torn > 0 {
             saved.cut()?;
         }
-        if past.unanswered {
+        if past.unanswered.is_some() {
             saved.append(&[Line::Keep { turns: past.turns.len() }])?;
         }
         if past.unfinished {
@@ -416,6 +438,12 @@ impl Saved {
     /// Appends whole lines, or nothing.
     fn append(&mut self, lines: &[Line]) -> Result<()> {
         let text: String = lines.iter().map(seal).collect();
+        if self.good + text.len() as u64 > MAX_BYTES {
+            let what = format!(
+                "a chat of more than {MAX_BYTES} bytes could not be read again: /clear does not make it shorter, a new chat does"
+            );
+            return Err(Error::io(what).in_file(&self.path));
+        }
         // What a failed write left behind must not stay in between.
         self.cut()?;
         self.file

@@ -22,13 +22,14 @@ impl Style {
     /// `CLICOLOR_FORCE`, `TERM=dumb`).
     pub fn new(options: &RunOptions) -> Style {
         let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
+        let forced = std::env::var_os("CLICOLOR_FORCE").is_some_and(|v| !v.is_empty() && v != "0");
         let screen =
             stdout().is_terminal() && !options.simple_io && std::env::var_os("TERM").is_none_or(|t| t != "dumb");
         let color = match options.color {
             Tristate::On => true,
             Tristate::Off => false,
             Tristate::Auto if set("NO_COLOR") || options.simple_io => false,
-            Tristate::Auto => screen || set("CLICOLOR_FORCE"),
+            Tristate::Auto => screen || forced,
         };
         // crossterm would ask the environment again.
         crossterm::style::force_color_output(color);
