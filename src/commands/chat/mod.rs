@@ -199,11 +199,13 @@ impl<'a> Chat<'a> {
         if !same_model {
             log.note(&format!("this chat was with {}: what was said is read anew", past.model.display()));
         }
-        let copied = saved.is_none() && !self.run.options.no_save;
+        if past.torn {
+            log.note("the last line of this chat was not written to its end: it is dropped");
+        }
         if past.unfinished {
             log.note("the last answer was not finished: what had come is kept");
         }
-        let mut changed = Vec::new();
+        let (before, mut changed) = (self.run.options.clone(), Vec::new());
         for (name, value) in &past.settings {
             let flag = format!("--{name}");
             let given = self.run.options.args.iter().filter_map(|a| a.to_str());
@@ -222,14 +224,19 @@ impl<'a> Chat<'a> {
         if !changed.is_empty() {
             log.note(&format!("as set in this chat: {}", changed.join(", ")));
         }
-        self.apply_settings()?;
+        if let Err(e) = self.apply_settings() {
+            self.run.log.warn(&format!("what was set in this chat is ignored: {e}"));
+            self.run.options = before;
+            self.apply_settings()?;
+        }
+        match saved {
+            Some(saved) => self.keep.go_on(saved, &past),
+            None if self.run.options.no_save => {}
+            None => self.run.log.note(&format!("{name} is open in another pp-run: this one goes on in a copy")),
+        }
         self.conversation.resume(past.turns, same_model);
         if let Some(system) = system.filter(|s| self.conversation.system() != Some(s)) {
             self.conversation.set_system(system);
-        }
-        match copied {
-            true => self.run.log.note(&format!("{name} is open in another pp-run: this one goes on in a copy")),
-            false => self.keep.go_on(saved),
         }
         let n = self.conversation.n_exchanges();
         self.run.log.note(&format!("going on with {name}: {n} question{}", if n == 1 { "" } else { "s" }));

@@ -106,20 +106,17 @@ impl Chat<'_> {
         let n = self.conversation.n_exchanges();
         let room = (n_ctx as f64 * SHIFTED) as usize;
         let mut best: Option<(Conversation, Vec<i32>, usize)> = None;
-        // The first exchange stays if it can.
-        'found: for kept in [1, 0] {
-            for forgotten in 1..=n.saturating_sub(kept) {
+        // The first exchange stays if it can. A chat that was saved may be longer than any context: what stays is what is looked at.
+        for kept in [1, 0] {
+            for last in 0..n.saturating_sub(kept) {
                 let mut shorter = self.conversation.clone();
+                let forgotten = n - kept - last;
                 shorter.forget(kept, forgotten);
                 let tokens = shorter.ask(content)?;
-                let fits = tokens.len() < n_ctx;
-                let done = tokens.len() <= room;
-                if fits {
-                    best = Some((shorter, tokens, forgotten));
+                if tokens.len() >= n_ctx || (last > 0 && tokens.len() > room) {
+                    break;
                 }
-                if done {
-                    break 'found;
-                }
+                best = Some((shorter, tokens, forgotten));
             }
             if best.is_some() {
                 break;
@@ -149,7 +146,7 @@ impl Chat<'_> {
                 break tokens;
             }
             old = self.conversation.clone();
-            kept -= 1;
+            kept /= 2;
         };
         if tokens.len() >= n_ctx {
             return self.shift(content).map(Some);

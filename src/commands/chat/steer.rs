@@ -347,7 +347,7 @@ impl Chat<'_> {
         }
         let opened: Opened = super::open(&Resume::Named(name.to_owned()))?;
         self.marks.clear();
-        self.keep.go_on(None);
+        self.keep.begin();
         self.resume(opened, None)
     }
 }
