@@ -12,7 +12,7 @@ pub use render::{Look, Render};
 pub use saved::{How, Listed, Past, Saved, delete, list, newest, read};
 pub use slash::{SLASHES, parse_slash};
 pub use template::{Message, Role, Template};
-pub use terminal::{Hush, Style, exit_cleanly_on_sigterm, width};
+pub use terminal::{Hush, Style, Watch, width};
 
 use std::cell::OnceCell;
 
@@ -50,6 +50,11 @@ impl Turn {
     pub fn new(role: Role, content: &str) -> Turn {
         let message = Message { role, content: content.to_owned() };
         Turn { message, from: 0, tokens: Vec::new(), text: String::new(), exact: false, special: OnceCell::new() }
+    }
+
+    /// Its tokens are made anew when they are needed.
+    fn forget_tokens(&mut self) {
+        *self = Turn::new(self.message.role, &self.message.content);
     }
 }
 
@@ -139,6 +144,7 @@ impl<'a> Conversation<'a> {
         if self.turns.pop_if(|t| t.message.role == Role::Assistant).is_none() {
             return Ok(None);
         }
+        self.recall(self.turns.len() - 1);
         match self.turns.last() {
             Some(turn) if turn.tokens.is_empty() => self.prompt().map(Some),
             _ => Ok(Some(self.timeline())),
@@ -153,7 +159,7 @@ impl<'a> Conversation<'a> {
 
     /// Whether the prompt that [`Conversation::ask`] made last ends inside of reasoning.
     pub fn opens_reasoning(&self) -> bool {
-        !self.turns.is_empty() && self.text(self.turns.len() - 1).trim_end().ends_with("<think>")
+        self.turns.last().is_some_and(|t| t.text.trim_end().ends_with("<think>"))
     }
 
     /// Adds the model's turn: its text as shown, and the tokens that were drawn. Tokens that are not in the text, because
@@ -234,11 +240,18 @@ impl<'a> Conversation<'a> {
         }
     }
 
+    /// The text of a turn, which is not saved: it follows from the turns before it.
+    fn recall(&mut self, i: usize) {
+        let turn = &self.turns[i];
+        if turn.message.role == Role::User && !turn.tokens.is_empty() && turn.text.is_empty() {
+            let messages: Vec<Message> = self.turns[..=i].iter().map(|t| t.message.clone()).collect();
+            self.turns[i].text = self.render(&messages, &self.hidden(i + 1)).unwrap_or_default();
+        }
+    }
+
     /// What was said before is another text now: all tokens are made anew with the next prompt.
     fn forget_tokens(&mut self) {
-        for turn in &mut self.turns {
-            *turn = Turn::new(turn.message.role, &turn.message.content);
-        }
+        self.turns.iter_mut().for_each(Turn::forget_tokens);
     }
 
     /// The last turn, the user's, gets its tokens; those of the whole prompt.
@@ -247,11 +260,13 @@ impl<'a> Conversation<'a> {
         let (hidden, n) = (self.hidden(self.turns.len()), self.turns.len());
         let text = self.render(&self.messages(), &hidden)?;
         let last = self.turns.len() - 1;
+        if last >= 2 {
+            self.recall(last - 2);
+        }
         let known = match &self.turns[..last] {
-            [.., asked, answered] if answered.exact && !asked.tokens.is_empty() => {
+            [.., asked, answered] if answered.exact && !asked.text.is_empty() => {
                 let answer = if hidden.contains(&(n - 2)) { mark(n - 2) } else { answered.message.content.clone() };
-                let asked = self.text(n - 3);
-                text.strip_prefix(&asked).and_then(|t| t.strip_prefix(&answer))
+                text.strip_prefix(&asked.text).and_then(|t| t.strip_prefix(&answer))
             }
             _ => None,
         };
@@ -273,16 +288,6 @@ impl<'a> Conversation<'a> {
         Ok([&before[..from], &turn.tokens].concat())
     }
 
-    /// The text that the timeline stands for up to the end of turn `i`, the user's.
-    fn text(&self, i: usize) -> String {
-        if !self.turns[i].text.is_empty() {
-            return self.turns[i].text.clone();
-        }
-        // A text that cannot be made is none that anything begins with.
-        let messages: Vec<Message> = self.turns[..=i].iter().map(|t| t.message.clone()).collect();
-        self.render(&messages, &self.hidden(i + 1)).unwrap_or_else(|_| MARK[1].into())
-    }
-
     /// Of the first `n` turns those that name special tokens, if the user may not.
     fn hidden(&self, n: usize) -> Vec<usize> {
         let special = |i: &usize| *self.turns[*i].special.get_or_init(|| self.names_special(*i));
@@ -301,14 +306,16 @@ impl<'a> Conversation<'a> {
         tokens.iter().any(|&t| self.tokenizer.piece(t, false).is_empty() && !self.tokenizer.piece(t, true).is_empty())
     }
 
-    /// The text of turns, with a mark for each hidden one.
+    /// The text of turns, with a mark for each `hidden` one; these ascend.
     fn render(&self, messages: &[Message], hidden: &[usize]) -> Result<String> {
         let mut messages = messages.to_vec();
         for &i in hidden {
             messages[i].content = mark(i);
         }
         let text = self.template.render(&messages, true)?;
-        match hidden.iter().all(|&i| text.matches(&mark(i)).count() == 1) {
+        let mut found: Vec<usize> = marks(&text, hidden).map(|(_, i)| i).collect();
+        found.sort_unstable();
+        match found == hidden {
             true => Ok(text),
             false => Err(Error::malformed(
                 "a turn names special tokens of the model, and its chat template leaves no way to take them as plain text: \
@@ -330,7 +337,7 @@ impl<'a> Conversation<'a> {
         let mut rest = text;
         let mut add_special = add_special;
         loop {
-            let next = hidden.iter().filter_map(|&i| Some((rest.find(&mark(i))?, i))).min();
+            let next = marks(rest, hidden).next();
             let (plain, after) = match next {
                 Some((at, _)) => rest.split_at(at),
                 None => (rest, ""),
@@ -349,4 +356,13 @@ impl<'a> Conversation<'a> {
 /// Stands for turn `i`.
 fn mark(i: usize) -> String {
     format!("{}{i}{}", MARK[0], MARK[1])
+}
+
+/// Where in a text which of the turns `hidden`, in ascending order, are marked.
+fn marks<'t>(text: &'t str, hidden: &'t [usize]) -> impl Iterator<Item = (usize, usize)> + 't {
+    text.match_indices(MARK[0]).filter_map(move |(at, open)| {
+        let rest = &text[at + open.len()..];
+        let i = rest[..rest.find(|c: char| !c.is_ascii_digit())?].parse().ok()?;
+        (hidden.binary_search(&i).is_ok() && text[at..].starts_with(&mark(i))).then_some((at, i))
+    })
 }

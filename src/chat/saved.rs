@@ -2,14 +2,14 @@
 //!
 //! The first line says what the file is, which model it was, and when. Then come turns in their order, each with the tokens that it
 //! became, so that the same model goes on from the very same state; `part` lines hold an answer in the making, which the `turn` of the
-//! whole answer replaces; `keep` says how many of the turns before it still count; `set` notes a setting. Each line ends with a hash of
-//! itself, `"xxh3"` (XXH3 of the bytes before it, 64 bits). A line that was not written to its end is dropped; one that was changed is an
+//! whole answer replaces; `keep` says how many of the turns before it still count; `set` notes a setting; `model` says that another model
+//! goes on, for which the tokens before it mean nothing. Each line ends with a hash of itself, `"xxh3"` (XXH3 of the bytes before it, 64 bits). A line that was not written to its end is dropped; one that was changed is an
 //! error. Lines without the hash, which somebody wrote, are taken as they are.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,9 @@ const VERSION: u32 = 1;
 
 /// Longest chat.
 const MAX_BYTES: u64 = 256 << 20;
+
+/// Most settings: many more than there are.
+const MAX_SETTINGS: usize = 100;
 
 /// A line of a chat.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,6 +51,8 @@ enum Line {
     Keep { turns: usize },
     /// A setting of the chat
     Set { name: String, value: String },
+    /// From here on it is a chat with this model.
+    Model { model: PathBuf, fingerprint: String },
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -85,14 +90,14 @@ pub struct Past {
     pub created: String,
     /// The last answer was never finished.
     pub unfinished: bool,
+    /// Its last line was not written to its end.
+    pub torn: bool,
     /// The last question, if it had no answer at all: it is not among the turns.
-    pub unanswered: Option<String>,
+    pub unanswered: Option<Turn>,
     /// Somebody changed it by hand: its tokens are not those of its texts.
     pub by_hand: bool,
     /// Bytes up to the end of the last whole line
     good: u64,
-    /// Bytes after that
-    torn: u64,
 }
 
 /// A chat of [`list`].
@@ -113,14 +118,20 @@ pub struct Saved {
     file: File,
     /// What the file says
     written: Vec<Turn>,
+    /// What goes before the next line
+    pending: Option<Line>,
     /// Bytes of whole lines
     good: u64,
 }
 
+fn is_name(name: &str) -> bool {
+    let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !name.is_empty() && name.len() <= 100 && !name.starts_with(['.', '-']) && name.chars().all(plain)
+}
+
 /// The file of a chat by its name; [`Kind::Usage`] if that is no name.
 fn file_of(dir: &Path, name: &str) -> Result<PathBuf> {
-    let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.len() > 100 || name.starts_with(['.', '-']) || !name.chars().all(plain) {
+    if !is_name(name) {
         return Err(Error::usage(format!(
             "'{name}' is no name for a chat: letters, digits, '-', '_' and '.', and not '-' or '.' first"
         )));
@@ -144,7 +155,7 @@ fn names(dir: &Path) -> Result<Vec<(String, SystemTime)>> {
     let mut names: Vec<(String, SystemTime)> = entries
         .flatten()
         .filter_map(|entry| {
-            let name = entry.file_name().to_str()?.strip_suffix(".jsonl")?.to_owned();
+            let name = entry.file_name().to_str()?.strip_suffix(".jsonl").filter(|n| is_name(n))?.to_owned();
             Some((name, entry.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH)))
         })
         .collect();
@@ -231,9 +242,8 @@ impl Past {
                     let what = format!("this chat has format {version}, and this pp-run reads {VERSION}");
                     return Err(Error::unsupported(what));
                 }
-                let (turns, settings) = Default::default();
-                let (good, torn) = (good as u64, (bytes.len() - good) as u64);
-                let (unfinished, unanswered, by_hand) = (false, None, !sealed);
+                let (turns, settings, unfinished, unanswered) = Default::default();
+                let (good, torn, by_hand) = (good as u64, good < bytes.len(), !sealed);
                 past = Some(Past {
                     turns,
                     settings,
@@ -241,10 +251,10 @@ impl Past {
                     fingerprint,
                     created,
                     unfinished,
+                    torn,
                     unanswered,
                     by_hand,
                     good,
-                    torn,
                 });
                 continue;
             };
@@ -273,7 +283,16 @@ impl Past {
                 Line::Set { name, value } => {
                     // Of these there are several, until they are emptied.
                     past.settings.retain(|s| s.0 != name || (name == "stop" && !value.is_empty()));
+                    if past.settings.len() == MAX_SETTINGS {
+                        return Err(bad("has more settings than there are"));
+                    }
                     past.settings.push((name, value));
+                }
+                Line::Model { model, fingerprint } => {
+                    if fingerprint != past.fingerprint {
+                        past.turns.iter_mut().for_each(Turn::forget_tokens);
+                    }
+                    (past.model, past.fingerprint) = (model, fingerprint);
                 }
             }
         }
@@ -281,9 +300,7 @@ impl Past {
         if past.turns.last().is_some_and(|t| t.message.role == Role::User) {
             match parts.is_empty() {
                 // It is asked again, if at all.
-                true => {
-                    past.unanswered = past.turns.pop().map(|t| t.message.content);
-                }
+                true => past.unanswered = past.turns.pop(),
                 false => {
                     past.turns.push(Turn::new(Role::Assistant, &(parts + super::CUT)));
                     past.unfinished = true;
@@ -298,6 +315,11 @@ impl Past {
         let first = self.turns.iter().find(|t| t.message.role == Role::User);
         first.and_then(|t| t.message.content.lines().find(|l| !l.trim().is_empty())).unwrap_or("(empty)").trim()
     }
+}
+
+/// Where a model is, wherever the next run starts.
+fn absolute(model: &Path) -> PathBuf {
+    fs::canonicalize(model).unwrap_or_else(|_| model.to_owned())
 }
 
 /// A line with its hash.
@@ -345,11 +367,12 @@ impl Saved {
                 other => other.map_err(|e| cannot(e, &path))?,
             };
             let locked = file.try_lock().is_ok();
-            let mut saved = Saved { path, file, written: Vec::new(), good: 0 };
+            let mut saved = Saved { path, file, written: Vec::new(), pending: None, good: 0 };
             debug_assert!(locked, "a file that was just made is nobody else's");
-            let model = fs::canonicalize(model).unwrap_or_else(|_| model.to_owned());
             let created = now.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string();
-            saved.append(&[Line::Chat { version: VERSION, created, model, fingerprint }])?;
+            let head = Line::Chat { version: VERSION, created, model: absolute(model), fingerprint };
+            // What says nothing is no chat.
+            saved.append(&[head]).inspect_err(|_| drop(fs::remove_file(&saved.path)))?;
             // The name must be as safe as what it names.
             let _ = File::open(dir).and_then(|d| d.sync_all());
             return Ok(saved);
@@ -361,24 +384,33 @@ impl Saved {
     pub fn open(dir: &Path, name: &str) -> Result<(Option<Saved>, Past)> {
         let path = file_of(dir, name)?;
         let mut file = open(&path, true)?;
-        let free = file.try_lock().is_ok();
+        // Linux may hold the lock of a process that was killed some milliseconds longer than the process.
+        let free = (0..10).any(|i| {
+            std::thread::sleep(Duration::from_millis(10 * i.min(1)));
+            file.try_lock().is_ok()
+        });
         let past = read_file(&path, &mut file)?;
         if !free {
             return Ok((None, past));
         }
-        let mut saved = Saved { path, file, written: past.turns.clone(), good: past.good };
-        if past.torn > 0 {
-            saved.cut()?;
-        }
-        if past.unanswered.is_some() {
-            saved.append(&[Line::Keep { turns: past.turns.len() }])?;
-        }
+        let mut written = past.turns.clone();
         if past.unfinished {
-            // From now on it is a turn like others.
-            saved.written.pop();
-            saved.sync(&past.turns, None)?;
+            // It is a turn like others once it is written as one.
+            written.pop();
         }
-        Ok((Some(saved), past))
+        written.extend(past.unanswered.clone());
+        Ok((Some(Saved { path, file, written, pending: None, good: past.good }), past))
+    }
+
+    /// Another model goes on with the chat that was read, or the same one from another place.
+    pub fn change_model(&mut self, past: &Past, model: &Path, fingerprint: &str) {
+        let (model, fingerprint) = (absolute(model), fingerprint.to_owned());
+        if fingerprint != past.fingerprint {
+            self.written.iter_mut().for_each(Turn::forget_tokens);
+        }
+        if fingerprint != past.fingerprint || model != past.model {
+            self.pending = Some(Line::Model { model, fingerprint });
+        }
     }
 
     /// The chat's name.
@@ -430,19 +462,16 @@ impl Saved {
         };
         // A second name first, which takes no other chat's place.
         fs::hard_link(&self.path, &path).map_err(cannot)?;
-        fs::remove_file(&self.path).map_err(cannot)?;
+        fs::remove_file(&self.path).inspect_err(|_| drop(fs::remove_file(&path))).map_err(cannot)?;
         self.path = path;
         Ok(())
     }
 
     /// Appends whole lines, or nothing.
     fn append(&mut self, lines: &[Line]) -> Result<()> {
-        let text: String = lines.iter().map(seal).collect();
+        let text: String = self.pending.iter().chain(lines).map(seal).collect();
         if self.good + text.len() as u64 > MAX_BYTES {
-            let what = format!(
-                "a chat of more than {MAX_BYTES} bytes could not be read again: /clear does not make it shorter, a new chat does"
-            );
-            return Err(Error::io(what).in_file(&self.path));
+            return Err(Error::io(format!("is full: no chat is longer than {MAX_BYTES} bytes")).in_file(&self.path));
         }
         // What a failed write left behind must not stay in between.
         self.cut()?;
@@ -451,6 +480,7 @@ impl Saved {
             .and_then(|()| self.file.sync_data())
             .map_err(|e| Error::io(format!("cannot be written: {e}")).in_file(&self.path))?;
         self.good += text.len() as u64;
+        self.pending = None;
         Ok(())
     }
 
@@ -566,6 +596,17 @@ mod tests {
         let past = Past::parse(&whole).unwrap();
         assert_eq!(past.turns[4].message.content, format!("Well, yes{}", crate::chat::CUT));
         assert!(past.unfinished);
+    }
+
+    #[test]
+    fn what_is_too_long_to_be_read_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut saved = new(dir.path());
+        let text = "a".repeat(MAX_BYTES as usize / 3);
+        let results = [0; 3].map(|_| saved.part(&text).map_err(|e| e.kind()));
+        assert_eq!(results, [Ok(()), Ok(()), Err(Kind::Io)]);
+        saved.sync(&turns(), None).unwrap();
+        assert_eq!(read(dir.path(), "a").unwrap().turns, turns());
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub const SLASHES: &[Slash] = &[
     slash("/exit", "", "leave (also /bye, /quit, Ctrl-D)", Nothing),
     slash("/regen", "", "another answer to the last question", Nothing),
     slash("/undo", "", "take the last question and its answer back", Nothing),
-    slash("/edit", "", "take them back, and change the question in your editor", Nothing),
+    slash("/edit", "", "change the last question in your editor, and ask that instead", Nothing),
     slash("/clear", "", "forget the conversation (also /forget)", Nothing),
     slash("/push", "", "remember this point of the conversation", Nothing),
     slash("/pop", "", "go back to the point remembered last", Nothing),
@@ -54,7 +54,7 @@ pub const SLASHES: &[Slash] = &[
         "leave out this share of heads and channels from the next turn on; off",
         Words(&["off", "0.2", "0.4"]),
     ),
-    slash("/read", "FILE", "a text file goes with your next message", Files),
+    slash("/read", "FILE", "a text file goes with your next message; - takes it back", Files),
     slash("/glob", "PATTERN", "so do all text files of this pattern", Files),
     slash(
         "/show",

@@ -39,9 +39,11 @@ pub fn parse(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> Res
     let mut cli = Cli::from_arg_matches(&matches).map_err(|e| Error::usage(one_line(&e.render().to_string())))?;
     let command = match cli.command {
         None => match cli.run.model.take() {
-            Some(model) => Command::Run(Box::new(run(model, cli.run, normalised.args)?)),
+            Some(model) => Command::Run(Box::new(run(model, cli.run, normalised.args, normalised.given)?)),
             // A saved chat knows its model.
-            None if cli.run.resume.is_some() => Command::Run(Box::new(run(PathBuf::new(), cli.run, normalised.args)?)),
+            None if cli.run.resume.is_some() => {
+                Command::Run(Box::new(run(PathBuf::new(), cli.run, normalised.args, normalised.given)?))
+            }
             None if bare => Command::Models,
             None => Command::NoModel,
         },
@@ -73,63 +75,62 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// The options `base` with the flag `name` of [`SETTABLE`] at `value`; `off` takes a flag back that has no value. Names are those of the
-/// command line, with or without dashes, or ollama's. Also returns the flag's name.
-pub fn set(base: &RunOptions, name: &str, value: &str) -> Result<(RunOptions, &'static str)> {
+/// The options `base` with other values for some flags of [`SETTABLE`], and the flags' names. Names are those of the command line, with or
+/// without dashes, or ollama's. `off` takes a flag back that has no value, and ends pruning; nothing at all empties texts.
+pub fn set(base: &RunOptions, settings: &[(&str, &str)]) -> Result<(RunOptions, Vec<&'static str>)> {
+    let command = command();
+    let mut args = base.args.clone();
+    let mut names = Vec::new();
+    for (name, value) in settings {
+        let name = settable(&command, name)?;
+        let takes_value = command.get_arguments().any(|a| a.get_long() == Some(name) && a.get_action().takes_values());
+        let flag = format!("--{name}");
+        let is_it = |a: &OsString| {
+            a.to_str().and_then(|a| a.strip_prefix(&flag)).is_some_and(|r| r.is_empty() || r.starts_with('='))
+        };
+        match (takes_value, value.to_lowercase().as_str()) {
+            (false, "" | "on" | "true" | "1" | "yes") => {
+                args.retain(|a| !is_it(a));
+                args.push(flag.into());
+            }
+            (false, "off" | "false" | "0" | "no") => args.retain(|a| !is_it(a)),
+            (false, other) => return Err(not_one_of(&flag, other, "on, off")),
+            // What depends on the ratio goes with it.
+            (true, "off") if name == "prune" => {
+                args.retain(|a| a.to_str().is_none_or(|a| !a.starts_with("--prune")));
+            }
+            (true, "") if ["stop", "in-prefix", "in-suffix"].contains(&name) => args.retain(|a| !is_it(a)),
+            (true, "") => return Err(Error::usage(format!("/set {name} wants a value"))),
+            (true, _) => args.push(format!("{flag}={value}").into()),
+        }
+        names.push(name);
+    }
+    let usage = |e: clap::Error| Error::usage(one_line(&e.render().to_string()));
+    let matches = command.try_get_matches_from(&args).map_err(usage)?;
+    let cli = Cli::from_arg_matches(&matches).map_err(usage)?;
+    Ok((run(base.model.path.clone(), cli.run, args, base.given.clone())?, names))
+}
+
+/// The flag that a name stands for.
+fn settable(command: &clap::Command, name: &str) -> Result<&'static str> {
     let typed = name.trim_start_matches('-').to_lowercase().replace('_', "-");
     let known = match typed.as_str() {
         "temperature" => "temp",
         "num-predict" | "n-predict" | "n" => "predict",
         other => other,
     };
-    let Some(&name) = SETTABLE.iter().find(|n| **n == known) else {
-        let fixed = command().get_arguments().any(|a| a.get_long() == Some(known)) || known == "num-ctx";
-        let hint = match normalise::nearest(known, SETTABLE.iter().copied()) {
-            _ if fixed => {
-                "it holds for the whole run: leave, and start with it as a flag (--continue goes on with this chat)"
-                    .into()
-            }
-            Some(near) => format!("did you mean '{near}'?"),
-            None => format!("these can be set: {}", SETTABLE.join(", ")),
-        };
-        return Err(Error::usage(format!("'{typed}' cannot be set in a chat: {hint}")));
-    };
-    let takes_value = command().get_arguments().any(|a| a.get_long() == Some(name) && a.get_action().takes_values());
-    let flag = format!("--{name}");
-    let is_it = |a: &OsString| {
-        a.to_str().is_some_and(|a| a == flag || a.strip_prefix(&flag).is_some_and(|rest| rest.starts_with('=')))
-    };
-    let mut args = base.args.clone();
-    if !takes_value {
-        args.retain(|a| !is_it(a));
-        match value.to_lowercase().as_str() {
-            "" | "on" | "true" | "1" | "yes" => args.push(flag.into()),
-            "off" | "false" | "0" | "no" => {}
-            other => return Err(not_one_of(&flag, other, "on, off")),
-        }
-    } else if value.is_empty() {
-        return Err(Error::usage(format!("/set {name} wants a value")));
-    } else if value == "off" && name.starts_with("prune") {
-        // Without the ratio nothing that depends on it may stand.
-        let prune = |a: &OsString| a.to_str().is_some_and(|a| a.starts_with("--prune"));
-        let mut rest = args.into_iter().peekable();
-        args = Vec::new();
-        while let Some(arg) = rest.next() {
-            match prune(&arg) {
-                true if arg.to_str().is_some_and(|a| !a.contains('=')) => {
-                    rest.next_if(|next| next.to_str().is_none_or(|n| !n.starts_with("--")));
-                }
-                true => {}
-                false => args.push(arg),
-            }
-        }
-    } else {
-        args.push(format!("{flag}={value}").into());
+    if let Some(name) = SETTABLE.iter().find(|n| **n == known) {
+        return Ok(name);
     }
-    let usage = |e: clap::Error| Error::usage(one_line(&e.render().to_string()));
-    let matches = command().try_get_matches_from(&args).map_err(usage)?;
-    let cli = Cli::from_arg_matches(&matches).map_err(usage)?;
-    Ok((run(base.model.path.clone(), cli.run, args)?, name))
+    let fixed = command.get_arguments().any(|a| a.get_long() == Some(known)) || known == "num-ctx";
+    let hint = match normalise::nearest(known, SETTABLE.iter().copied()) {
+        _ if fixed => {
+            "it holds for the whole run: leave, and start with it as a flag (--continue goes on with this chat)".into()
+        }
+        Some(near) => format!("did you mean '{near}'?"),
+        None => format!("these can be set: {}", SETTABLE.join(", ")),
+    };
+    Err(Error::usage(format!("'{typed}' cannot be set in a chat: {hint}")))
 }
 
 /// clap's message without its prefix, usage and line breaks.
@@ -140,7 +141,7 @@ fn one_line(message: &str) -> String {
     words.join(" ")
 }
 
-fn run(model: PathBuf, a: RunArgs, args: Vec<OsString>) -> Result<RunOptions> {
+fn run(model: PathBuf, a: RunArgs, args: Vec<OsString>, given: Vec<String>) -> Result<RunOptions> {
     if a.no_jinja {
         return Err(Error::usage(
             "--no-jinja: pp-run renders templates with Jinja only; --no-conversation goes without one",
@@ -175,6 +176,11 @@ fn run(model: PathBuf, a: RunArgs, args: Vec<OsString>) -> Result<RunOptions> {
     };
     if a.prompt.is_some() && a.file.is_some() {
         return Err(Error::usage("-p and -f both give a prompt: use one of them (text on stdin is added to -p)"));
+    }
+    if a.resume.is_some() && (output_format == OutputFormat::Json || conversation == Conversation::Off) {
+        return Err(Error::usage(
+            "--continue goes on with a chat: --output-format json and --no-conversation are for single answers",
+        ));
     }
     let context_full = match a.context_full.as_str() {
         "ask" if a.context_shift => ContextFull::Shift,
@@ -229,6 +235,7 @@ fn run(model: PathBuf, a: RunArgs, args: Vec<OsString>) -> Result<RunOptions> {
         markdown: tristate("--markdown", &a.markdown)?,
         wrap: tristate("--wrap", &a.wrap)?,
         args,
+        given,
     })
 }
 

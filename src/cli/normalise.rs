@@ -139,6 +139,8 @@ pub struct Normalised {
     pub args: Vec<OsString>,
     /// One line each.
     pub warnings: Vec<String>,
+    /// Long names of the flags of the command line itself.
+    pub given: Vec<String>,
 }
 
 /// What the walk needs to know of a flag.
@@ -147,6 +149,8 @@ struct Flag {
     takes_value: bool,
     /// The value may be left out.
     optional_value: bool,
+    /// Several values may follow.
+    many_values: bool,
     repeatable: bool,
 }
 
@@ -160,6 +164,7 @@ fn flags(command: &Command) -> HashMap<String, Flag> {
             long: arg.get_long().unwrap_or_default().to_owned(),
             takes_value,
             optional_value: takes_value && values.is_some_and(|v| v.min_values() == 0),
+            many_values: takes_value && values.is_some_and(|v| v.max_values() > 1),
             repeatable: matches!(arg.get_action(), ArgAction::Append),
         };
         for name in arg.get_long().into_iter().chain(arg.get_all_aliases().into_iter().flatten()) {
@@ -217,7 +222,7 @@ pub fn normalise(cli: &Command, args: Vec<OsString>, env: &dyn Fn(&str) -> Optio
         };
         if text == "--" {
             out.push(arg);
-            out.extend(rest);
+            out.extend(rest.by_ref());
             break;
         }
         let (name, value) = match text.split_once('=') {
@@ -232,49 +237,66 @@ pub fn normalise(cli: &Command, args: Vec<OsString>, env: &dyn Fn(&str) -> Optio
             (None, Some(long)) => format!("--{}", long.replace('_', "-")),
             (None, None) => name.to_owned(),
         };
-        let Some(flag) = flags.get(&name) else {
-            if let Some((_, takes_value)) = IGNORED.iter().find(|(n, _)| *n == name) {
-                if *takes_value && value.is_none() {
-                    rest.next();
-                }
-                warnings.push(format!("{text} has no effect in pp-run"));
-                continue;
-            }
-            if let Some((_, what)) = NOT_YET.iter().find(|(n, _)| *n == name) {
-                return Err(Error::usage(format!("{text}: pp-run does not have {what} yet")));
-            }
-            if is_cluster(&name, &flags) || ["-h", "--help", "-V", "--version"].contains(&name.as_str()) {
-                out.push(arg);
-                continue;
-            }
-            if name == "--usage" {
-                out.push("--help".into());
-                continue;
-            }
-            return Err(unknown_flag(&name, text, &flags));
-        };
-        if given.contains(&flag.long) && !flag.repeatable {
-            warnings.push(format!("--{} is given more than once: the last one counts", flag.long));
-        }
-        given.push(flag.long.clone());
-        match value {
-            Some(value) => out.push(format!("{name}={value}").into()),
+        // One flag, or several letters, the last of which may have its value behind it.
+        let cluster;
+        let found: Vec<(&Flag, Option<String>)> = match flags.get(&name) {
+            Some(flag) => vec![(flag, value.map(str::to_owned))],
             None => {
-                out.push(name.clone().into());
-                if flag.takes_value && !flag.optional_value {
-                    out.extend(
-                        rest.next()
-                            .map(|v| {
-                                if PROMPTS.contains(&flag.long.as_str()) {
-                                    prompt(v, strict, &name, &mut warnings)
-                                } else {
-                                    Ok(v)
-                                }
-                            })
-                            .transpose()?,
-                    );
+                if let Some((_, takes_value)) = IGNORED.iter().find(|(n, _)| *n == name) {
+                    if *takes_value && value.is_none() {
+                        rest.next();
+                    }
+                    warnings.push(format!("{text} has no effect in pp-run"));
+                    continue;
                 }
+                if let Some((_, what)) = NOT_YET.iter().find(|(n, _)| *n == name) {
+                    return Err(Error::usage(format!("{text}: pp-run does not have {what} yet")));
+                }
+                if ["-h", "--help", "-V", "--version"].contains(&name.as_str()) {
+                    out.push(arg);
+                    continue;
+                }
+                if name == "--usage" {
+                    out.push("--help".into());
+                    continue;
+                }
+                match letters(&name, &flags) {
+                    Some(found) => cluster = found,
+                    None => return Err(unknown_flag(&name, text, &flags)),
+                }
+                cluster
             }
+        };
+        for (flag, value) in found {
+            if given.contains(&flag.long) && !flag.repeatable {
+                warnings.push(format!("--{} is given more than once: the last one counts", flag.long));
+            }
+            given.push(flag.long.clone());
+            // A value that may be left out is none that looks like a flag.
+            let is_flag = |v: &OsString| v.to_str().is_some_and(|v| v.starts_with('-') && v.parse::<f64>().is_err());
+            let value = match value {
+                Some(value) => Some(value.into()),
+                None if flag.many_values => None,
+                None if flag.optional_value => rest.next_if(|v| !is_flag(v)),
+                None if flag.takes_value => rest.next(),
+                None => None,
+            };
+            let mut arg = OsString::from(format!("--{}", flag.long));
+            if let Some(value) = value {
+                arg.push("=");
+                arg.push(match PROMPTS.contains(&flag.long.as_str()) {
+                    true => prompt(value, strict, &format!("--{}", flag.long), &mut warnings)?,
+                    false => value,
+                });
+            }
+            out.push(arg);
+        }
+    }
+    // What was said on the command line, of whatever name, leaves no room for its opposite either.
+    let on_command_line = given.clone();
+    for pair in OPPOSITES {
+        if pair.iter().any(|name| given.iter().any(|g| g == name)) {
+            given.extend(pair.iter().map(|name| (*name).to_owned()));
         }
     }
     let mut longs: Vec<&str> = flags.values().map(|f| f.long.as_str()).filter(|l| !l.is_empty()).collect();
@@ -306,15 +328,14 @@ pub fn normalise(cli: &Command, args: Vec<OsString>, env: &dyn Fn(&str) -> Optio
     }
     // Measurements must not depend on what somebody once wrote into a file: it is for answers and chats.
     if std::ptr::eq(command, cli) {
-        let path = out.iter().position(|a| a == "--config").and_then(|at| out.get(at + 1)).map(PathBuf::from);
-        let named = out.iter().find_map(|a| a.to_str()?.strip_prefix("--config=").map(PathBuf::from));
-        if let Some(path) = path.or(named) {
+        let named = out.iter().rev().find_map(|a| a.to_str()?.strip_prefix("--config=").map(PathBuf::from));
+        if let Some(path) = named {
             config(&path, true, cli, &flags, &given, &mut out)?;
         } else if let Some(path) = places::config(env) {
             config(&path, false, cli, &flags, &given, &mut out)?;
         }
     }
-    Ok(Normalised { args: out, warnings })
+    Ok(Normalised { args: out, warnings, given: on_command_line })
 }
 
 /// `on` or `off` of a flag without a value.
@@ -383,6 +404,21 @@ fn config(
     Ok(())
 }
 
+/// Flags that say the opposite of each other, or the same in another way.
+const OPPOSITES: &[&[&str]] = &[
+    &["conversation", "no-conversation"],
+    &["chat-template", "chat-template-file"],
+    &["display-prompt", "no-display-prompt"],
+    &["escape", "no-escape"],
+    &["show-timings", "no-show-timings"],
+    &["jinja", "no-jinja"],
+    &["mmap", "no-mmap", "load-mode"],
+    &["verbose", "verbosity", "quiet"],
+    &["prompt", "file"],
+    &["system-prompt", "system-prompt-file"],
+    &["context-full", "context-shift"],
+];
+
 /// Flags whose value is a text for the model.
 const PROMPTS: [&str; 2] = ["prompt", "system-prompt"];
 
@@ -417,22 +453,21 @@ fn is_model(arg: &OsString) -> bool {
 }
 
 /// `-n64`, `-vq`: a one-letter flag with its value, or several of them.
-fn is_cluster(name: &str, flags: &HashMap<String, Flag>) -> bool {
-    let mut letters = name.chars().skip(1).peekable();
-    if name.starts_with("--") || letters.peek().is_none() {
-        return false;
-    }
-    while let Some(c) = letters.next() {
-        match flags.get(&format!("-{c}")) {
+fn letters<'f>(name: &str, flags: &'f HashMap<String, Flag>) -> Option<Vec<(&'f Flag, Option<String>)>> {
+    let mut letters = name.strip_prefix('-').filter(|l| !l.starts_with('-') && !l.is_empty())?;
+    let mut found = Vec::new();
+    while let Some(c) = letters.chars().next() {
+        let flag = flags.get(&format!("-{c}"))?;
+        letters = &letters[c.len_utf8()..];
+        if flag.takes_value {
             // The value of a flag with a number follows at once; other texts are more likely a misspelt name.
-            Some(flag) if flag.takes_value => {
-                return letters.peek().is_some_and(|c| c.is_ascii_digit() || "-./".contains(*c));
-            }
-            Some(_) => {}
-            None => return c == 'h' || c == 'V',
+            let fits = letters.starts_with(|c: char| c.is_ascii_digit() || "-./".contains(c));
+            found.push((flag, Some(letters.to_owned())));
+            return fits.then_some(found);
         }
+        found.push((flag, None));
     }
-    true
+    Some(found)
 }
 
 fn unknown_command(cli: &Command, word: &str) -> Error {
@@ -476,24 +511,27 @@ mod tests {
     #[test]
     fn names_become_long_and_values_stay() {
         let table: &[(&[&str], &[&str])] = &[
-            (&["-ngl", "99"], &["--n-gpu-layers", "99"]),
-            (&["--top_k", "5"], &["--top-k", "5"]),
+            (&["-ngl", "99"], &["--n-gpu-layers=99"]),
+            (&["--top_k", "5"], &["--top-k=5"]),
             (&["--top_k=5"], &["--top-k=5"]),
-            (&["-p", "-ngl"], &["-p", "-ngl"]),
-            (&["-p", "--top_k"], &["-p", "--top_k"]),
-            (&["-sys", "-st", "-st"], &["--system-prompt", "-st", "--single-turn"]),
-            (&["-n64", "-t8"], &["-n64", "-t8"]),
-            (&["-n", "-1"], &["-n", "-1"]),
+            (&["-p", "-ngl"], &["--prompt=-ngl"]),
+            (&["-p", "--top_k"], &["--prompt=--top_k"]),
+            (&["-sys", "-st", "-st"], &["--system-prompt=-st", "--single-turn"]),
+            (&["-n64", "-t8"], &["--predict=64", "--threads=8"]),
+            (&["-vq", "-ve"], &["--verbose", "--quiet", "--verbose", "--escape"]),
+            (&["-n", "-1"], &["--predict=-1"]),
             (&["-fa", "-cnv"], &["--flash-attn", "--conversation"]),
-            (&["-fa", "off"], &["--flash-attn", "off"]),
+            (&["-fa", "off"], &["--flash-attn=off"]),
+            (&["-fa", "-1"], &["--flash-attn=-1"]),
             (&["--temp=0.5"], &["--temp=0.5"]),
-            (&["run", "-q"], &["-q"]),
-            (&["a.gguf", "-q"], &["--model", "a.gguf", "-q"]),
-            (&["chat", "a.gguf"], &["--model", "a.gguf"]),
+            (&["run", "-q"], &["--quiet"]),
+            (&["a.gguf", "-q"], &["--model=a.gguf", "--quiet"]),
+            (&["chat", "a.gguf"], &["--model=a.gguf"]),
+            (&["chats", "--delete", "a", "b"], &["chats", "--delete", "a", "b"]),
             (&["show", "a.gguf"], &["show", "a.gguf"]),
             (&["-p", "a.gguf"], &["-p", "a.gguf"]),
-            (&["bench", "-p", "512", "-pg", "8,8"], &["bench", "-p", "512", "--prompt-gen", "8,8"]),
-            (&["-np", "4", "-q"], &["-q"]),
+            (&["bench", "-p", "512", "-pg", "8,8"], &["bench", "--n-prompt=512", "--prompt-gen=8,8"]),
+            (&["-np", "4", "-q"], &["--quiet"]),
             (&["--", "-ngl"], &["--", "-ngl"]),
         ];
         for (typed, expected) in table {
@@ -528,7 +566,19 @@ mod tests {
         let n = normalise(&Cli::command(), vec!["pp-run".into()], &env).unwrap();
         assert_eq!(n.args[1], "--ctx-size=77");
         let n = normalise(&Cli::command(), vec!["pp-run".into(), "-c".into(), "5".into()], &env).unwrap();
-        assert_eq!((n.args.len(), n.warnings.len()), (3, 1));
+        assert_eq!((n.args.len(), n.warnings.len()), (2, 1));
+        assert_eq!(n.given, ["ctx-size"]);
+        // Letters with their value count too, and so do opposites.
+        let env = |name: &str| match name {
+            "PP_ARG_PREDICT" => Some(OsString::from("3")),
+            "PP_ARG_NO_CONVERSATION" | "PP_ARG_NO_SHOW_TIMINGS" => Some("1".into()),
+            "LLAMA_ARG_CHAT_TEMPLATE" => Some("chatml".into()),
+            _ => None,
+        };
+        let line =
+            ["pp-run", "-n8", "-cnv", "--show-timings", "--chat-template-file", "x"].map(OsString::from).to_vec();
+        let n = normalise(&Cli::command(), line, &env).unwrap();
+        assert_eq!(n.args[1..], ["--predict=8", "--conversation", "--show-timings", "--chat-template-file=x"]);
         let env = |name: &str| match name {
             "PP_ARG_RAW" => Some(OsString::from("1")),
             "PP_ARG_NO_SAVE" => Some("off".into()),
@@ -550,16 +600,13 @@ mod tests {
             let args = ["pp-run", "--config", path.to_str().unwrap()].iter().chain(line).map(OsString::from).collect();
             let env = |name: &str| (name == "PP_ARG_TOP_K").then(|| OsString::from("7"));
             normalise(&Cli::command(), args, &env)
-                .map(|n| n.args[3..].iter().map(|a| a.to_str().unwrap().to_owned()).collect::<Vec<_>>())
+                .map(|n| n.args[2..].iter().map(|a| a.to_str().unwrap().to_owned()).collect::<Vec<_>>())
         };
         let text =
             "temp = 0.3\ntop_k = 5\nthreads = 2\nraw = true\nno-save = false\nstop = ['a', 'b']\nmarkdown = false\n";
         let mut got = run(text, &["--threads", "1"]).unwrap();
         got.sort();
-        assert_eq!(
-            got,
-            ["--markdown=off", "--raw", "--stop=a", "--stop=b", "--temp=0.3", "--threads", "--top-k=7", "1"]
-        );
+        assert_eq!(got, ["--markdown=off", "--raw", "--stop=a", "--stop=b", "--temp=0.3", "--threads=1", "--top-k=7"]);
         for (text, want) in [
             ("tempp = 1", "did you mean 'temp'?"),
             ("temp = [1]", "one value"),

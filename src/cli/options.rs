@@ -523,8 +523,10 @@ pub struct RunOptions {
     pub markdown: Tristate,
     /// `--wrap`
     pub wrap: Tristate,
-    /// The arguments that this was made from, which a chat's `/set` adds to
+    /// The arguments that this was made from, which a chat's `/set` adds to: `--name=value` each
     pub args: Vec<OsString>,
+    /// Long names of the flags that the command line itself has
+    pub given: Vec<String>,
 }
 
 /// Flags that a chat can change as it goes, by their long names.

@@ -1,5 +1,7 @@
 //! `pp-run chats`: what was said, and where it is kept.
 
+use std::path::Path;
+
 use super::chat::{directory, listing};
 use super::print;
 use crate::chat::{Role, delete, list, read};
@@ -30,7 +32,12 @@ pub fn run(options: &ChatsOptions) -> Result<()> {
             }
             print(&out)
         }
-        ChatsOptions::Delete(names) => names.iter().try_for_each(|name| delete(&dir, name)),
-        ChatsOptions::DeleteAll => list(&dir)?.iter().try_for_each(|chat| delete(&dir, &chat.name)),
+        ChatsOptions::Delete(names) => delete_each(&dir, names.iter()),
+        ChatsOptions::DeleteAll => delete_each(&dir, list(&dir)?.iter().map(|chat| &chat.name)),
     }
+}
+
+/// Deletes what can be deleted; the first that cannot is the error.
+fn delete_each<'a>(dir: &Path, names: impl Iterator<Item = &'a String>) -> Result<()> {
+    names.map(|name| delete(dir, name)).fold(Ok(()), Result::and)
 }

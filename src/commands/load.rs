@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
+use crate::chat::Watch;
 use crate::cli::options::{ContextOptions, ModelOptions, RopeOptions};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -20,6 +21,10 @@ pub struct Signals {
     pub interrupt: Arc<AtomicBool>,
     /// SIGTERM, or SIGHUP
     pub terminate: Arc<AtomicBool>,
+    /// A chat's: Ctrl-C that nobody has heard yet; the next one ends it
+    pub impatient: Arc<AtomicBool>,
+    /// What ends the process at a second Ctrl-C
+    second: signal_hook::SigId,
 }
 
 impl Signals {
@@ -27,19 +32,27 @@ impl Signals {
     pub fn catch() -> Result<Signals> {
         use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
         use signal_hook::flag;
-        let signals = Signals { interrupt: Arc::default(), terminate: Arc::default() };
-        let register = || -> std::io::Result<()> {
-            flag::register_conditional_shutdown(SIGINT, 130, signals.interrupt.clone())?;
-            flag::register(SIGINT, signals.interrupt.clone())?;
+        let register = || -> std::io::Result<Signals> {
+            let (interrupt, terminate, impatient): (Arc<AtomicBool>, Arc<AtomicBool>, _) = Default::default();
+            let second = flag::register_conditional_shutdown(SIGINT, 130, interrupt.clone())?;
+            flag::register(SIGINT, interrupt.clone())?;
             // A closed terminal is an end like another.
             for signal in [SIGTERM, SIGHUP] {
-                flag::register(signal, signals.terminate.clone())?;
-                flag::register(signal, signals.interrupt.clone())?;
+                flag::register(signal, terminate.clone())?;
+                flag::register(signal, interrupt.clone())?;
             }
-            Ok(())
+            Ok(Signals { interrupt, terminate, impatient, second })
         };
-        register().map_err(|e| Error::failed(format!("signals cannot be handled: {e}")))?;
-        Ok(signals)
+        register().map_err(|e| Error::failed(format!("signals cannot be handled: {e}")))
+    }
+
+    /// For a chat, whose terminal must be put right before the process ends.
+    pub fn watch(&self) -> Result<Watch> {
+        let watch = Watch::start(self.interrupt.clone(), self.impatient.clone())?;
+        if cfg!(unix) {
+            signal_hook::low_level::unregister(self.second);
+        }
+        Ok(watch)
     }
 
     /// The error that ends an interrupted run.

@@ -50,6 +50,7 @@ pub fn print(text: &str) -> Result<()> {
 /// Writes an answer as it comes.
 struct Printer {
     render: Render,
+    wraps: bool,
     /// What was written last ends a line.
     line_ended: bool,
 }
@@ -57,11 +58,13 @@ struct Printer {
 impl Printer {
     /// For one answer; `reasoning` if its prompt has opened that.
     fn new(style: &Style, options: &RunOptions, reasoning: bool) -> Printer {
-        Printer { render: Render::new(style.look(options), reasoning), line_ended: true }
+        let look = style.look(options);
+        Printer { render: Render::new(look, reasoning), wraps: look.width.is_some(), line_ended: true }
     }
 
     fn show(&mut self, text: &str) -> Result<()> {
-        let shown = self.render.push(text, width());
+        // Whoever is no terminal has no width to be asked for.
+        let shown = self.render.push(text, if self.wraps { width() } else { None });
         self.write(&shown)
     }
 

@@ -27,8 +27,11 @@ pub fn run(options: &RunOptions) -> Result<()> {
     let prompt = prompt(options, &log)?;
     let resumed = options.resume.as_ref().map(chat::open).transpose()?;
     let mut options = options.clone();
-    if let Some(opened) = resumed.as_ref().filter(|_| options.model.path.as_os_str().is_empty()) {
-        options.model.path = opened.past.model.clone();
+    // A saved chat knows its model; only the command line knows better.
+    let known =
+        resumed.as_ref().map(|opened| &opened.past.model).filter(|_| !options.given.iter().any(|g| g == "model"));
+    if let Some(model) = known.filter(|m| m.exists() || options.model.path.as_os_str().is_empty()) {
+        options.model.path.clone_from(model);
     }
     let options = &options;
     let system = match (&options.system, &options.system_file) {
@@ -154,8 +157,14 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
             content.len()
         )));
     }
+    let mut reasoning = false;
     let tokens = match template {
-        Some(template) => Conversation::new(template, run.tokenizer, system, options.parse_special).ask(&content)?,
+        Some(template) => {
+            let mut conversation = Conversation::new(template, run.tokenizer, system, options.parse_special);
+            let tokens = conversation.ask(&content)?;
+            reasoning = conversation.opens_reasoning();
+            tokens
+        }
         None => {
             if options.conversation != Mode::Off {
                 run.log.note(
@@ -185,7 +194,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     if options.display_prompt && !json {
         print(prompt)?;
     }
-    let mut printer = Printer::new(&Style::new(options), options, false);
+    let mut printer = Printer::new(&Style::new(options), options, reasoning);
     let answer = answer(run, &mut session, &mut sampler, &tokens, &mut |text| {
         if json { Ok(()) } else { printer.show(text) }
     });
@@ -374,6 +383,7 @@ pub fn save(path: &Path, messages: &[Message]) -> Result<()> {
 impl Run<'_> {
     /// Whether Ctrl-C or SIGTERM came; the flag is ready for the next one.
     pub fn take_interrupt(&self) -> bool {
+        self.signals.impatient.store(false, Ordering::Relaxed);
         self.signals.interrupt.swap(false, Ordering::Relaxed)
     }
 }

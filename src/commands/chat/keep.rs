@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Run;
-use crate::chat::{How, Listed, Past, Saved, Turn, list, newest};
+use crate::chat::{How, Listed, Past, Saved, Template, Turn, list, newest};
 use crate::cli::options::Resume;
 use crate::error::{Error, Result, escape};
 use crate::places;
@@ -62,17 +62,17 @@ pub struct Keep {
     saved: Option<Saved>,
     /// The user knows that it cannot be kept.
     failed: bool,
-    /// Settings that were made before there was a file
+    /// Settings that the file does not say yet
     settings: Vec<(String, String)>,
 }
 
 impl Keep {
-    pub fn new(run: &Run) -> Keep {
+    pub fn new(run: &Run, template: &Template) -> Keep {
         let dir = if run.options.no_save { None } else { places::chats(&places::env) };
         Keep {
             dir,
             model: run.options.model.path.clone(),
-            fingerprint: format!("{:016x}", run.model.gguf().fingerprint()),
+            fingerprint: format!("{:016x}-{:016x}", run.model.gguf().fingerprint(), template.fingerprint()),
             saved: None,
             failed: false,
             settings: Vec::new(),
@@ -93,10 +93,19 @@ impl Keep {
         self.saved.as_ref().map(Saved::name)
     }
 
-    /// Another chat's file is this chat's from now on; with `None` a new one will be.
-    pub fn go_on(&mut self, saved: Option<Saved>) {
-        self.saved = if self.dir.is_some() { saved } else { None };
+    /// From now on a new file will be this chat's.
+    pub fn begin(&mut self) {
+        self.saved = None;
         self.settings.clear();
+    }
+
+    /// The file of a chat that was read is this chat's from now on.
+    pub fn go_on(&mut self, mut saved: Saved, past: &Past) {
+        self.begin();
+        if self.dir.is_some() {
+            saved.change_model(past, &self.model, &self.fingerprint);
+            self.saved = Some(saved);
+        }
     }
 
     /// Brings the file to these turns; the first one makes it.
@@ -119,12 +128,10 @@ impl Keep {
 
     /// Notes a setting.
     pub fn set(&mut self, name: &str, value: &str, log: &Log) {
-        match &mut self.saved {
-            Some(saved) => {
-                let result = saved.set(name, value);
-                self.heard(result, log);
-            }
-            None => self.settings.push((name.to_owned(), value.to_owned())),
+        self.settings.push((name.to_owned(), value.to_owned()));
+        if let (Some(dir), true) = (self.dir.clone(), self.saved.is_some()) {
+            let result = self.with_file(&dir, |_| Ok(()));
+            self.heard(result, log);
         }
     }
 
@@ -136,25 +143,22 @@ impl Keep {
         };
         match &mut self.saved {
             Some(saved) => saved.rename(&dir, name)?,
-            None => {
-                let mut saved = Saved::create(&dir, Some(name), &self.model, self.fingerprint.clone())?;
-                saved.sync(turns, None)?;
-                self.saved = Some(saved);
-            }
+            None => self.saved = Some(Saved::create(&dir, Some(name), &self.model, self.fingerprint.clone())?),
         }
-        self.dir = Some(dir);
-        Ok(())
+        self.dir = Some(dir.clone());
+        self.with_file(&dir, |saved| saved.sync(turns, None))
     }
 
     fn with_file(&mut self, dir: &Path, f: impl FnOnce(&mut Saved) -> Result<()>) -> Result<()> {
-        if self.saved.is_none() {
-            let mut saved = Saved::create(dir, None, &self.model, self.fingerprint.clone())?;
-            for (name, value) in self.settings.drain(..) {
-                saved.set(&name, &value)?;
-            }
-            self.saved = Some(saved);
+        let saved = match &mut self.saved {
+            Some(saved) => saved,
+            None => self.saved.insert(Saved::create(dir, None, &self.model, self.fingerprint.clone())?),
+        };
+        while let Some((name, value)) = self.settings.first() {
+            saved.set(name, value)?;
+            self.settings.remove(0);
         }
-        f(self.saved.as_mut().expect("made above"))
+        f(saved)
     }
 
     /// A chat that cannot be kept goes on, and its user knows.

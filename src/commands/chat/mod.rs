@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use super::run::{Answer, Run, answer, sampler, save};
 use super::{Printer, print, prompt_cache, prune};
-use crate::chat::{Conversation, Editor, Hush, Input, Role, Style, Template, exit_cleanly_on_sigterm};
+use crate::chat::{Conversation, Editor, Hush, Input, Role, Style, Template, Watch};
 use crate::cli;
-use crate::error::{Error, Kind, Result};
+use crate::cli::options::RunOptions;
+use crate::error::{Error, Kind, Result, escape};
 use crate::generate::StopReason;
 use crate::sampler::Sampler;
 use crate::session::Session;
@@ -36,14 +37,18 @@ pub fn chat(
     resumed: Option<Opened>,
     once: bool,
 ) -> Result<()> {
-    exit_cleanly_on_sigterm()?;
+    let watch = run.signals.watch()?;
     let options = &run.options;
     let mut session = Session::new(run.model, &options.context, 1, 1, run.signals.interrupt.clone())?;
     prune::apply(&mut session, run.model, options.prune.as_ref(), options.context.n_threads_batch)?;
     let mut held = prompt_cache::restore(&run, &mut session)?;
-    let keep = Keep::new(&run);
+    let keep = Keep::new(&run, template);
     let mut chat = Chat {
         style: Style::new(options),
+        start: options.clone(),
+        watch,
+        initial: String::new(),
+        replaces: false,
         sampler: sampler(&run, &session),
         conversation: Conversation::new(template, run.tokenizer, system, options.parse_special),
         verbose: options.log.verbosity > 3,
@@ -90,6 +95,13 @@ struct Chat<'a> {
     keep: Keep,
     /// What goes with the next message
     attached: String,
+    /// What the line editor begins with
+    initial: String,
+    /// What is typed next takes the last exchange's place
+    replaces: bool,
+    /// Options before any setting of a chat
+    start: RunOptions,
+    watch: Watch,
     totals: Totals,
     /// The user knows that the context is nearly full.
     told: bool,
@@ -97,6 +109,15 @@ struct Chat<'a> {
     verbose: bool,
     editor: Option<Editor>,
     once: bool,
+}
+
+/// The line if it is a command, not a message.
+fn plain_command(line: &str) -> Option<&str> {
+    let word = ["exit", "quit", "bye"].iter().any(|w| line.eq_ignore_ascii_case(w));
+    // A text of several lines may begin with the path of a file.
+    let slash = line.starts_with('/') && !line.starts_with("//");
+    let several = line.contains('\n') && !line.to_lowercase().starts_with("/system");
+    (word || (slash && !several)).then_some(line)
 }
 
 /// Numbers of a whole chat.
@@ -113,27 +134,24 @@ struct Totals {
 /// What comes after a turn.
 enum Next {
     Turn,
-    /// A turn with this text to begin with, for the user to change
-    With(String),
     Leave,
 }
 
 impl<'a> Chat<'a> {
     /// Reads turns and answers them, the `first` before any is typed.
     fn turns(&mut self, first: Option<&str>) -> Result<()> {
-        let mut next = first.map(str::to_owned);
+        let mut next = first.map(|text| Input::Quoted(text.to_owned()));
         let mut warned = false;
-        let mut initial = String::new();
         let mut turns = 0;
         loop {
-            let given = next.is_some();
+            let replaces = std::mem::take(&mut self.replaces);
             let input = match next.take() {
-                Some(text) => Input::Text(text),
+                Some(input) => input,
                 // Pressed when nobody was reading.
                 None if self.run.take_interrupt() => Input::Interrupt,
-                None => self.read(&std::mem::take(&mut initial))?,
+                None => self.read()?,
             };
-            let text = match input {
+            let (text, quoted) = match input {
                 Input::End => return Ok(()),
                 Input::Interrupt if warned => return Err(Error::new(Kind::Interrupted, "interrupted")),
                 Input::Interrupt => {
@@ -141,27 +159,28 @@ impl<'a> Chat<'a> {
                     self.run.log.note("Ctrl-C again leaves; so do Ctrl-D and /exit");
                     continue;
                 }
-                Input::Text(text) => text,
+                Input::Text(text) => (text, false),
+                Input::Quoted(text) => (text, true),
             };
             warned = false;
-            let command = !given && text.trim_start().starts_with('/') && !text.trim_start().starts_with("//");
-            let done = match text.trim().to_lowercase().as_str() {
-                "" if self.attached.is_empty() => Ok(Next::Turn),
-                "exit" | "quit" | "bye" if !given => return Ok(()),
-                _ if command => self.command(text.trim()),
+            let line = text.trim();
+            let done = match plain_command(line) {
+                _ if line.is_empty() && self.attached.is_empty() => Ok(Next::Turn),
+                Some(command) if !quoted => {
+                    self.run.take_interrupt();
+                    self.command(command)
+                }
                 _ => {
                     turns += 1;
-                    let text = if given {
-                        &text
-                    } else {
-                        text.strip_prefix('/').filter(|t| t.starts_with('/')).unwrap_or(&text)
+                    let message = match line.strip_prefix("//").filter(|_| !quoted) {
+                        Some(rest) => format!("/{rest}"),
+                        None => text,
                     };
-                    self.ask(text).map(|()| Next::Turn)
+                    self.ask(&message, replaces).map(|()| Next::Turn)
                 }
             };
             match done {
                 Ok(Next::Turn) => {}
-                Ok(Next::With(text)) => initial = text,
                 Ok(Next::Leave) => return Ok(()),
                 // What concerns one turn does not end the chat.
                 Err(e)
@@ -182,15 +201,19 @@ impl<'a> Chat<'a> {
         }
     }
 
-    /// What the user types; `text` is there to begin with.
-    fn read(&mut self, text: &str) -> Result<Input> {
+    /// What the user types.
+    fn read(&mut self) -> Result<Input> {
         let options = &self.run.options;
         if self.editor.is_none() {
             let chats = self.keep.dir().map(PathBuf::from);
-            self.editor = Some(Editor::new(options.multiline_input, !options.no_history, chats, &self.run.log)?);
+            let (lines, keep) = (options.multiline_input, !options.no_history);
+            self.editor = Some(Editor::new(lines, keep, chats, self.watch.away.clone(), &self.run.log)?);
         }
         let editor = self.editor.as_mut().expect("made above");
-        editor.read(&self.style, text, &self.run.log)
+        self.watch.reading.store(true, Ordering::Relaxed);
+        let input = editor.read(&self.style, &std::mem::take(&mut self.initial), &self.run.log);
+        self.watch.reading.store(false, Ordering::Relaxed);
+        input
     }
 
     /// Goes on with a saved chat; `system` is what the command line asks for.
@@ -199,39 +222,59 @@ impl<'a> Chat<'a> {
         let same_model = past.fingerprint == self.keep.fingerprint();
         let log = &self.run.log;
         if !same_model {
-            log.note(&format!("this chat was with {}: what was said is read anew", past.model.display()));
+            let model = past.model.display();
+            log.note(&format!("this chat was with {model} and its template: what was said is read anew"));
         }
-        let copied = saved.is_none() && !self.run.options.no_save;
+        if past.torn {
+            log.note("the last line of this chat was not written to its end: it is dropped");
+        }
         if past.unfinished {
             log.note("the last answer was not finished: what had come is kept");
         }
-        let mut changed = Vec::new();
-        for (name, value) in &past.settings {
-            let flag = format!("--{name}");
-            let given = self.run.options.args.iter().filter_map(|a| a.to_str());
+        let settings: Vec<(&str, &str)> = past
+            .settings
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
             // What was asked for just now counts more.
-            if given.into_iter().any(|a| a.split('=').next() == Some(&flag)) {
-                continue;
+            .filter(|(name, _)| !self.start.given.iter().any(|g| g == name))
+            .collect();
+        self.run.options = match cli::set(&self.start, &settings) {
+            Ok((options, _)) => options,
+            Err(e) => {
+                log.warn(&format!("what was set in this chat is ignored: {e}"));
+                self.start.clone()
             }
-            match cli::set(&self.run.options, name, value) {
-                Ok((options, _)) => {
-                    self.run.options = options;
-                    changed.push(format!("{name} {value}"));
+        };
+        if let Err(e) = self.apply_settings(None) {
+            self.run.log.warn(&format!("what was set in this chat is ignored: {e}"));
+            self.run.options = self.start.clone();
+            self.apply_settings(None)?;
+        } else if !settings.is_empty() {
+            let said: Vec<String> = settings.iter().map(|(name, value)| format!("{name} {value}")).collect();
+            self.run.log.note(&format!("as set in this chat: {}", said.join(", ")));
+        }
+        match saved {
+            Some(saved) => self.keep.go_on(saved, &past),
+            None => {
+                self.keep.begin();
+                if !self.run.options.no_save {
+                    self.run.log.note(&format!("{name} is open in another pp-run: this one goes on in a copy"));
                 }
-                Err(e) => log.warn(&format!("this chat's {name} {value} is ignored: {e}")),
+                past.settings.iter().for_each(|(name, value)| self.keep.set(name, value, &self.run.log));
             }
         }
-        if !changed.is_empty() {
-            log.note(&format!("as set in this chat: {}", changed.join(", ")));
+        if let Some(question) = &past.unanswered {
+            self.run.log.note("the last question had no answer: it is here to be asked again");
+            self.initial = self.typed(&question.message.content);
         }
-        self.apply_settings()?;
-        self.conversation.resume(past.turns, same_model);
-        if let Some(system) = system.filter(|s| self.conversation.system() != Some(s)) {
+        self.attached.clear();
+        self.marks.clear();
+        self.conversation.resume(past.turns, same_model && !past.by_hand);
+        // A configuration is for chats that begin.
+        let asked_for = self.start.given.iter().any(|g| g.starts_with("system-prompt"));
+        if let Some(system) = system.filter(|s| asked_for && self.conversation.system() != Some(s)) {
             self.conversation.set_system(system);
-        }
-        match copied {
-            true => self.run.log.note(&format!("{name} is open in another pp-run: this one goes on in a copy")),
-            false => self.keep.go_on(saved),
+            self.run.log.note("the system prompt is another one now, as the command line says");
         }
         let n = self.conversation.n_exchanges();
         self.run.log.note(&format!("going on with {name}: {n} question{}", if n == 1 { "" } else { "s" }));
@@ -246,55 +289,86 @@ impl<'a> Chat<'a> {
     fn show_last(&mut self) -> Result<()> {
         let messages = self.conversation.messages();
         let Some(at) = messages.iter().rposition(|m| m.role == Role::User) else { return Ok(()) };
-        let mut printer = Printer::new(&self.style, &self.run.options, false);
-        print(&self.style.prompt("> "))?;
-        for message in &messages[at..] {
-            printer.show(&message.content)?;
+        let asked: Vec<String> = messages[at].content.lines().map(escape).collect();
+        print(&format!("{}{}\n", self.style.prompt("> "), asked.join("\n")))?;
+        for answer in &messages[at + 1..] {
+            let mut printer = Printer::new(&self.style, &self.run.options, false);
+            printer.show(&answer.content)?;
             printer.end()?;
         }
         Ok(())
     }
 
-    /// What a changed setting changes.
-    fn apply_settings(&mut self) -> Result<()> {
+    /// Does what the settings say now; only what differs from those `before`, if there were any.
+    fn apply_settings(&mut self, before: Option<&RunOptions>) -> Result<()> {
         self.style = Style::new(&self.run.options);
-        self.sampler = sampler(&self.run, &self.session);
         let options = &self.run.options;
-        prune::apply(&mut self.session, self.run.model, options.prune.as_ref(), options.context.n_threads_batch)
+        if before.is_none_or(|b| b.sampling != options.sampling) {
+            self.sampler = sampler(&self.run, &self.session);
+        }
+        if before.is_none_or(|b| b.prune != options.prune) {
+            let n_threads = options.context.n_threads_batch;
+            prune::apply(&mut self.session, self.run.model, options.prune.as_ref(), n_threads)?;
+        }
+        Ok(())
     }
 
-    /// One turn of the user's, and the answer.
-    fn ask(&mut self, text: &str) -> Result<()> {
+    /// What the user typed of a turn, as it would be typed again.
+    fn typed(&self, content: &str) -> String {
         let options = &self.run.options;
-        let attached = std::mem::take(&mut self.attached);
-        let content = format!("{}{attached}{text}{}", options.in_prefix, options.in_suffix);
+        let text = content.strip_prefix(options.in_prefix.as_str()).unwrap_or(content);
+        let text = text.strip_suffix(options.in_suffix.as_str()).unwrap_or(text);
+        if text.starts_with('/') { format!("/{text}") } else { text.to_owned() }
+    }
+
+    /// One turn of the user's, and the answer; it `replaces` the last exchange, or comes after it.
+    fn ask(&mut self, text: &str, replaces: bool) -> Result<()> {
+        self.run.take_interrupt();
+        let options = &self.run.options;
+        let content = format!("{}{}{text}{}", options.in_prefix, self.attached, options.in_suffix);
         let before = self.conversation.clone();
-        let asked = self.fitting(&content);
-        let tokens = match asked {
-            Ok(Some(tokens)) => tokens,
+        if replaces {
+            self.conversation.undo();
+        }
+        let done = match self.fitting(&content) {
+            Ok(Some(tokens)) => self.answer(&tokens, before, true),
             other => {
-                self.attached = attached;
-                return other.map(drop);
+                self.conversation = before;
+                other.map(|_| false)
             }
         };
-        self.answer(&tokens, before)
+        // What did not go with this message goes with the next.
+        if let Ok(true) = done {
+            self.attached.clear();
+        }
+        done.map(drop)
     }
 
     /// Another answer to the last turn.
     fn regenerate(&mut self) -> Result<()> {
         let before = self.conversation.clone();
-        match self.conversation.retry()? {
-            Some(tokens) => self.answer(&tokens, before),
-            None => Err(Error::failed("there is no answer to make again")),
+        let nothing = || Error::failed("there is no answer to make again");
+        if self.conversation.turns().last().is_none_or(|t| t.message.role != Role::Assistant) {
+            return Err(nothing());
+        }
+        let content = self.conversation.undo().ok_or_else(nothing)?;
+        match self.fitting(&content) {
+            // The file has the old answer until there is another.
+            Ok(Some(tokens)) => self.answer(&tokens, before, false).map(drop),
+            other => {
+                self.conversation = before;
+                other.map(drop)
+            }
         }
     }
 
-    /// Answers the prompt; `before` is the conversation if nothing comes of it.
-    fn answer(&mut self, tokens: &[i32], before: Conversation<'a>) -> Result<()> {
-        self.run.take_interrupt();
-        self.keep_turns(None);
+    /// Answers the prompt, and returns whether anything came; `before` is the conversation if not. A question that is `new` is kept at once.
+    fn answer(&mut self, tokens: &[i32], before: Conversation<'a>, new: bool) -> Result<bool> {
+        if new {
+            self.keep_turns(None);
+        }
         let result = {
-            let _hush = Hush::begin();
+            let _hush = (!self.once).then(Hush::begin);
             self.generate(tokens)
         };
         let terminated = self.run.signals.terminate.load(Ordering::Relaxed);
@@ -317,7 +391,7 @@ impl<'a> Chat<'a> {
             self.run.log.note("stopped before an answer came: the conversation is as it was");
             return match self.once {
                 true => Err(self.run.signals.error()),
-                false => Ok(()),
+                false => Ok(false),
             };
         }
         self.conversation.answer(&text, &tokens, interrupted)?;
@@ -326,7 +400,7 @@ impl<'a> Chat<'a> {
             return Err(self.run.signals.error());
         }
         self.report(&stop, &stats);
-        Ok(())
+        Ok(true)
     }
 
     /// An answer, shown as it comes, and kept on disk if it takes long.

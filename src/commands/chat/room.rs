@@ -1,7 +1,9 @@
 //! A context that is full: what is forgotten, and that the user decides it.
 
+use std::sync::atomic::Ordering;
+
 use super::Chat;
-use crate::chat::{Conversation, Input, Role};
+use crate::chat::{Input, Role};
 use crate::cli::options::{ContextFull, Predict};
 use crate::commands::run::{Answer, answer};
 use crate::commands::{Printer, print};
@@ -51,21 +53,21 @@ impl Chat<'_> {
         }
         let before = self.conversation.clone();
         let tokens = self.conversation.ask(content)?;
-        if tokens.len() < n_ctx {
+        if self.fits(tokens.len()) {
             return Ok(Some(tokens));
         }
         self.conversation = before;
         let mut alone = self.conversation.clone();
         alone.clear();
         let least = alone.ask(content)?.len();
-        if least >= n_ctx {
+        if !self.fits(least) {
             return Err(Error::malformed(format!(
                 "this message has {least} tokens with the system prompt, and {n_ctx} fit in the context: shorten it, or start with -c {}",
                 (least * 2).next_multiple_of(1024)
             )));
         }
         let full = format!(
-            "the context is full: with this message the conversation has {} tokens, and {n_ctx} fit",
+            "the context is full: with this message the conversation has {} tokens, and {n_ctx} fit with the answer",
             tokens.len()
         );
         let choice = match self.run.options.context_full {
@@ -84,6 +86,16 @@ impl Chat<'_> {
         }
     }
 
+    /// Whether a prompt leaves room for an answer that is worth it.
+    fn fits(&self, n: usize) -> bool {
+        let n_ctx = self.session.n_ctx();
+        let room = match self.run.options.predict {
+            Predict::AtMost(n) => usize::try_from(n).unwrap_or(usize::MAX),
+            _ => usize::MAX,
+        };
+        n + room.min(n_ctx / 32).max(1) <= n_ctx
+    }
+
     /// Asks what to do.
     fn choose(&mut self, full: &str) -> Result<ContextFull> {
         self.run.log.note(full);
@@ -91,7 +103,7 @@ impl Chat<'_> {
             "1 or stop: leave it as it is (/clear, /undo); 2 or shift: forget turns after the first; 3 or summarise: put a summary of old \
              turns in their place",
         );
-        let Input::Text(text) = self.read("")? else { return Ok(ContextFull::Stop) };
+        let Input::Text(text) = self.read()? else { return Ok(ContextFull::Stop) };
         Ok(match text.trim().to_lowercase().as_str() {
             "2" | "shift" => ContextFull::Shift,
             "3" | "summarise" | "summarize" => ContextFull::Summarise,
@@ -102,30 +114,41 @@ impl Chat<'_> {
     /// Forgets exchanges after the first one, the oldest first, until the prompt with the new turn takes half of the context, or none is
     /// left to forget.
     fn shift(&mut self, content: &str) -> Result<Vec<i32>> {
-        let n_ctx = self.session.n_ctx();
         let n = self.conversation.n_exchanges();
-        let room = (n_ctx as f64 * SHIFTED) as usize;
-        let mut best: Option<(Conversation, Vec<i32>, usize)> = None;
+        let room = (self.session.n_ctx() as f64 * SHIFTED) as usize;
+        let without = |kept: usize, forgotten: usize| {
+            let mut shorter = self.conversation.clone();
+            shorter.forget(kept, forgotten);
+            let tokens = shorter.ask(content)?;
+            Ok::<_, Error>((shorter, tokens))
+        };
         // The first exchange stays if it can.
-        'found: for kept in [1, 0] {
-            for forgotten in 1..=n.saturating_sub(kept) {
-                let mut shorter = self.conversation.clone();
-                shorter.forget(kept, forgotten);
-                let tokens = shorter.ask(content)?;
-                let fits = tokens.len() < n_ctx;
-                let done = tokens.len() <= room;
-                if fits {
-                    best = Some((shorter, tokens, forgotten));
+        let mut best = None;
+        for kept in [1, 0] {
+            let Some(all) = n.checked_sub(kept).filter(|&all| all > 0) else { continue };
+            if !self.fits(without(kept, all)?.1.len()) {
+                continue;
+            }
+            // The least that is enough, by halves.
+            let (mut few, mut many) = (0, all);
+            while many - few > 1 {
+                let middle = few.midpoint(many);
+                match without(kept, middle)?.1.len() <= room {
+                    true => many = middle,
+                    false => few = middle,
                 }
-                if done {
-                    break 'found;
+                if self.run.signals.interrupt.load(Ordering::Relaxed) {
+                    return Err(Error::failed("stopped: the conversation is as it was"));
                 }
             }
-            if best.is_some() {
-                break;
-            }
+            best = Some((without(kept, many)?, many));
+            break;
         }
-        let (shorter, tokens, forgotten) = best.expect("the message alone fits");
+        let Some(((shorter, tokens), forgotten)) = best else {
+            return Err(Error::malformed(
+                "this message does not fit in the context, whatever is forgotten: shorten it",
+            ));
+        };
         self.conversation = shorter;
         self.marks.clear();
         self.run.log.note(&format!(
@@ -149,7 +172,7 @@ impl Chat<'_> {
                 break tokens;
             }
             old = self.conversation.clone();
-            kept -= 1;
+            kept /= 2;
         };
         if tokens.len() >= n_ctx {
             return self.shift(content).map(Some);
@@ -168,29 +191,32 @@ impl Chat<'_> {
             return Ok(None);
         }
         // What the model thought on the way is no part of it.
-        let summary = text.rsplit("</think>").next().unwrap_or(&text).trim().to_owned();
-        let system = self.conversation.system().map_or_else(String::new, |s| format!("{s}\n\n"));
-        let mut shorter = self.conversation.clone();
-        shorter.forget(0, kept);
-        shorter.set_system(&format!("{system}What was said before, in short:\n{summary}"));
-        let tokens = shorter.ask(content)?;
-        let before = std::mem::replace(&mut self.conversation, shorter);
-        self.marks.clear();
-        if tokens.len() >= n_ctx {
-            // It takes more than that: on from here.
-            self.conversation.undo();
-            if self.conversation.n_exchanges() == 0 {
-                self.conversation = before;
-            }
+        let thinks = old.opens_reasoning() || text.contains("<think>");
+        let summary = match text.rsplit_once("</think>") {
+            Some((_, after)) => after.trim(),
+            None if thinks => "",
+            None => text.trim(),
+        };
+        if summary.is_empty() {
+            self.run.log.note("no summary came of it: turns are forgotten instead");
             return self.shift(content).map(Some);
         }
+        let mut shorter = self.conversation.clone();
+        shorter.summarise(kept, summary);
+        let tokens = shorter.ask(content)?;
+        if !self.fits(tokens.len()) {
+            self.run.log.note("with the summary it does not fit either: turns are forgotten instead");
+            return self.shift(content).map(Some);
+        }
+        self.conversation = shorter;
+        self.marks.clear();
         Ok(Some(tokens))
     }
 
     /// `/context`: what it is full of.
     pub fn context(&self) -> Result<()> {
         let n_ctx = self.session.n_ctx();
-        let used = self.session.n_past();
+        let used = self.conversation.timeline().len();
         let line = |what: &str, n: usize| {
             let share = 100.0 * n as f64 / n_ctx as f64;
             format!("{what:<24} {n:>7}  {share:>5.1}%  {}\n", super::picture::bar(n as f64 / n_ctx as f64, 30))

@@ -2,15 +2,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
-use super::keep::{Opened, directory, listing};
+use super::keep::{directory, listing};
 use super::{Chat, Next, picture};
-use crate::chat::{How, SLASHES, parse_slash, width};
+use crate::chat::{How, Role, SLASHES, parse_slash, width};
 use crate::cli;
 use crate::cli::options::{Predict, Resume, RunOptions, SETTABLE};
 use crate::commands::{print, show};
 use crate::error::{Error, Result, escape};
 use crate::model::memory;
+use crate::places::env;
 use crate::stats::{Stats, fill, peak_memory, per_second};
 
 /// Longest text that goes with a message.
@@ -74,20 +76,17 @@ impl Chat<'_> {
                 self.undo()?;
             }
             "/edit" => {
-                let before = self.conversation.clone();
-                let text = self.undo()?;
+                let last = self.conversation.turns().iter().rev().find(|t| t.message.role == Role::User);
+                let text = last.map(|t| self.typed(&t.message.content));
+                let text = text.ok_or_else(|| Error::failed("there is no question to change"))?;
                 let editor = self.editor.as_ref().expect("a command was typed");
-                return match editor.edit(&text) {
-                    Ok(text) => Ok(Next::With(text)),
-                    Err(e) => {
-                        self.conversation = before;
-                        self.keep_turns(None);
-                        Err(e)
-                    }
-                };
+                self.initial = editor.edit(&text)?;
+                self.run.take_interrupt();
+                self.replaces = true;
             }
             "/clear" => {
                 self.conversation.clear();
+                self.attached.clear();
                 self.keep_turns(None);
                 self.run.log.note("the conversation is forgotten");
             }
@@ -110,8 +109,15 @@ impl Chat<'_> {
                 self.change("prune", rest)?;
                 self.run.log.note(&self.pruned());
             }
-            "/read" => self.attach(&[file_name(rest)?])?,
-            "/glob" => self.attach(&files_of(rest)?)?,
+            "/read" | "/glob" if rest == "-" => {
+                self.attached.clear();
+                self.run.log.note("no file goes with your next message");
+            }
+            "/read" | "/glob" if rest.is_empty() => {
+                return Err(Error::usage("which files? /read FILE, /glob PATTERN; - takes them back"));
+            }
+            "/read" => self.attach(&[file_name(rest)])?,
+            "/glob" => self.attach(&self.files_of(rest)?)?,
             "/show" => self.show(rest)?,
             "/context" => self.context()?,
             "/stats" => self.stats()?,
@@ -162,9 +168,13 @@ impl Chat<'_> {
             text => self.conversation.set_system(text),
         }
         // What was remembered began otherwise.
+        let marks = if self.marks.is_empty() { "" } else { "; what /push remembered is forgotten" };
         self.marks.clear();
         self.keep_turns(None);
-        self.run.log.note("the system prompt holds from the next turn on; what was said before it is read anew");
+        let log = &self.run.log;
+        log.note(&format!(
+            "the system prompt holds from the next turn on; what was said before it is read anew{marks}"
+        ));
         Ok(())
     }
 
@@ -202,13 +212,14 @@ impl Chat<'_> {
 
     /// Changes a setting, or nothing; returns its name.
     fn change(&mut self, name: &str, value: &str) -> Result<&'static str> {
-        let (options, name) = cli::set(&self.run.options, name, value)?;
+        let (options, names) = cli::set(&self.run.options, &[(name, value)])?;
+        let name = names[0];
         let RunOptions { show_timings, .. } = self.run.options;
         let before = std::mem::replace(&mut self.run.options, RunOptions { show_timings, ..options });
-        if let Err(e) = self.apply_settings() {
+        if let Err(e) = self.apply_settings(Some(&before)) {
             // As it was: what worked before works again.
             self.run.options = before;
-            self.apply_settings()?;
+            self.apply_settings(None)?;
             return Err(e);
         }
         self.keep.set(name, value, &self.run.log);
@@ -264,6 +275,28 @@ impl Chat<'_> {
         Ok(())
     }
 
+    /// The files of a pattern.
+    fn files_of(&self, pattern: &str) -> Result<Vec<PathBuf>> {
+        let path = file_name(pattern);
+        let bad = |e: glob::PatternError| Error::usage(format!("'{pattern}' is no pattern: {e}"));
+        let mut paths = Vec::new();
+        for path in glob::glob(&path.to_string_lossy()).map_err(bad)?.flatten() {
+            if self.run.signals.interrupt.load(Ordering::Relaxed) {
+                return Err(Error::failed("stopped"));
+            }
+            if path.is_file() {
+                paths.push(path);
+            }
+            if paths.len() > MAX_FILES {
+                return Err(Error::usage(format!("more than {MAX_FILES} files are like '{pattern}'")));
+            }
+        }
+        if paths.is_empty() {
+            return Err(Error::input(format!("no file is like '{pattern}'")));
+        }
+        Ok(paths)
+    }
+
     fn show(&self, what: &str) -> Result<()> {
         let gguf = self.run.model.gguf();
         match what {
@@ -303,7 +336,7 @@ impl Chat<'_> {
             t.cached,
             t.written,
             per_second(t.written.saturating_sub(t.answers), t.writing_time),
-            self.session.n_past(),
+            self.conversation.timeline().len(),
             self.session.n_ctx(),
             self.sampler.seed(),
             self.session.prune_report().map_or_else(|| "none".to_owned(), |r| r.line()),
@@ -345,37 +378,18 @@ impl Chat<'_> {
         if self.keep.name() == Some(name) {
             return Err(Error::usage(format!("this is {name}")));
         }
-        let opened: Opened = super::open(&Resume::Named(name.to_owned()))?;
-        self.marks.clear();
-        self.keep.go_on(None);
+        let opened = super::open(&Resume::Named(name.to_owned()))?;
         self.resume(opened, None)
     }
 }
 
 /// A path as it was typed, completed or quoted.
-fn file_name(text: &str) -> Result<PathBuf> {
-    if text.is_empty() {
-        return Err(Error::usage("which file? /read FILE"));
-    }
+fn file_name(text: &str) -> PathBuf {
     let quoted = ['"', '\''].iter().find_map(|&q| text.strip_prefix(q)?.strip_suffix(q));
     let name = quoted.map_or_else(|| rustyline::completion::unescape(text, Some('\\')), Into::into);
-    let home = std::env::var_os("HOME").map(PathBuf::from);
-    Ok(match (name.strip_prefix("~/"), home) {
-        (Some(rest), Some(home)) => home.join(rest),
+    match (name.strip_prefix("~/"), env("HOME")) {
+        (Some(rest), Some(home)) => PathBuf::from(home).join(rest),
         _ => PathBuf::from(name.as_ref()),
-    })
-}
-
-/// The files of a pattern.
-fn files_of(pattern: &str) -> Result<Vec<PathBuf>> {
-    let path = file_name(pattern)?;
-    let bad = |e: glob::PatternError| Error::usage(format!("'{pattern}' is no pattern: {e}"));
-    let found = glob::glob(&path.to_string_lossy()).map_err(bad)?;
-    let paths: Vec<PathBuf> = found.flatten().filter(|p| p.is_file()).take(MAX_FILES + 1).collect();
-    match paths.len() {
-        0 => Err(Error::input(format!("no file is like '{pattern}'"))),
-        n if n > MAX_FILES => Err(Error::usage(format!("more than {MAX_FILES} files are like '{pattern}'"))),
-        _ => Ok(paths),
     }
 }
 
