@@ -185,14 +185,20 @@ fn every_command() {
     command(&mut t, "/load sea", &["this is sea"]);
     command(&mut t, "/load nothing", &["no such chat"]);
     command(&mut t, "/hepl", &["did you mean '/help'"]);
-    command(&mut t, "/clear", &["forgotten"]);
     ask(&mut t, "//etc is a path");
+    // What is between quotes is no command.
+    ask(&mut t, "\"\"\"/help\"\"\"");
+    command(&mut t, "/read a file.txt", &["goes with your next message"]);
+    command(&mut t, "/read -", &["no file goes"]);
+    command(&mut t, "/read", &["which files?"]);
+    command(&mut t, "/clear", &["forgotten"]);
     t.line("/BYE");
     assert_eq!(t.end(), 0);
 
     let asked = home.asked();
     // The system prompt made "One?" anew.
-    assert_eq!(asked.len(), 6, "{asked:?}");
+    assert_eq!(asked.len(), 7, "{asked:?}");
+    assert_eq!(asked[6], "/help");
     assert!(
         asked[5].contains("zebra") && asked[5].contains("yak") && asked[5].ends_with("/etc is a path"),
         "{asked:?}"
@@ -482,6 +488,8 @@ fn ctrl_c_at_any_moment() {
     t.expect("stopped before an answer came");
     println!("in the prompt: {:?}", sent.elapsed());
     t.prompt();
+    // The file waits for the next message still.
+    command(&mut t, "/read -", &["no file goes with your next message"]);
     // What came is kept, and the model knows.
     command(&mut t, "/set predict -1", &["predict is -1"]);
     command(&mut t, "/set ignore-eos on", &["ignore-eos is on"]);
@@ -531,8 +539,14 @@ fn a_chat_that_was_killed_goes_on() {
         std::thread::sleep(Duration::from_millis(wait));
         t.signal(Signal::SIGKILL);
         assert_eq!(t.end(), 137);
-        let mut t = home.chat(&["--continue", "-n", "20"]);
-        assert!(t.text().contains("questions"), "{}", t.text());
+        let mut t = Term::new(home.command(&["--continue", "-n", "20"]), 80, 24);
+        t.expect("questions");
+        t.expect("Ctrl-D leaves");
+        if t.text().contains("no answer: it is here to be asked again") {
+            t.expect("> Third?");
+            t.send("\u{15}");
+        }
+        t.prompt();
         command(&mut t, "/context", &["2 you", "answer"]);
         if t.text().contains("3 you") {
             // What had come of the answer is there.

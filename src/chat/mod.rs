@@ -97,22 +97,27 @@ impl<'a> Conversation<'a> {
         self.turns.iter().map(|t| t.message.clone()).collect()
     }
 
+    /// What comes before the exchanges: the system prompt, and a summary of what was forgotten.
+    pub fn preamble(&self) -> Option<&str> {
+        self.turns.first().filter(|t| t.message.role == Role::System).map(|t| t.message.content.as_str())
+    }
+
     /// The system prompt, without a summary.
     pub fn system(&self) -> Option<&str> {
-        let text = self.turns.first().filter(|t| t.message.role == Role::System)?.message.content.as_str();
+        let text = self.preamble()?;
         let system = text.find(SUMMARY).map_or(text, |at| text[..at].trim_end());
         Some(system).filter(|s| !s.is_empty())
     }
 
     /// The summary of what was forgotten.
     pub fn summary(&self) -> Option<&str> {
-        let text = self.turns.first().filter(|t| t.message.role == Role::System)?.message.content.as_str();
+        let text = self.preamble()?;
         text.find(SUMMARY).map(|at| &text[at + SUMMARY.len()..])
     }
 
     /// Where the exchanges begin: after the system prompt.
     fn first(&self) -> usize {
-        usize::from(self.turns.first().is_some_and(|t| t.message.role == Role::System))
+        usize::from(self.preamble().is_some())
     }
 
     /// Number of the user's turns.

@@ -529,7 +529,7 @@ mod tests {
             (&["chat", "a.gguf"], &["--model=a.gguf"]),
             (&["chats", "--delete", "a", "b"], &["chats", "--delete", "a", "b"]),
             (&["show", "a.gguf"], &["show", "a.gguf"]),
-            (&["-p", "a.gguf"], &["-p", "a.gguf"]),
+            (&["-p", "a.gguf"], &["--prompt=a.gguf"]),
             (&["bench", "-p", "512", "-pg", "8,8"], &["bench", "--n-prompt=512", "--prompt-gen=8,8"]),
             (&["-np", "4", "-q"], &["--quiet"]),
             (&["--", "-ngl"], &["--", "-ngl"]),

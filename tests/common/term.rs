@@ -43,18 +43,28 @@ impl Term {
 
     /// [`Term::new`] without changing the environment.
     pub fn with(command: Command, columns: u16, rows: u16) -> Term {
-        let process = PtyProcess::spawn(command).unwrap();
+        // A shell sets the size first: no program may see another.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("stty columns {columns} rows {rows}; exec \"$0\" \"$@\"")]);
+        shell.arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        if let Some(dir) = command.get_current_dir() {
+            shell.current_dir(dir);
+        }
+        let process = PtyProcess::spawn(shell).unwrap();
+        let parser = vt100::Parser::new(size(rows), size(columns), 10_000);
         let mut term = Term {
             input: process.get_raw_handle().unwrap(),
             process,
-            seen: Arc::new(Mutex::new(Seen {
-                parser: vt100::Parser::new(size(rows), size(columns), 10_000),
-                bytes: Vec::new(),
-            })),
+            seen: Arc::new(Mutex::new(Seen { parser, bytes: Vec::new() })),
             reader: None,
             mark: 0,
         };
-        term.resize(columns, rows);
         let mut output = term.process.get_raw_handle().unwrap();
         let seen = term.seen.clone();
         term.reader = Some(std::thread::spawn(move || {

@@ -302,7 +302,7 @@ impl Chat<'_> {
         match what {
             "info" | "" => print(&show::overview(gguf)),
             "system" => {
-                let text = self.conversation.system().unwrap_or("there is no system prompt");
+                let text = self.conversation.preamble().unwrap_or("there is no system prompt");
                 print(&format!("{}\n", text.lines().map(escape).collect::<Vec<_>>().join("\n")))
             }
             "template" => {
