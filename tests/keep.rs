@@ -11,7 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::forge::Forge;
-use common::smollm2;
+use common::{shim, smollm2};
 use expectrl::session::OsSession;
 use expectrl::{Eof, Expect, Session};
 use ggml::Type;
@@ -247,7 +247,8 @@ fn what_is_no_chat_is_left_as_it_is() {
     fs::remove_file(home.file("b")).unwrap();
 
     let target = home.dir.path().join("target");
-    let kinds: [(&str, &dyn Fn(&Path), i32); 5] = [
+    type Make<'a> = &'a dyn Fn(&Path);
+    let kinds: [(&str, Make, i32); 5] = [
         (
             "symlink",
             &|path| {
@@ -567,12 +568,12 @@ fn chats_are_listed_shown_and_deleted() {
     assert!(outside.exists() && inside.join("x.jsonl").exists());
 }
 
-/// A chat on a terminal.
-fn terminal(home: &Home, more: &[&str]) -> OsSession {
+/// A chat on a terminal, with some variables of the environment.
+fn terminal(home: &Home, more: &[(&str, &str)]) -> OsSession {
     let mut command = Command::new("bash");
     let line = "umask 0; exec \"$0\" \"$@\"";
     command.args(["-c", line, env!("CARGO_BIN_EXE_pp-run"), "-m"]).arg(&home.model);
-    command.args(["--chat-template", "chatml", "-n", "4", "--simple-io"]).args(more);
+    command.args(["--chat-template", "chatml", "-n", "4", "--simple-io"]).envs(more.iter().copied());
     command
         .env("PP_ARG_THREADS", "1")
         .env("XDG_DATA_HOME", home.data())
@@ -681,4 +682,104 @@ fn killed_at_any_moment() {
     }
     println!("killed: {whole} answers were whole, {begun} begun, {nothing} not");
     assert!(whole > 0 && begun > 0 && nothing > 0, "at different moments");
+}
+
+/// R41: the n-th call fails while a chat goes on that has to be repaired first, or a copy of it is made. What was said is there, and the
+/// answer comes if only the saving failed.
+#[test]
+fn the_nth_call_fails() {
+    let home = Home::new();
+    let shim = shim(home.dir.path());
+    let mark = home.dir.path().join("mark");
+    let begun = [USER, ANSWER, USER, r#"{"type":"part","content":"We"}"#];
+    let mut reached = 0;
+    for (call, error) in [
+        ("open", 13),
+        ("open", 24),
+        ("read", 5),
+        ("write", 28),
+        ("fsync", 5),
+        ("fdatasync", 28),
+        ("ftruncate", 5),
+        ("flock", 11),
+        ("flock", 37),
+    ] {
+        for (n, copy) in (1..).flat_map(|n| [(n, false), (n, true)]) {
+            assert!(n < 500, "{call} has no end");
+            let _ = fs::remove_file(&mark);
+            fs::remove_dir_all(home.chats()).unwrap();
+            fs::create_dir(home.chats()).unwrap();
+            let path = home.write("a", &begun);
+            let base = [fs::read(&path).unwrap(), b"{\"torn".to_vec()].concat();
+            fs::write(&path, &base).unwrap();
+            let held = File::open(&path).unwrap();
+            if copy {
+                held.lock().unwrap();
+            }
+            let mut command = home.go_on(&["a", "-p", "three"]);
+            command.env("LD_PRELOAD", &shim).env("FAULT_CALL", call).env("FAULT_N", n.to_string());
+            command.env("FAULT_ERRNO", error.to_string()).env("FAULT_MARK", &mark);
+            let output = finished(started(&mut command));
+            drop(held);
+            let text = stderr(&output);
+            let what = format!("{call} {n}, error {error}, copy {copy}: {:?} {text}", output.status);
+            assert!(matches!(output.status.code(), Some(0 | 1 | 65 | 66 | 71 | 73 | 74)), "{what}");
+            // What failed on stdout or stderr is not seen there.
+            let errors = text.lines().filter(|l| l.starts_with("pp-run: error: ")).count();
+            assert!(call == "write" || errors <= 1, "{what}");
+            if output.status.success() {
+                assert!(!output.stdout.is_empty(), "{what}");
+                assert!(errors == usize::from(text.contains("this chat is not kept")), "{what}");
+            }
+            if matches!(call, "fdatasync" | "ftruncate") && mark.exists() {
+                assert!(output.status.success() && errors == 1 && text.contains("is kept again"), "{what}");
+            }
+            let said = home.said("a");
+            assert!(said.len() >= 4 && said[3].1.starts_with("We\n["), "{what}: {said:?}");
+            assert!(!copy || fs::read(&path).unwrap() == base, "{what}");
+            // Whatever failed works again, and every file is a chat.
+            assert_eq!(home.turn("a", "four").status.code(), Some(0), "{what}");
+            assert_eq!(home.said("a").len(), said.len() + 2, "{what}");
+            for name in home.names() {
+                let past = home.past(name.strip_suffix(".jsonl").unwrap());
+                assert!(!past.torn && past.turns.len() >= 4, "{what}: {name}");
+            }
+            if !mark.exists() && copy {
+                break;
+            }
+            reached += usize::from(mark.exists());
+        }
+    }
+    println!("{reached} calls failed");
+    assert!(reached > 100, "{reached} calls");
+}
+
+#[test]
+fn a_name_that_cannot_be_given() {
+    for (call, error) in [("link", "1"), ("link", "28"), ("unlink", "5")] {
+        let home = Home::new();
+        let shim = shim(home.dir.path());
+        let mark = home.dir.path().join("mark");
+        let more = [
+            ("LD_PRELOAD", shim.to_str().unwrap()),
+            ("FAULT_CALL", call),
+            ("FAULT_N", "1"),
+            ("FAULT_ERRNO", error),
+            ("FAULT_MARK", mark.to_str().unwrap()),
+        ];
+        let mut chat = terminal(&home, &more);
+        chat.expect("> ").unwrap();
+        chat.send("hello\r").unwrap();
+        chat.expect("context ").unwrap();
+        chat.send("/save it\r").unwrap();
+        chat.expect("error: ").unwrap();
+        assert_eq!(home.names().len(), 1, "{call}");
+        chat.send("/save it\r").unwrap();
+        chat.expect("kept as it").unwrap();
+        chat.send("again\r").unwrap();
+        chat.expect("context ").unwrap();
+        chat.send("\u{4}").unwrap();
+        chat.expect(Eof).unwrap();
+        assert_eq!((home.names(), home.said("it").len()), (vec!["it.jsonl".to_owned()], 4), "{call}");
+    }
 }
