@@ -9,7 +9,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -366,11 +366,7 @@ impl Saved {
     pub fn open(dir: &Path, name: &str) -> Result<(Option<Saved>, Past)> {
         let path = file_of(dir, name)?;
         let mut file = open(&path, true)?;
-        // Linux may hold the lock of a process that was killed some milliseconds longer than the process.
-        let free = (0..10).any(|i| {
-            std::thread::sleep(Duration::from_millis(10 * i.min(1)));
-            file.try_lock().is_ok()
-        });
+        let free = file.try_lock().is_ok();
         let past = read_file(&path, &mut file)?;
         if !free {
             return Ok((None, past));
@@ -459,6 +455,7 @@ impl Saved {
         self.cut()?;
         self.file
             .write_all(text.as_bytes())
+            .inspect_err(|_| drop(self.cut()))
             .and_then(|()| self.file.sync_data())
             .map_err(|e| Error::io(format!("cannot be written: {e}")).in_file(&self.path))?;
         self.good += text.len() as u64;

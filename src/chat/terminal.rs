@@ -61,8 +61,12 @@ impl Style {
     }
 }
 
-/// Columns of the terminal, of now.
+/// Columns of the terminal, of now; `None` if stdout is none.
 pub fn width() -> Option<usize> {
+    // Where there is no terminal crossterm would start another program to ask, at each piece of an answer.
+    if !stdout().is_terminal() {
+        return None;
+    }
     crossterm::terminal::size().ok().map(|(columns, _)| usize::from(columns)).filter(|&n| n > 0)
 }
 
