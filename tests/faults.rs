@@ -19,8 +19,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::forge::Forge;
-use common::smollm2;
 use common::term::Term;
+use common::{shim, smollm2};
 use ggml::Type;
 
 fn program() -> Command {
@@ -211,10 +211,7 @@ fn little_memory_few_files_and_closed_streams() {
 #[test]
 fn the_nth_call_fails() {
     let (dir, model) = folder();
-    let shim = dir.path().join("shim.so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/shim.c");
-    let status = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&shim).arg(source).arg("-ldl").status();
-    assert!(status.unwrap().success(), "a C compiler");
+    let shim = shim(dir.path());
     let (text, mark) = (dir.path().join("prompt.txt"), dir.path().join("mark"));
     fs::write(&text, "hello").unwrap();
     let out = dir.path().join("out");

@@ -11,11 +11,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::forge::Forge;
-use common::smollm2;
-use expectrl::session::OsSession;
-use expectrl::{Eof, Expect, Session};
+use common::term::Term;
+use common::{shim, smollm2};
 use ggml::Type;
-use pp_run::chat::{Past, Role, read};
+use pp_run::chat::{Past, Role, Template, read};
+use pp_run::cli::options::TemplateSource;
 use pp_run::gguf::Gguf;
 
 /// A data home, and a tiny model next to it.
@@ -102,10 +102,13 @@ fn tiny(seed: u64) -> Forge {
 }
 
 fn head(model: &Path) -> String {
-    let fingerprint = Gguf::open(model).unwrap().fingerprint();
+    let gguf = Gguf::open(model).unwrap();
+    let source = TemplateSource::TextOrName("chatml".into());
+    let template = Template::load(Some(&source), &gguf, String::new(), String::new(), Default::default());
+    let fingerprint = format!("{:016x}-{:016x}", gguf.fingerprint(), template.unwrap().unwrap().fingerprint());
     let model = model.display();
     format!(
-        "{{\"type\":\"chat\",\"version\":1,\"created\":\"\",\"model\":\"{model}\",\"fingerprint\":\"{fingerprint:016x}\"}}\n"
+        "{{\"type\":\"chat\",\"version\":1,\"created\":\"\",\"model\":\"{model}\",\"fingerprint\":\"{fingerprint}\"}}\n"
     )
 }
 
@@ -247,7 +250,8 @@ fn what_is_no_chat_is_left_as_it_is() {
     fs::remove_file(home.file("b")).unwrap();
 
     let target = home.dir.path().join("target");
-    let kinds: [(&str, &dyn Fn(&Path), i32); 5] = [
+    type Make<'a> = &'a dyn Fn(&Path);
+    let kinds: [(&str, Make, i32); 5] = [
         (
             "symlink",
             &|path| {
@@ -567,20 +571,18 @@ fn chats_are_listed_shown_and_deleted() {
     assert!(outside.exists() && inside.join("x.jsonl").exists());
 }
 
-/// A chat on a terminal.
-fn terminal(home: &Home, more: &[&str]) -> OsSession {
+/// A chat on a terminal, with some variables of the environment.
+fn terminal(home: &Home, more: &[(&str, &str)]) -> Term {
     let mut command = Command::new("bash");
     let line = "umask 0; exec \"$0\" \"$@\"";
     command.args(["-c", line, env!("CARGO_BIN_EXE_pp-run"), "-m"]).arg(&home.model);
-    command.args(["--chat-template", "chatml", "-n", "4", "--simple-io"]).args(more);
+    command.args(["--chat-template", "chatml", "-n", "4", "--simple-io"]).envs(more.iter().copied());
     command
         .env("PP_ARG_THREADS", "1")
         .env("XDG_DATA_HOME", home.data())
-        .env("PP_RUN_NO_HISTORY", "1")
+        .env("PP_ARG_NO_HISTORY", "1")
         .env("TERM", "dumb");
-    let mut chat = Session::spawn(command).unwrap();
-    chat.set_expect_timeout(Some(Duration::from_secs(60)));
-    chat
+    Term::with(command, 80, 24)
 }
 
 #[test]
@@ -588,13 +590,14 @@ fn only_its_owner_can_read_a_chat() {
     let home = Home::new();
     fs::remove_dir_all(home.data()).unwrap();
     let mut chat = terminal(&home, &[]);
-    chat.expect("> ").unwrap();
+    chat.prompt();
     assert!(!home.data().exists(), "nothing was said yet");
-    chat.send("hello\r").unwrap();
-    chat.expect("context ").unwrap();
-    chat.send("\u{4}").unwrap();
-    chat.expect("kept as ").unwrap();
-    chat.expect(Eof).unwrap();
+    chat.line("hello");
+    chat.expect("wrote ");
+    chat.prompt();
+    chat.send("\u{4}");
+    chat.expect("kept as ");
+    assert_eq!(chat.end(), 0);
     let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
     let names = home.names();
     assert_eq!(names.len(), 1);
@@ -612,17 +615,17 @@ fn nowhere_to_save() {
         fs::remove_dir_all(&path).unwrap();
         fs::write(&path, "a file").unwrap();
         let mut chat = terminal(&home, &[]);
-        chat.expect("> ").unwrap();
-        let mut seen = Vec::new();
-        for text in ["hello\r", "again\r", "and again\r"] {
-            chat.send(text).unwrap();
-            seen.extend(chat.expect("context ").unwrap().before().to_vec());
+        chat.prompt();
+        for text in ["hello", "again", "and again"] {
+            chat.line(text);
+            chat.expect("wrote ");
+            chat.prompt();
         }
-        let seen = String::from_utf8_lossy(&seen);
+        let seen = chat.text();
         assert_eq!(seen.matches("error: ").count(), 1, "{blocked}: {seen}");
         assert_eq!(seen.matches("this chat is not kept at present").count(), 1, "{blocked}: {seen}");
-        chat.send("/exit\r").unwrap();
-        chat.expect(Eof).unwrap();
+        chat.line("/exit");
+        assert_eq!(chat.end(), 0);
         assert_eq!(fs::read_to_string(&path).unwrap(), "a file", "{blocked}");
         let output = home.turn("a", "x");
         assert_eq!(output.status.code(), Some(66), "{blocked}: {}", stderr(&output));
@@ -681,4 +684,141 @@ fn killed_at_any_moment() {
     }
     println!("killed: {whole} answers were whole, {begun} begun, {nothing} not");
     assert!(whole > 0 && begun > 0 && nothing > 0, "at different moments");
+}
+
+/// It asked `tput` for the width of a terminal that was none, at each piece; what was started held the chat's file too.
+#[test]
+fn an_answer_starts_no_other_program() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::new();
+    home.write("a", &[USER, ANSWER]);
+    let (bin, mark) = (home.dir.path().join("bin"), home.dir.path().join("mark"));
+    fs::create_dir(&bin).unwrap();
+    let tput = bin.join("tput");
+    fs::write(&tput, format!("#!/bin/sh\n: > {}\n", mark.display())).unwrap();
+    fs::set_permissions(&tput, fs::Permissions::from_mode(0o755)).unwrap();
+    // In a session of its own there is no terminal at all.
+    let mut command = Command::new("setsid");
+    command.args([
+        "-w",
+        env!("CARGO_BIN_EXE_pp-run"),
+        "--continue",
+        "a",
+        "-p",
+        "x",
+        "-n",
+        "4",
+        "--chat-template",
+        "chatml",
+    ]);
+    command
+        .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+        .env("XDG_DATA_HOME", home.data())
+        .stdin(Stdio::null());
+    check("tput", &finished(started(&mut command)), 0, "1 question");
+    assert!(!mark.exists(), "tput was started");
+}
+
+/// R41: the n-th call fails while a chat goes on that has to be repaired first, or a copy of it is made. What was said is there, and the
+/// answer comes if only the saving failed.
+#[test]
+fn the_nth_call_fails() {
+    let home = Home::new();
+    let shim = shim(home.dir.path());
+    let mark = home.dir.path().join("mark");
+    let begun = [USER, ANSWER, USER, r#"{"type":"part","content":"We"}"#];
+    let mut reached = 0;
+    for (call, error) in [
+        ("open", 13),
+        ("open", 24),
+        ("read", 5),
+        ("write", 28),
+        ("fsync", 5),
+        ("fdatasync", 28),
+        ("ftruncate", 5),
+        ("flock", 11),
+        ("flock", 37),
+    ] {
+        for (n, copy) in (1..).flat_map(|n| [(n, false), (n, true)]) {
+            assert!(n < 500, "{call} has no end");
+            let _ = fs::remove_file(&mark);
+            fs::remove_dir_all(home.chats()).unwrap();
+            fs::create_dir(home.chats()).unwrap();
+            let path = home.write("a", &begun);
+            let base = [fs::read(&path).unwrap(), b"{\"torn".to_vec()].concat();
+            fs::write(&path, &base).unwrap();
+            let held = File::open(&path).unwrap();
+            if copy {
+                held.lock().unwrap();
+            }
+            let mut command = home.go_on(&["a", "-p", "three"]);
+            command.env("LD_PRELOAD", &shim).env("FAULT_CALL", call).env("FAULT_N", n.to_string());
+            command.env("FAULT_ERRNO", error.to_string()).env("FAULT_MARK", &mark);
+            let output = finished(started(&mut command));
+            drop(held);
+            let text = stderr(&output);
+            let what = format!("{call} {n}, error {error}, copy {copy}: {:?} {text}", output.status);
+            assert!(matches!(output.status.code(), Some(0 | 1 | 65 | 66 | 71 | 73 | 74)), "{what}");
+            // What failed on stdout or stderr is not seen there.
+            let errors = text.lines().filter(|l| l.starts_with("pp-run: error: ")).count();
+            assert!(call == "write" || errors <= 1, "{what}");
+            if output.status.success() {
+                assert!(!output.stdout.is_empty(), "{what}");
+                assert!(errors == usize::from(text.contains("this chat is not kept")), "{what}");
+            }
+            if matches!(call, "fdatasync" | "ftruncate") && mark.exists() {
+                assert!(output.status.success() && errors == 1, "{what}");
+            }
+            let said = home.said("a");
+            assert!(said.len() >= 4 && said[3].1.starts_with("We\n["), "{what}: {said:?}");
+            assert!(!copy || fs::read(&path).unwrap() == base, "{what}");
+            // Whatever failed works again, and every file is a chat.
+            assert_eq!(home.turn("a", "four").status.code(), Some(0), "{what}");
+            assert_eq!(home.said("a").len(), said.len() + 2, "{what}");
+            for name in home.names() {
+                let past = home.past(name.strip_suffix(".jsonl").unwrap());
+                assert!(!past.torn && past.turns.len() >= 4, "{what}: {name}");
+            }
+            if !mark.exists() && copy {
+                break;
+            }
+            reached += usize::from(mark.exists());
+        }
+    }
+    println!("{reached} calls failed");
+    assert!(reached > 100, "{reached} calls");
+}
+
+#[test]
+fn a_name_that_cannot_be_given() {
+    for (call, error) in [("link", "1"), ("link", "28"), ("unlink", "5")] {
+        let home = Home::new();
+        let shim = shim(home.dir.path());
+        let mark = home.dir.path().join("mark");
+        let more = [
+            ("LD_PRELOAD", shim.to_str().unwrap()),
+            ("FAULT_CALL", call),
+            ("FAULT_N", "1"),
+            ("FAULT_ERRNO", error),
+            ("FAULT_MARK", mark.to_str().unwrap()),
+        ];
+        let mut chat = terminal(&home, &more);
+        chat.prompt();
+        chat.line("hello");
+        chat.expect("wrote ");
+        chat.prompt();
+        chat.line("/save it");
+        chat.expect("error: ");
+        chat.prompt();
+        assert_eq!(home.names().len(), 1, "{call}");
+        chat.line("/save it");
+        chat.expect("kept as it");
+        chat.prompt();
+        chat.line("again");
+        chat.expect("wrote ");
+        chat.prompt();
+        chat.send("\u{4}");
+        assert_eq!(chat.end(), 0);
+        assert_eq!((home.names(), home.said("it").len()), (vec!["it.jsonl".to_owned()], 4), "{call}");
+    }
 }

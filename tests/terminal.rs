@@ -545,8 +545,9 @@ fn a_chat_that_was_killed_goes_on() {
         if t.text().contains("no answer: it is here to be asked again") {
             t.expect("> Third?");
             t.send("\u{15}");
+        } else {
+            t.prompt();
         }
-        t.prompt();
         command(&mut t, "/context", &["2 you", "answer"]);
         if t.text().contains("3 you") {
             // What had come of the answer is there.
@@ -607,10 +608,11 @@ fn a_chat_goes_on_where_it_was_without_reading_anything_again() {
 
 #[test]
 fn a_full_context_is_announced_and_the_user_chooses() {
-    let long: String = (0..60).map(|i| format!("word{i} ")).collect();
-    let answers: Vec<&str> = (0..12).map(|_| long.as_str()).collect();
+    // In single letters, as which the texts come back too when they are read anew.
+    let answer: Vec<String> = "these are some words of an answer ".repeat(4).chars().map(String::from).collect();
+    let script = Script { answers: vec![answer; 12], endless: false };
     let start = |args: &[&str]| {
-        let home = Home::says(&answers);
+        let home = Home::new(&script);
         let mut all = vec!["-c", "1024", "-n", "200"];
         all.extend(args);
         let mut t = home.chat(&all);
@@ -622,7 +624,7 @@ fn a_full_context_is_announced_and_the_user_chooses() {
     };
     let (home, mut t) = start(&[]);
     for choice in ["1", "", "nonsense"] {
-        t.line(&"many letters ".repeat(30));
+        t.line(&"many letters ".repeat(20));
         t.expect("the context is full");
         t.expect("summarise: put a summary");
         t.prompt();
@@ -630,7 +632,7 @@ fn a_full_context_is_announced_and_the_user_chooses() {
         t.expect("/set context-full shift or summarise makes room");
         t.prompt();
     }
-    t.line(&"many letters ".repeat(30));
+    t.line(&"many letters ".repeat(20));
     t.expect("the context is full");
     t.prompt();
     t.line("2");
@@ -646,7 +648,7 @@ fn a_full_context_is_announced_and_the_user_chooses() {
     assert!(after >= 2 && asked[asked.len() - after] == "question", "the first exchange stays: {saved}");
 
     let (home, mut t) = start(&["--context-full", "shift"]);
-    t.line(&"many letters ".repeat(30));
+    t.line(&"many letters ".repeat(20));
     t.expect("exchanges are forgotten");
     t.expect("wrote ");
     t.prompt();
@@ -655,7 +657,7 @@ fn a_full_context_is_announced_and_the_user_chooses() {
 
     let (home, mut t) = start(&[]);
     command(&mut t, "/set context-full summarise", &["context-full is summarise"]);
-    t.line(&"many letters ".repeat(30));
+    t.line(&"many letters ".repeat(20));
     t.expect("become a summary");
     t.expect("wrote ");
     t.prompt();

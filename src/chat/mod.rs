@@ -197,7 +197,8 @@ impl<'a> Conversation<'a> {
     pub fn clear(&mut self) {
         self.turns.truncate(self.first());
         if self.summary().is_some() {
-            self.begin_with(&self.system().unwrap_or_default().to_owned(), None);
+            let system = self.system().unwrap_or_default().to_owned();
+            self.begin_with(&system, None);
         }
     }
 
@@ -209,7 +210,8 @@ impl<'a> Conversation<'a> {
     /// Puts a summary in the place of the first `n` exchanges.
     pub fn summarise(&mut self, n: usize, summary: &str) {
         self.forget(0, n);
-        self.begin_with(&self.system().unwrap_or_default().to_owned(), Some(summary));
+        let system = self.system().unwrap_or_default().to_owned();
+        self.begin_with(&system, Some(summary));
     }
 
     fn begin_with(&mut self, system: &str, summary: Option<&str>) {

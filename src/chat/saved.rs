@@ -9,7 +9,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,7 @@ use crate::tokenizer::Token;
 const VERSION: u32 = 1;
 
 /// Longest chat.
-const MAX_BYTES: u64 = 256 << 20;
+const MAX_BYTES: u64 = 64 << 20;
 
 /// Most settings: many more than there are.
 const MAX_SETTINGS: usize = 100;
@@ -94,7 +94,7 @@ pub struct Past {
     pub torn: bool,
     /// The last question, if it had no answer at all: it is not among the turns.
     pub unanswered: Option<Turn>,
-    /// Somebody changed it by hand: its tokens are not those of its texts.
+    /// Somebody changed a turn by hand: its tokens may not be those of its text.
     pub by_hand: bool,
     /// Bytes up to the end of the last whole line
     good: u64,
@@ -243,7 +243,7 @@ impl Past {
                     return Err(Error::unsupported(what));
                 }
                 let (turns, settings, unfinished, unanswered) = Default::default();
-                let (good, torn, by_hand) = (good as u64, good < bytes.len(), !sealed);
+                let (good, torn, by_hand) = (good as u64, good < bytes.len(), false);
                 past = Some(Past {
                     turns,
                     settings,
@@ -258,7 +258,6 @@ impl Past {
                 });
                 continue;
             };
-            past.by_hand |= !sealed;
             match line {
                 Line::Chat { .. } => return Err(bad("begins another chat")),
                 Line::Part { content } => parts.push_str(&content),
@@ -272,6 +271,7 @@ impl Past {
                     if !fits {
                         return Err(bad("has a turn that does not come after the one before"));
                     }
+                    past.by_hand |= !sealed && !tokens.is_empty();
                     let from = if role == Role::User { from } else { 0 };
                     past.turns.push(Turn { from, tokens, exact, ..Turn::new(role, &content) });
                     parts.clear();
@@ -384,11 +384,7 @@ impl Saved {
     pub fn open(dir: &Path, name: &str) -> Result<(Option<Saved>, Past)> {
         let path = file_of(dir, name)?;
         let mut file = open(&path, true)?;
-        // Linux may hold the lock of a process that was killed some milliseconds longer than the process.
-        let free = (0..10).any(|i| {
-            std::thread::sleep(Duration::from_millis(10 * i.min(1)));
-            file.try_lock().is_ok()
-        });
+        let free = file.try_lock().is_ok();
         let past = read_file(&path, &mut file)?;
         if !free {
             return Ok((None, past));
@@ -477,6 +473,7 @@ impl Saved {
         self.cut()?;
         self.file
             .write_all(text.as_bytes())
+            .inspect_err(|_| drop(self.cut()))
             .and_then(|()| self.file.sync_data())
             .map_err(|e| Error::io(format!("cannot be written: {e}")).in_file(&self.path))?;
         self.good += text.len() as u64;

@@ -1,9 +1,8 @@
 //! What commands share about pruning: from options and files to a session that prunes, and the dumps.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{read_text, write_file};
 use crate::calibration::{Calibration, fingerprint, path_for};
@@ -11,8 +10,8 @@ use crate::cli::options::{HistoryKind, PruneOptions};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::prune::Pruning;
-use crate::prune::plan::{Block, Kind, Plan};
-use crate::prune::record::Record;
+use crate::prune::plan::{Block, Plan};
+use crate::prune::record::{self, Record};
 use crate::prune::score::Formula;
 use crate::session::Session;
 
@@ -83,47 +82,5 @@ pub fn write_dump(session: &Session, model: &Model, options: Option<&PruneOption
 
 /// The batches of a dump that was made with this model.
 fn read_dump(path: &Path, model: &Model) -> Result<Vec<Record>> {
-    let text = read_text(path)?;
-    parse_dump(&text, model).map_err(|e| e.in_file(path))
-}
-
-fn parse_dump(text: &str, model: &Model) -> Result<Vec<Record>> {
-    let broken = || Error::malformed("is no dump of --prune-dump");
-    let dump: Value = serde_json::from_str(text).map_err(|_| broken())?;
-    if dump["pp-run prune dump"].as_u64() != Some(1) {
-        return Err(broken());
-    }
-    if dump["model"].as_str() != Some(&format!("{:016x}", fingerprint(model.gguf()))) {
-        return Err(Error::malformed("is of another model"));
-    }
-    let number = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).ok_or_else(broken);
-    let dims = model.dims();
-    let mut records = Vec::new();
-    for batch in dump["batches"].as_array().ok_or_else(broken)? {
-        let mut kept = BTreeMap::new();
-        for block in batch["blocks"].as_array().ok_or_else(broken)? {
-            let kind = match block["block"].as_str() {
-                Some("attn") => Kind::Attn,
-                Some("mlp") => Kind::Mlp,
-                _ => return Err(broken()),
-            };
-            let ids = block["kept"].as_array().ok_or_else(broken)?;
-            let ids = ids.iter().map(|v| v.as_i64().and_then(|n| i32::try_from(n).ok()).ok_or_else(broken));
-            kept.insert(Block { il: number(&block["layer"])?, kind }, ids.collect::<Result<Vec<i32>>>()?);
-        }
-        let record = Record {
-            frozen: batch["frozen"].as_bool().ok_or_else(broken)?,
-            n_seq: number(&batch["n_seq"])?,
-            n_each: number(&batch["n_each"])?,
-            first: number(&batch["first"])?,
-            kept,
-            scores: BTreeMap::new(),
-        };
-        record.check(&dims)?;
-        records.push(record);
-    }
-    if records.is_empty() {
-        return Err(Error::malformed("has no batches"));
-    }
-    Ok(records)
+    record::parse(&read_text(path)?, &model.dims(), fingerprint(model.gguf())).map_err(|e| e.in_file(path))
 }

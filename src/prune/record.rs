@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
 use super::Masks;
-use super::plan::{Block, Dims};
+use super::plan::{Block, Dims, Kind};
 use super::select::highest;
 use crate::error::{Error, Result};
 
@@ -63,4 +65,46 @@ impl Record {
         }
         Ok(())
     }
+}
+
+/// The batches that the text of a dump holds. [`crate::error::Kind::Malformed`] if it is no dump, or not of a model of this shape and
+/// fingerprint ([`crate::calibration::fingerprint`]).
+pub fn parse(text: &str, dims: &Dims, fingerprint: u64) -> Result<Vec<Record>> {
+    let broken = || Error::malformed("is no dump of --prune-dump");
+    let dump: Value = serde_json::from_str(text).map_err(|_| broken())?;
+    if dump["pp-run prune dump"].as_u64() != Some(1) {
+        return Err(broken());
+    }
+    if dump["model"].as_str() != Some(&format!("{fingerprint:016x}")) {
+        return Err(Error::malformed("is of another model"));
+    }
+    let number = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).ok_or_else(broken);
+    let mut records = Vec::new();
+    for batch in dump["batches"].as_array().ok_or_else(broken)? {
+        let mut kept = BTreeMap::new();
+        for block in batch["blocks"].as_array().ok_or_else(broken)? {
+            let kind = match block["block"].as_str() {
+                Some("attn") => Kind::Attn,
+                Some("mlp") => Kind::Mlp,
+                _ => return Err(broken()),
+            };
+            let ids = block["kept"].as_array().ok_or_else(broken)?;
+            let ids = ids.iter().map(|v| v.as_i64().and_then(|n| i32::try_from(n).ok()).ok_or_else(broken));
+            kept.insert(Block { il: number(&block["layer"])?, kind }, ids.collect::<Result<Vec<i32>>>()?);
+        }
+        let record = Record {
+            frozen: batch["frozen"].as_bool().ok_or_else(broken)?,
+            n_seq: number(&batch["n_seq"])?,
+            n_each: number(&batch["n_each"])?,
+            first: number(&batch["first"])?,
+            kept,
+            scores: BTreeMap::new(),
+        };
+        record.check(dims)?;
+        records.push(record);
+    }
+    if records.is_empty() {
+        return Err(Error::malformed("has no batches"));
+    }
+    Ok(records)
 }

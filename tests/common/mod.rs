@@ -8,6 +8,7 @@ pub mod term;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -24,6 +25,15 @@ pub fn smollm2() -> PathBuf {
     };
     assert!(path.is_file(), "{} is missing: run models/get", path.display());
     path
+}
+
+/// `tests/faults/shim.c`, built in a folder.
+pub fn shim(dir: &Path) -> PathBuf {
+    let shim = dir.join("shim.so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/shim.c");
+    let status = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&shim).arg(source).arg("-ldl").status();
+    assert!(status.unwrap().success(), "a C compiler");
+    shim
 }
 
 /// A model with two threads, for ggml's kernels.

@@ -1,4 +1,5 @@
 /* Fails the FAULT_N-th call of FAULT_CALL with the error FAULT_ERRNO, and says so by making the file FAULT_MARK. For LD_PRELOAD.
+   A write that fails has written half.
    Memory that is no file's is not failed: Rust asks for some before main(), and ulimit -v is the test for the rest. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -47,9 +48,21 @@ MMAP(mmap64)
 
 ssize_t read(int fd, void *to, size_t n) { return fails("read") ? -1 : REAL(ssize_t (*)(int, void *, size_t), "read")(fd, to, n); }
 ssize_t write(int fd, const void *from, size_t n) {
-    return fails("write") ? -1 : REAL(ssize_t (*)(int, const void *, size_t), "write")(fd, from, n);
+    ssize_t (*real)(int, const void *, size_t) = REAL(ssize_t (*)(int, const void *, size_t), "write");
+    if (!fails("write")) return real(fd, from, n);
+    int error = errno;
+    real(fd, from, n / 2);
+    errno = error;
+    return -1;
 }
 int fsync(int fd) { return fails("fsync") ? -1 : REAL(int (*)(int), "fsync")(fd); }
+int fdatasync(int fd) { return fails("fdatasync") ? -1 : REAL(int (*)(int), "fdatasync")(fd); }
+int flock(int fd, int how) { return fails("flock") ? -1 : REAL(int (*)(int, int), "flock")(fd, how); }
+int ftruncate64(int fd, off64_t n) { return fails("ftruncate") ? -1 : REAL(int (*)(int, off64_t), "ftruncate64")(fd, n); }
+int unlink(const char *path) { return fails("unlink") ? -1 : REAL(int (*)(const char *), "unlink")(path); }
+int linkat(int from_dir, const char *from, int to_dir, const char *to, int flags) {
+    return fails("link") ? -1 : REAL(int (*)(int, const char *, int, const char *, int), "linkat")(from_dir, from, to_dir, to, flags);
+}
 int rename(const char *from, const char *to) {
     return fails("rename") ? -1 : REAL(int (*)(const char *, const char *), "rename")(from, to);
 }

@@ -238,12 +238,15 @@ impl<'a> Chat<'a> {
             // What was asked for just now counts more.
             .filter(|(name, _)| !self.start.given.iter().any(|g| g == name))
             .collect();
+        // At once, as one may need another; else each that can be.
         self.run.options = match cli::set(&self.start, &settings) {
             Ok((options, _)) => options,
-            Err(e) => {
-                log.warn(&format!("what was set in this chat is ignored: {e}"));
-                self.start.clone()
-            }
+            Err(_) => settings.iter().fold(self.start.clone(), |options, &(name, value)| {
+                cli::set(&options, &[(name, value)]).map(|set| set.0).unwrap_or_else(|e| {
+                    log.warn(&format!("this chat's {name} {value} is ignored: {e}"));
+                    options
+                })
+            }),
         };
         if let Err(e) = self.apply_settings(None) {
             self.run.log.warn(&format!("what was set in this chat is ignored: {e}"));
