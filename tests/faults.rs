@@ -363,6 +363,36 @@ fn models_that_change_while_they_are_in_use() {
     check("R47", &output, 65, "truncated");
 }
 
+/// R13: as few threads as a user may have. Root may have any number, so it is somebody else who runs the program.
+#[test]
+fn few_threads() {
+    let (dir, model) = folder();
+    let program = dir.path().join("pp-run");
+    fs::copy(env!("CARGO_BIN_EXE_pp-run"), &program).unwrap();
+    for path in [dir.path(), &program, &model] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let root = rustix::process::geteuid().is_root();
+    let nobody = if root { "setpriv --reuid 65534 --regid 65534 --clear-groups" } else { "" };
+    let mut failed = 0;
+    for threads in 1..=8 {
+        let run = format!("ulimit -u {threads}; exec {} -m {} -p x -n 2 -t 4 -q", program.display(), model.display());
+        let line = format!("{nobody} bash -c '{run}'");
+        let output = finished(started(
+            Command::new("bash").args(["-c", &line]).env("HOME", "/nonexistent").stdin(Stdio::null()),
+        ));
+        match output.status.code() {
+            Some(0) => {}
+            _ => {
+                check(&format!("R13 {threads}"), &output, 71, "thread");
+                failed += 1;
+            }
+        }
+    }
+    println!("{failed} of 8 limits were too low");
+    assert!(failed > 0 || !root);
+}
+
 #[test]
 fn two_processes_share_a_model() {
     let (_dir, model) = folder();

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
+use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -363,7 +364,8 @@ fn config(
     match fs::File::open(path).and_then(|f| f.take(MAX_CONFIG + 1).read_to_string(&mut text)) {
         Ok(n) if n as u64 > MAX_CONFIG => return Err(Error::malformed("is no configuration: too long").in_file(path)),
         Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !must_exist => return Ok(()),
+        // A home that is somebody else's has no configuration for this user.
+        Err(e) if matches!(e.kind(), NotFound | PermissionDenied | NotADirectory) && !must_exist => return Ok(()),
         Err(e) => return Err(Error::input(format!("cannot be read: {e}")).in_file(path)),
     }
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
