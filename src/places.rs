@@ -1,7 +1,11 @@
-//! Where pp-run's own files are: the directories of the XDG Base Directory Specification.
+//! Where pp-run's own files are, by the XDG Base Directory Specification, and how files are replaced.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Kind, Result};
 
 /// Looks a variable of the environment up.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<OsString>;
@@ -34,4 +38,34 @@ pub fn history(env: Env) -> Option<PathBuf> {
 fn directory(env: Env, variable: &str, default: &str) -> Option<PathBuf> {
     let set = |name: &str| env(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     Some(set(variable).or_else(|| Some(set("HOME")?.join(default)))?.join("pp-run"))
+}
+
+/// Writes a file under a temporary name, syncs it, and only then gives it its own: nothing half-written takes a file's place. `mode` is that
+/// of a new file, less the process's mask. [`Kind::CannotCreate`], or [`Kind::Io`] if it fails in between.
+pub fn replace_file(path: &Path, mode: u32, write: impl FnOnce(&File) -> io::Result<()>) -> Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = Path::new(&name);
+    let failed = |kind: Kind| move |e: io::Error| Error::new(kind, format!("cannot be written: {e}")).in_file(path);
+    let replace = || -> Result<()> {
+        // One is there if a process of this number was killed. What others put there is not followed.
+        let _ = fs::remove_file(temporary);
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
+        #[cfg(not(unix))]
+        let _ = mode;
+        let file = options.open(temporary).map_err(failed(Kind::CannotCreate))?;
+        write(&file).and_then(|()| file.sync_all()).map_err(failed(Kind::Io))?;
+        fs::rename(temporary, path).map_err(failed(Kind::CannotCreate))
+    };
+    replace().inspect_err(|_| drop(fs::remove_file(temporary)))?;
+    // The file is whole by now; if its folder cannot be synced, a power failure may bring back the old one.
+    #[cfg(unix)]
+    if let Some(folder) = path.parent() {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let _ = File::open(folder).and_then(|f| f.sync_all());
+    }
+    Ok(())
 }

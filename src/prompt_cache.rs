@@ -22,7 +22,7 @@
 //! against the header before anything is allocated, then the checksum, then tokens and values, as a checksum keeps out accidents only.
 //! A symbolic link is followed to read, and replaced itself by what is written.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 
@@ -32,6 +32,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use crate::cli::options::{CacheType, PruneOptions};
 use crate::error::{Error, Kind, Result};
 use crate::model::{KvCache, Model};
+use crate::places::replace_file;
 use crate::tokenizer::Token;
 
 const MAGIC: &[u8; 8] = b"PPRUNKVC";
@@ -265,33 +266,11 @@ pub fn encode(out: &mut dyn Write, origin: &Origin, tokens: &[Token], cells: Wri
 pub fn write(path: &Path, origin: &Origin, tokens: &[Token], cells: WriteCells) -> Result<()> {
     // It may have come meanwhile.
     look(path)?;
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = Path::new(&name);
-    let failed = |kind: Kind| move |e: io::Error| Error::new(kind, format!("cannot be written: {e}")).in_file(path);
-    let write = || -> Result<()> {
-        // One is there if a process of this number was killed. What others put there is not followed.
-        let _ = fs::remove_file(temporary);
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let file = options.open(temporary).map_err(failed(Kind::CannotCreate))?;
-        let mut out = BufWriter::new(&file);
-        encode(&mut out, origin, tokens, cells)
-            .and_then(|()| out.flush())
-            .and_then(|()| file.sync_all())
-            .map_err(failed(Kind::Io))?;
-        fs::rename(temporary, path).map_err(failed(Kind::CannotCreate))
-    };
-    write().inspect_err(|_| drop(fs::remove_file(temporary)))?;
-    // The file is whole by now; if its folder cannot be synced, a power failure may bring back the old one.
-    #[cfg(unix)]
-    if let Some(folder) = path.parent() {
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        let _ = File::open(folder).and_then(|f| f.sync_all());
-    }
-    Ok(())
+    replace_file(path, 0o600, |file| {
+        let mut out = BufWriter::new(file);
+        encode(&mut out, origin, tokens, cells)?;
+        out.flush()
+    })
 }
 
 /// A writer that sums what it writes.

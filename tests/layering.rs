@@ -17,7 +17,8 @@ const LAYERS: &[&[&str]] = &[
     &["sampler", "stats"],
     &["tokenizer"],
     &["gguf"],
-    &["error", "places"],
+    &["places"],
+    &["error"],
 ];
 
 /// Plain data that every layer may name.

@@ -22,7 +22,8 @@ use std::path::Path;
 
 use crate::chat::{Render, Style, width};
 use crate::cli::options::{Command, RunOptions};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
+use crate::places::replace_file;
 
 /// Runs a command.
 pub fn run(command: &Command) -> Result<()> {
@@ -100,18 +101,9 @@ fn read_text(path: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// Writes a file under a temporary name first, so that nothing half-written takes a file's place.
+/// Writes a whole file.
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = Path::new(&name);
-    let failed = |kind: Kind| move |e: io::Error| Error::new(kind, format!("cannot be written: {e}")).in_file(path);
-    let write = || -> Result<()> {
-        let mut file = fs::File::create(temporary).map_err(failed(Kind::CannotCreate))?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed(Kind::Io))?;
-        fs::rename(temporary, path).map_err(failed(Kind::CannotCreate))
-    };
-    write().inspect_err(|_| drop(fs::remove_file(temporary)))
+    replace_file(path, 0o666, |mut file| file.write_all(bytes))
 }
 
 /// Longest prompt: many times what any context holds.
