@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use common::forge::Forge;
 use common::term::Term;
-use common::{shim, smollm2};
+use common::{finished, shim, smollm2, started};
 use ggml::Type;
 
 fn program() -> Command {
@@ -35,24 +35,6 @@ fn folder() -> (tempfile::TempDir, PathBuf) {
     let model = dir.path().join("model.gguf");
     Forge { n_vocab: 300, n_embd: 64, n_ff: 96, ..Forge::tiny(Type::Q4_0, 4, 2) }.write(&model);
     (dir, model)
-}
-
-/// The output of a process that ends within a minute.
-#[track_caller]
-fn finished(mut child: Child) -> Output {
-    let end = Instant::now() + Duration::from_secs(60);
-    while child.try_wait().unwrap().is_none() {
-        if Instant::now() > end {
-            child.kill().unwrap();
-            panic!("still running: {:?}", child.wait_with_output().unwrap());
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    child.wait_with_output().unwrap()
-}
-
-fn started(command: &mut Command) -> Child {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 #[track_caller]
@@ -363,6 +345,20 @@ fn models_that_change_while_they_are_in_use() {
     check("R47", &output, 65, "truncated");
 }
 
+#[test]
+fn whoever_is_to_outlive_the_terminal_does() {
+    let (_dir, model) = folder();
+    let run = format!(
+        "trap '' HUP; exec {} -m {} -p x -n 1000 --ignore-eos -q",
+        env!("CARGO_BIN_EXE_pp-run"),
+        model.display()
+    );
+    let child = started(Command::new("bash").args(["-c", &run]).stdin(Stdio::null()));
+    std::thread::sleep(Duration::from_millis(100));
+    Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap();
+    check("nohup", &finished(child), 0, "");
+}
+
 /// R13: as few threads as a user may have. Root may have any number, so it is somebody else who runs the program.
 #[test]
 fn few_threads() {
@@ -406,7 +402,11 @@ fn signals_at_any_moment() {
     let dir = tempfile::tempdir().unwrap();
     let text = dir.path().join("text.txt");
     fs::write(&text, "The sea is salty because of rivers. ".repeat(150)).unwrap();
-    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 143)] {
+    // If these tests were started to outlive their terminal, so is what they start.
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|l| l.strip_prefix("SigIgn:")).unwrap().trim();
+    let hangup = if u64::from_str_radix(ignored, 16).unwrap() & 1 == 0 { 143 } else { 0 };
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", hangup)] {
         for wait in [0, 10, 30, 60, 100, 200, 400, 800] {
             let mut command = program();
             command.arg("-m").arg(smollm2()).args(["-n", "400", "--ignore-eos", "-q", "-c", "4096", "-f"]).arg(&text);

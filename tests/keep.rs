@@ -7,12 +7,12 @@ mod common;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::forge::Forge;
 use common::term::Term;
-use common::{shim, smollm2};
+use common::{finished, shim, smollm2, started};
 use ggml::Type;
 use pp_run::chat::{Past, Role, Template, read};
 use pp_run::cli::options::TemplateSource;
@@ -110,24 +110,6 @@ fn head(model: &Path) -> String {
     format!(
         "{{\"type\":\"chat\",\"version\":1,\"created\":\"\",\"model\":\"{model}\",\"fingerprint\":\"{fingerprint}\"}}\n"
     )
-}
-
-fn started(command: &mut Command) -> Child {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-}
-
-/// The output of a process that ends within a minute.
-#[track_caller]
-fn finished(mut child: Child) -> Output {
-    let end = Instant::now() + Duration::from_secs(60);
-    while child.try_wait().unwrap().is_none() {
-        if Instant::now() > end {
-            child.kill().unwrap();
-            panic!("still running: {:?}", child.wait_with_output().unwrap());
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    child.wait_with_output().unwrap()
 }
 
 fn stderr(output: &Output) -> String {

@@ -12,7 +12,7 @@ pub use render::{Look, Render};
 pub use saved::{How, Listed, Past, Saved, delete, list, newest, read};
 pub use slash::{SLASHES, parse_slash};
 pub use template::{Message, Role, Template};
-pub use terminal::{Hush, Style, Watch, width};
+pub use terminal::{Hush, Style, Watch, ending_signals, width};
 
 use std::cell::OnceCell;
 

@@ -112,6 +112,25 @@ impl Hush {
     }
 }
 
+/// Signals that end the program: SIGTERM, and SIGHUP, as a closed terminal is an end like another, unless it was started to outlive its
+/// terminal (`nohup`).
+#[cfg(unix)]
+pub fn ending_signals() -> &'static [i32] {
+    use signal_hook::consts::{SIGHUP, SIGTERM};
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    match ignored.unwrap_or(0) >> (SIGHUP - 1) & 1 {
+        0 => &[SIGTERM, SIGHUP],
+        _ => &[SIGTERM],
+    }
+}
+
+/// Signals that end the program.
+#[cfg(not(unix))]
+pub fn ending_signals() -> &'static [i32] {
+    &[signal_hook::consts::SIGTERM]
+}
+
 /// A thread that ends a chat when a signal says so, and puts the terminal right before: line editing and answers change its settings, and
 /// the line editor waits in a system call that no flag reaches.
 #[derive(Debug, Clone, Default)]
@@ -127,14 +146,15 @@ pub struct Watch {
 const GRACE: Duration = Duration::from_secs(3);
 
 impl Watch {
-    /// Watches for SIGTERM and SIGHUP (143), and for a Ctrl-C (130) while an earlier one, `interrupt`, has not been heard; who hears one
+    /// Watches for [`ending_signals`] (143), and for a Ctrl-C (130) while an earlier one, `interrupt`, has not been heard; who hears one
     /// clears `impatient`.
     #[cfg(unix)]
     pub fn start(interrupt: Arc<AtomicBool>, impatient: Arc<AtomicBool>) -> Result<Watch> {
-        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        use signal_hook::consts::SIGINT;
         let failed = |e: std::io::Error| Error::failed(format!("signals cannot be handled: {e}"));
         let saved = rustix::termios::tcgetattr(std::io::stdin()).ok();
-        let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
+        let mut signals = signal_hook::iterator::Signals::new(ending_signals()).map_err(failed)?;
+        signals.add_signal(SIGINT).map_err(failed)?;
         let watch = Watch::default();
         let Watch { reading, away } = watch.clone();
         std::thread::spawn(move || {

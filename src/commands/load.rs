@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
-use crate::chat::Watch;
+use crate::chat::{Watch, ending_signals};
 use crate::cli::options::{ContextOptions, ModelOptions, RopeOptions};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -30,14 +30,13 @@ pub struct Signals {
 impl Signals {
     /// Catches Ctrl-C and SIGTERM. A second Ctrl-C while the first has not been heard ends the process.
     pub fn catch() -> Result<Signals> {
-        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        use signal_hook::consts::SIGINT;
         use signal_hook::flag;
         let register = || -> std::io::Result<Signals> {
             let (interrupt, terminate, impatient): (Arc<AtomicBool>, Arc<AtomicBool>, _) = Default::default();
             let second = flag::register_conditional_shutdown(SIGINT, 130, interrupt.clone())?;
             flag::register(SIGINT, interrupt.clone())?;
-            // A closed terminal is an end like another.
-            for signal in [SIGTERM, SIGHUP] {
+            for &signal in ending_signals() {
                 flag::register(signal, terminate.clone())?;
                 flag::register(signal, interrupt.clone())?;
             }

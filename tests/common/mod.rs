@@ -8,9 +8,10 @@ pub mod term;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use pp_run::cli::options::{ContextOptions, Kernels, ModelOptions};
 use pp_run::gguf::Gguf;
@@ -25,6 +26,25 @@ pub fn smollm2() -> PathBuf {
     };
     assert!(path.is_file(), "{} is missing: run models/get", path.display());
     path
+}
+
+/// Starts a program whose output [`finished`] takes.
+pub fn started(command: &mut Command) -> Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// The output of a process that ends within a minute.
+#[track_caller]
+pub fn finished(mut child: Child) -> Output {
+    let end = Instant::now() + Duration::from_secs(60);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > end {
+            child.kill().unwrap();
+            panic!("still running: {:?}", child.wait_with_output().unwrap());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.wait_with_output().unwrap()
 }
 
 /// `tests/faults/shim.c`, built in a folder.
