@@ -52,6 +52,8 @@ pub fn print(text: &str) -> Result<()> {
 struct Printer {
     render: Render,
     wraps: bool,
+    /// Something was written.
+    begun: bool,
     /// What was written last ends a line.
     line_ended: bool,
 }
@@ -60,7 +62,7 @@ impl Printer {
     /// For one answer; `reasoning` if its prompt has opened that.
     fn new(style: &Style, options: &RunOptions, reasoning: bool) -> Printer {
         let look = style.look(options);
-        Printer { render: Render::new(look, reasoning), wraps: look.width.is_some(), line_ended: true }
+        Printer { render: Render::new(look, reasoning), wraps: look.width.is_some(), begun: false, line_ended: false }
     }
 
     fn show(&mut self, text: &str) -> Result<()> {
@@ -69,7 +71,7 @@ impl Printer {
         self.write(&shown)
     }
 
-    /// What was held back, and the end of the line.
+    /// What was held back, and the end of the line; an answer without a text is an empty line.
     fn end(&mut self) -> Result<()> {
         let shown = self.render.finish();
         self.write(&shown)?;
@@ -80,7 +82,7 @@ impl Printer {
         if text.is_empty() {
             return Ok(());
         }
-        self.line_ended = text.ends_with('\n');
+        (self.begun, self.line_ended) = (true, text.ends_with('\n'));
         print(text)
     }
 }

@@ -419,9 +419,11 @@ impl<'a> Chat<'a> {
             }
             printer.show(text)
         });
-        let shown = printer.end();
+        // Where none began there is nothing to end.
+        let came = answer.as_ref().is_ok_and(|a| !a.tokens.is_empty());
+        let ended = if came || printer.begun { printer.end() } else { Ok(()) };
         let answer = answer?;
-        shown.map(|()| answer)
+        ended.map(|()| answer)
     }
 
     fn report(&mut self, stop: &StopReason, stats: &Stats) {
