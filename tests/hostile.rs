@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use common::forge::{ARRAY, BOOL, Doc, F32, Forge, I32, I64, STRING, TensorDoc, U8, U16, U32, U64, array, string};
 use ggml::Type;
-use pp_run::cli::options::{Kernels, ModelOptions, RopeOptions};
+use pp_run::cli::options::{Kernels, ModelOptions, OverrideValue, RopeOptions};
 use pp_run::error::{Kind, Result};
 use pp_run::gguf::Gguf;
 use pp_run::model::{Hparams, Model};
@@ -888,6 +888,20 @@ fn accepted() {
 }
 
 /// Files of which the size is the matter.
+#[test]
+fn a_fingerprint_tells_models_apart() {
+    let row = raw("fingerprint", 0, "", tiny().doc().bytes());
+    let open = || Gguf::open(&row.path).unwrap();
+    assert_eq!(open().fingerprint(), open().fingerprint());
+    let mut other = open();
+    other.override_kv(&[("general.name".to_owned(), OverrideValue::Str("other".to_owned()))]).unwrap();
+    assert_ne!(other.fingerprint(), open().fingerprint(), "values that replace the file's count");
+    let mut doc = tiny().doc();
+    doc.tensor("output.weight").data[0] ^= 1;
+    let changed = raw("fingerprint-data", 0, "", doc.bytes());
+    assert_ne!(Gguf::open(&changed.path).unwrap().fingerprint(), open().fingerprint(), "and so do weights");
+}
+
 #[test]
 fn large() {
     let dir = tempfile::tempdir().unwrap();
