@@ -203,6 +203,12 @@ fn every_command() {
         asked[5].contains("zebra") && asked[5].contains("yak") && asked[5].ends_with("/etc is a path"),
         "{asked:?}"
     );
+    // As they are said elsewhere.
+    for word in ["exit", "Quit", "bye"] {
+        let mut t = home.chat(&["--no-save", "--no-history"]);
+        t.line(word);
+        assert_eq!(t.end(), 0, "{word}");
+    }
     let history = home.dir.path().join(".local/state/pp-run/history");
     let text = std::fs::read_to_string(&history).unwrap();
     assert!(text.contains("One?") && text.contains("/clear"), "{text}");

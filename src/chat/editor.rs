@@ -1,6 +1,5 @@
 //! Reading the user's turns: line editing, completion and history across runs (rustyline), and an editor of the user's choice.
 
-use std::borrow::Cow;
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
@@ -21,6 +20,7 @@ use rustyline::{
 };
 
 use super::Style;
+use super::saved::names;
 use super::slash::{Completes, SLASHES, parse_slash};
 use crate::error::{Error, Result};
 use crate::places;
@@ -267,23 +267,9 @@ impl std::fmt::Debug for Words {
     }
 }
 
-impl Words {
-    fn chats(&self) -> Vec<String> {
-        let names = |dir: &PathBuf| {
-            let entries = fs::read_dir(dir).ok()?.flatten();
-            Some(entries.filter_map(|e| Some(e.file_name().to_str()?.strip_suffix(".jsonl")?.to_owned())).collect())
-        };
-        self.chats.as_ref().and_then(names).unwrap_or_default()
-    }
-}
-
 impl Helper for Words {}
 impl Validator for Words {}
-impl Highlighter for Words {
-    fn highlight_prompt<'b, 's: 'b, 'p: 'b>(&'s self, prompt: &'p str, _: bool) -> Cow<'b, str> {
-        Cow::Borrowed(prompt)
-    }
-}
+impl Highlighter for Words {}
 impl Hinter for Words {
     type Hint = String;
 }
@@ -308,7 +294,10 @@ impl Completer for Words {
         match slash.completes {
             Completes::Nothing => Ok((pos, Vec::new())),
             Completes::Files => self.files.complete_path(line, pos),
-            Completes::Chats => Ok((start, pairs(self.chats()))),
+            Completes::Chats => {
+                let chats = self.chats.as_deref().and_then(|dir| names(dir).ok()).unwrap_or_default();
+                Ok((start, pairs(chats.into_iter().map(|c| c.0).collect())))
+            }
             Completes::Words(words) => Ok((start, pairs(words.iter().map(|w| (*w).to_owned()).collect()))),
         }
     }

@@ -87,6 +87,11 @@ impl<'a> Conversation<'a> {
         Conversation { template, tokenizer, parse_special, turns }
     }
 
+    /// The template around its turns.
+    pub fn template(&self) -> &Template {
+        self.template
+    }
+
     /// The turns.
     pub fn turns(&self) -> &[Turn] {
         &self.turns
@@ -142,18 +147,6 @@ impl<'a> Conversation<'a> {
     pub fn ask(&mut self, content: &str) -> Result<Vec<Token>> {
         self.turns.push(Turn::new(Role::User, content));
         self.prompt().inspect_err(|_| drop(self.turns.pop()))
-    }
-
-    /// Takes the last answer back and returns the prompt's tokens for another one; `None` if there is no answer.
-    pub fn retry(&mut self) -> Result<Option<Vec<Token>>> {
-        if self.turns.pop_if(|t| t.message.role == Role::Assistant).is_none() {
-            return Ok(None);
-        }
-        self.recall(self.turns.len() - 1);
-        match self.turns.last() {
-            Some(turn) if turn.tokens.is_empty() => self.prompt().map(Some),
-            _ => Ok(Some(self.timeline())),
-        }
     }
 
     /// Takes the last exchange back: what the user had said; `None` if there is none.

@@ -3,8 +3,11 @@
 //! The first line says what the file is, which model it was, and when. Then come turns in their order, each with the tokens that it
 //! became, so that the same model goes on from the very same state; `part` lines hold an answer in the making, which the `turn` of the
 //! whole answer replaces; `keep` says how many of the turns before it still count; `set` notes a setting; `model` says that another model
-//! goes on, for which the tokens before it mean nothing. Each line ends with a hash of itself, `"xxh3"` (XXH3 of the bytes before it, 64 bits). A line that was not written to its end is dropped; one that was changed is an
-//! error. Lines without the hash, which somebody wrote, are taken as they are.
+//! goes on, for which the tokens before it mean nothing.
+//!
+//! Each line ends with a hash of itself, `"xxh3"` (XXH3 of the bytes before it, 64 bits). A line that was not written to its end is dropped;
+//! one that was changed is an error. Lines without the hash, which somebody wrote, are taken as they are, but for tokens, which are made
+//! anew from the texts.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -70,7 +73,7 @@ pub struct How {
     /// What was pruned, if anything
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prune: Option<String>,
-    /// The flags that differ from their defaults, as a command line has them
+    /// Settings in force: `name=value`, by the flags' long names
     #[serde(default)]
     pub flags: Vec<String>,
 }
@@ -86,8 +89,6 @@ pub struct Past {
     pub model: PathBuf,
     /// The model's fingerprint
     pub fingerprint: String,
-    /// When it began, as text
-    pub created: String,
     /// The last answer was never finished.
     pub unfinished: bool,
     /// Its last line was not written to its end.
@@ -146,7 +147,7 @@ pub fn read(dir: &Path, name: &str) -> Result<Past> {
 }
 
 /// Names of all chats and when they were last written to, the last one first.
-fn names(dir: &Path) -> Result<Vec<(String, SystemTime)>> {
+pub(super) fn names(dir: &Path) -> Result<Vec<(String, SystemTime)>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -235,7 +236,7 @@ impl Past {
                 unseal(&line[..line.len() - 1]).ok_or_else(|| bad("was changed after it was written"))?;
             let line: Line = serde_json::from_slice(&line).map_err(|e| bad(&format!("is no line of a chat: {e}")))?;
             let Some(past) = &mut past else {
-                let Line::Chat { version, created, model, fingerprint } = line else {
+                let Line::Chat { version, created: _, model, fingerprint } = line else {
                     return Err(bad("does not say what this file is"));
                 };
                 if version != VERSION {
@@ -244,18 +245,7 @@ impl Past {
                 }
                 let (turns, settings, unfinished, unanswered) = Default::default();
                 let (good, torn, by_hand) = (good as u64, good < bytes.len(), false);
-                past = Some(Past {
-                    turns,
-                    settings,
-                    model,
-                    fingerprint,
-                    created,
-                    unfinished,
-                    torn,
-                    unanswered,
-                    by_hand,
-                    good,
-                });
+                past = Some(Past { turns, settings, model, fingerprint, unfinished, torn, unanswered, by_hand, good });
                 continue;
             };
             match line {
@@ -366,9 +356,9 @@ impl Saved {
                 Err(e) if e.kind() == ErrorKind::AlreadyExists && name.is_none() && n < 1000 => continue,
                 other => other.map_err(|e| cannot(e, &path))?,
             };
-            let locked = file.try_lock().is_ok();
+            // Nobody else knows of it yet.
+            let _ = file.try_lock();
             let mut saved = Saved { path, file, written: Vec::new(), pending: None, good: 0 };
-            debug_assert!(locked, "a file that was just made is nobody else's");
             let created = now.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string();
             let head = Line::Chat { version: VERSION, created, model: absolute(model), fingerprint };
             // What says nothing is no chat.

@@ -106,7 +106,7 @@ const KNOWN: &[(&str, &str)] = &[
 pub struct Template {
     env: Environment<'static>,
     source_name: String,
-    fingerprint: u64,
+    source: String,
     bos: String,
     eos: String,
     kwargs: serde_json::Map<String, serde_json::Value>,
@@ -160,7 +160,7 @@ impl Template {
         eos: String,
         kwargs: serde_json::Map<String, serde_json::Value>,
     ) -> Result<Template> {
-        let fingerprint = xxhash_rust::xxh3::xxh3_64(text.as_bytes());
+        let source = text.clone();
         let mut env = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         env.set_syntax(syntax.expect("the delimiters are the default ones"));
@@ -175,12 +175,17 @@ impl Template {
         });
         limited(|| env.add_template_owned("chat", text))
             .map_err(|e| Error::malformed(format!("{source_name} is broken ({e}): {ADVICE}")))?;
-        Ok(Template { env, source_name, fingerprint, bos, eos, kwargs })
+        Ok(Template { env, source_name, source, bos, eos, kwargs })
     }
 
-    /// XXH3 of the template's text.
+    /// The template's text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// XXH3 of that.
     pub fn fingerprint(&self) -> u64 {
-        self.fingerprint
+        xxhash_rust::xxh3::xxh3_64(self.source.as_bytes())
     }
 
     /// The text of a conversation; `add_generation_prompt` ends it where an answer begins.

@@ -293,13 +293,7 @@ pub fn normalise(cli: &Command, args: Vec<OsString>, env: &dyn Fn(&str) -> Optio
             out.push(arg);
         }
     }
-    // What was said on the command line, of whatever name, leaves no room for its opposite either.
     let on_command_line = given.clone();
-    for pair in OPPOSITES {
-        if pair.iter().any(|name| given.iter().any(|g| g == name)) {
-            given.extend(pair.iter().map(|name| (*name).to_owned()));
-        }
-    }
     let mut longs: Vec<&str> = flags.values().map(|f| f.long.as_str()).filter(|l| !l.is_empty()).collect();
     longs.sort_unstable();
     longs.dedup();
@@ -314,8 +308,8 @@ pub fn normalise(cli: &Command, args: Vec<OsString>, env: &dyn Fn(&str) -> Optio
         let found =
             names.into_iter().flatten().find_map(|name| env(&name).filter(|v| !v.is_empty()).map(|v| (name, v)));
         let Some((name, value)) = found else { continue };
-        if given.iter().any(|g| g == long) {
-            warnings.push(format!("--{long} on the command line replaces {name}"));
+        if let Some(other) = settled(&given, long) {
+            warnings.push(format!("--{other} replaces {name}"));
             continue;
         }
         given.push(long.to_owned());
@@ -381,7 +375,7 @@ fn config(
                 .map_or_else(|| "see pp-run --help".to_owned(), |n| format!("did you mean '{n}'?"));
             return Err(Error::malformed(format!("unknown setting '{key}': {hint}")).in_file(path));
         };
-        if given.contains(&known.long) {
+        if settled(given, &known.long).is_some() {
             continue;
         }
         let bad = |what: &str| Error::malformed(format!("'{key}' wants {what}")).in_file(path);
@@ -420,6 +414,12 @@ const OPPOSITES: &[&[&str]] = &[
     &["system-prompt", "system-prompt-file"],
     &["context-full", "context-shift"],
 ];
+
+/// The flag that was given and leaves nothing for `name` to say: itself, or its opposite.
+fn settled<'g>(given: &'g [String], name: &str) -> Option<&'g String> {
+    let same = OPPOSITES.iter().find(|group| group.contains(&name));
+    given.iter().find(|g| *g == name || same.is_some_and(|group| group.contains(&g.as_str())))
+}
 
 /// Flags whose value is a text for the model.
 const PROMPTS: [&str; 2] = ["prompt", "system-prompt"];

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Run;
-use crate::chat::{How, Listed, Past, Saved, Template, Turn, list, newest};
+use crate::chat::{How, Listed, Past, Role, Saved, Template, Turn, list, newest};
 use crate::cli::options::Resume;
 use crate::error::{Error, Result, escape};
 use crate::places;
@@ -41,7 +41,7 @@ pub fn listing(dir: &Path) -> Result<String> {
         let when = jiff::Timestamp::try_from(modified).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system());
         let what = match past {
             Ok(past) => {
-                let n = past.turns.iter().filter(|t| t.message.role == crate::chat::Role::User).count();
+                let n = past.turns.iter().filter(|t| t.message.role == Role::User).count();
                 let model = past.model.file_stem().map_or_else(String::new, |m| m.to_string_lossy().into_owned());
                 let title: String = past.title().chars().take(60).collect();
                 format!("{n:>3} question{} {model}: {title}", if n == 1 { " " } else { "s" })
@@ -111,7 +111,7 @@ impl Keep {
     /// Brings the file to these turns; the first one makes it.
     pub fn sync(&mut self, turns: &[Turn], how: Option<How>, log: &Log) {
         let Some(dir) = self.dir.clone() else { return };
-        if self.saved.is_none() && !turns.iter().any(|t| t.message.role == crate::chat::Role::User) {
+        if self.saved.is_none() && !turns.iter().any(|t| t.message.role == Role::User) {
             return;
         }
         let result = self.with_file(&dir, |saved| saved.sync(turns, how));

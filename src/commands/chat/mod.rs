@@ -111,13 +111,15 @@ struct Chat<'a> {
     once: bool,
 }
 
-/// The line if it is a command, not a message.
-fn plain_command(line: &str) -> Option<&str> {
-    let word = ["exit", "quit", "bye"].iter().any(|w| line.eq_ignore_ascii_case(w));
+/// The command that a line is, if it is no message.
+fn as_command(line: &str) -> Option<&str> {
+    if ["exit", "quit", "bye"].iter().any(|w| line.eq_ignore_ascii_case(w)) {
+        return Some("/exit");
+    }
     // A text of several lines may begin with the path of a file.
     let slash = line.starts_with('/') && !line.starts_with("//");
     let several = line.contains('\n') && !line.to_lowercase().starts_with("/system");
-    (word || (slash && !several)).then_some(line)
+    (slash && !several).then_some(line)
 }
 
 /// Numbers of a whole chat.
@@ -164,7 +166,7 @@ impl<'a> Chat<'a> {
             };
             warned = false;
             let line = text.trim();
-            let done = match plain_command(line) {
+            let done = match as_command(line) {
                 _ if line.is_empty() && self.attached.is_empty() => Ok(Next::Turn),
                 Some(command) if !quoted => {
                     self.run.take_interrupt();

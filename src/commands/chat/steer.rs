@@ -72,9 +72,7 @@ impl Chat<'_> {
             "/help" => self.help()?,
             "/exit" => return Ok(Next::Leave),
             "/regen" => self.regenerate()?,
-            "/undo" => {
-                self.undo()?;
-            }
+            "/undo" => self.undo()?,
             "/edit" => {
                 let last = self.conversation.turns().iter().rev().find(|t| t.message.role == Role::User);
                 let text = last.map(|t| self.typed(&t.message.content));
@@ -149,13 +147,13 @@ impl Chat<'_> {
         print(&out)
     }
 
-    /// Takes the last exchange back; what was asked.
-    fn undo(&mut self) -> Result<String> {
-        let text = self.conversation.undo().ok_or_else(|| Error::failed("there is nothing to take back"))?;
+    /// Takes the last exchange back.
+    fn undo(&mut self) -> Result<()> {
+        self.conversation.undo().ok_or_else(|| Error::failed("there is nothing to take back"))?;
         self.keep_turns(None);
         let n = self.conversation.n_exchanges();
         self.run.log.note(&format!("the last question and its answer are taken back; {n} left"));
-        Ok(text)
+        Ok(())
     }
 
     fn system(&mut self, text: &str) -> Result<()> {
@@ -306,12 +304,7 @@ impl Chat<'_> {
                 print(&format!("{}\n", text.lines().map(escape).collect::<Vec<_>>().join("\n")))
             }
             "template" => {
-                let text = gguf
-                    .metadata()
-                    .str("tokenizer.chat_template")
-                    .ok()
-                    .flatten()
-                    .unwrap_or("the model has no template");
+                let text = self.conversation.template().source();
                 print(&format!("{}\n", text.lines().map(escape).collect::<Vec<_>>().join("\n")))
             }
             "parameters" => print(&(parameters(&self.run.options).join("\n").replace('=', " ") + "\n")),

@@ -42,14 +42,15 @@ fn check(bytes: &[u8], template: &Template, tokenizer: &Tokenizer) {
             assert_eq!(prompt, &conversation.timeline());
             conversation.answer("abc", &[70, 71, 72], false).expect("an answer is taken");
             assert_eq!(conversation.turns().len(), past.turns.len() + 2);
-            assert_eq!(conversation.retry().ok().flatten().as_ref(), Some(prompt), "the same prompt again");
-            conversation.undo().expect("what was asked");
+            let asked = conversation.undo().expect("what was asked");
+            assert_eq!(conversation.ask(&asked).as_ref().ok(), Some(prompt), "the same prompt again");
+            conversation.undo();
         }
         assert_eq!(conversation.turns().len(), past.turns.len());
         // Back to the beginning.
-        while let Ok(Some(again)) = conversation.retry() {
-            assert!(again.iter().all(known), "a prompt is of the vocabulary");
-            conversation.undo().expect("what was asked");
+        while let Some(asked) = conversation.undo() {
+            let again = conversation.clone().ask(&asked);
+            assert!(again.is_err() || again.is_ok_and(|a| a.iter().all(known)), "a prompt is of the vocabulary");
         }
     }
 }

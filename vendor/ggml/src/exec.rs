@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use llama_cpp_sys_2 as sys;
 
 use crate::device::Device;
-use crate::graph::{Graph, Slot};
+use crate::graph::{Graph, Slot, computes};
 use crate::types::Type;
 
 /// Why a computation has no result.
@@ -124,15 +124,7 @@ unsafe extern "C" fn trace(node: *mut sys::ggml_tensor, ask: bool, trace: *mut c
     let t = unsafe { &*node };
     if ask {
         trace.start = Instant::now();
-        // These have nothing to compute.
-        return !matches!(
-            t.op,
-            sys::GGML_OP_NONE
-                | sys::GGML_OP_RESHAPE
-                | sys::GGML_OP_VIEW
-                | sys::GGML_OP_PERMUTE
-                | sys::GGML_OP_TRANSPOSE
-        );
+        return computes(t.op);
     }
     let duration = trace.start.elapsed();
     let text = |s: *const c_char| {
@@ -240,6 +232,7 @@ impl Executor {
         if !unsafe { sys::ggml_backend_sched_alloc_graph(self.sched.as_ptr(), graph.as_ptr()) } {
             return Err(ComputeError::OutOfMemory);
         }
+        self.watch.all.store(graph.n_operations(), Ordering::Relaxed);
         self.graph = Some(graph);
         Ok(())
     }
@@ -291,10 +284,8 @@ impl Executor {
     }
 
     fn run(&mut self, n_threads: usize) -> sys::ggml_status {
-        let graph = self.graph.as_ref().expect("a graph is loaded");
-        self.watch.all.store(graph.n_operations(), Ordering::Relaxed);
+        let graph = self.graph.as_ref().expect("a graph is loaded").as_ptr();
         self.watch.done.store(0, Ordering::Relaxed);
-        let graph = graph.as_ptr();
         let cpu = self.backends.last().expect("the CPU is always there").ptr;
         let n_threads = i32::try_from(n_threads).expect("thread counts are small");
         // SAFETY: cpu is a live CPU backend.

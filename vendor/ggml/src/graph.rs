@@ -70,6 +70,14 @@ pub struct Graph {
     _stores: Vec<Rc<Store>>,
 }
 
+/// Whether an operation has anything to compute.
+pub(crate) fn computes(op: sys::ggml_op) -> bool {
+    !matches!(
+        op,
+        sys::GGML_OP_NONE | sys::GGML_OP_RESHAPE | sys::GGML_OP_VIEW | sys::GGML_OP_PERMUTE | sys::GGML_OP_TRANSPOSE
+    )
+}
+
 /// Builds one graph.
 #[derive(Debug)]
 pub struct Builder<'g> {
@@ -144,19 +152,9 @@ impl Graph {
     pub(crate) fn n_operations(&self) -> usize {
         // SAFETY: the graph is live.
         let n = unsafe { sys::ggml_graph_n_nodes(self.graph.as_ptr()) };
-        let computes = |i: &i32| {
-            // SAFETY: the number is below that of the graph's nodes, which are live with it.
-            let op = unsafe { (*sys::ggml_graph_node(self.graph.as_ptr(), *i)).op };
-            !matches!(
-                op,
-                sys::GGML_OP_NONE
-                    | sys::GGML_OP_RESHAPE
-                    | sys::GGML_OP_VIEW
-                    | sys::GGML_OP_PERMUTE
-                    | sys::GGML_OP_TRANSPOSE
-            )
-        };
-        (0..n).filter(computes).count()
+        // SAFETY: the number is below that of the graph's nodes, which are live with it.
+        let op = |i: i32| unsafe { (*sys::ggml_graph_node(self.graph.as_ptr(), i)).op };
+        (0..n).filter(|&i| computes(op(i))).count()
     }
 
     /// Whether an operation of the caller's panicked.
