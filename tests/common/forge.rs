@@ -43,6 +43,12 @@ pub fn golden() -> [(&'static str, Forge); 2] {
     [("multi-head", forge(8, 11)), ("grouped-query", forge(2, 12))]
 }
 
+/// The tiny models whose results `tests/tools/hashes` prints: types of each way to multiply, with biases and shared keys and values.
+pub fn of_each_type() -> [(&'static str, Forge); 4] {
+    let types = [("q4_0", Type::Q4_0), ("q4_1", Type::Q4_1), ("q4_k", Type::Q4_K), ("q6_k", Type::Q6_K)];
+    types.map(|(name, ty)| (name, Forge { n_layer: 5, seed: 13, biases: true, ..Forge::tiny(ty, 8, 2) }))
+}
+
 impl Forge {
     /// A model of two layers, 512 tokens and width 256.
     pub fn tiny(ty: Type, n_head: usize, n_head_kv: usize) -> Forge {

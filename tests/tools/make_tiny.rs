@@ -1,4 +1,4 @@
-//! Writes the tiny models of the golden figures: `make_tiny DIRECTORY`.
+//! Writes tiny models of seeded random weights: `make_tiny DIRECTORY`.
 
 #[allow(dead_code, reason = "tests use the rest")]
 #[path = "../common/forge.rs"]
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 fn main() {
     let dir = PathBuf::from(std::env::args_os().nth(1).expect("make_tiny DIRECTORY"));
     std::fs::create_dir_all(&dir).unwrap();
-    for (name, forge) in forge::golden() {
+    for (name, forge) in forge::golden().into_iter().chain(forge::of_each_type()) {
         forge.write(&dir.join(name).with_extension("gguf"));
     }
 }
