@@ -2,93 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::cli::options::PruneOptions;
+use super::block::{Block, BlockKind, all_blocks};
+use super::options::Options;
 use crate::error::{Error, Result};
-
-/// One of the two blocks of a layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// Attention: its units are query heads.
-    Attn,
-    /// MLP: its units are channels.
-    Mlp,
-}
-
-/// A block of the model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Block {
-    /// Layer
-    pub il: usize,
-    /// Which of its blocks
-    pub kind: Kind,
-}
-
-impl Kind {
-    /// Name in dumps.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Attn => "attn",
-            Kind::Mlp => "mlp",
-        }
-    }
-
-    /// What its units are.
-    pub fn unit(self) -> &'static str {
-        match self {
-            Kind::Attn => "head",
-            Kind::Mlp => "channel",
-        }
-    }
-}
-
-/// What of a model's shape decides on pruning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Dims {
-    /// Layers
-    pub n_layer: usize,
-    /// Width of the residual stream
-    pub n_embd: usize,
-    /// Query heads
-    pub n_head: usize,
-    /// Key and value heads
-    pub n_head_kv: usize,
-    /// Width of a head
-    pub n_embd_head: usize,
-    /// Channels of an MLP
-    pub n_ff: usize,
-}
-
-impl Dims {
-    /// Heads or channels of a block.
-    pub fn units(&self, kind: Kind) -> usize {
-        match kind {
-            Kind::Attn => self.n_head,
-            Kind::Mlp => self.n_ff,
-        }
-    }
-
-    /// Width of a unit: input channels of the block's last matrix.
-    pub fn width(&self, kind: Kind) -> usize {
-        match kind {
-            Kind::Attn => self.n_embd_head,
-            Kind::Mlp => 1,
-        }
-    }
-
-    /// Input channels of the block's last matrix.
-    pub fn channels(&self, kind: Kind) -> usize {
-        self.units(kind) * self.width(kind)
-    }
-
-    /// Weights of a block that keeps `kept` units; `whole_kv` counts keys and values of all heads.
-    pub fn weights(&self, kind: Kind, kept: usize, whole_kv: bool) -> usize {
-        let kv = if whole_kv || self.n_head != self.n_head_kv { self.n_head_kv } else { kept };
-        match kind {
-            Kind::Attn => self.n_embd * self.n_embd_head * 2 * (kept + kv),
-            Kind::Mlp => 3 * self.n_embd * kept,
-        }
-    }
-}
+use crate::weights::Dims;
 
 /// Kept counts by block.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,7 +25,7 @@ pub struct Plan {
 impl Plan {
     /// The paper's rule: the ratio counts over all layers, so that the pruned ones lose more: `L / (L - skip) * ratio`, to
     /// two decimals. [`crate::error::Kind::Usage`] if nothing would be left.
-    pub fn new(options: &PruneOptions, dims: Dims) -> Result<Plan> {
+    pub fn new(options: &Options, dims: Dims) -> Result<Plan> {
         let Dims { n_layer, .. } = dims;
         let skip = options.skip;
         if skip >= n_layer {
@@ -155,7 +72,7 @@ impl Plan {
 
     /// The blocks that are pruned.
     pub fn blocks(&self) -> impl Iterator<Item = Block> + use<> {
-        let kinds: &[Kind] = if self.mlp_only { &[Kind::Mlp] } else { &[Kind::Attn, Kind::Mlp] };
+        let kinds: &[BlockKind] = if self.mlp_only { &[BlockKind::Mlp] } else { &[BlockKind::Attn, BlockKind::Mlp] };
         (self.skip..self.dims.n_layer).flat_map(move |il| kinds.iter().map(move |&kind| Block { il, kind }))
     }
 
@@ -175,31 +92,30 @@ impl Plan {
             return counts.get(&block).copied();
         }
         let Block { il, kind } = block;
-        if il < self.skip || (self.mlp_only && kind == Kind::Attn) {
+        if il < self.skip || (self.mlp_only && kind == BlockKind::Attn) {
             return None;
         }
-        let units = self.dims.units(kind);
+        let units = kind.units(&self.dims);
         let ratio = self.shares.as_ref().map_or(self.ratio, |s| s[il][kind as usize]);
         let pruned = (ratio * units as f64) as usize;
         let kept = match kind {
-            Kind::Attn => units - pruned,
+            BlockKind::Attn => units - pruned,
             // Rounded up, as in the paper; never beyond what there is.
-            Kind::Mlp => (units - pruned).next_multiple_of(self.multiple).min(units),
+            BlockKind::Mlp => (units - pruned).next_multiple_of(self.multiple).min(units),
         };
         // A share of all units (FLAP's can be) would leave no tensor.
-        let least = if kind == Kind::Attn { 1 } else { self.multiple.min(units) };
+        let least = if kind == BlockKind::Attn { 1 } else { self.multiple.min(units) };
         Some(kept.max(least)).filter(|&k| k < units)
     }
 
     /// Share of the weights of all blocks that is used; `whole_kv` counts keys and values of all heads.
     pub fn kept_share(&self, whole_kv: bool) -> f64 {
-        let blocks = (0..self.dims.n_layer).flat_map(|il| [Kind::Attn, Kind::Mlp].map(|kind| Block { il, kind }));
         let (mut used, mut all) = (0, 0);
-        for block in blocks {
-            let units = self.dims.units(block.kind);
+        for block in all_blocks(&self.dims) {
+            let units = block.kind.units(&self.dims);
             let kept = self.kept(block).unwrap_or(units);
-            used += self.dims.weights(block.kind, kept, whole_kv);
-            all += self.dims.weights(block.kind, units, whole_kv);
+            used += block.kind.weights(&self.dims, kept, whole_kv);
+            all += block.kind.weights(&self.dims, units, whole_kv);
         }
         used as f64 / all as f64
     }
@@ -215,14 +131,14 @@ mod tests {
     use super::*;
 
     fn dims(n_layer: usize, n_head: usize, n_embd: usize, n_ff: usize) -> Dims {
-        Dims { n_layer, n_embd, n_head, n_head_kv: n_head, n_embd_head: n_embd / n_head, n_ff }
+        Dims { n_layer, n_embd, n_head, n_head_kv: n_head, n_embd_head: n_embd / n_head, n_ff, n_ff_matrices: 3 }
     }
 
     /// Kept heads and channels of a layer beyond the first three.
     fn kept(d: Dims, ratio: f64) -> (usize, usize) {
-        let plan = Plan::new(&PruneOptions::paper(ratio), d).unwrap();
+        let plan = Plan::new(&Options::paper(ratio), d).unwrap();
         let block = |kind| plan.kept(Block { il: d.n_layer - 1, kind }).unwrap();
-        (block(Kind::Attn), block(Kind::Mlp))
+        (block(BlockKind::Attn), block(BlockKind::Mlp))
     }
 
     #[test]
@@ -238,21 +154,21 @@ mod tests {
     #[test]
     fn skipped_layers_stay_whole_and_the_rest_makes_up_for_them() {
         let d = dims(32, 32, 4096, 11008);
-        let mut options = PruneOptions::paper(0.4);
+        let mut options = Options::paper(0.4);
         let plan = Plan::new(&options, d).unwrap();
-        assert_eq!(plan.kept(Block { il: 2, kind: Kind::Mlp }), None);
+        assert_eq!(plan.kept(Block { il: 2, kind: BlockKind::Mlp }), None);
         assert_eq!(plan.blocks().count(), 29 * 2);
         assert!((plan.kept_share(false) - 0.6).abs() < 0.01, "{}", plan.kept_share(false));
         options.mlp_only = true;
         let plan = Plan::new(&options, d).unwrap();
-        assert_eq!(plan.kept(Block { il: 3, kind: Kind::Attn }), None);
+        assert_eq!(plan.kept(Block { il: 3, kind: BlockKind::Attn }), None);
         assert_eq!(plan.blocks().count(), 29);
     }
 
     #[test]
     fn what_leaves_nothing_is_refused() {
         let d = dims(4, 4, 64, 128);
-        let mut options = PruneOptions::new(0.4);
+        let mut options = Options::new(0.4);
         assert!(Plan::new(&options, d).unwrap_err().to_string().contains("--prune-skip"));
         options.skip = 4;
         assert!(Plan::new(&options, d).is_err());

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::Masks;
-use super::plan::{Block, Dims, Kind};
+use super::block::{Block, BlockKind, Masks};
 use super::select::highest;
 use crate::error::{Error, Result};
+use crate::weights::Dims;
 
 /// Scores of a block in brief.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,7 +53,7 @@ impl Record {
     /// Whether a model of this shape can run with it.
     pub fn check(&self, dims: &Dims) -> Result<()> {
         for (block, kept) in &self.kept {
-            let units = dims.units(block.kind) as i32;
+            let units = block.kind.units(dims) as i32;
             let rising = kept.windows(2).all(|w| w[0] < w[1]);
             if block.il >= dims.n_layer || kept.is_empty() || !rising || kept[0] < 0 || kept[kept.len() - 1] >= units {
                 return Err(Error::malformed(format!(
@@ -67,8 +67,36 @@ impl Record {
     }
 }
 
+/// The text of a dump of these batches, of the model with this fingerprint, pruned with this method and ratio.
+pub fn to_text(records: &[Record], fingerprint: u64, method: &str, ratio: f64) -> String {
+    let block = |r: &Record, block: &Block, kept: &[i32]| {
+        let mut object = json!({ "layer": block.il, "block": block.kind.name(), "kept": kept });
+        if let Some(s) = r.scores.get(block) {
+            object["scores"] = json!({ "min": s.min, "median": s.median, "max": s.max, "cut": s.cut });
+        }
+        object
+    };
+    let batch = |r: &Record| {
+        json!({
+            "frozen": r.frozen,
+            "n_seq": r.n_seq,
+            "n_each": r.n_each,
+            "first": r.first,
+            "blocks": r.kept.iter().map(|(b, k)| block(r, b, k)).collect::<Vec<_>>(),
+        })
+    };
+    let dump = json!({
+        "pp-run prune dump": 1,
+        "model": format!("{fingerprint:016x}"),
+        "method": method,
+        "ratio": ratio,
+        "batches": records.iter().map(batch).collect::<Vec<_>>(),
+    });
+    format!("{dump}\n")
+}
+
 /// The batches that the text of a dump holds. [`crate::error::Kind::Malformed`] if it is no dump, or not of a model of this shape and
-/// fingerprint ([`crate::calibration::fingerprint`]).
+/// fingerprint ([`crate::gguf::Gguf::fingerprint`]).
 pub fn parse(text: &str, dims: &Dims, fingerprint: u64) -> Result<Vec<Record>> {
     let broken = || Error::malformed("is no dump of --prune-dump");
     let dump: Value = serde_json::from_str(text).map_err(|_| broken())?;
@@ -84,8 +112,8 @@ pub fn parse(text: &str, dims: &Dims, fingerprint: u64) -> Result<Vec<Record>> {
         let mut kept = BTreeMap::new();
         for block in batch["blocks"].as_array().ok_or_else(broken)? {
             let kind = match block["block"].as_str() {
-                Some("attn") => Kind::Attn,
-                Some("mlp") => Kind::Mlp,
+                Some("attn") => BlockKind::Attn,
+                Some("mlp") => BlockKind::Mlp,
                 _ => return Err(broken()),
             };
             let ids = block["kept"].as_array().ok_or_else(broken)?;

@@ -3,117 +3,77 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ggml::{Map, Op, Pages, Parts, Source, Type, dequantize_row, quantize_row};
+use ggml::{Op, Pages, Parts, Source, Type, dequantize_row, quantize_row};
+use kernels::{ColumnLayout, Columns, Format, Isa, Row};
 
-/// A matrix `[n_in, n_out]` in a type of files, row by row.
-#[derive(Debug, Clone)]
-pub struct Matrix {
-    bytes: Bytes,
-    ty: Type,
-    n_in: usize,
-    n_out: usize,
-    /// Bytes of a row
-    row: usize,
+use crate::weights::{Matrix, format};
+
+/// Type of rows of `n` columns out of a matrix. A block of a quantised type shares a scale among neighbours that are not kept together,
+/// so that columns are quantised anew, to 8 bits (measured: as good as exact); floats stay as they are.
+pub fn column_type(matrix: &Matrix, n: usize) -> Type {
+    if !matrix.ty().is_quantized() {
+        matrix.ty()
+    } else if Type::Q8_0.row_bytes(n).is_some() {
+        Type::Q8_0
+    } else {
+        Type::F16
+    }
 }
 
-#[derive(Debug, Clone)]
-enum Bytes {
-    Mapped(Arc<Map>, Range<usize>),
-    Made(Arc<Pages>, Range<usize>),
+/// Writes the rows of the units `kept` of a matrix, `width` rows each: those that lie in `range` of all kept rows.
+pub fn gather_rows(matrix: &Matrix, kept: &[i32], width: usize, range: Range<usize>, out: &mut [u8]) {
+    for (out, i) in out.chunks_exact_mut(matrix.row_bytes()).zip(range) {
+        out.copy_from_slice(matrix.row(kept[i / width] as usize * width + i % width));
+    }
 }
 
-impl Matrix {
-    /// The matrix at `range` of a map.
-    ///
-    /// # Panics
-    /// If the range is not the matrix's size.
-    pub fn mapped(map: Arc<Map>, range: Range<usize>, ty: Type, n_in: usize, n_out: usize) -> Matrix {
-        let row = ty.row_bytes(n_in).expect("whole blocks");
-        assert_eq!(row * n_out, range.len(), "bytes of the matrix");
-        Matrix { bytes: Bytes::Mapped(map, range), ty, n_in, n_out, row }
+/// Writes, of the rows in `range` of a matrix, the columns of the units `kept`, `width` columns each, as [`column_type`].
+pub fn gather_columns(matrix: &Matrix, kept: &[i32], width: usize, range: Range<usize>, out: &mut [u8]) {
+    let n = kept.len() * width;
+    let ty = column_type(matrix, n);
+    let mut row = vec![0.0f32; matrix.n_in()];
+    let mut columns = vec![0.0f32; n];
+    for (out, j) in out.chunks_exact_mut(ty.row_bytes(n).expect("see column_type")).zip(range) {
+        dequantize_row(matrix.ty(), matrix.row(j), &mut row);
+        for (columns, &unit) in columns.chunks_exact_mut(width).zip(kept) {
+            columns.copy_from_slice(&row[unit as usize * width..][..width]);
+        }
+        quantize_row(ty, &columns, out);
     }
+}
 
-    /// The matrix of the rows that were made in `range` of some memory.
-    pub fn made(pages: Arc<Pages>, range: Range<usize>, ty: Type, n_in: usize) -> Matrix {
-        let row = ty.row_bytes(n_in).expect("whole blocks");
-        Matrix { ty, n_in, n_out: range.len() / row, row, bytes: Bytes::Made(pages, range) }
-    }
+/// The columns of kept units of a matrix in the layout of our own kernels, made for many products with few tokens.
+#[derive(Debug, Clone)]
+pub struct OwnColumns {
+    /// How they are laid out
+    pub layout: Arc<ColumnLayout>,
+    /// Where they are
+    pub pages: Arc<Pages>,
+    /// Where in these
+    pub range: Range<usize>,
+}
 
-    /// A matrix of floats.
-    #[cfg(test)]
-    pub fn from_rows(rows: &[&[f32]]) -> Matrix {
-        let bytes = ggml::quantize(Type::F32, &rows.concat(), rows[0].len());
-        let mut pages = Pages::new(bytes.len()).expect("a few bytes");
-        pages.copy_from_slice(&bytes);
-        Matrix::made(Arc::new(pages), 0..bytes.len(), Type::F32, rows[0].len())
-    }
-
-    /// Inputs: the length of a row.
-    pub fn n_in(&self) -> usize {
-        self.n_in
-    }
-
-    /// Outputs: the number of rows.
-    pub fn n_out(&self) -> usize {
-        self.n_out
-    }
-
-    /// Element type.
-    pub fn ty(&self) -> Type {
-        self.ty
-    }
-
-    /// The bytes of all rows.
+impl OwnColumns {
+    /// Their bytes.
     pub fn bytes(&self) -> &[u8] {
-        match &self.bytes {
-            Bytes::Mapped(map, range) => &map[range.clone()],
-            Bytes::Made(pages, range) => &pages[range.clone()],
-        }
+        &self.pages[self.range.clone()]
     }
+}
 
-    /// The bytes of row `j`.
-    pub fn row(&self, j: usize) -> &[u8] {
-        self.rows(j, 1)
-    }
+/// How our kernels lay out the columns of kept units of a matrix.
+pub fn column_layout(matrix: &Matrix, kept: &[i32], width: usize) -> ColumnLayout {
+    let columns = Columns::new(kept, width, matrix.n_in());
+    // The layout does not ask for values.
+    let format = format(matrix.ty()).unwrap_or(Format::Other(&|_, _| ()));
+    Isa::best().column_layout(format, matrix.n_out(), &columns)
+}
 
-    /// The bytes of `n` rows, from row `j` on.
-    pub fn rows(&self, j: usize, n: usize) -> &[u8] {
-        &self.bytes()[j * self.row..(j + n) * self.row]
-    }
-
-    /// Type of rows of `n` columns out of this matrix. A block of a quantised type shares a scale among neighbours that are not
-    /// kept together, so that columns are quantised anew, to 8 bits (measured: as good as exact); floats stay as they are.
-    pub fn column_type(&self, n: usize) -> Type {
-        if !self.ty.is_quantized() {
-            self.ty
-        } else if Type::Q8_0.row_bytes(n).is_some() {
-            Type::Q8_0
-        } else {
-            Type::F16
-        }
-    }
-
-    /// Writes the rows of the units `kept` (`width` rows each) that lie in `range` of all of these.
-    pub fn gather_rows(&self, kept: &[i32], width: usize, range: Range<usize>, out: &mut [u8]) {
-        for (out, i) in out.chunks_exact_mut(self.row).zip(range) {
-            out.copy_from_slice(self.row(kept[i / width] as usize * width + i % width));
-        }
-    }
-
-    /// Writes, of the rows in `range`, the columns of the units `kept` (`width` columns each), as [`Matrix::column_type`].
-    pub fn gather_columns(&self, kept: &[i32], width: usize, range: Range<usize>, out: &mut [u8]) {
-        let n = kept.len() * width;
-        let ty = self.column_type(n);
-        let mut row = vec![0.0f32; self.n_in];
-        let mut columns = vec![0.0f32; n];
-        for (out, j) in out.chunks_exact_mut(ty.row_bytes(n).expect("see column_type")).zip(range) {
-            dequantize_row(self.ty, self.row(j), &mut row);
-            for (columns, &unit) in columns.chunks_exact_mut(width).zip(kept) {
-                columns.copy_from_slice(&row[unit as usize * width..][..width]);
-            }
-            quantize_row(ty, &columns, out);
-        }
-    }
+/// Writes the columns of a matrix in that layout.
+pub fn reduce_columns(matrix: &Matrix, layout: &ColumnLayout, out: &mut [u8]) {
+    let ty = matrix.ty();
+    let other = move |bytes: &[u8], out: &mut [f32]| dequantize_row(ty, bytes, out);
+    let row = |i: usize| Row { bytes: matrix.row(i), format: format(ty).unwrap_or(Format::Other(&other)) };
+    Isa::best().reduce_columns(layout, row, matrix.n_in(), out);
 }
 
 /// Kept units I32 `[n_kept]` -> `[n_in, n_kept * width]` of the matrix's type: their rows.
@@ -129,12 +89,12 @@ impl Op for GatherRows {
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
         while let Some(mut out) = parts.next() {
             let range = out.rows();
-            self.matrix.gather_rows(sources[0].row::<i32>(0), self.width, range, out.bytes());
+            gather_rows(&self.matrix, sources[0].row::<i32>(0), self.width, range, out.bytes());
         }
     }
 }
 
-/// Kept units I32 `[n_kept]` -> `[n_kept * width, n_out]` of [`Matrix::column_type`]: their columns.
+/// Kept units I32 `[n_kept]` -> `[n_kept * width, n_out]` of [`column_type`]: their columns.
 #[derive(Debug)]
 pub struct GatherColumns {
     /// The matrix
@@ -147,7 +107,7 @@ impl Op for GatherColumns {
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
         while let Some(mut out) = parts.next() {
             let range = out.rows();
-            self.matrix.gather_columns(sources[0].row::<i32>(0), self.width, range, out.bytes());
+            gather_columns(&self.matrix, sources[0].row::<i32>(0), self.width, range, out.bytes());
         }
     }
 }
@@ -212,12 +172,12 @@ mod tests {
             bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
         };
         let mut out = vec![0; 2 * 4 * 4];
-        m.gather_rows(&[1], 2, 0..2, &mut out);
+        gather_rows(&m, &[1], 2, 0..2, &mut out);
         assert_eq!(floats(&out), [8.0, 9.0, 10.0, 11.0, 12.0, 12.0, 12.0, 12.0]);
         let mut out = vec![0; 2 * 2 * 4];
-        m.gather_columns(&[0, 3], 1, 1..3, &mut out);
+        gather_columns(&m, &[0, 3], 1, 1..3, &mut out);
         assert_eq!(floats(&out), [4.0, 7.0, 8.0, 11.0]);
-        m.gather_columns(&[1], 2, 0..2, &mut out);
+        gather_columns(&m, &[1], 2, 0..2, &mut out);
         assert_eq!(floats(&out), [2.0, 3.0, 6.0, 7.0]);
     }
 }

@@ -5,9 +5,9 @@ use std::sync::{Arc, RwLock};
 use ggml::{Op, Parts, Source, dequantize_row};
 
 use super::history::{History, fuse};
-use super::plan::{Block, Dims, Kind};
-use super::reduce::Matrix;
-use crate::cli::options::{Metric, PruneMethod, PruneOptions};
+use super::block::{Block, BlockKind};
+use super::options::{Method, Metric, Options};
+use crate::weights::{Dims, Matrix};
 
 /// How energies and weights become scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,11 +24,11 @@ pub enum Formula {
 
 impl Formula {
     /// The formula of a method.
-    pub fn of(options: &PruneOptions) -> Formula {
+    pub fn of(options: &Options) -> Formula {
         match (options.method, options.metric) {
-            (PruneMethod::WandaSp, _) => Formula::WandaSp,
-            (PruneMethod::Flap | PruneMethod::FlapAsCoded, _) => Formula::Flap,
-            (PruneMethod::Static, _) | (_, Metric::Ppsp) => Formula::Ppsp,
+            (Method::WandaSp, _) => Formula::WandaSp,
+            (Method::Flap | Method::FlapAsCoded, _) => Formula::Flap,
+            (Method::Static, _) | (_, Metric::Ppsp) => Formula::Ppsp,
             (_, Metric::Normalised) => Formula::Normalised,
         }
     }
@@ -222,7 +222,7 @@ pub fn flap_shares(dims: &Dims, ratio: f64, n_tokens: usize, scores: &[(Block, V
     let t = n_tokens as f64;
     let (h, d) = (dims.n_embd as f64, dims.n_embd_head as f64);
     let matrices = if dims.n_head == dims.n_head_kv { 4.0 } else { 2.0 };
-    let head_weight = (matrices * t * h * d + 2.0 * t * t * d) / (3.0 * t * h);
+    let head_weight = (matrices * t * h * d + 2.0 * t * t * d) / (dims.n_ff_matrices as f64 * t * h);
     let standardised = scores.iter().map(|(block, scores)| {
         let n = scores.len() as f64;
         let mean = scores.iter().map(|&s| f64::from(s)).sum::<f64>() / n;
@@ -230,8 +230,8 @@ pub fn flap_shares(dims: &Dims, ratio: f64, n_tokens: usize, scores: &[(Block, V
         let deviation = if variance > 0.0 { variance.sqrt() } else { 1.0 };
         let z: Vec<f64> = scores.iter().map(|&s| (f64::from(s) - mean) / deviation).collect();
         let (units, weight) = match block.kind {
-            Kind::Mlp => (z, 1.0),
-            Kind::Attn => {
+            BlockKind::Mlp => (z, 1.0),
+            BlockKind::Attn => {
                 let width = dims.n_embd_head;
                 (z.chunks_exact(width).map(|c| c.iter().sum::<f64>() / width as f64).collect(), head_weight)
             }
@@ -300,11 +300,11 @@ mod tests {
 
     #[test]
     fn flap_weighs_heads_by_their_multiplications() {
-        let dims = Dims { n_layer: 2, n_embd: 8, n_head: 2, n_head_kv: 2, n_embd_head: 4, n_ff: 4 };
+        let dims = Dims { n_layer: 2, n_embd: 8, n_head: 2, n_head_kv: 2, n_embd_head: 4, n_ff: 4, n_ff_matrices: 3 };
         // MLP of layer 0 has two weak channels, that of layer 1 three; heads are alike.
         let scores = vec![
-            (Block { il: 0, kind: Kind::Mlp }, vec![0.0, 0.0, 9.0, 9.0]),
-            (Block { il: 1, kind: Kind::Mlp }, vec![0.0, 0.1, 0.0, 9.0]),
+            (Block { il: 0, kind: BlockKind::Mlp }, vec![0.0, 0.0, 9.0, 9.0]),
+            (Block { il: 1, kind: BlockKind::Mlp }, vec![0.0, 0.1, 0.0, 9.0]),
         ];
         let shares = flap_shares(&dims, 0.2, 16, &scores);
         // z of layer 0: -0.87 twice; of layer 1: -0.51, -0.49, -0.51. A fifth of eight is one: the second weakest decides.

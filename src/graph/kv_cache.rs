@@ -1,16 +1,19 @@
-//! The KV cache: keys and values of the tokens so far, for each head one row of cells per sequence: attention of a token reads a head's
-//! cells from first to last, and of what lies apart a processor does not see what comes next.
+//! The KV cache: keys and values of the tokens so far. For each head the cells of a sequence lie one after the other, as attention of a
+//! token reads a head's cells from first to last, and a processor is fast where it can foresee what is read next.
 //!
-//! Cell number = position: a sequence occupies its cells from 0 on, and forgetting is a matter of counting fewer.
+//! Number of a cell = position of its token: a sequence occupies its cells from 0 on, and to forget tokens is to count fewer.
 
-use std::cell::Cell;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::rc::Rc;
 
-use ggml::{AllocError, BufferType, Builder, Place, Store, Tensor, TensorId, TensorSpec, Type};
+use ggml::{AllocError, BufferType, Builder, Device, Place, Specs, Store, Tensor, TensorId, TensorSpec, Type};
 
-use super::hparams::Hparams;
-use crate::cli::options::CacheType;
+use super::cache_type::CacheType;
+use crate::weights::Dims;
+
+/// Cells that a graph looks at are counted in steps, so that a graph serves many tokens (as in llama.cpp).
+pub const KV_STEP: usize = 256;
 
 /// Type, size and layout of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub struct CacheParams {
     pub type_v: CacheType,
     /// Values lie as flash attention reads them; without it they are transposed.
     pub flash_attn: bool,
+    /// Flash attention reads 32-bit floats as they are. Else ggml's reads them in 16 bits, as in llama.cpp.
+    pub exact: bool,
 }
 
 /// Keys and values of all layers.
@@ -34,49 +39,36 @@ pub struct KvCache {
     store: Rc<Store>,
     k: Vec<TensorId>,
     v: Vec<TensorId>,
-    /// Width of the rotation that spreads outliers before a key is quantised; see `rotation`.
-    pub rot_k: Option<usize>,
-    /// The same for values.
-    pub rot_v: Option<usize>,
+    rot_k: Option<Rotation>,
+    rot_v: Option<Rotation>,
     n_embd_head: usize,
     n_head_kv: usize,
     /// Cells of each sequence that are known to hold numbers.
-    clean: Cell<usize>,
+    n_clean: usize,
 }
 
-impl CacheType {
-    /// The tensors' type.
-    pub fn tensor_type(self) -> Type {
-        match self {
-            CacheType::F32 => Type::F32,
-            CacheType::F16 => Type::F16,
-            CacheType::Q8_0 => Type::Q8_0,
-        }
-    }
-
-    /// Name as in flags.
-    pub fn name(self) -> &'static str {
-        match self {
-            CacheType::F32 => "f32",
-            CacheType::F16 => "f16",
-            CacheType::Q8_0 => "q8_0",
-        }
-    }
+/// A rotation that spreads outliers before keys or values are quantised.
+#[derive(Debug, Clone, Copy)]
+struct Rotation {
+    /// Rows of its matrix
+    n: usize,
+    /// F32 `[n, n]`: a Hadamard matrix
+    matrix: TensorId,
 }
 
 impl CacheParams {
     /// Bytes of the cache of a model.
-    pub fn bytes(&self, hparams: &Hparams) -> u64 {
-        let row = |ty: CacheType| ty.tensor_type().row_bytes(hparams.n_embd_gqa()).unwrap_or(0) as u64;
-        (row(self.type_k) + row(self.type_v)) * (self.n_cells * self.n_seq * hparams.n_layer) as u64
+    pub fn bytes(&self, dims: &Dims) -> u64 {
+        let row = |ty: CacheType| ty.tensor_type().row_bytes(dims.n_embd_gqa()).unwrap_or(0) as u64;
+        (row(self.type_k) + row(self.type_v)) * (self.n_cells * self.n_seq * dims.n_layer) as u64
     }
 
     /// Why a model cannot have this cache, if so.
-    pub fn refusal(&self, hparams: &Hparams) -> Option<String> {
+    pub fn refusal(&self, dims: &Dims) -> Option<String> {
         if self.type_v == CacheType::Q8_0 && !self.flash_attn {
             return Some("a quantised cache of values (-ctv q8_0) needs flash attention (-fa on)".into());
         }
-        let head = hparams.n_embd_head;
+        let head = dims.n_embd_head;
         if (self.type_k == CacheType::Q8_0 || self.type_v == CacheType::Q8_0) && !head.is_multiple_of(32) {
             return Some(format!(
                 "a q8_0 cache needs heads of a multiple of 32 in width; this model's have {head}: use f16"
@@ -88,30 +80,34 @@ impl CacheParams {
 
 impl KvCache {
     /// An empty cache; `buffer_types` names the memory of each layer.
-    pub fn new(hparams: &Hparams, params: CacheParams, buffer_types: &[BufferType]) -> Result<KvCache, AllocError> {
+    pub fn new(dims: &Dims, params: CacheParams, buffer_types: &[BufferType]) -> Result<KvCache, AllocError> {
         let cells = params.n_cells * params.n_seq;
-        let ne = [hparams.n_embd_head as u64, cells as u64, hparams.n_head_kv as u64, 1];
-        let mut specs = Vec::new();
-        for (name, ty) in [("k", params.type_k), ("v", params.type_v)] {
-            for (il, kind) in buffer_types.iter().enumerate() {
+        let ne = [dims.n_embd_head as u64, cells as u64, dims.n_head_kv as u64, 1];
+        let mut specs = Specs::new();
+        let mut cells = |name: &str, ty: CacheType| -> Vec<TensorId> {
+            let spec = |(il, memory): (usize, &BufferType)| {
                 let name = format!("cache_{name}_l{il}");
-                specs.push(TensorSpec { name, ty: ty.tensor_type(), ne, place: Place::Buffer(*kind) });
-            }
+                specs.push(TensorSpec { name, ty: ty.tensor_type(), ne, place: Place::Buffer(*memory) })
+            };
+            buffer_types.iter().enumerate().map(spec).collect()
+        };
+        let (k, v) = (cells("k", params.type_k), cells("v", params.type_v));
+        let mut rotation = |name: &str, n: Option<usize>| {
+            let n = n?;
+            let place = Place::Buffer(Device::cpu().buffer_type());
+            let spec = TensorSpec { name: name.into(), ty: Type::F32, ne: [n as u64, n as u64, 1, 1], place };
+            Some(Rotation { n, matrix: specs.push(spec) })
+        };
+        let rot_k = rotation("attn_inp_k_rot", rotation_width(params.type_k, dims.n_embd_head, true));
+        let rot_v = rotation("attn_inp_v_rot", rotation_width(params.type_v, dims.n_embd_head, false));
+        let store = Store::new(specs, Vec::new())?;
+        for Rotation { n, matrix } in [rot_k, rot_v].into_iter().flatten() {
+            let bytes: Vec<u8> = hadamard(n).into_iter().flat_map(f32::to_le_bytes).collect();
+            store.write(matrix, 0, &bytes);
         }
-        let store = Store::new(&specs, Vec::new())?;
-        let k: Vec<TensorId> = store.ids().take(hparams.n_layer).collect();
-        let v = store.ids().skip(hparams.n_layer).collect();
-        Ok(KvCache {
-            params,
-            store: Rc::new(store),
-            k,
-            v,
-            rot_k: rotation(params.type_k, hparams.n_embd_head, true),
-            rot_v: rotation(params.type_v, hparams.n_embd_head, false),
-            n_embd_head: hparams.n_embd_head,
-            n_head_kv: hparams.n_head_kv,
-            clean: Cell::new(0),
-        })
+        let (store, n_clean) = (Rc::new(store), 0);
+        let (n_embd_head, n_head_kv) = (dims.n_embd_head, dims.n_head_kv);
+        Ok(KvCache { params, store, k, v, rot_k, rot_v, n_embd_head, n_head_kv, n_clean })
     }
 
     /// Size and layout.
@@ -119,10 +115,20 @@ impl KvCache {
         self.params
     }
 
+    /// Widths of the rotations of keys and of values; 0 for none.
+    pub fn rotations(&self) -> [usize; 2] {
+        [self.rot_k, self.rot_v].map(|r| r.map_or(0, |r| r.n))
+    }
+
+    /// The matrices of the rotations, F32.
+    pub fn rotation_matrices<'g>(&self, g: &Builder<'g>) -> [Option<Tensor<'g>>; 2] {
+        [self.rot_k, self.rot_v].map(|r| r.map(|r| g.leaf(&self.store, r.matrix)))
+    }
+
     /// Makes the first `n_kv` cells readable. A cell that holds nothing yet is masked, but 0 times an old NaN is NaN; so
     /// cells are zeroed before they are first looked at, and memory that a short text never needs is never touched.
-    pub fn prepare(&self, n_kv: usize) {
-        let clean = self.clean.get();
+    pub fn prepare(&mut self, n_kv: usize) {
+        let clean = self.n_clean;
         if n_kv <= clean {
             return;
         }
@@ -144,7 +150,7 @@ impl KvCache {
                 }
             }
         }
-        self.clean.set(n_kv);
+        self.n_clean = n_kv;
     }
 
     /// Writes the first `n` cells of the first sequence to `out`, in an order that does not depend on the cache's size: layer by layer
@@ -163,7 +169,7 @@ impl KvCache {
     ///
     /// # Panics
     /// If `bytes` are not as many as `n` cells have, or if there are fewer cells.
-    pub fn restore(&self, n: usize, bytes: &[u8]) {
+    pub fn restore(&mut self, n: usize, bytes: &[u8]) {
         assert!(n <= self.params.n_cells, "cells of the cache");
         // What lies beside them must hold numbers too, and is zeroed only once.
         self.prepare(n);
@@ -234,31 +240,39 @@ impl KvCache {
             .collect()
     }
 
-    /// Keys of the first `n_kv` cells of the first `n_seq` sequences: `[n_embd_head, n_head_kv, n_kv, n_seq]`.
-    pub fn k<'g>(&self, g: &Builder<'g>, il: usize, n_kv: usize, n_seq: usize) -> Tensor<'g> {
-        self.by_cell(g, g.leaf(&self.store, self.k[il]), n_kv, n_seq)
+    /// Rows of [`KvCache::value_ids`] for each token.
+    pub fn value_rows(&self) -> usize {
+        if self.params.flash_attn { 1 } else { self.n_embd_head * self.n_head_kv }
+    }
+
+    /// Keys of the first `n_kv` cells of some sequences: `[n_embd_head, n_head_kv, n_kv, n_seq]`.
+    pub fn k<'g>(&self, g: &Builder<'g>, il: usize, n_kv: usize, seqs: Range<usize>) -> Tensor<'g> {
+        self.by_cell(g, g.leaf(&self.store, self.k[il]), n_kv, seqs)
     }
 
     /// Values of the same cells: as the keys, or `[n_kv, n_head_kv, n_embd_head, n_seq]` if transposed.
-    pub fn v<'g>(&self, g: &Builder<'g>, il: usize, n_kv: usize, n_seq: usize) -> Tensor<'g> {
+    pub fn v<'g>(&self, g: &Builder<'g>, il: usize, n_kv: usize, seqs: Range<usize>) -> Tensor<'g> {
         let v = g.leaf(&self.store, self.v[il]);
         if self.params.flash_attn {
-            return self.by_cell(g, v, n_kv, n_seq);
+            return self.by_cell(g, v, n_kv, seqs);
         }
         let column = v.ty().row_bytes(self.params.n_cells).expect("plain types have no blocks");
-        let nb = [column * self.n_embd_head, column, column * self.n_embd_head * self.n_head_kv];
-        g.view(v, [n_kv, self.n_head_kv, self.n_embd_head, n_seq], nb, 0)
+        let seq = column * self.n_embd_head * self.n_head_kv;
+        let nb = [column * self.n_embd_head, column, seq];
+        g.view(v, [n_kv, self.n_head_kv, self.n_embd_head, seqs.len()], nb, seqs.start * seq)
     }
 
-    fn by_cell<'g>(&self, g: &Builder<'g>, t: Tensor<'g>, n_kv: usize, n_seq: usize) -> Tensor<'g> {
+    fn by_cell<'g>(&self, g: &Builder<'g>, t: Tensor<'g>, n_kv: usize, seqs: Range<usize>) -> Tensor<'g> {
         let [_, cell, head, _] = t.nb();
-        g.view(t, [self.n_embd_head, self.n_head_kv, n_kv, n_seq], [head, cell, cell * self.params.n_cells], 0)
+        let seq = cell * self.params.n_cells;
+        let ne = [self.n_embd_head, self.n_head_kv, n_kv, seqs.len()];
+        g.view(t, ne, [head, cell, seq], seqs.start * seq)
     }
 }
 
 /// Width of the Hadamard rotation of quantised keys and values: as llama.cpp, the largest power of two that divides a
 /// head for keys, 64 for values, and none for heads that are not a multiple of 64.
-fn rotation(ty: CacheType, n_embd_head: usize, largest: bool) -> Option<usize> {
+fn rotation_width(ty: CacheType, n_embd_head: usize, largest: bool) -> Option<usize> {
     if ty != CacheType::Q8_0 || !n_embd_head.is_multiple_of(64) {
         return None;
     }
@@ -266,7 +280,7 @@ fn rotation(ty: CacheType, n_embd_head: usize, largest: bool) -> Option<usize> {
 }
 
 /// The orthonormal, symmetric Hadamard matrix of `n` (a power of two) by Sylvester's construction, row by row.
-pub fn hadamard(n: usize) -> Vec<f32> {
+fn hadamard(n: usize) -> Vec<f32> {
     let scale = 1.0 / (n as f32).sqrt();
     (0..n * n).map(|i| if ((i / n) & (i % n)).count_ones().is_multiple_of(2) { scale } else { -scale }).collect()
 }

@@ -9,19 +9,36 @@ use std::path::{Path, PathBuf};
 
 use ggml::Map;
 use serde_json::{Value, json};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::xxh3_64;
 
+use super::block::{Block, all_blocks};
 use crate::error::{Error, Result};
-use crate::gguf::Gguf;
-use crate::prune::BlockStats;
-use crate::prune::plan::{Block, Dims, Kind};
+use crate::weights::Dims;
 
 const MAGIC: &[u8; 8] = b"PPRUNCAL";
-const VERSION: u32 = 1;
+/// Version 1 told models apart by another fingerprint.
+const VERSION: u32 = 2;
 /// Magic, version, length of the header.
 const FIXED: usize = 16;
 /// No header is near this.
 const MAX_HEADER: usize = 1 << 16;
+
+/// Statistics of a block that a method starts from; see `pp-run calibrate`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct BlockStats {
+    /// Mean of squares of each channel
+    pub energy: Vec<f32>,
+    /// Mean of each channel
+    pub mean: Vec<f32>,
+    /// Fluctuation of each channel around its mean
+    pub variance: Vec<f32>,
+    /// The mean as Probe Pruning's code has it: divided by the batch size once more
+    pub mean_as_coded: Vec<f32>,
+    /// The fluctuation around that
+    pub variance_as_coded: Vec<f32>,
+    /// Mean of squares by position, `[n_pos, n_channels]`; empty if left out
+    pub positions: Vec<f32>,
+}
 
 /// Statistics of a model on a text.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,28 +60,8 @@ pub fn path_for(model: &Path) -> PathBuf {
     model.with_extension("ppcal")
 }
 
-/// All blocks of a model, in the file's order.
-pub fn all_blocks(dims: &Dims) -> impl Iterator<Item = Block> + use<> {
-    (0..dims.n_layer).flat_map(|il| [Kind::Attn, Kind::Mlp].map(|kind| Block { il, kind }))
-}
-
-/// XXH3 of what tells one model from another: names, types and shapes of its tensors, and the ends of their bytes.
-pub fn fingerprint(gguf: &Gguf) -> u64 {
-    const END: usize = 4096;
-    let mut hash = Xxh3::new();
-    for t in gguf.tensors() {
-        hash.update(t.name.as_bytes());
-        hash.update(&t.ty.id().to_le_bytes());
-        t.ne.iter().for_each(|n| hash.update(&n.to_le_bytes()));
-        let data = gguf.data(t);
-        hash.update(&data[..data.len().min(END)]);
-        hash.update(&data[data.len().saturating_sub(END)..]);
-    }
-    hash.digest()
-}
-
 impl Calibration {
-    /// The file's bytes.
+    /// The file's bytes, of the model with this fingerprint ([`crate::gguf::Gguf::fingerprint`]).
     pub fn to_bytes(&self, dims: &Dims, fingerprint: u64) -> Vec<u8> {
         let positions = self.blocks.values().all(|b| !b.positions.is_empty());
         let header = json!({
@@ -147,7 +144,7 @@ impl Calibration {
         };
         let (n_seqs, seq_len, batch) = (number("n_seqs")?, number("seq_len")?, number("batch")?);
         let positions = header["positions"].as_bool().ok_or_else(broken)?;
-        let channels: usize = all_blocks(dims).map(|b| dims.channels(b.kind)).sum();
+        let channels: usize = all_blocks(dims).map(|b| b.kind.channels(dims)).sum();
         let rows = 5 + if positions { seq_len } else { 0 };
         if channels.checked_mul(rows).and_then(|n| n.checked_mul(4)) != Some(data.len()) {
             return Err(broken());
@@ -159,14 +156,14 @@ impl Calibration {
         };
         let mut blocks: BTreeMap<Block, BlockStats> = all_blocks(dims)
             .map(|block| {
-                let n = dims.channels(block.kind);
+                let n = block.kind.channels(dims);
                 let [energy, mean, variance, mean_as_coded, variance_as_coded] = [(); 5].map(|()| take(n));
                 (block, BlockStats { energy, mean, variance, mean_as_coded, variance_as_coded, positions: Vec::new() })
             })
             .collect();
         if positions {
             for (block, stats) in &mut blocks {
-                stats.positions = take(dims.channels(block.kind) * seq_len);
+                stats.positions = take(block.kind.channels(dims) * seq_len);
             }
         }
         let numbers = |b: &BlockStats| {
@@ -189,9 +186,9 @@ mod tests {
     use super::*;
 
     fn sample(positions: bool) -> (Dims, Calibration) {
-        let dims = Dims { n_layer: 2, n_embd: 4, n_head: 2, n_head_kv: 1, n_embd_head: 2, n_ff: 6 };
+        let dims = Dims { n_layer: 2, n_embd: 4, n_head: 2, n_head_kv: 1, n_embd_head: 2, n_ff: 6, n_ff_matrices: 3 };
         let stats = |block: Block| {
-            let n = dims.channels(block.kind);
+            let n = block.kind.channels(&dims);
             let v = |k: f32| (0..n).map(|i| k + i as f32).collect::<Vec<f32>>();
             BlockStats {
                 energy: v(1.0),

@@ -1,0 +1,287 @@
+//! Attention blocks: queries, keys and values with positions embedded, over the cache or among the rows of a batch.
+
+use ggml::{Tensor, Type};
+
+use super::batch::Pieces;
+use super::builder::GraphBuilder;
+use super::choice::{Choice, Probe};
+use super::inputs::Input;
+use super::matmul::{Ahead, Kept, Part};
+use super::ops::Attend;
+use super::states::States;
+use crate::prune::{Block, BlockKind, GatherHeads, Notes, Pruning, Role, SpreadHeads};
+use crate::weights::{Attention, Norm};
+
+/// Queries `[n_embd_head, n_head, n_tokens]`, keys and values `[n_embd_head, n_head_kv, n_tokens]`, positions embedded.
+#[derive(Debug, Clone, Copy)]
+struct Qkv<'g> {
+    q: Tensor<'g>,
+    k: Tensor<'g>,
+    v: Tensor<'g>,
+}
+
+impl<'a, 'g> GraphBuilder<'a, 'g> {
+    /// The attention block of layer `il` over the cache, this batch included, on the residual stream `x`: `[n_embd, n_tokens]`.
+    pub fn attention(&mut self, x: Tensor<'g>, norm: &Norm, w: &Attention, il: usize) -> Tensor<'g> {
+        let block = Block { il, kind: BlockKind::Attn };
+        let mut notes = Notes::new(block);
+        let mut states = States::normalised(x, norm);
+        // Whole texts of a multi-head model need the keys and values of kept heads only, and no cache.
+        let kv_shrink = self.task.layout.is_whole && w.n_head == w.n_head_kv;
+        let choice = self.choice(x, block, w.n_embd_head);
+        let (kept, kv) = match choice {
+            Choice::Whole => (None, None),
+            Choice::Kept(kept) => (Some(kept), None),
+            Choice::Probe(pruning, probe) => {
+                // The probe's keys and values are those that its rows have anyway, unless they shrink.
+                let kv = (!kv_shrink).then(|| self.keys_and_values(&mut states, w));
+                (Some(self.probe_attention(x, &mut states, w, pruning, probe, kv, &mut notes)), kv)
+            }
+        };
+        let products = match (kv, &kept) {
+            (Some([k, v]), Some(kept)) => [self.matmul(&mut states, &w.q, Part::Rows(kept, Role::Q)), k, v],
+            (_, Some(kept)) if kv_shrink => {
+                let part = |role| Part::Rows(kept, role);
+                let linears = [(&w.q, part(Role::Q)), (&w.k, part(Role::K)), (&w.v, part(Role::V))];
+                self.matmul_stacked(&mut states, linears)
+            }
+            (_, kept) => {
+                let q = kept.as_ref().map_or(Part::All, |kept| Part::Rows(kept, Role::Q));
+                self.matmul_stacked(&mut states, [(&w.q, q), (&w.k, Part::All), (&w.v, Part::All)])
+            }
+        };
+        let pos = self.inputs.get(Input::Positions);
+        let qkv = self.qkv(products, w, pos);
+        self.name(qkv.q, "Qcur", il);
+        self.name(qkv.k, "Kcur", il);
+        self.name(qkv.v, "Vcur", il);
+        let kqv = match kv_shrink && kept.is_some() {
+            true => self.attend_batch(qkv, w),
+            false => self.attend_cache(qkv, kept.as_ref(), w, il),
+        };
+        self.note(kqv, kept.as_ref(), notes);
+        let part = kept.as_ref().map_or(Part::All, |kept| Part::Columns(kept, Role::Output));
+        let out = self.matmul(&mut States::new(kqv), &w.output, part);
+        self.name(out, "attn_out", il)
+    }
+
+    /// Products `[n_embd_head * n_head_kv, n_tokens]` of keys and values, all heads.
+    fn keys_and_values(&mut self, states: &mut States<'_, 'g>, w: &Attention) -> [Tensor<'g>; 2] {
+        let kv = self.matmul_stacked(states, [(&w.k, Part::All), (&w.v, Part::All)]);
+        kv.iter().for_each(|&t| self.g.expand(t));
+        kv
+    }
+
+    /// The probe of an attention block: attention among its rows, and the heads to keep. `kv` are products of keys and values of the whole
+    /// batch, if there are any.
+    #[allow(clippy::too_many_arguments, reason = "all of one block")]
+    fn probe_attention(
+        &mut self,
+        x: Tensor<'g>,
+        states: &mut States<'_, 'g>,
+        w: &Attention,
+        pruning: &Pruning,
+        probe: Probe<'g>,
+        kv: Option<[Tensor<'g>; 2]>,
+        notes: &mut Notes,
+    ) -> Kept<'a, 'g> {
+        let g = self.g;
+        self.begin_probe(x);
+        let mut of_rows = probe.rows.map(|rows| self.rows(states, rows));
+        let states = of_rows.as_mut().unwrap_or(states);
+        let mut ahead = None;
+        let products = match kv {
+            Some(kv) => {
+                let q = self.matmul(states, &w.q, Part::All);
+                let [k, v] = kv.map(|t| probe.rows.map_or(t, |rows| g.get_rows(t, rows)));
+                // With a bias in it, it is not the product.
+                ahead = probe.rows.filter(|_| w.q.bias.is_none()).map(|rows| Ahead { product: q, rows });
+                [q, k, v]
+            }
+            None => self.matmul_stacked(states, [(&w.q, Part::All), (&w.k, Part::All), (&w.v, Part::All)]),
+        };
+        let n_seq = products[0].ne()[1] / probe.mask.ne()[0];
+        let qkv = self.qkv(products, w, probe.pos);
+        let kqv = self.attend_among(qkv, probe.mask, n_seq, w.scale);
+        Kept { ahead, ..self.end_probe(pruning, probe, kqv, w.n_embd_head, notes) }
+    }
+
+    /// Queries, keys and values by head, of products `[n_embd_head * heads, n_tokens]` whose rows are contiguous: each head's queries and
+    /// keys normalised, if the model does so, and positions embedded.
+    fn qkv(&self, products: [Tensor<'g>; 3], w: &Attention, pos: Tensor<'g>) -> Qkv<'g> {
+        let g = self.g;
+        let [q, k, v] = products.map(|t| {
+            let [n, n_tokens, ..] = t.ne();
+            let (head, token) = (w.n_embd_head * 4, t.nb()[1]);
+            g.view(t, [w.n_embd_head, n / w.n_embd_head, n_tokens, 1], [head, token, token * n_tokens], 0)
+        });
+        let embed = |t, norm: &Option<Norm>| {
+            let t = norm.as_ref().map_or(t, |norm| self.norm(t, norm));
+            g.rope(t, pos, w.rope_freqs.as_ref().map(|f| self.vector(f)), &w.rope)
+        };
+        Qkv { q: embed(q, &w.q_norm), k: embed(k, &w.k_norm), v }
+    }
+
+    /// Attention over the cache, which takes in the batch's keys and values; of kept heads, if these are given.
+    fn attend_cache(&mut self, mut qkv: Qkv<'g>, kept: Option<&Kept<'_, 'g>>, w: &Attention, il: usize) -> Tensor<'g> {
+        let g = self.g;
+        let cache = self.task.cache;
+        let [rot_k, rot_v] = cache.rotation_matrices(g);
+        if let Some(rot) = rot_k {
+            qkv.q = g.mul_mat_hadamard(qkv.q, rot);
+            qkv.k = g.mul_mat_hadamard(qkv.k, rot);
+        }
+        if let Some(rot) = rot_v {
+            qkv.v = g.mul_mat_hadamard(qkv.v, rot);
+        }
+        // Together, so that the scheduler does not split the graph between them.
+        g.expand(qkv.q);
+        g.expand(qkv.v);
+        g.expand(qkv.k);
+        let (k_cells, v_cells) = (self.inputs.get(Input::KeyCells), self.inputs.get(Input::ValueCells));
+        cache.write(g, il, qkv.k, qkv.v, k_cells, v_cells);
+        let out = match self.attends(&w.q.weight) {
+            true => self.attend_by_own(qkv.q, kept, w, il),
+            false => self.attend_by_ggml(qkv.q, kept, w, il),
+        };
+        match rot_v {
+            Some(rot) => g.mul_mat_hadamard(out, rot),
+            None => out,
+        }
+    }
+
+    /// Attention of queries over the cache by our own kernels: `[n_embd_head * heads, n_tokens]`.
+    fn attend_by_own(&mut self, q: Tensor<'g>, kept: Option<&Kept<'_, 'g>>, w: &Attention, il: usize) -> Tensor<'g> {
+        let (g, cache, n_kv) = (self.g, self.task.cache, self.task.layout.n_kv);
+        let seqs = 0..cache.params().n_seq;
+        let (k, v) = (cache.k(g, il, n_kv, seqs.clone()), cache.v(g, il, n_kv, seqs));
+        let [d, n_head, n, _] = q.ne();
+        let mut sources = vec![q, k, v, self.inputs.get(Input::Sights)];
+        sources.extend(kept.map(|kept| kept.ids));
+        let op = Attend { scale: w.scale, n_rep: w.n_rep(), d };
+        let out = g.custom(Type::F32, [d * n_head, n, 1, 1], &sources, op);
+        self.name(out, "kqv_out", il)
+    }
+
+    /// Attention of queries over the cache by ggml's kernels: `[n_embd_head * heads, n_tokens]`.
+    fn attend_by_ggml(&mut self, q: Tensor<'g>, kept: Option<&Kept<'_, 'g>>, w: &Attention, il: usize) -> Tensor<'g> {
+        let g = self.g;
+        match self.task.layout.pieces.clone() {
+            Pieces::Equal { n_seq, n_each } => {
+                let mask = self.inputs.get(Input::Mask);
+                self.attend_piece(q, kept, w, il, 0..n_seq, n_each, mask)
+            }
+            Pieces::Any(pieces) => {
+                let [d, n_head, ..] = q.ne();
+                let nb = q.nb();
+                let mut first = 0;
+                let mut of_piece = |(i, &(seq, n)): (usize, &(usize, usize))| {
+                    let q = g.view(q, [d, n_head, n, 1], [nb[1], nb[2], nb[2] * n], nb[2] * first);
+                    first += n;
+                    let mask = self.inputs.get(Input::PieceMask(i));
+                    self.attend_piece(q, kept, w, il, seq..seq + 1, n, mask)
+                };
+                let outs: Vec<Tensor<'g>> = pieces.iter().enumerate().map(&mut of_piece).collect();
+                outs.into_iter().reduce(|a, b| g.concat(a, b, 1)).expect("a batch has rows")
+            }
+        }
+    }
+
+    /// Attention of the queries of some sequences, `n_each` of each, side by side.
+    #[allow(clippy::too_many_arguments, reason = "all of one block")]
+    fn attend_piece(
+        &self,
+        mut q: Tensor<'g>,
+        kept: Option<&Kept<'_, 'g>>,
+        w: &Attention,
+        il: usize,
+        seqs: std::ops::Range<usize>,
+        n_each: usize,
+        mask: Tensor<'g>,
+    ) -> Tensor<'g> {
+        let (g, cache, n_kv) = (self.g, self.task.cache, self.task.layout.n_kv);
+        let (mut k, mut v) = (cache.k(g, il, n_kv, seqs.clone()), cache.v(g, il, n_kv, seqs));
+        // A kept head has its keys and values copied together, unless the tokens are so few that attention of all heads is
+        // less work than the copies.
+        let n_head = w.n_head;
+        let spread = kept.filter(|kept| n_each * (n_head - kept.n) <= 2 * kept.n);
+        if let Some(kept) = spread {
+            let [d, _, n, _] = q.ne();
+            q = g.custom(Type::F32, [d, n_head, n, 1], &[q, kept.ids], SpreadHeads { n_head });
+        } else if let Some(kept) = kept {
+            [k, v] = [k, v].map(|t| {
+                let [n, _, m, n_seq] = t.ne();
+                g.custom(t.ty(), [n, kept.n, m, n_seq], &[t, kept.ids], GatherHeads { n_rep: w.n_rep() })
+            });
+        }
+        let params = cache.params();
+        if params.flash_attn && !params.exact {
+            [k, v] = [k, v].map(|t| if t.ty() == Type::F32 { g.cast(t, Type::F16) } else { t });
+        }
+        let out = self.softmax_attention(q, k, v, mask, w.scale);
+        g.expand(out);
+        self.name(out, "kqv_out", il);
+        let Some(kept) = spread else { return out };
+        let (d, n) = (w.n_embd_head, out.ne()[1]);
+        let heads = g.reshape(out, [d, n_head, n, 1]);
+        let heads = g.custom(Type::F32, [d, kept.n, n, 1], &[heads, kept.ids], GatherHeads { n_rep: 1 });
+        g.reshape(heads, [d * kept.n, n, 1, 1])
+    }
+
+    /// Attention of the batch's rows among themselves, without the cache: of whole texts.
+    fn attend_batch(&mut self, qkv: Qkv<'g>, w: &Attention) -> Tensor<'g> {
+        let g = self.g;
+        let (n_seq, n) = self.task.layout.samples();
+        let mask = self.inputs.get(Input::Mask);
+        let nb = mask.nb();
+        let mask = g.view(mask, [n, n, 1, n_seq], [nb[1], nb[2], nb[3]], 0);
+        self.attend_among(qkv, g.cont(mask, [n, n, 1, n_seq]), n_seq, w.scale)
+    }
+
+    /// Attention of the rows of `n_seq` sequences among themselves, in floats: `[n_embd_head * heads, n_tokens]`.
+    fn attend_among(&self, qkv: Qkv<'g>, mask: Tensor<'g>, n_seq: usize, scale: f32) -> Tensor<'g> {
+        let g = self.g;
+        let by_seq = |t: Tensor<'g>| {
+            let ([d, n_head, n_tokens, _], nb) = (t.ne(), t.nb());
+            let n_each = n_tokens / n_seq;
+            g.view(t, [d, n_head, n_each, n_seq], [nb[1], nb[2], nb[2] * n_each], 0)
+        };
+        let (k, mut v) = (by_seq(qkv.k), by_seq(qkv.v));
+        if !self.task.cache.params().flash_attn {
+            let [d, n_head, n_each, _] = v.ne();
+            v = g.cont(g.permute(v, [2, 1, 0, 3]), [n_each, n_head, d, n_seq]);
+        }
+        self.softmax_attention(qkv.q, k, v, mask, scale)
+    }
+
+    /// Scaled dot-product attention: `softmax(q k^T * scale + mask) v`, as `[n_embd_head * n_head, n_tokens]`.
+    ///
+    /// `q` is `[n_embd_head, n_head, n_tokens]` over all sequences; `k` is `[n_embd_head, n_head_kv, n_kv, n_seq]`; `v` is the
+    /// same (with flash attention) or `[n_kv, n_head_kv, n_embd_head, n_seq]` (without); `mask` is
+    /// `[n_kv, n_tokens / n_seq, 1, n_seq]`, F16 with flash attention and F32 without.
+    fn softmax_attention(
+        &self,
+        q: Tensor<'g>,
+        k: Tensor<'g>,
+        v: Tensor<'g>,
+        mask: Tensor<'g>,
+        scale: f32,
+    ) -> Tensor<'g> {
+        let g = self.g;
+        let n_seq = k.ne()[3];
+        let [n_embd_head, n_head, n_tokens, _] = q.ne();
+        let nb = q.nb();
+        let n_each = n_tokens / n_seq;
+        let q = g.view(q, [n_embd_head, n_head, n_each, n_seq], [nb[1], nb[2], nb[2] * n_each], 0);
+        let [q, k, v] = [q, k, v].map(|t| g.permute(t, [0, 2, 1, 3]));
+        if self.task.cache.params().flash_attn {
+            let out = g.flash_attn(q, k, v, mask, scale);
+            return g.reshape(out, [n_embd_head * n_head, n_tokens, 1, 1]);
+        }
+        let kq = g.mul_mat(k, q);
+        g.accumulate_in_f32(kq);
+        let kq = g.soft_max(kq, mask, scale);
+        let kqv = g.mul_mat(v, kq);
+        g.cont(g.permute(kqv, [0, 2, 1, 3]), [n_embd_head * n_head, n_tokens, 1, 1])
+    }
+}

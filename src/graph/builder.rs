@@ -1,0 +1,166 @@
+//! The graph of one micro-batch under construction: what an architecture builds its layers with.
+//!
+//! An architecture says which block comes after which. How a weight is multiplied (`matmul.rs`), where attention looks (`attention.rs`)
+//! and what the pass keeps of a block (`choice.rs`) it need not know.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ggml::{Builder, Slot, Store, Tensor, TensorId, Type};
+
+use super::batch::{Layout, Results};
+use super::inputs::{Input, InputSlots, Inputs};
+use super::kv_cache::KvCache;
+use super::ops::{Clock, Quantize, words};
+use super::states::States;
+use crate::prune::{Notes, Pass};
+use crate::weights::{Norm, Vector, Weight};
+
+/// What a graph is built for.
+#[derive(Debug, Clone, Copy)]
+pub struct Task<'a> {
+    /// Where the model's tensors are
+    pub store: &'a Rc<Store>,
+    /// Layers of the model
+    pub n_layer: usize,
+    /// The cache that it reads and writes
+    pub cache: &'a KvCache,
+    /// The batch's layout
+    pub layout: &'a Layout,
+    /// What it does about pruning
+    pub pass: Pass<'a>,
+    /// Is told how long prompts take
+    pub clock: &'a Arc<Clock>,
+}
+
+/// Inputs and outputs of a graph.
+#[derive(Debug)]
+pub struct GraphSlots {
+    /// What is to be set
+    pub inputs: InputSlots,
+    /// What it notes about blocks
+    pub notes: Vec<Notes>,
+    /// The results that are wanted, see [`Results`]
+    pub result: Slot,
+}
+
+/// Builds the graph of one micro-batch.
+#[derive(Debug)]
+pub struct GraphBuilder<'a, 'g> {
+    pub(super) g: &'a Builder<'g>,
+    pub(super) task: Task<'a>,
+    pub(super) inputs: Inputs<'a, 'g>,
+    pub(super) notes: Vec<Notes>,
+    /// What is built now is a probe's.
+    pub(super) is_probing: bool,
+    /// F32 `[n_embd, n_rows]`: the residual stream of the rows that are observed at the last layer's MLP, which else runs on the wanted
+    /// rows only.
+    pub(super) observed_rows: Option<Tensor<'g>>,
+}
+
+impl<'a, 'g> GraphBuilder<'a, 'g> {
+    /// An empty graph.
+    pub fn new(g: &'a Builder<'g>, task: Task<'a>) -> GraphBuilder<'a, 'g> {
+        let inputs = Inputs::new(g, task.layout, task.cache);
+        GraphBuilder { g, task, inputs, notes: Vec::new(), is_probing: false, observed_rows: None }
+    }
+
+    /// A tensor of the model's weights, or of the reduced ones.
+    pub(super) fn leaf(&self, id: TensorId) -> Tensor<'g> {
+        match self.task.pass {
+            Pass::Reduced(reduced) if reduced.store().owns(id) => self.g.leaf(reduced.store(), id),
+            _ => self.g.leaf(self.task.store, id),
+        }
+    }
+
+    pub(super) fn vector(&self, vector: &Vector) -> Tensor<'g> {
+        self.leaf(vector.id)
+    }
+
+    /// Names a node as llama.cpp does: `name-layer`.
+    pub fn name(&self, t: Tensor<'g>, name: &str, il: usize) -> Tensor<'g> {
+        self.g.name(t, &format!("{name}-{il}"));
+        t
+    }
+
+    /// `a + b`
+    pub fn add(&self, a: Tensor<'g>, b: Tensor<'g>) -> Tensor<'g> {
+        self.g.add(a, b)
+    }
+
+    /// `[n_embd, n_tokens]`: embeddings of the tokens.
+    pub fn embed(&mut self, table: TensorId) -> Tensor<'g> {
+        let tokens = self.inputs.get(Input::Tokens);
+        self.g.get_rows(self.leaf(table), tokens)
+    }
+
+    /// `x` normalised, row by row.
+    pub fn norm(&self, x: Tensor<'g>, norm: &Norm) -> Tensor<'g> {
+        let Norm::Rms { gain, eps } = norm;
+        self.g.mul(self.g.rms_norm(x, *eps), self.vector(gain))
+    }
+
+    /// The residual stream `x` `[n_embd, n_tokens]` after the attention block of layer `il`; beyond the last one, of the wanted rows only:
+    /// `[n_embd, n_wanted]`.
+    pub fn residual(&mut self, attn_out: Tensor<'g>, x: Tensor<'g>, il: usize) -> Tensor<'g> {
+        let g = self.g;
+        if il + 1 < self.task.n_layer {
+            return g.add(attn_out, x);
+        }
+        let rows_of = |rows| g.add(g.get_rows(attn_out, rows), g.get_rows(x, rows));
+        if let Some(rows) = self.rows_to_observe() {
+            self.observed_rows = Some(rows_of(rows));
+        }
+        let wanted = self.inputs.get(Input::Wanted);
+        rows_of(wanted)
+    }
+
+    /// Ends the graph with what is wanted of `x` `[n_embd, n_wanted]`: its norm, or the logits that the output matrix makes of that.
+    pub fn head(mut self, x: Tensor<'g>, norm: &Norm, output: &Weight) -> GraphSlots {
+        let states = self.norm(x, norm);
+        self.g.name(states, "result_norm");
+        let result = match self.task.layout.results {
+            Results::States => states,
+            Results::Logits => self.logits(states, output),
+        };
+        self.finish(result)
+    }
+
+    /// Logits `[n_vocab, n]` of normalised states `[n_embd, n]`.
+    pub fn logits(&mut self, states: Tensor<'g>, output: &Weight) -> Tensor<'g> {
+        let logits = self.matmul_weight(&mut States::new(states), output);
+        self.g.name(logits, "result_output");
+        logits
+    }
+
+    /// Ends the graph with a result.
+    pub fn finish(self, result: Tensor<'g>) -> GraphSlots {
+        GraphSlots { inputs: self.inputs.finish(), notes: self.notes, result: self.g.output(result) }
+    }
+
+    /// The states as floats `[k, n]`.
+    pub(super) fn floats(&self, states: &mut States<'_, 'g>) -> Tensor<'g> {
+        let (x, norm) = (states.x, states.norm);
+        *states.floats.get_or_insert_with(|| norm.map_or(x, |norm| self.norm(x, norm)))
+    }
+
+    /// The states in 8 bits, I32 `[words(k), n]`.
+    pub(super) fn codes(&self, states: &mut States<'_, 'g>) -> Tensor<'g> {
+        let (x, norm) = (states.x, states.norm);
+        *states.codes.get_or_insert_with(|| {
+            let [k, n, ..] = x.ne();
+            let ne = [words(k), n, 1, 1];
+            match norm {
+                None => self.g.custom(Type::I32, ne, &[x], Quantize { eps: 0.0 }),
+                Some(Norm::Rms { gain, eps }) => {
+                    self.g.custom(Type::I32, ne, &[x, self.vector(gain)], Quantize { eps: *eps })
+                }
+            }
+        })
+    }
+
+    /// Some rows of the states.
+    pub(super) fn rows<'n>(&self, states: &States<'n, 'g>, rows: Tensor<'g>) -> States<'n, 'g> {
+        States { x: self.g.get_rows(states.x, rows), norm: states.norm, floats: None, codes: None }
+    }
+}

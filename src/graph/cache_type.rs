@@ -1,0 +1,34 @@
+//! Element types of a KV cache.
+
+use ggml::Type;
+
+/// Element type of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheType {
+    /// 32-bit floats
+    F32,
+    /// 16-bit floats (the default)
+    F16,
+    /// 8-bit blocks
+    Q8_0,
+}
+
+impl CacheType {
+    /// The tensors' type.
+    pub fn tensor_type(self) -> Type {
+        match self {
+            CacheType::F32 => Type::F32,
+            CacheType::F16 => Type::F16,
+            CacheType::Q8_0 => Type::Q8_0,
+        }
+    }
+
+    /// Name as in flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            CacheType::F32 => "f32",
+            CacheType::F16 => "f16",
+            CacheType::Q8_0 => "q8_0",
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What a block keeps: where the pass enters a graph.
+
+use ggml::{Tensor, Type};
+
+use super::batch::Pieces;
+use super::builder::GraphBuilder;
+use super::inputs::Input;
+use super::matmul::Kept;
+use super::ops::Mark;
+use crate::prune::{self, Block, Notes, Pass, ProbeShape, Pruning, Reduced};
+
+/// How a block runs.
+#[derive(Debug, Clone, Copy)]
+pub enum Choice<'a, 'g> {
+    /// With all its units
+    Whole,
+    /// With those that its own probe chooses: a share of the rows must run ahead
+    Probe(&'a Pruning, Probe<'g>),
+    /// With these
+    Kept(Kept<'a, 'g>),
+}
+
+/// The rows of a batch that run ahead.
+#[derive(Debug, Clone, Copy)]
+pub struct Probe<'g> {
+    /// How many they are
+    pub shape: ProbeShape,
+    /// I32 `[n_rows]`: their numbers; `None` if they are all rows
+    pub rows: Option<Tensor<'g>>,
+    /// I32 `[n_rows]`: their positions
+    pub pos: Tensor<'g>,
+    /// Causal mask among the rows of a sample
+    pub mask: Tensor<'g>,
+    observe: bool,
+}
+
+impl<'a, 'g> GraphBuilder<'a, 'g> {
+    /// How a block with units of this `width` that gets the residual stream `x` runs.
+    pub(super) fn choice(&mut self, x: Tensor<'g>, block: Block, width: usize) -> Choice<'a, 'g> {
+        // The last layer's MLP runs on the wanted rows alone: they are not the batch that masks are for.
+        let is_partial = x.ne()[1] < self.task.layout.n_tokens();
+        match self.task.pass {
+            Pass::Dense | Pass::Observe(_) | Pass::Calibrate { .. } => Choice::Whole,
+            Pass::Reduced(reduced) => self.reduced(reduced, block, width),
+            Pass::Probe { .. } | Pass::Given(_) if is_partial => Choice::Whole,
+            Pass::Given(plan) => match plan.kept(block) {
+                None => Choice::Whole,
+                Some(n) => {
+                    let ids = self.inputs.get(Input::Kept(block, n));
+                    Choice::Kept(Kept { ids, n, width, reduced: None, ahead: None })
+                }
+            },
+            Pass::Probe { pruning, observe } => match pruning.plan.kept(block) {
+                None => Choice::Whole,
+                Some(_) => Choice::Probe(pruning, self.probe(x, pruning, observe)),
+            },
+        }
+    }
+
+    fn reduced(&self, reduced: &'a Reduced, block: Block, width: usize) -> Choice<'a, 'g> {
+        match reduced.units(block) {
+            None => Choice::Whole,
+            Some(units) => {
+                let (ids, n) = (self.leaf(units.ids), units.n);
+                Choice::Kept(Kept { ids, n, width, reduced: Some((reduced, block)), ahead: None })
+            }
+        }
+    }
+
+    /// Stage pick: the probe of a block that gets the residual stream `x`.
+    fn probe(&mut self, x: Tensor<'g>, pruning: &Pruning, observe: bool) -> Probe<'g> {
+        let (n_seq, n_each) = self.task.layout.samples();
+        let shape = pruning.probe(n_seq, n_each);
+        let rows = if pruning.probes_all() {
+            None
+        } else if pruning.picks_by_residual() {
+            Some(prune::pick(self.g, x, shape, n_seq))
+        } else {
+            Some(self.inputs.get(Input::ProbeRows(shape)))
+        };
+        let mask = self.inputs.get(Input::ProbeMask(shape.n_each));
+        let positions = self.inputs.get(Input::Positions);
+        let pos = rows.map_or(positions, |rows| self.positions_of(positions, rows));
+        Probe { shape, rows, pos, mask, observe }
+    }
+
+    /// From here on what is built is a probe's; its time begins once `x` is computed.
+    pub(super) fn begin_probe(&mut self, x: Tensor<'g>) {
+        self.mark(x, true);
+        self.is_probing = true;
+    }
+
+    /// Stages score and select: ends the probe, whose states `[n_channels, n_rows]` are the inputs of the block's last matrix, with the
+    /// units to keep.
+    pub(super) fn end_probe(
+        &mut self,
+        pruning: &Pruning,
+        probe: Probe<'g>,
+        states: Tensor<'g>,
+        width: usize,
+        notes: &mut Notes,
+    ) -> Kept<'a, 'g> {
+        let Probe { shape, pos, observe, .. } = probe;
+        let ids = prune::choose(self.g, pruning, states, pos, shape, observe, notes);
+        self.is_probing = false;
+        self.mark(ids, false);
+        Kept { ids, n: ids.ne()[0], width, reduced: None, ahead: None }
+    }
+
+    /// Starts or ends the time of a probe, once `after` is computed.
+    fn mark(&self, after: Tensor<'g>, is_start: bool) {
+        let op = Mark { clock: self.task.clock.clone(), is_start };
+        self.g.expand(self.g.custom(Type::F32, [1, 1, 1, 1], &[after], op));
+    }
+
+    /// Positions of rows of the batch: I32 `[n_rows]`.
+    fn positions_of(&self, positions: Tensor<'g>, rows: Tensor<'g>) -> Tensor<'g> {
+        let g = self.g;
+        let column = g.reshape(positions, [1, positions.ne()[0], 1, 1]);
+        g.reshape(g.get_rows(column, rows), [rows.ne()[0], 1, 1, 1])
+    }
+
+    /// The rows that are observed where the last layer's MLP runs on the wanted rows only; they are those of an even probe. `None` if
+    /// nothing is observed, or the probe has other rows.
+    pub(super) fn rows_to_observe(&mut self) -> Option<Tensor<'g>> {
+        let pruning = match self.task.pass {
+            Pass::Observe(pruning) => pruning,
+            Pass::Probe { pruning, observe: true } if !pruning.picks_by_residual() && !pruning.probes_all() => pruning,
+            _ => return None,
+        };
+        let (n_seq, n_each) = self.task.layout.samples();
+        Some(self.inputs.get(Input::ProbeRows(pruning.probe(n_seq, n_each))))
+    }
+
+    /// Notes what the pass wants to know of the inputs `states` of a block's last matrix.
+    pub(super) fn note(&mut self, states: Tensor<'g>, kept: Option<&Kept<'a, 'g>>, mut notes: Notes) {
+        let n_seq = match self.task.layout.pieces {
+            Pieces::Equal { n_seq, .. } => n_seq,
+            // What is noted sample by sample is of equal pieces.
+            Pieces::Any(_) => 1,
+        };
+        if prune::note(self.g, self.task.pass, states, n_seq, kept.is_some(), &mut notes) {
+            self.notes.push(notes);
+        }
+    }
+}

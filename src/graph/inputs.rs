@@ -1,0 +1,178 @@
+//! Inputs of a graph: each is made when something first reads it, and knows how to set itself for a batch.
+
+use ggml::{Builder, F16, Schedule, Slot, Tensor, Type};
+
+use super::batch::{Batch, Layout, Pieces, Row};
+use super::kv_cache::KvCache;
+use crate::prune::{Block, Masks, ProbeShape, evenly};
+
+/// Something that is set before a graph is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// I32 `[n_tokens]`: numbers in the vocabulary
+    Tokens,
+    /// I32 `[n_tokens]`
+    Positions,
+    /// I64 `[n_tokens]`: cells that keys are written to
+    KeyCells,
+    /// I64: rows that values are written to, see [`KvCache::value_ids`]
+    ValueCells,
+    /// F16 (flash attention) or F32 `[n_kv, n_each, 1, n_seq]`: the cells that each row of equal pieces looks at
+    Mask,
+    /// The same of one piece among others, `[n_kv, n]`
+    PieceMask(usize),
+    /// I32 `[3, n_tokens]`: of each row its sequence, the first cell that it looks at, and the one after the last
+    Sights,
+    /// I32 `[n_wanted]`: the rows whose results are wanted
+    Wanted,
+    /// I32 `[n_rows]`: a probe's rows, at even distances
+    ProbeRows(ProbeShape),
+    /// F16 (flash attention) or F32 `[n, n]`: causal mask among the `n` rows of a probe's sample
+    ProbeMask(usize),
+    /// I32 `[n]`: the units of a block that are kept
+    Kept(Block, usize),
+}
+
+/// What inputs are set to.
+#[derive(Debug, Clone, Copy)]
+pub struct Feed<'a> {
+    /// The rows
+    pub batch: &'a Batch,
+    /// Their layout
+    pub layout: &'a Layout,
+    /// Where their keys and values go
+    pub cache: &'a KvCache,
+    /// The units that are kept, where they are given
+    pub given: Option<&'a Masks>,
+}
+
+impl Input {
+    /// Name in dumps, type and shape.
+    fn tensor(self, layout: &Layout, cache: &KvCache) -> (&'static str, Type, [usize; 4]) {
+        let n = layout.n_tokens();
+        let flash_attn = cache.params().flash_attn;
+        let mask_type = if flash_attn { Type::F16 } else { Type::F32 };
+        let vector = |n: usize| [n, 1, 1, 1];
+        match self {
+            Input::Tokens => ("inp_tokens", Type::I32, vector(n)),
+            Input::Positions => ("inp_pos", Type::I32, vector(n)),
+            Input::KeyCells => ("attn_inp_k_idxs", Type::I64, vector(n)),
+            Input::ValueCells => ("attn_inp_v_idxs", Type::I64, vector(n * cache.value_rows())),
+            Input::Mask => {
+                let (n_seq, n_each) = layout.samples();
+                ("attn_inp_kq_mask", mask_type, [layout.n_kv, n_each, 1, n_seq])
+            }
+            Input::PieceMask(i) => ("attn_inp_kq_mask", mask_type, [layout.n_kv, piece(layout, i).len(), 1, 1]),
+            Input::Sights => ("attn_inp_sights", Type::I32, [3, n, 1, 1]),
+            Input::Wanted => ("out_ids", Type::I32, vector(layout.n_wanted)),
+            Input::ProbeRows(probe) => ("prune_probe_rows", Type::I32, vector(probe.n_rows())),
+            Input::ProbeMask(n) => ("prune_probe_mask", mask_type, [n, n, 1, 1]),
+            Input::Kept(_, n) => ("prune_kept", Type::I32, vector(n)),
+        }
+    }
+
+    /// Sets it. `Err` if the units that are given for a block are not as many as the graph was made for.
+    fn set(self, slot: Slot, to: &mut Schedule, feed: Feed) -> Result<(), Block> {
+        let Feed { batch, layout, cache, given } = feed;
+        let rows = &batch.rows;
+        let numbers = |of: &dyn Fn(&Row) -> i32| rows.iter().map(of).collect::<Vec<i32>>();
+        match self {
+            Input::Tokens => to.set(slot, &numbers(&|r| r.token)),
+            Input::Positions => to.set(slot, &numbers(&|r| r.pos as i32)),
+            Input::KeyCells => to.set(slot, &cells(rows, cache)),
+            Input::ValueCells => to.set(slot, &cache.value_ids(&cells(rows, cache))),
+            Input::Mask => set_mask(slot, to, cache, layout.n_kv, rows.iter().map(|r| r.pos)),
+            Input::PieceMask(i) => {
+                set_mask(slot, to, cache, layout.n_kv, rows[piece(layout, i)].iter().map(|r| r.pos));
+            }
+            Input::Sights => {
+                let sights: Vec<i32> = rows.iter().flat_map(|r| [r.seq as i32, 0, r.pos as i32 + 1]).collect();
+                to.set(slot, &sights);
+            }
+            Input::Wanted => {
+                let wanted = rows.iter().enumerate().filter(|(_, r)| r.wanted);
+                to.set(slot, &wanted.map(|(i, _)| i as i32).collect::<Vec<i32>>());
+            }
+            Input::ProbeRows(probe) => {
+                let (n_seq, n_each) = layout.samples();
+                to.set(slot, &evenly(probe, n_seq, n_each));
+            }
+            Input::ProbeMask(n) => set_mask(slot, to, cache, n, 0..n),
+            Input::Kept(block, n) => {
+                let kept = given.and_then(|masks| masks.get(&block)).filter(|kept| kept.len() == n);
+                to.set(slot, kept.ok_or(block)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The rows of a piece.
+fn piece(layout: &Layout, i: usize) -> std::ops::Range<usize> {
+    let Pieces::Any(pieces) = &layout.pieces else { panic!("equal pieces have one mask") };
+    let start = pieces[..i].iter().map(|p| p.1).sum();
+    start..start + pieces[i].1
+}
+
+/// Cells counted through all sequences.
+fn cells(rows: &[Row], cache: &KvCache) -> Vec<i64> {
+    let n_cells = cache.params().n_cells;
+    rows.iter().map(|r| (r.seq * n_cells + r.pos) as i64).collect()
+}
+
+/// Sets a mask of `n_kv` cells for each of the rows at these positions: a row looks at the cells up to its own.
+fn set_mask(slot: Slot, to: &mut Schedule, cache: &KvCache, n_kv: usize, positions: impl Iterator<Item = usize>) {
+    fn causal<T: Copy>(n_kv: usize, positions: &[usize], keep: T, drop: T) -> Vec<T> {
+        let mut mask = vec![drop; n_kv * positions.len()];
+        mask.chunks_exact_mut(n_kv).zip(positions).for_each(|(row, &pos)| row[..=pos].fill(keep));
+        mask
+    }
+    let positions: Vec<usize> = positions.collect();
+    match cache.params().flash_attn {
+        true => to.set(slot, &causal(n_kv, &positions, F16(0), F16(0xfc00))),
+        false => to.set(slot, &causal(n_kv, &positions, 0.0, f32::NEG_INFINITY)),
+    }
+}
+
+/// The inputs of a graph under construction.
+#[derive(Debug)]
+pub struct Inputs<'a, 'g> {
+    g: &'a Builder<'g>,
+    layout: &'a Layout,
+    cache: &'a KvCache,
+    made: Vec<(Input, Tensor<'g>, Slot)>,
+}
+
+impl<'a, 'g> Inputs<'a, 'g> {
+    /// None yet.
+    pub fn new(g: &'a Builder<'g>, layout: &'a Layout, cache: &'a KvCache) -> Inputs<'a, 'g> {
+        Inputs { g, layout, cache, made: Vec::new() }
+    }
+
+    /// An input's tensor.
+    pub fn get(&mut self, input: Input) -> Tensor<'g> {
+        if let Some((_, tensor, _)) = self.made.iter().find(|m| m.0 == input) {
+            return *tensor;
+        }
+        let (name, ty, ne) = input.tensor(self.layout, self.cache);
+        let (tensor, slot) = self.g.input(name, ty, ne);
+        self.made.push((input, tensor, slot));
+        tensor
+    }
+
+    /// All that were made.
+    pub fn finish(self) -> InputSlots {
+        InputSlots(self.made.into_iter().map(|(input, _, slot)| (input, slot)).collect())
+    }
+}
+
+/// The inputs of a graph.
+#[derive(Debug)]
+pub struct InputSlots(Vec<(Input, Slot)>);
+
+impl InputSlots {
+    /// Sets all of them. `Err` names a block whose given units are not as many as the graph was made for.
+    pub fn set(&self, to: &mut Schedule, feed: Feed) -> Result<(), Block> {
+        self.0.iter().try_for_each(|&(input, slot)| input.set(slot, to, feed))
+    }
+}

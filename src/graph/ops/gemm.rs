@@ -1,0 +1,151 @@
+//! Products of many tokens, by panels of weights.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ggml::{Division, Op, Part, Parts, Source};
+use kernels::{Acts, Columns, Isa, Out};
+
+use super::clock::Clock;
+use super::operand::{Combine, Operand, Rows};
+
+/// Activations I32 `[words(k), n_tokens]` (see [`super::Quantize`]) -> F32 `[n_out, n_tokens]`: their products with all operands.
+///
+/// The first source are the activations; the numbers of the others are in the fields.
+#[derive(Debug)]
+pub struct PanelProduct {
+    /// The weights
+    pub operands: Vec<Operand>,
+    /// What becomes of the products
+    pub combine: Combine,
+    /// Columns of a unit, if the activations are those of kept units: then only their columns are multiplied
+    pub unit_columns: Option<usize>,
+    /// Source: the kept units, I32 `[n_kept]`
+    pub ids: Option<usize>,
+    /// What some tokens have already
+    pub ahead: Option<Ahead>,
+    /// Is told of packing
+    pub clock: Option<Arc<Clock>>,
+}
+
+/// Products that some tokens have already: of all units, with one operand or a gated pair.
+#[derive(Debug, Clone, Copy)]
+pub struct Ahead {
+    /// Source: F32 `[n_out of all units, n_ahead]`
+    pub products: usize,
+    /// Source: the numbers of these tokens, I32 `[n_ahead]`
+    pub tokens: usize,
+}
+
+/// The part's rows as the kernels write them.
+struct Tokens<'a, 'b> {
+    part: &'a mut Part<'b>,
+    at: usize,
+}
+
+impl Out for Tokens<'_, '_> {
+    fn token(&mut self, t: usize) -> &mut [f32] {
+        &mut self.part.row(t)[self.at..]
+    }
+}
+
+/// What all parts of a product share.
+struct Shared<'a> {
+    rows: Rows<'a>,
+    ids: &'a [i32],
+    columns: Option<Columns>,
+    acts: Acts<'a>,
+    /// The tokens that are multiplied
+    tokens: Vec<usize>,
+}
+
+impl Op for PanelProduct {
+    fn division(&self, ne: [usize; 4]) -> Division {
+        Division { rows: ne[1], columns: Isa::best().panel_rows() }
+    }
+
+    fn compute(&self, sources: &[Source], parts: &mut Parts) {
+        let ids: &[i32] = self.ids.map_or(&[], |i| sources[i].row(0));
+        let n_in = self.operands[0].matrix.n_in();
+        let columns = self.unit_columns.map(|width| Columns::new(ids, width, n_in));
+        let k = columns.as_ref().map_or(n_in, Columns::len);
+        let ahead = self.ahead.map(|a| (&sources[a.products], sources[a.tokens].row::<i32>(0)));
+        let mut is_ahead = vec![false; sources[0].ne()[1]];
+        ahead.iter().flat_map(|a| a.1).for_each(|&t| is_ahead[t as usize] = true);
+        let tokens = (0..is_ahead.len()).filter(|&t| !is_ahead[t]).collect();
+        let acts = Acts::new(sources[0].all_bytes(), k);
+        let shared = Shared { rows: Rows::new(&self.operands), ids, columns, acts, tokens };
+        while let Some(mut out) = parts.next() {
+            let range = out.columns();
+            let mut first = 0;
+            for number in (0..self.operands.len()).step_by(self.combine.n_together()) {
+                let operand = &self.operands[number];
+                let n_out = operand.n_out(ids.len());
+                // The part's share of this operand.
+                let share = range.start.max(first)..range.end.min(first + n_out);
+                if !share.is_empty() {
+                    let at = share.start - range.start;
+                    let rows = share.start - first..share.end - first;
+                    self.multiply(&shared, number, rows.clone(), at, &mut out);
+                    if let Some((products, tokens)) = ahead {
+                        for (i, &t) in tokens.iter().enumerate() {
+                            let (all, out) = (products.row::<f32>(i), &mut out.row::<f32>(t as usize)[at..]);
+                            for (out, row) in out.iter_mut().zip(rows.clone()) {
+                                *out = all[operand.row_number(row, ids)];
+                            }
+                        }
+                    }
+                }
+                first += n_out;
+            }
+        }
+    }
+}
+
+impl PanelProduct {
+    /// Products with `rows` of the operand of this number (of the gated pair that it begins), written `at` elements into the part.
+    fn multiply(
+        &self,
+        shared: &Shared,
+        number: usize,
+        rows: std::ops::Range<usize>,
+        at: usize,
+        out: &mut Part,
+    ) {
+        thread_local! {
+            static PANELS: RefCell<[Vec<u8>; 2]> = RefCell::default();
+        }
+        let isa = Isa::best();
+        let (panel_rows, n_bytes) = (isa.panel_rows(), isa.panel_bytes(shared.acts.k()));
+        let n_in = self.operands[number].matrix.n_in();
+        let n_panels = self.combine.n_together();
+        let columns = shared.columns.as_ref();
+        PANELS.with_borrow_mut(|scratch| {
+            scratch.iter_mut().take(n_panels).for_each(|p| p.resize(n_bytes, 0));
+            for start in rows.clone().step_by(panel_rows) {
+                let n = panel_rows.min(rows.end - start);
+                let packed = |which: usize| {
+                    let panels = self.operands[number + which].packed.as_ref().filter(|_| columns.is_none())?;
+                    panels.panel(start, n_bytes)
+                };
+                let began = Instant::now();
+                for (which, panel) in scratch.iter_mut().enumerate().take(n_panels) {
+                    if packed(which).is_none() {
+                        let row = |i: usize| shared.rows.row(number + which, start + i, shared.ids);
+                        isa.pack(row, n, n_in, columns, panel);
+                    }
+                }
+                if let Some(clock) = &self.clock {
+                    clock.add_pack(began.elapsed());
+                }
+                let panels: [&[u8]; 2] = std::array::from_fn(|i| match i < n_panels {
+                    true => packed(i).unwrap_or(&scratch[i]),
+                    false => &[],
+                });
+                let mut out = Tokens { part: out, at: at + start - rows.start };
+                isa.multiply(&panels[..n_panels], n, shared.acts, &shared.tokens, &mut out);
+            }
+        });
+    }
+}

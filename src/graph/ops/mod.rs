@@ -1,0 +1,20 @@
+//! Operations of our own in a graph, computed on the CPU: matrix products and attention by our kernels.
+//!
+//! Each says what its sources are and which shapes they have. What a product multiplies comes as [`Operand`]s, which are no sources:
+//! our kernels read the file's rows.
+
+mod attend;
+mod clock;
+mod columns;
+mod gemm;
+mod gemv;
+mod operand;
+mod quantize;
+
+pub use attend::Attend;
+pub use clock::{Clock, Mark};
+pub use columns::ColumnProduct;
+pub use gemm::{Ahead, PanelProduct};
+pub use gemv::RowProduct;
+pub use operand::{Combine, Operand};
+pub use quantize::{Quantize, words};

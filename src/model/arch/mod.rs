@@ -1,0 +1,67 @@
+//! The architectures that pp-run runs on its own graphs.
+//!
+//! To add one:
+//!
+//! 1. Write a file here with an [`Architecture`]: hyper-parameters from metadata, tensors by name and shape, and a graph that reads like the
+//!    figure of the paper, out of the blocks that [`crate::graph::GraphBuilder`] has. What is like an architecture that is here already is
+//!    called, not written again. A block of a kind that is new goes into `graph/` and, as plain data, into `weights/tensors.rs`.
+//! 2. Add it to [`ARCHITECTURES`].
+//! 3. Add a case to `tests/common/forge.rs`, which makes models of random numbers, and to the list in `tests/oracle.rs`, which compares
+//!    their logits with libllama's.
+//!
+//! Nothing here mentions pruning or kernels: both come with the blocks.
+
+mod llama;
+mod parts;
+mod qwen2;
+mod qwen3;
+
+use super::hparams::Hparams;
+use super::keys::Keys;
+use super::options::RopeOptions;
+use crate::error::{Error, Result, shown};
+use crate::gguf::Gguf;
+
+pub use parts::{Architecture, Tensors};
+
+/// All of them.
+pub const ARCHITECTURES: &[Architecture] = &[llama::LLAMA, qwen2::QWEN2, qwen3::QWEN3];
+
+/// GGML_QNT_VERSION: how ggml's quantised blocks are laid out.
+const QUANTIZATION_VERSION: u32 = 2;
+
+/// The architecture of a file, and its hyper-parameters. [`crate::error::Kind::Unsupported`] for an architecture that pp-run does not know
+/// and for variants of a known one; [`crate::error::Kind::Malformed`] for missing or impossible values.
+pub fn read(gguf: &Gguf, rope: &RopeOptions) -> Result<(&'static Architecture, Hparams)> {
+    read_inner(gguf, rope).map_err(|e| e.in_file(gguf.path()))
+}
+
+fn read_inner(gguf: &Gguf, rope: &RopeOptions) -> Result<(&'static Architecture, Hparams)> {
+    let meta = gguf.metadata();
+    let name = meta.str("general.architecture")?.unwrap_or_default();
+    if name.is_empty() {
+        return Err(Error::malformed("metadata key 'general.architecture' is missing or empty: this is no model"));
+    }
+    let Some(architecture) = ARCHITECTURES.iter().find(|a| a.name == name) else {
+        let known: Vec<&str> = ARCHITECTURES.iter().map(|a| a.name).collect();
+        return Err(Error::unsupported(format!(
+            "this file is fine, but pp-run does not know the architecture '{}' yet; it knows: {}",
+            shown(name),
+            known.join(", ")
+        )));
+    };
+    let quantized = gguf.tensors().iter().any(|t| t.ty.is_quantized());
+    if let Some(version) =
+        meta.u32("general.quantization_version")?.filter(|&v| quantized && v != QUANTIZATION_VERSION)
+    {
+        return Err(Error::unsupported(format!(
+            "general.quantization_version is {version}; pp-run knows {QUANTIZATION_VERSION}: convert the model again"
+        )));
+    }
+    let n_vocab = match gguf.tensor("token_embd.weight") {
+        Some(t) => usize::try_from(t.ne[1]).expect("dimensions were checked against the file's size"),
+        None => return Err(Error::malformed("tensor 'token_embd.weight' is missing")),
+    };
+    let hparams = (architecture.hparams)(&Keys { meta, arch: name }, n_vocab, rope)?;
+    Ok((architecture, hparams))
+}

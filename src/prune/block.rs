@@ -1,0 +1,79 @@
+//! The blocks of a model, and their units: what can be left out.
+
+use std::collections::BTreeMap;
+
+use crate::weights::Dims;
+
+/// One of the two blocks of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BlockKind {
+    /// Attention: its units are query heads.
+    Attn,
+    /// MLP: its units are channels.
+    Mlp,
+}
+
+/// A block of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Block {
+    /// Layer
+    pub il: usize,
+    /// Which of its blocks
+    pub kind: BlockKind,
+}
+
+/// Kept units of each pruned block, ascending.
+pub type Masks = BTreeMap<Block, Vec<i32>>;
+
+/// All blocks of a model, layer by layer.
+pub fn all_blocks(dims: &Dims) -> impl Iterator<Item = Block> + use<> {
+    (0..dims.n_layer).flat_map(|il| [BlockKind::Attn, BlockKind::Mlp].map(|kind| Block { il, kind }))
+}
+
+impl BlockKind {
+    /// Name in dumps.
+    pub fn name(self) -> &'static str {
+        match self {
+            BlockKind::Attn => "attn",
+            BlockKind::Mlp => "mlp",
+        }
+    }
+
+    /// What its units are.
+    pub fn unit(self) -> &'static str {
+        match self {
+            BlockKind::Attn => "head",
+            BlockKind::Mlp => "channel",
+        }
+    }
+
+    /// Heads or channels of a block.
+    pub fn units(self, dims: &Dims) -> usize {
+        match self {
+            BlockKind::Attn => dims.n_head,
+            BlockKind::Mlp => dims.n_ff,
+        }
+    }
+
+    /// Width of a unit: input channels of the block's last matrix.
+    pub fn width(self, dims: &Dims) -> usize {
+        match self {
+            BlockKind::Attn => dims.n_embd_head,
+            BlockKind::Mlp => 1,
+        }
+    }
+
+    /// Input channels of the block's last matrix.
+    pub fn channels(self, dims: &Dims) -> usize {
+        self.units(dims) * self.width(dims)
+    }
+
+    /// Weights of a block that keeps `kept` units; `whole_kv` counts keys and values of all heads.
+    pub fn weights(self, dims: &Dims, kept: usize, whole_kv: bool) -> usize {
+        let kv = if whole_kv || dims.n_head != dims.n_head_kv { dims.n_head_kv } else { kept };
+        match self {
+            BlockKind::Attn => dims.n_embd * dims.n_embd_head * 2 * (kept + kv),
+            BlockKind::Mlp => dims.n_ff_matrices * dims.n_embd * kept,
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What a graph does about pruning, and the stages from a probe's states to the units that are kept, as operations of the graph.
+
+use ggml::{Builder, Slot, Tensor, Type};
+
+use super::block::Block;
+use super::options::HistoryKind;
+use super::plan::Plan;
+use super::probe::{PickByResidual, ProbeShape, SquaredNorms};
+use super::pruning::Pruning;
+use super::reduced::Reduced;
+use super::score::{Energy, EnergyByPosition, Formula, Moments, Score};
+use super::select::Select;
+
+/// What a batch does about pruning, with what it needs for it.
+#[derive(Debug, Clone, Copy)]
+pub enum Pass<'a> {
+    /// Runs whole.
+    Dense,
+    /// Runs whole, and notes what [`Pruning::observed`] collects.
+    Observe(&'a Pruning),
+    /// Probes each block, and runs on what the probe chose.
+    Probe {
+        /// The state, which the history is taken from
+        pruning: &'a Pruning,
+        /// Notes what [`Pruning::observed`] collects, too
+        observe: bool,
+    },
+    /// Runs on units that are given for this batch, as many as planned.
+    Given(&'a Plan),
+    /// Runs on reduced weights that were made before.
+    Reduced(&'a Reduced),
+    /// Runs whole, and notes moments of all blocks for a calibration.
+    Calibrate {
+        /// Notes energies by position, too
+        positions: bool,
+    },
+}
+
+/// [`Pass`] without what it needs: two graphs of one kind, on the same state, are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PassKind {
+    /// [`Pass::Dense`]
+    Dense,
+    /// [`Pass::Observe`]
+    Observe,
+    /// [`Pass::Probe`], and whether it observes
+    Probe(bool),
+    /// [`Pass::Given`]
+    Given,
+    /// [`Pass::Reduced`]
+    Reduced,
+    /// [`Pass::Calibrate`], and whether by position
+    Calibrate(bool),
+}
+
+impl Pass<'_> {
+    /// Without what it needs.
+    pub fn kind(&self) -> PassKind {
+        match *self {
+            Pass::Dense => PassKind::Dense,
+            Pass::Observe(_) => PassKind::Observe,
+            Pass::Probe { observe, .. } => PassKind::Probe(observe),
+            Pass::Given(_) => PassKind::Given,
+            Pass::Reduced(_) => PassKind::Reduced,
+            Pass::Calibrate { positions } => PassKind::Calibrate(positions),
+        }
+    }
+}
+
+/// Where a graph notes what it found out about a block.
+#[derive(Debug, Clone, Copy)]
+pub struct Notes {
+    /// Which block
+    pub block: Block,
+    /// I32 `[n_kept]`: what a probe chose
+    pub kept: Option<Slot>,
+    /// F32 `[1, n_units]`: the scores that it chose by
+    pub scores: Option<Slot>,
+    /// F32 `[1, n_channels]`: energy of normalised states, and the number of rows that it is a mean of
+    pub observed: Option<(Slot, usize)>,
+    /// F32 `[1, n_channels]` or `[n_channels, n_each]`: energy of the (kept) channels over the batch
+    pub energy: Option<Slot>,
+    /// F32 `[2, n_channels]`: mean and mean of squares
+    pub moments: Option<Slot>,
+}
+
+impl Notes {
+    /// Nothing noted yet.
+    pub fn new(block: Block) -> Notes {
+        Notes { block, kept: None, scores: None, observed: None, energy: None, moments: None }
+    }
+}
+
+/// Stage pick: row numbers I32 `[n_rows]` of the probe of largest residual importance, of the residual stream `x` `[n_embd, n_tokens]`
+/// of `n_seq` samples.
+pub fn pick<'g>(g: &Builder<'g>, x: Tensor<'g>, probe: ProbeShape, n_seq: usize) -> Tensor<'g> {
+    let n_tokens = x.ne()[1];
+    let squares = g.custom(Type::F32, [1, n_tokens, 1, 1], &[x], SquaredNorms);
+    let pick = PickByResidual { probe, n_seq, n_each: n_tokens / n_seq };
+    g.custom(Type::I32, [probe.n_rows(), 1, 1, 1], &[squares], pick)
+}
+
+/// Stages score (with the fusion with history) and select: from the probe's states `[n_channels, n_rows]` at positions `pos`
+/// `[n_rows]` to the kept units I32 `[n_kept]`. `observe` notes what masks for answers are chosen by.
+pub fn choose<'g>(
+    g: &Builder<'g>,
+    pruning: &Pruning,
+    states: Tensor<'g>,
+    pos: Tensor<'g>,
+    probe: ProbeShape,
+    observe: bool,
+    notes: &mut Notes,
+) -> Tensor<'g> {
+    let block = notes.block;
+    let state = pruning.block(block);
+    let is_normalised = pruning.formula == Formula::Normalised;
+    let normalised = (is_normalised || observe).then(|| normalise(g, states));
+    let dims = pruning.plan.dims();
+    let op = Score {
+        formula: pruning.formula,
+        width: block.kind.width(dims),
+        n_each: probe.n_each,
+        constants: state.constants.clone(),
+        history: state.history.clone(),
+        by_position: state.history.is_some() && pruning.options.history == HistoryKind::Position,
+    };
+    let scored = normalised.filter(|_| is_normalised).unwrap_or(states);
+    let scores = g.custom(Type::F32, [1, block.kind.units(dims), 1, 1], &[scored, pos], op);
+    g.name(scores, &format!("prune_scores_{}-{}", block.kind.name(), block.il));
+    notes.scores = Some(g.output(scores));
+    let n = pruning.plan.kept(block).expect("a block that is pruned");
+    let kept = g.custom(Type::I32, [n, 1, 1, 1], &[scores], Select);
+    g.name(kept, &format!("prune_kept_{}-{}", block.kind.name(), block.il));
+    notes.kept = Some(g.output(kept));
+    if let (true, Some(normalised)) = (observe, normalised) {
+        notes.observed = Some(energy(g, normalised));
+    }
+    kept
+}
+
+/// Notes what the pass wants to know of the inputs `states` `[n_channels, n_rows]` of a block's last matrix, of `n_seq` samples; of kept
+/// channels, if the block `is_reduced`. Returns whether anything was noted of the block.
+pub fn note<'g>(
+    g: &Builder<'g>,
+    pass: Pass,
+    states: Tensor<'g>,
+    n_seq: usize,
+    is_reduced: bool,
+    notes: &mut Notes,
+) -> bool {
+    let [n_channels, n_rows, ..] = states.ne();
+    let by_position = || {
+        let op = EnergyByPosition { n_seq };
+        g.output(g.custom(Type::F32, [n_channels, n_rows / n_seq, 1, 1], &[states], op))
+    };
+    match pass {
+        Pass::Calibrate { positions } => {
+            notes.moments = Some(g.output(g.custom(Type::F32, [2, n_channels, 1, 1], &[states], Moments)));
+            notes.energy = positions.then(by_position);
+        }
+        Pass::Probe { pruning, .. } if is_reduced => {
+            notes.energy = pruning.keeps_history().map(|positions| match positions {
+                true => by_position(),
+                false => energy(g, states).0,
+            });
+        }
+        Pass::Observe(pruning) | Pass::Probe { pruning, observe: true }
+            if pruning.plan.kept(notes.block).is_some() =>
+        {
+            notes.observed = Some(energy(g, normalise(g, states)));
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// `[n_channels, n_rows]`: each row divided by its root mean square.
+fn normalise<'g>(g: &Builder<'g>, states: Tensor<'g>) -> Tensor<'g> {
+    g.rms_norm(states, f32::MIN_POSITIVE)
+}
+
+/// Energy of each channel: with the number of rows that it is a mean of.
+fn energy<'g>(g: &Builder<'g>, states: Tensor<'g>) -> (Slot, usize) {
+    let [n_channels, n_rows, ..] = states.ne();
+    (g.output(g.custom(Type::F32, [1, n_channels, 1, 1], &[states], Energy)), n_rows)
+}

@@ -1,0 +1,138 @@
+//! The state of pruning between batches: how many units each block keeps, the constants of their weights, the history.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
+
+use super::block::{Block, Masks};
+use super::calibration::BlockStats;
+use super::history::History;
+use super::observed::Observed;
+use super::options::{HistoryKind, Method, Options, Picker};
+use super::plan::Plan;
+use super::probe::ProbeShape;
+use super::reduced::LeftOut;
+use super::score::{self, Formula};
+use super::select;
+
+/// A pruned block's numbers.
+#[derive(Debug)]
+pub struct BlockState {
+    /// Constants of the channels: [`Formula::constants`]
+    pub constants: Arc<[f32]>,
+    /// What the probe's energy is fused with
+    pub history: Option<Arc<RwLock<History>>>,
+}
+
+/// The state of pruning between batches.
+#[derive(Debug)]
+pub struct Pruning {
+    /// What was asked for
+    pub options: Options,
+    /// Kept counts
+    pub plan: Plan,
+    /// How scores are made
+    pub formula: Formula,
+    /// What the text made use of so far: masks for its answer are chosen by it
+    pub observed: Observed,
+    blocks: BTreeMap<Block, BlockState>,
+}
+
+impl Pruning {
+    /// The state before the first batch. `constants` are of [`Formula::constants`] for each block of the plan; `stats` seed
+    /// the history, if there is one.
+    pub fn new(
+        options: Options,
+        plan: Plan,
+        mut constants: BTreeMap<Block, Vec<f32>>,
+        stats: Option<&BTreeMap<Block, BlockStats>>,
+    ) -> Pruning {
+        let formula = Formula::of(&options);
+        let history = |block: Block| {
+            let stats = &stats?[&block];
+            let means = match options.history {
+                HistoryKind::None => return None,
+                HistoryKind::Channel => &stats.energy,
+                HistoryKind::Position => &stats.positions,
+            };
+            let history = History::new(block.kind.channels(plan.dims()), means.clone());
+            Some(Arc::new(RwLock::new(history)))
+        };
+        let state = |block: Block| {
+            let constants = constants.remove(&block).expect("constants of every block").into();
+            (block, BlockState { constants, history: history(block) })
+        };
+        let blocks = plan.blocks().map(state).collect();
+        Pruning { formula, blocks, observed: Observed::default(), plan, options }
+    }
+
+    /// The masks of a method that never looks at a batch, and what stands in for what they leave out (FLAP). `n_tokens` is the length
+    /// of a window of the calibration.
+    pub fn fixed(&mut self, stats: &BTreeMap<Block, BlockStats>, n_tokens: usize) -> (Masks, LeftOut) {
+        let as_coded = self.options.method == Method::FlapAsCoded;
+        let energy = |s: &BlockStats| match self.formula {
+            Formula::Flap if as_coded => s.variance_as_coded.clone(),
+            Formula::Flap => s.variance.clone(),
+            _ => s.energy.clone(),
+        };
+        let energies: BTreeMap<Block, Vec<f32>> = self.plan.blocks().map(|b| (b, energy(&stats[&b]))).collect();
+        if self.formula == Formula::Flap {
+            let of_channels = |(&block, energy): (&Block, &Vec<f32>)| {
+                (block, self.formula.scores(energy, &self.blocks[&block].constants, 1))
+            };
+            let scores: Vec<(Block, Vec<f32>)> = energies.iter().map(of_channels).collect();
+            let shares = score::flap_shares(self.plan.dims(), self.plan.ratio(), n_tokens, &scores);
+            self.plan.set_shares(shares);
+        }
+        let mut masks = Masks::new();
+        let mut left_out = LeftOut::new();
+        for (block, energy) in energies {
+            let Some(n) = self.plan.kept(block) else { continue };
+            let width = block.kind.width(self.plan.dims());
+            let scores = self.formula.scores(&energy, &self.blocks[&block].constants, width);
+            let kept = select::highest(&scores, n);
+            if self.formula == Formula::Flap {
+                let stats = &stats[&block];
+                let mut mean = if as_coded { stats.mean_as_coded.clone() } else { stats.mean.clone() };
+                kept.iter().for_each(|k| mean[k * width..(k + 1) * width].fill(0.0));
+                left_out.insert(block, mean);
+            }
+            masks.insert(block, kept.into_iter().map(|k| k as i32).collect());
+        }
+        (masks, left_out)
+    }
+
+    /// The numbers of a pruned block.
+    pub fn block(&self, block: Block) -> &BlockState {
+        &self.blocks[&block]
+    }
+
+    /// Rows of the probe of a batch of `n_seq` samples of `n_each` tokens.
+    pub fn probe(&self, n_seq: usize, n_each: usize) -> ProbeShape {
+        ProbeShape::of(&self.options, n_seq, n_each)
+    }
+
+    /// Whether all rows of the batch are the probe.
+    pub fn probes_all(&self) -> bool {
+        self.options.method == Method::FullBatch
+    }
+
+    /// Whether the probe's rows are chosen in the graph.
+    pub fn picks_by_residual(&self) -> bool {
+        !self.probes_all() && self.options.picker == Picker::Residual
+    }
+
+    /// Whether the history is to be told of each batch's energy, and whether by position.
+    pub fn keeps_history(&self) -> Option<bool> {
+        let changes = self.options.history != HistoryKind::None && self.options.momentum < 1.0;
+        changes.then_some(self.options.history == HistoryKind::Position)
+    }
+
+    /// Tells the history what a batch's full inference computed; `first` is the first position.
+    pub fn update_history(&self, block: Block, first: usize, kept: &[i32], energy: &[f32]) {
+        let Some(history) = &self.blocks[&block].history else { return };
+        let width = block.kind.width(self.plan.dims());
+        let channels: Vec<usize> = kept.iter().flat_map(|&u| u as usize * width..(u as usize + 1) * width).collect();
+        let mut history = history.write().expect("no reader panics");
+        history.update(self.options.momentum as f32, first, &channels, energy);
+    }
+}

@@ -1,0 +1,329 @@
+//! Reduced weights: the kept rows and columns of a model's matrices, made once, for masks that do not change with the batch.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ggml::{Place, Specs, Store, TensorId, TensorSpec, Type, Usage};
+use kernels::ColumnLayout;
+
+use super::block::{Block, BlockKind, Masks};
+use super::reduce::{OwnColumns, column_layout, column_type, gather_columns, gather_rows, reduce_columns};
+use super::score::multiply;
+use crate::error::{Error, Result};
+use crate::system::{memory, parallel};
+use crate::weights::{Kernel, Layer, Linear, Matrix, Mlp, Placement, Weight};
+
+/// What to do when reduced weights do not fit.
+const ADVICE: &str = "prune without them (/prune off), or use a smaller model";
+
+/// What a matrix does in its block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Queries of attention: its rows are kept
+    Q,
+    /// Keys of attention: their rows are kept where the texts are whole and each head has keys of its own; never in advance
+    K,
+    /// Values of attention: as keys
+    V,
+    /// Output of attention: its columns are kept
+    Output,
+    /// Gate of an MLP: its rows are kept
+    Gate,
+    /// What the gate is multiplied with: its rows are kept
+    Up,
+    /// Output of an MLP: its columns are kept
+    Down,
+}
+
+impl Role {
+    /// Whether the kept units are rows of the matrix, not columns.
+    fn keeps_rows(self) -> bool {
+        !matches!(self, Role::Output | Role::Down)
+    }
+
+    /// The matrices of a block that are reduced in advance.
+    fn of_block(layer: &Layer, kind: BlockKind) -> Vec<(Role, &Linear)> {
+        match kind {
+            BlockKind::Attn => vec![(Role::Q, &layer.attn.q), (Role::Output, &layer.attn.output)],
+            BlockKind::Mlp => {
+                let Mlp::Gated { gate, up, down, .. } = &layer.mlp;
+                vec![(Role::Gate, gate), (Role::Up, up), (Role::Down, down)]
+            }
+        }
+    }
+}
+
+/// A reduced matrix, by whom it is for.
+#[derive(Debug)]
+pub enum ReducedMatrix {
+    /// Rows or columns for ggml's kernels
+    Ggml(TensorId),
+    /// Rows for our own kernels: a copy, as rows that lie apart in the file are read at a third of the speed
+    OwnRows(Matrix),
+    /// Columns for our own kernels
+    OwnColumns(OwnColumns),
+}
+
+/// A reduced matrix with its bias.
+#[derive(Debug)]
+pub struct ReducedLinear {
+    /// The kept rows or columns
+    pub matrix: ReducedMatrix,
+    /// F32: of kept rows their part of the bias; of columns all of it, with what stands in for those that are left out
+    pub bias: Option<TensorId>,
+}
+
+/// The kept units of a block.
+#[derive(Debug, Clone, Copy)]
+pub struct ReducedUnits {
+    /// I32 `[n]`: their numbers
+    pub ids: TensorId,
+    /// How many there are
+    pub n: usize,
+}
+
+/// Mean inputs `[n_channels]` of blocks' last matrices that stand in for what is left out; 0 for channels that are kept.
+pub type LeftOut = BTreeMap<Block, Vec<f32>>;
+
+/// Reduced weights of all blocks that a mask shrinks.
+#[derive(Debug)]
+pub struct Reduced {
+    store: Rc<Store>,
+    units: BTreeMap<Block, ReducedUnits>,
+    linears: BTreeMap<(Block, Role), ReducedLinear>,
+    n_bytes: u64,
+}
+
+impl Reduced {
+    /// Gathers the units of `masks` out of the layers' weights, on `n_threads` threads. [`crate::error::Kind::Memory`] if they do not
+    /// fit.
+    pub fn new(
+        layers: &[Layer],
+        placement: &Placement,
+        masks: &Masks,
+        left_out: &LeftOut,
+        n_threads: usize,
+    ) -> Result<Reduced> {
+        let (mut own, own_bytes) = own_matrices(layers, masks, n_threads)?;
+        let mut tensors = Tensors { placement, specs: Specs::new(), fills: Vec::new() };
+        let (mut units, mut linears) = (BTreeMap::new(), BTreeMap::new());
+        for (&block, kept) in masks {
+            let layer = &layers[block.il];
+            let width = unit_width(layer, block.kind);
+            let ids: Vec<u8> = kept.iter().flat_map(|k| k.to_le_bytes()).collect();
+            let ids = tensors.push("ids", Type::I32, [kept.len(), 1], Usage::Add, block.il, Fill::Bytes(ids))?;
+            units.insert(block, ReducedUnits { ids, n: kept.len() });
+            for (role, linear) in Role::of_block(layer, block.kind) {
+                let source = &linear.weight.rows;
+                let gathered = Gathered { source, kept, width };
+                let matrix = match own.remove(&(block, role)) {
+                    Some(matrix) => matrix,
+                    None => ReducedMatrix::Ggml(tensors.push_matrix(role, gathered, block.il)?),
+                };
+                let bias = match role.keeps_rows() {
+                    true => linear.bias.as_ref().map(|b| rows_of_bias(&b.values(), kept, width)),
+                    false => bias_of_columns(linear, left_out.get(&block)),
+                };
+                let bias = bias.map(|b| tensors.push_floats("bias", &b, block.il)).transpose()?;
+                linears.insert((block, role), ReducedLinear { matrix, bias });
+            }
+        }
+        let (store, ggml_bytes) = tensors.make(n_threads)?;
+        Ok(Reduced { store: Rc::new(store), units, linears, n_bytes: ggml_bytes + own_bytes })
+    }
+
+    /// Where the tensors are.
+    pub fn store(&self) -> &Rc<Store> {
+        &self.store
+    }
+
+    /// What a block keeps; `None` if it stays whole.
+    pub fn units(&self, block: Block) -> Option<ReducedUnits> {
+        self.units.get(&block).copied()
+    }
+
+    /// A matrix of a block; `None` if it stays whole.
+    pub fn linear(&self, block: Block, role: Role) -> Option<&ReducedLinear> {
+        self.linears.get(&(block, role))
+    }
+
+    /// Size in bytes.
+    pub fn n_bytes(&self) -> u64 {
+        self.n_bytes
+    }
+}
+
+/// Rows or columns of a unit.
+fn unit_width(layer: &Layer, kind: BlockKind) -> usize {
+    match kind {
+        BlockKind::Attn => layer.attn.n_embd_head,
+        BlockKind::Mlp => 1,
+    }
+}
+
+/// The kept units' part of a bias.
+fn rows_of_bias(bias: &[f32], kept: &[i32], width: usize) -> Vec<f32> {
+    kept.iter().flat_map(|&k| bias[k as usize * width..][..width].iter().copied()).collect()
+}
+
+/// The bias of a matrix of which only some columns are used: its own, and what the mean inputs of the others would add.
+fn bias_of_columns(linear: &Linear, left_out: Option<&Vec<f32>>) -> Option<Vec<f32>> {
+    let bias = linear.bias.as_ref().map(|b| b.values());
+    let Some(mean) = left_out else { return bias };
+    let mut sum = multiply(&linear.weight.rows, mean);
+    bias.iter().flatten().zip(&mut sum).for_each(|(b, s)| *s += b);
+    Some(sum)
+}
+
+/// Kept units of a matrix, `width` rows or columns each.
+#[derive(Clone, Copy)]
+struct Gathered<'a> {
+    source: &'a Matrix,
+    kept: &'a [i32],
+    width: usize,
+}
+
+/// What goes into a tensor.
+enum Fill<'a> {
+    Bytes(Vec<u8>),
+    Rows(Gathered<'a>),
+    Columns(Gathered<'a>),
+}
+
+/// Tensors for ggml's kernels that are to be made.
+struct Tensors<'a> {
+    placement: &'a Placement,
+    specs: Specs,
+    fills: Vec<(TensorId, Fill<'a>)>,
+}
+
+impl<'a> Tensors<'a> {
+    fn push(
+        &mut self,
+        name: &str,
+        ty: Type,
+        ne: [usize; 2],
+        usage: Usage,
+        il: usize,
+        fill: Fill<'a>,
+    ) -> Result<TensorId> {
+        let ne = ne.map(|n| n as u64);
+        let (_, memory) = self.placement.memory(ty, ne, usage, il, false).ok_or_else(|| {
+            Error::unsupported(format!("no device can compute with reduced weights of type {ty}"))
+        })?;
+        let name = format!("reduced_{name}-{il}");
+        let id = self.specs.push(TensorSpec { name, ty, ne: [ne[0], ne[1], 1, 1], place: Place::Buffer(memory) });
+        self.fills.push((id, fill));
+        Ok(id)
+    }
+
+    fn push_matrix(&mut self, role: Role, gathered: Gathered<'a>, il: usize) -> Result<TensorId> {
+        let Gathered { source, kept, width } = gathered;
+        let n = kept.len() * width;
+        match role.keeps_rows() {
+            true => self.push("rows", source.ty(), [source.n_in(), n], Usage::MulMat, il, Fill::Rows(gathered)),
+            false => {
+                let ne = [n, source.n_out()];
+                self.push("columns", column_type(source, n), ne, Usage::MulMat, il, Fill::Columns(gathered))
+            }
+        }
+    }
+
+    fn push_floats(&mut self, name: &str, values: &[f32], il: usize) -> Result<TensorId> {
+        let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.push(name, Type::F32, [values.len(), 1], Usage::Add, il, Fill::Bytes(bytes))
+    }
+
+    /// Makes them; with their bytes.
+    fn make(self, n_threads: usize) -> Result<(Store, u64)> {
+        let row = |s: &TensorSpec| s.ty.row_bytes(s.ne[0] as usize).expect("whole blocks");
+        let sizes: Vec<(usize, usize)> = self.specs.iter().map(|s| (s.ne[1] as usize, row(s))).collect();
+        let n_bytes = sizes.iter().map(|&(n_rows, row)| (n_rows * row) as u64).sum();
+        memory::require(n_bytes, "the reduced weights", ADVICE)?;
+        let mut store = Store::new(self.specs, Vec::new()).map_err(|e| {
+            Error::memory(format!("{} for the reduced weights could not be had", memory::human(e.bytes as u64)))
+        })?;
+        store.set_weights();
+        // One tensor after the other: what was gathered of a tensor is given back before the next.
+        for ((id, fill), (n_rows, row)) in self.fills.into_iter().zip(sizes) {
+            let data = match fill {
+                Fill::Bytes(bytes) => bytes,
+                Fill::Rows(Gathered { source, kept, width }) => parallel::rows(n_rows, row, n_threads, |range, out| {
+                    gather_rows(source, kept, width, range, out);
+                }),
+                Fill::Columns(Gathered { source, kept, width }) => {
+                    parallel::rows(n_rows, row, n_threads, |range, out| {
+                        gather_columns(source, kept, width, range, out);
+                    })
+                }
+            };
+            store.fill(&[(id, &data)], 1, &mut |_| ControlFlow::Continue(()));
+        }
+        Ok((store, n_bytes))
+    }
+}
+
+/// A matrix to be made for our own kernels.
+struct OwnJob<'a> {
+    role: (Block, Role),
+    gathered: Gathered<'a>,
+    /// Columns are kept, laid out like this
+    layout: Option<Arc<ColumnLayout>>,
+    n_bytes: usize,
+}
+
+impl OwnJob<'_> {
+    fn make(&self, out: &mut [u8]) {
+        let Gathered { source, kept, width } = self.gathered;
+        if let Some(layout) = &self.layout {
+            return reduce_columns(source, layout, out);
+        }
+        let units = out.chunks_exact_mut(width * source.row_bytes());
+        units.zip(kept).for_each(|(to, &unit)| to.copy_from_slice(source.rows(unit as usize * width, width)));
+    }
+}
+
+/// Whether our own kernels multiply the reduced matrix of a weight. They have columns for a few tokens of every type; rows only if they
+/// read this type's where they are.
+fn is_own(role: Role, weight: &Weight) -> bool {
+    match role.keeps_rows() {
+        true => weight.kernel == Kernel::Own,
+        false => weight.kernel != Kernel::Ggml,
+    }
+}
+
+/// The reduced matrices for our own kernels, made one by one on several threads; and their bytes.
+fn own_matrices(
+    layers: &[Layer],
+    masks: &Masks,
+    n_threads: usize,
+) -> Result<(BTreeMap<(Block, Role), ReducedMatrix>, u64)> {
+    let mut jobs: Vec<OwnJob> = Vec::new();
+    for (&block, kept) in masks {
+        let layer = &layers[block.il];
+        let width = unit_width(layer, block.kind);
+        for (role, linear) in Role::of_block(layer, block.kind) {
+            if !is_own(role, &linear.weight) {
+                continue;
+            }
+            let source = &linear.weight.rows;
+            let layout = (!role.keeps_rows()).then(|| Arc::new(column_layout(source, kept, width)));
+            let n_bytes = layout.as_ref().map_or(kept.len() * width * source.row_bytes(), |l| l.n_bytes());
+            jobs.push(OwnJob { role: (block, role), gathered: Gathered { source, kept, width }, layout, n_bytes });
+        }
+    }
+    let sizes: Vec<usize> = jobs.iter().map(|j| j.n_bytes).collect();
+    let (pages, ranges) = parallel::make(&sizes, n_threads, "the reduced weights", ADVICE, |i, out| jobs[i].make(out))?;
+    let n_bytes = pages.len() as u64;
+    let made = |(job, range): (OwnJob, _)| {
+        let (pages, source) = (pages.clone(), job.gathered.source);
+        let matrix = match job.layout {
+            Some(layout) => ReducedMatrix::OwnColumns(OwnColumns { layout, pages, range }),
+            None => ReducedMatrix::OwnRows(Matrix::made(pages, range, source.ty(), source.n_in())),
+        };
+        (job.role, matrix)
+    };
+    Ok((jobs.into_iter().zip(ranges).map(made).collect(), n_bytes))
+}

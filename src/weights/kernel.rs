@@ -1,0 +1,68 @@
+//! Which kernel multiplies a weight: a fact of the weight, decided when the model is loaded, by the processor, the type and the shape.
+//!
+//! No decision is made by timing. A machine that does something else meanwhile would decide otherwise, and other kernels round
+//! otherwise: the same file, flags and seed would not give the same answer.
+
+use ggml::Type;
+use kernels::{Format, Isa, MAX_GEMV_TOKENS};
+
+use super::options::Kernels;
+
+/// Whose kernel multiplies a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// ggml's, for any number of tokens
+    Ggml,
+    /// Our own matrix products for more than [`MAX_GEMV_TOKENS`] tokens; ggml's for fewer, as we have no kernel that reads rows of this
+    /// type where they are
+    OwnGemm,
+    /// Our own, for any number of tokens
+    Own,
+}
+
+impl Kernel {
+    /// Whether it is our own that multiplies `n_tokens`.
+    pub fn is_own(self, n_tokens: usize) -> bool {
+        match self {
+            Kernel::Ggml => false,
+            Kernel::OwnGemm => n_tokens > MAX_GEMV_TOKENS,
+            Kernel::Own => true,
+        }
+    }
+
+    /// The kernel of a matrix on the CPU, `[n_in, n_out]` of type `ty`; `is_head` if it makes logits, of few tokens at a time.
+    ///
+    /// Our own kernels multiply quantised types only.
+    pub fn choose(wanted: Kernels, ty: Type, is_head: bool) -> Kernel {
+        let is_own = match wanted {
+            Kernels::Ggml => false,
+            Kernels::Native => true,
+            Kernels::Auto => is_faster(),
+        };
+        match format(ty) {
+            _ if !is_own || !ty.is_quantized() => Kernel::Ggml,
+            Some(_) => Kernel::Own,
+            // What is multiplied with few tokens only would never be ours.
+            None if is_head => Kernel::Ggml,
+            None => Kernel::OwnGemm,
+        }
+    }
+}
+
+/// Whether our kernels are faster than ggml's on this processor, prompt and answer together. It is so on x86 from AVX2 on for every
+/// quantised type that we could measure (tests/bench/README.md). On ARM they were never measured on a real machine, and ggml's are
+/// tuned for it; without vector instructions ours are slower.
+fn is_faster() -> bool {
+    cfg!(target_arch = "x86_64") && !Isa::best().is_portable()
+}
+
+/// Our kernels' format of a type whose rows they can read where they are.
+pub fn format(ty: Type) -> Option<Format<'static>> {
+    match ty {
+        Type::Q4_0 => Some(Format::Q4_0),
+        Type::Q4_1 => Some(Format::Q4_1),
+        Type::Q4_K => Some(Format::Q4K),
+        Type::Q8_0 => Some(Format::Q8_0),
+        _ => None,
+    }
+}

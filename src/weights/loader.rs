@@ -1,0 +1,238 @@
+//! From a file's tensors to weights in memory: an architecture asks for what it needs by name and shape, then all is loaded at once.
+
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+use std::rc::Rc;
+
+use ggml::{Device, MAPPED_ALIGNMENT, Place, Specs, Store, TensorId, TensorSpec, Type, Usage};
+
+use super::kernel::Kernel;
+use super::matrix::Matrix;
+use super::options::{Kernels, Options};
+use super::placement::{INPUT, Placement};
+use super::tensors::{Linear, Norm, Vector, Weight};
+use crate::error::{Error, Kind, Result};
+use crate::gguf::{Gguf, TensorInfo};
+use crate::system::memory;
+
+/// Collects the tensors that an architecture asks for, then brings them into memory.
+pub struct Loader<'a> {
+    gguf: &'a Gguf,
+    placement: &'a Placement,
+    options: &'a Options,
+    /// Layers; what has this number comes after them
+    n_layer: usize,
+    specs: Specs,
+    /// Where each comes from, in the order of the specs
+    sources: Vec<(TensorId, &'a TensorInfo)>,
+    used: HashSet<&'a str>,
+}
+
+/// Weights in memory.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Where they are
+    pub store: Rc<Store>,
+    /// Tensors of the file that nothing computes with
+    pub ignored: Vec<String>,
+}
+
+impl<'a> Loader<'a> {
+    /// A loader over a checked file.
+    pub fn new(gguf: &'a Gguf, placement: &'a Placement, options: &'a Options, n_layer: usize) -> Loader<'a> {
+        Loader { gguf, placement, options, n_layer, specs: Specs::new(), sources: Vec::new(), used: HashSet::new() }
+    }
+
+    /// A matrix `NAME.weight` that the file must have, and its bias `NAME.bias`, if it has one: of layer `il`.
+    pub fn linear(&mut self, name: &str, n_in: usize, n_out: usize, il: usize) -> Result<Linear> {
+        let weight = self.matrix(&format!("{name}.weight"), [n_in, n_out], il)?;
+        let bias = self.vector_if_any(&format!("{name}.bias"), n_out, Usage::Add, il)?;
+        Ok(Linear { weight, bias })
+    }
+
+    /// A matrix that the file must have.
+    pub fn matrix(&mut self, name: &str, ne: [usize; 2], il: usize) -> Result<Weight> {
+        self.matrix_if_any(name, ne, il)?.ok_or_else(|| missing(name))
+    }
+
+    /// A matrix that the file may have.
+    pub fn matrix_if_any(&mut self, name: &str, ne: [usize; 2], il: usize) -> Result<Option<Weight>> {
+        let Some(info) = self.find(name, &ne)? else { return Ok(None) };
+        require_weight_type(info)?;
+        let kernel = self.kernel(info.ty, il);
+        let id = self.add(info, Usage::MulMat, il, kernel)?;
+        Ok(Some(Weight { id, rows: self.rows(info), kernel, packed: None }))
+    }
+
+    /// The table of embeddings, which lies on the CPU.
+    pub fn embeddings(&mut self, name: &str, ne: [usize; 2]) -> Result<TensorId> {
+        let info = self.find(name, &ne)?.ok_or_else(|| missing(name))?;
+        require_weight_type(info)?;
+        self.add(info, Usage::GetRows, INPUT, Kernel::Ggml)
+    }
+
+    /// An RMS norm whose gain `NAME.weight` `[n]` the file must have.
+    pub fn rms_norm(&mut self, name: &str, n: usize, eps: f32, il: usize) -> Result<Norm> {
+        let name = format!("{name}.weight");
+        let gain = self.vector_if_any(&name, n, Usage::Mul, il)?.ok_or_else(|| missing(&name))?;
+        Ok(Norm::Rms { gain, eps })
+    }
+
+    /// Factors `[n]` on the frequencies of RoPE, if the file has them. [`Kind::Malformed`] if one is not positive.
+    pub fn rope_freqs(&mut self, name: &str, n: usize) -> Result<Option<Vector>> {
+        let Some(factors) = self.vector_if_any(name, n, Usage::Rope, INPUT)? else { return Ok(None) };
+        if let Some((i, f)) = factors.values().iter().enumerate().find(|(_, f)| !(f.is_finite() && **f > 0.0)) {
+            return Err(Error::malformed(format!(
+                "tensor '{name}' has the factor {f} at {i}, expected a positive number"
+            )));
+        }
+        Ok(Some(factors))
+    }
+
+    fn vector_if_any(&mut self, name: &str, n: usize, usage: Usage, il: usize) -> Result<Option<Vector>> {
+        let Some(info) = self.find(name, &[n])? else { return Ok(None) };
+        // ggml's kernels read gains, biases and frequency factors as F32.
+        if info.ty != Type::F32 {
+            return Err(Error::unsupported(format!("tensor '{name}' has type {}, expected F32", info.ty.name())));
+        }
+        let id = self.add(info, usage, il, Kernel::Ggml)?;
+        Ok(Some(Vector { id, rows: self.rows(info) }))
+    }
+
+    /// The file's tensor of this name, if there is one, whose shape must be `ne` (missing dimensions are 1).
+    fn find(&self, name: &str, ne: &[usize]) -> Result<Option<&'a TensorInfo>> {
+        let Some(info) = self.gguf.tensor(name) else { return Ok(None) };
+        let shape = |ne: &[u64]| ne.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        let expected: Vec<u64> = ne.iter().map(|&n| n as u64).collect();
+        if info.ne[..expected.len()] != expected || info.ne[expected.len()..].iter().any(|&n| n != 1) {
+            return Err(Error::malformed(format!(
+                "tensor '{name}' has the shape [{}], expected [{}] from the hyper-parameters",
+                shape(&info.ne[..info.n_dims as usize]),
+                shape(&expected)
+            )));
+        }
+        Ok(Some(info))
+    }
+
+    fn kernel(&self, ty: Type, il: usize) -> Kernel {
+        let Options { kernels, no_mmap, .. } = *self.options;
+        if self.placement.device(il) != Device::cpu() {
+            return Kernel::Ggml;
+        }
+        // Our kernels read the file: a copy of the weights in memory is for ggml's, unless ours are asked for.
+        let kernels = if no_mmap && kernels == Kernels::Auto { Kernels::Ggml } else { kernels };
+        Kernel::choose(kernels, ty, il >= self.n_layer)
+    }
+
+    fn add(&mut self, info: &'a TensorInfo, usage: Usage, il: usize, kernel: Kernel) -> Result<TensorId> {
+        let ne = [info.ne[0], info.ne[1]];
+        let found = self.placement.memory(info.ty, ne, usage, il, kernel != Kernel::Ggml);
+        let (device, memory) = found.ok_or_else(|| {
+            Error::unsupported(format!(
+                "tensor '{}' has type {}, with which no device can compute",
+                info.name,
+                info.ty.name()
+            ))
+        })?;
+        let position = self.gguf.position(info);
+        let in_place = !self.options.no_mmap
+            && memory == device.buffer_type()
+            && device.computes_in_place()
+            && position.is_multiple_of(MAPPED_ALIGNMENT);
+        let place =
+            if in_place { Place::Mapped(device, info.part, position) } else { Place::Buffer(memory) };
+        let id = self.specs.push(TensorSpec { name: info.name.clone(), ty: info.ty, ne: info.ne, place });
+        self.used.insert(&info.name);
+        self.sources.push((id, info));
+        Ok(id)
+    }
+
+    fn rows(&self, info: &TensorInfo) -> Matrix {
+        let start = self.gguf.position(info);
+        let range = start..start + info.n_bytes as usize;
+        Matrix::mapped(self.gguf.map(info).clone(), range, info.ty, info.ne[0] as usize, info.ne[1] as usize)
+    }
+
+    /// Brings the tensors into memory. `progress` is told the share done and may stop the load.
+    pub fn finish(
+        self,
+        n_threads: usize,
+        progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send),
+    ) -> Result<Loaded> {
+        let ignored = self.ignored()?;
+        let Loader { gguf, specs, sources, .. } = self;
+        let (mut in_buffers, mut mapped) = (Vec::new(), HashSet::new());
+        let mut needed = 0;
+        for (spec, &(id, info)) in specs.iter().zip(&sources) {
+            match spec.place {
+                Place::Buffer(memory) => {
+                    needed += if memory.in_program_memory() { info.n_bytes } else { 0 };
+                    in_buffers.push((id, info));
+                }
+                Place::Mapped(..) => {
+                    mapped.insert(info.name.as_str());
+                }
+            }
+        }
+        memory::require(needed, "the weights", "use a smaller model or a smaller quantisation")?;
+
+        let mut store = Store::new(specs, gguf.maps()).map_err(|e| {
+            Error::memory(format!(
+                "{} of {} memory for the weights could not be had",
+                memory::human(e.bytes as u64),
+                e.buffer_type
+            ))
+        })?;
+        store.set_weights();
+        let data: Vec<(TensorId, &[u8])> = in_buffers.iter().map(|&(id, info)| (id, gguf.data(info))).collect();
+        let total: usize = data.iter().map(|d| d.1.len()).sum();
+        let interrupted = || Error::new(Kind::Interrupted, "interrupted while loading the model");
+        if !store.fill(&data, n_threads, &mut |bytes| progress(bytes as f32 / total as f32)) {
+            return Err(interrupted());
+        }
+        // What was copied is not read from the file again, unless another tensor is used in place.
+        for (_, info) in in_buffers.into_iter().filter(|(_, info)| !mapped.contains(info.name.as_str())) {
+            let start = gguf.position(info);
+            gguf.map(info).release(start..start + info.n_bytes as usize);
+        }
+        if progress(1.0).is_break() {
+            return Err(interrupted());
+        }
+        Ok(Loaded { store: Rc::new(store), ignored })
+    }
+
+    /// Tensors of the file that nobody asked for. [`Kind::Unsupported`] if one of them is the model's.
+    fn ignored(&self) -> Result<Vec<String>> {
+        let unknown = self.gguf.tensors().iter().filter(|t| !self.used.contains(t.name.as_str()));
+        let (model, ignored): (Vec<_>, Vec<_>) = unknown.map(|t| t.name.clone()).partition(|n| is_of_model(n));
+        match model.first() {
+            None => Ok(ignored),
+            Some(name) => Err(Error::unsupported(format!(
+                "this file has a tensor '{name}' that pp-run does not know for architecture '{}': without it the answers would \
+                 be wrong",
+                self.gguf.metadata().architecture()
+            ))),
+        }
+    }
+}
+
+fn missing(name: &str) -> Error {
+    Error::malformed(format!("tensor '{name}' is missing; the file's architecture needs it: download it again"))
+}
+
+fn require_weight_type(info: &TensorInfo) -> Result<()> {
+    match ggml::can_dequantize(info.ty) {
+        true => Ok(()),
+        false => Err(Error::unsupported(format!(
+            "tensor '{}' has type {}, expected a type of weights",
+            info.name,
+            info.ty.name()
+        ))),
+    }
+}
+
+/// Whether a tensor that the architecture does not have would change what a model computes: a name of a layer's, or of what comes
+/// before or after the layers. Others (of a projector, of a tool) are left alone.
+fn is_of_model(name: &str) -> bool {
+    ["blk.", "output", "token_", "position_", "rope_"].iter().any(|p| name.starts_with(p))
+}
