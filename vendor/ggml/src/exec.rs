@@ -1,7 +1,11 @@
-//! Running graphs: allocate, set inputs, compute, get outputs.
+//! Devices that are started, and the computation of a [`Schedule`]'s graph on them.
+//!
+//! This module owns ggml's backends, the CPU's threads, and what a computation asks and tells while it runs. Which graph is
+//! loaded, and the memory of its intermediate results, are the [`Schedule`]'s.
 
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::NonNull;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +13,8 @@ use std::time::{Duration, Instant};
 use llama_cpp_sys_2 as sys;
 
 use crate::device::Device;
-use crate::graph::{Graph, Slot, computes};
+use crate::graph::computes;
+use crate::schedule::Schedule;
 use crate::types::Type;
 
 /// Why a computation has no result.
@@ -75,15 +80,25 @@ struct Trace {
     nodes: Vec<NodeTime>,
 }
 
-/// Runs one graph at a time on the given devices and the CPU.
+/// Computes graphs on the given devices and the CPU, one at a time.
 ///
-/// Lives on one thread, like the tensors that its graphs refer to.
+/// The graphs are in [`Schedule`]s, of which an executor can have several. All of them live on the thread that the executor
+/// was made on, like the tensors that their graphs refer to:
+/// ```compile_fail,E0277
+/// fn is_send<T: Send>() {}
+/// is_send::<ggml::Executor>();
+/// ```
 #[derive(Debug)]
 pub struct Executor {
-    sched: NonNull<sys::ggml_backend_sched>,
-    backends: Vec<Backend>,
+    backends: Rc<Backends>,
+}
+
+/// What an executor and its schedules share.
+#[derive(Debug)]
+pub(crate) struct Backends {
+    /// The CPU is the last one.
+    list: Vec<Backend>,
     pool: NonNull<sys::ggml_threadpool>,
-    graph: Option<Graph>,
     watch: Arc<Watch>,
 }
 
@@ -91,7 +106,7 @@ pub struct Executor {
 #[derive(Debug)]
 struct Watch {
     interrupt: Arc<AtomicBool>,
-    /// Operations of the graph that runs that are done, and all of them
+    /// How many operations of the graph that runs are done, and how many there are.
     done: AtomicUsize,
     all: AtomicUsize,
 }
@@ -108,9 +123,28 @@ impl Drop for Backend {
     }
 }
 
-/// ggml asks this between operations whether to go on.
+impl Backends {
+    pub(crate) fn pointers(&self) -> Vec<*mut sys::ggml_backend> {
+        self.list.iter().map(|b| b.ptr.as_ptr()).collect()
+    }
+
+    fn cpu(&self) -> *mut sys::ggml_backend {
+        self.list.last().expect("the CPU is always there").ptr.as_ptr()
+    }
+}
+
+impl Drop for Backends {
+    fn drop(&mut self) {
+        // The backends are freed before the pool that one of them uses.
+        self.list.clear();
+        // SAFETY: this owner made the pool and frees it once; no backend uses it any more.
+        unsafe { sys::ggml_threadpool_free(self.pool.as_ptr()) };
+    }
+}
+
+/// ggml asks this between operations whether to stop.
 unsafe extern "C" fn interrupted(watch: *mut c_void) -> bool {
-    // SAFETY: the pointer is to the Watch in the executor's Arc, which outlives the backend that calls this.
+    // SAFETY: the pointer is to the Watch in the Arc of `Backends`, which outlives the backend that calls this.
     let watch = unsafe { &*watch.cast::<Watch>() };
     watch.done.fetch_add(1, Ordering::Relaxed);
     watch.interrupt.load(Ordering::Relaxed)
@@ -163,176 +197,121 @@ fn is_finite(t: &sys::ggml_tensor) -> bool {
     values.iter().all(|v| v.is_finite())
 }
 
+/// The most threads that ggml's pools have (GGML_MAX_N_THREADS).
+const MAX_THREADS: usize = 512;
+
+/// The most devices that ggml's schedulers take (GGML_SCHED_MAX_BACKENDS).
+const MAX_BACKENDS: usize = 16;
+
+fn thread_count(n_threads: usize) -> i32 {
+    assert!((1..=MAX_THREADS).contains(&n_threads), "a computation takes 1 to {MAX_THREADS} threads, not {n_threads}");
+    n_threads as i32
+}
+
 impl Executor {
-    /// An executor over `gpus` and the CPU with `n_threads` threads at most, for graphs of up to `max_tensors`
-    /// tensors. A computation ends early once `interrupt` is set.
-    pub fn new(
-        gpus: &[Device],
-        n_threads: usize,
-        max_tensors: usize,
-        interrupt: Arc<AtomicBool>,
-    ) -> Result<Executor, ComputeError> {
-        let mut backends = Vec::new();
+    /// Starts `gpus`, the CPU, and `n_threads` threads for the CPU. A computation ends early once `interrupt` is set.
+    ///
+    /// # Errors
+    /// [`ComputeError::Failed`] if a device or the threads cannot be started.
+    ///
+    /// # Panics
+    /// If `n_threads` is 0 or above 512, or if there are more than 15 `gpus`: ggml's limits.
+    pub fn new(gpus: &[Device], n_threads: usize, interrupt: Arc<AtomicBool>) -> Result<Executor, ComputeError> {
+        let n_threads = thread_count(n_threads);
+        assert!(gpus.len() < MAX_BACKENDS, "an executor has up to {MAX_BACKENDS} devices");
+        let mut list = Vec::new();
         for device in gpus.iter().copied().chain([Device::cpu()]) {
             // SAFETY: the device is registered; no parameters.
             let ptr = unsafe { sys::ggml_backend_dev_init(device.as_ptr(), std::ptr::null()) };
-            backends.push(Backend { ptr: NonNull::new(ptr).ok_or(ComputeError::Failed)? });
+            list.push(Backend { ptr: NonNull::new(ptr).ok_or(ComputeError::Failed)? });
         }
-        let n_threads = i32::try_from(n_threads).expect("thread counts are small");
         // SAFETY: takes a number, returns a struct by value.
         let mut params = unsafe { sys::ggml_threadpool_params_default(n_threads) };
         // SAFETY: params is a live local.
         let pool = unsafe { sys::ggml_threadpool_new(&mut params) };
         let Some(pool) = NonNull::new(pool) else { return Err(ComputeError::Failed) };
-        let mut pointers: Vec<_> = backends.iter().map(|b| b.ptr.as_ptr()).collect();
-        let cpu = *pointers.last().expect("the CPU is always there");
-        // SAFETY: cpu is a live CPU backend; the pool outlives it (see `Drop`).
-        unsafe { sys::ggml_backend_cpu_set_threadpool(cpu, pool.as_ptr()) };
         let watch = Arc::new(Watch { interrupt, done: AtomicUsize::new(0), all: AtomicUsize::new(0) });
-        // SAFETY: cpu is live; what is watched is kept by the executor for longer than the backend.
-        unsafe {
-            sys::ggml_backend_cpu_set_abort_callback(cpu, Some(interrupted), Arc::as_ptr(&watch).cast_mut().cast());
-        }
-        let n = i32::try_from(pointers.len()).expect("devices are few");
-        // SAFETY: the array holds n live backends, the CPU last as ggml asks; null selects their own buffer types.
-        let sched = unsafe {
-            sys::ggml_backend_sched_new(pointers.as_mut_ptr(), std::ptr::null_mut(), n, max_tensors, false, true)
-        };
-        let sched = NonNull::new(sched).expect("ggml_backend_sched_new never fails");
-        Ok(Executor { sched, backends, pool, graph: None, watch })
+        let backends = Backends { list, pool, watch };
+        let cpu = backends.cpu();
+        // SAFETY: cpu is a live CPU backend; the pool outlives it (see the `Drop` of `Backends`).
+        unsafe { sys::ggml_backend_cpu_set_threadpool(cpu, pool.as_ptr()) };
+        let watch = Arc::as_ptr(&backends.watch).cast_mut().cast();
+        // SAFETY: cpu is live; `Backends` keeps the Watch for longer than the backend.
+        unsafe { sys::ggml_backend_cpu_set_abort_callback(cpu, Some(interrupted), watch) };
+        Ok(Executor { backends: Rc::new(backends) })
     }
 
-    /// Bytes of intermediate results that `graph` needs, summed over the devices, without reserving them.
-    pub fn measure(&mut self, graph: &Graph) -> usize {
-        self.graph = None;
-        let mut sizes = vec![0usize; self.backends.len()];
-        // SAFETY: scheduler and graph are live; sizes has one element per backend.
-        unsafe { sys::ggml_backend_sched_reserve_size(self.sched.as_ptr(), graph.as_ptr(), sizes.as_mut_ptr()) };
-        // SAFETY: the scheduler is live.
-        unsafe { sys::ggml_backend_sched_reset(self.sched.as_ptr()) };
-        sizes.iter().sum()
+    /// A schedule without a graph, for graphs of up to `max_tensors` tensors, counting views, inputs and those of stores.
+    ///
+    /// # Panics
+    /// If `max_tensors` is 0.
+    pub fn schedule(&self, max_tensors: usize) -> Schedule {
+        Schedule::new(&self.backends, max_tensors)
     }
 
-    /// Reserves the memory for graphs up to the size of this one.
-    pub fn reserve(&mut self, graph: &Graph) -> Result<(), ComputeError> {
-        self.graph = None;
-        // SAFETY: the scheduler is live and holds no other graph.
-        unsafe { sys::ggml_backend_sched_reset(self.sched.as_ptr()) };
-        // SAFETY: scheduler and graph are live.
-        let reserved = unsafe { sys::ggml_backend_sched_reserve(self.sched.as_ptr(), graph.as_ptr()) };
-        if reserved { Ok(()) } else { Err(ComputeError::OutOfMemory) }
+    /// Computes the schedule's graph with `n_threads` CPU threads; there are never more than the executor was made with.
+    ///
+    /// # Errors
+    /// [`ComputeError::Interrupted`] if the interrupt flag was set meanwhile, [`ComputeError::OutOfMemory`] and
+    /// [`ComputeError::Failed`] if a device reports it. The graph's outputs then hold anything.
+    ///
+    /// # Panics
+    /// If the schedule is of another executor or has no graph, if `n_threads` is 0 or above 512, or if an
+    /// [`Op`](crate::Op) of the graph panicked.
+    pub fn compute(&mut self, schedule: &mut Schedule, n_threads: usize) -> Result<(), ComputeError> {
+        let status = self.run(schedule, n_threads);
+        check(schedule, status)
     }
 
-    /// Makes `graph` the current one and gives its tensors memory.
-    pub fn load(&mut self, graph: Graph) -> Result<(), ComputeError> {
-        self.graph = None;
-        // SAFETY: the scheduler is live.
-        unsafe { sys::ggml_backend_sched_reset(self.sched.as_ptr()) };
-        // SAFETY: scheduler and graph are live; the graph is kept until the next one.
-        if !unsafe { sys::ggml_backend_sched_alloc_graph(self.sched.as_ptr(), graph.as_ptr()) } {
-            return Err(ComputeError::OutOfMemory);
-        }
-        self.watch.all.store(graph.n_operations(), Ordering::Relaxed);
-        self.graph = Some(graph);
-        Ok(())
-    }
-
-    /// Lets go of the current graph, and of the stores that it refers to.
-    pub fn unload(&mut self) {
-        // SAFETY: the scheduler is live; it forgets the graph's tensors before they go.
-        unsafe { sys::ggml_backend_sched_reset(self.sched.as_ptr()) };
-        self.graph = None;
-    }
-
-    fn tensor(&self, slot: Slot) -> NonNull<sys::ggml_tensor> {
-        self.graph.as_ref().expect("a graph is loaded").slot(slot)
-    }
-
-    /// Sets an input of the current graph; `data` holds all its elements.
-    pub fn set<T: Element>(&mut self, slot: Slot, data: &[T]) {
-        let tensor = self.tensor(slot);
-        // SAFETY: the tensor is live while its graph is.
-        let t = unsafe { tensor.as_ref() };
-        assert_eq!(t.type_, T::TYPE.raw(), "element type of an input");
-        // SAFETY: as above.
-        let bytes = unsafe { sys::ggml_nbytes(tensor.as_ptr()) };
-        assert_eq!(bytes, size_of_val(data), "size of an input");
-        if t.buffer.is_null() {
-            // Nothing in the graph reads it.
-            return;
-        }
-        // SAFETY: the tensor has memory of exactly this many bytes.
-        unsafe { sys::ggml_backend_tensor_set(tensor.as_ptr(), data.as_ptr().cast(), 0, bytes) };
-    }
-
-    /// Computes the current graph with `n_threads` CPU threads.
-    pub fn compute(&mut self, n_threads: usize) -> Result<(), ComputeError> {
-        let status = self.run(n_threads);
-        self.check(status)
-    }
-
-    /// [`Executor::compute`], node by node, which takes somewhat longer: when each was computed.
-    pub fn compute_traced(&mut self, n_threads: usize) -> Result<Vec<NodeTime>, ComputeError> {
+    /// [`Executor::compute`] node by node, which takes somewhat longer. Returns when each node was computed.
+    ///
+    /// # Errors
+    /// As [`Executor::compute`].
+    ///
+    /// # Panics
+    /// As [`Executor::compute`].
+    pub fn compute_traced(&mut self, schedule: &mut Schedule, n_threads: usize) -> Result<Vec<NodeTime>, ComputeError> {
         let mut traced = Trace { start: Instant::now(), nodes: Vec::new() };
+        let sched = schedule.as_ptr();
         let to = (&raw mut traced).cast();
-        // SAFETY: the scheduler is live; it forgets `traced` again below, before that goes.
-        unsafe { sys::ggml_backend_sched_set_eval_callback(self.sched.as_ptr(), Some(trace), to) };
-        let status = self.run(n_threads);
-        // SAFETY: the scheduler is live.
-        unsafe { sys::ggml_backend_sched_set_eval_callback(self.sched.as_ptr(), None, std::ptr::null_mut()) };
-        self.check(status).map(|()| traced.nodes)
+        // SAFETY: the scheduler is live; it forgets `traced` again when `forget` goes, which is before `traced` does.
+        unsafe { sys::ggml_backend_sched_set_eval_callback(sched, Some(trace), to) };
+        let forget = ForgetTrace(sched);
+        let status = self.run(schedule, n_threads);
+        drop(forget);
+        check(schedule, status).map(|()| traced.nodes)
     }
 
-    fn run(&mut self, n_threads: usize) -> sys::ggml_status {
-        let graph = self.graph.as_ref().expect("a graph is loaded").as_ptr();
-        self.watch.done.store(0, Ordering::Relaxed);
-        let cpu = self.backends.last().expect("the CPU is always there").ptr;
-        let n_threads = i32::try_from(n_threads).expect("thread counts are small");
-        // SAFETY: cpu is a live CPU backend.
-        unsafe { sys::ggml_backend_cpu_set_n_threads(cpu.as_ptr(), n_threads) };
-        // SAFETY: scheduler and graph are live, and the graph was allocated by `load`.
-        unsafe { sys::ggml_backend_sched_graph_compute(self.sched.as_ptr(), graph) }
-    }
-
-    fn check(&self, status: sys::ggml_status) -> Result<(), ComputeError> {
-        assert!(!self.graph.as_ref().is_some_and(Graph::op_failed), "an operation of the program's own failed");
-        match status {
-            sys::GGML_STATUS_SUCCESS => Ok(()),
-            sys::GGML_STATUS_ABORTED => Err(ComputeError::Interrupted),
-            sys::GGML_STATUS_ALLOC_FAILED => Err(ComputeError::OutOfMemory),
-            _ => Err(ComputeError::Failed),
-        }
-    }
-
-    /// Copies the first elements of an output of the current graph.
-    pub fn get<T: Element>(&self, slot: Slot, data: &mut [T]) {
-        let tensor = self.tensor(slot);
-        // SAFETY: the tensor is live while its graph is.
-        let t = unsafe { tensor.as_ref() };
-        assert_eq!(t.type_, T::TYPE.raw(), "element type of an output");
-        let bytes = size_of_val(data);
-        // SAFETY: as above.
-        assert!(bytes <= unsafe { sys::ggml_nbytes(tensor.as_ptr()) }, "size of an output");
-        assert!(!t.buffer.is_null(), "the output was computed");
-        // SAFETY: the tensor has memory of at least this many bytes; every bit pattern is a valid element.
-        unsafe { sys::ggml_backend_tensor_get(tensor.as_ptr(), data.as_mut_ptr().cast(), 0, bytes) };
+    fn run(&mut self, schedule: &mut Schedule, n_threads: usize) -> sys::ggml_status {
+        assert!(schedule.is_of(&self.backends), "compute: the schedule is of another executor");
+        let graph = schedule.graph().as_ptr();
+        let n_threads = thread_count(n_threads);
+        let Watch { done, all, .. } = &*self.backends.watch;
+        done.store(0, Ordering::Relaxed);
+        all.store(schedule.n_operations(), Ordering::Relaxed);
+        // SAFETY: the executor's CPU backend is live.
+        unsafe { sys::ggml_backend_cpu_set_n_threads(self.backends.cpu(), n_threads) };
+        // SAFETY: scheduler and graph are live, the graph was given memory by `Schedule::load`, and the backends that the
+        // scheduler uses are this executor's, which is borrowed mutably: nothing else runs on them.
+        unsafe { sys::ggml_backend_sched_graph_compute(schedule.as_ptr(), graph) }
     }
 
     /// Lets the worker threads sleep until the next computation. Otherwise they wait for it by spinning for a while, which
     /// takes the core from whatever else runs.
     pub fn pause(&self) {
         // SAFETY: the pool is live.
-        unsafe { sys::ggml_threadpool_pause(self.pool.as_ptr()) };
+        unsafe { sys::ggml_threadpool_pause(self.backends.pool.as_ptr()) };
     }
 
     /// The flag that ends a computation early.
     pub fn interrupt(&self) -> &Arc<AtomicBool> {
-        &self.watch.interrupt
+        &self.backends.watch.interrupt
     }
 
-    /// Tells from any thread which share of the computation that runs is done, as far as the CPU has part in it.
+    /// Tells from any thread which share, 0 to 1, of the graph that is computed now, or was last, is done. What other
+    /// devices than the CPU compute is not counted.
     pub fn progress(&self) -> impl Fn() -> f64 + Send + use<> {
-        let watch = self.watch.clone();
+        let watch = self.backends.watch.clone();
         move || {
             let [done, all] = [&watch.done, &watch.all].map(|n| n.load(Ordering::Relaxed) as f64);
             if all > 0.0 { (done / all).min(1.0) } else { 0.0 }
@@ -340,14 +319,22 @@ impl Executor {
     }
 }
 
-impl Drop for Executor {
+/// Takes the trace from the scheduler that it was given to, also when a panic unwinds.
+struct ForgetTrace(sys::ggml_backend_sched_t);
+
+impl Drop for ForgetTrace {
     fn drop(&mut self) {
-        self.graph = None;
-        // SAFETY: this owner made the scheduler and frees it once, before the backends that it refers to.
-        unsafe { sys::ggml_backend_sched_free(self.sched.as_ptr()) };
-        // The backends are freed before the pool that one of them uses.
-        self.backends.clear();
-        // SAFETY: this owner made the pool and frees it once; no backend uses it any more.
-        unsafe { sys::ggml_threadpool_free(self.pool.as_ptr()) };
+        // SAFETY: the scheduler is live: `compute_traced` borrows the schedule for longer than this lives.
+        unsafe { sys::ggml_backend_sched_set_eval_callback(self.0, None, std::ptr::null_mut()) };
+    }
+}
+
+fn check(schedule: &Schedule, status: sys::ggml_status) -> Result<(), ComputeError> {
+    assert!(!schedule.graph().op_failed(), "an operation of the program's own panicked");
+    match status {
+        sys::GGML_STATUS_SUCCESS => Ok(()),
+        sys::GGML_STATUS_ABORTED => Err(ComputeError::Interrupted),
+        sys::GGML_STATUS_ALLOC_FAILED => Err(ComputeError::OutOfMemory),
+        _ => Err(ComputeError::Failed),
     }
 }

@@ -6,6 +6,7 @@
 //! otherwise abort on.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -63,6 +64,7 @@ pub struct Slot(usize);
 pub struct Graph {
     graph: NonNull<sys::ggml_cgraph>,
     _context: Context,
+    n_tensors: usize,
     slots: Vec<NonNull<sys::ggml_tensor>>,
     // Boxed: nodes of the graph point to them.
     #[allow(clippy::vec_box, reason = "addresses must not change")]
@@ -83,7 +85,11 @@ pub(crate) fn computes(op: sys::ggml_op) -> bool {
 pub struct Builder<'g> {
     context: Context,
     graph: NonNull<sys::ggml_cgraph>,
+    /// How many tensors can still be made, and how many there can be.
     room: Cell<usize>,
+    max_tensors: usize,
+    /// Tensors of stores that were used.
+    leaves: RefCell<HashSet<NonNull<sys::ggml_tensor>>>,
     slots: RefCell<Vec<NonNull<sys::ggml_tensor>>>,
     #[allow(clippy::vec_box, reason = "addresses must not change")]
     ops: RefCell<Vec<Box<Custom>>>,
@@ -122,7 +128,7 @@ pub struct Rope {
 }
 
 impl Graph {
-    /// Builds a graph of up to `max_tensors` tensors, counting views and inputs.
+    /// Builds a graph of up to `max_tensors` tensors, counting views and inputs, and up to as many tensors of stores.
     pub fn build<R>(max_tensors: usize, f: impl for<'g> FnOnce(&Builder<'g>) -> R) -> (Graph, R) {
         // SAFETY: returns a size computed from the number.
         let overhead = unsafe { sys::ggml_graph_overhead_custom(max_tensors, false) };
@@ -133,15 +139,18 @@ impl Graph {
             graph: NonNull::new(graph).expect("the context has room for the graph"),
             context,
             room: Cell::new(max_tensors),
+            max_tensors,
+            leaves: RefCell::default(),
             slots: RefCell::default(),
             ops: RefCell::default(),
             stores: RefCell::default(),
             brand: PhantomData,
         };
         let result = f(&builder);
+        let n_tensors = max_tensors - builder.room.get() + builder.leaves.borrow().len();
         let Builder { context, graph, slots, ops, stores, .. } = builder;
         let (slots, ops, _stores) = (slots.into_inner(), ops.into_inner(), stores.into_inner());
-        (Graph { graph, _context: context, slots, ops, _stores }, result)
+        (Graph { graph, _context: context, n_tensors, slots, ops, _stores }, result)
     }
 
     pub(crate) fn as_ptr(&self) -> *mut sys::ggml_cgraph {
@@ -155,6 +164,11 @@ impl Graph {
         // SAFETY: the number is below that of the graph's nodes, which are live with it.
         let op = |i: i32| unsafe { (*sys::ggml_graph_node(self.graph.as_ptr(), i)).op };
         (0..n).filter(|&i| computes(op(i))).count()
+    }
+
+    /// Number of tensors: those made for the graph, and those of stores.
+    pub(crate) fn n_tensors(&self) -> usize {
+        self.n_tensors
     }
 
     /// Whether an operation of the caller's panicked.
@@ -265,12 +279,19 @@ impl<'g> Builder<'g> {
     }
 
     /// A weight or cache tensor.
+    ///
+    /// # Panics
+    /// If the tensor is of another store, or the graph has more tensors of stores than it was made for.
     pub fn leaf(&self, store: &Rc<Store>, id: TensorId) -> Tensor<'g> {
+        let ptr = store.leaf(id);
+        let mut leaves = self.leaves.borrow_mut();
+        leaves.insert(ptr);
+        assert!(leaves.len() <= self.max_tensors, "leaf: the graph has more tensors of stores than it was made for");
         let mut stores = self.stores.borrow_mut();
         if !stores.iter().any(|s| Rc::ptr_eq(s, store)) {
             stores.push(store.clone());
         }
-        Tensor { ptr: store.tensor(id), brand: PhantomData }
+        Tensor { ptr, brand: PhantomData }
     }
 
     /// Adds the operations that `t` needs, and `t`, to the graph, in this order.
@@ -459,6 +480,18 @@ impl<'g> Builder<'g> {
         });
         self.accumulate_in_f32(t);
         t
+    }
+
+    /// `a` and then `b`, one after the other along dimension `dim`; in all other dimensions they are equally long.
+    pub fn concat(&self, a: Tensor<'g>, b: Tensor<'g>, dim: usize) -> Tensor<'g> {
+        let (m, n) = (a.ne(), b.ne());
+        assert!(dim < 4, "concat: dimension {dim}");
+        assert!(a.ty() == b.ty(), "concat: {:?} and {:?}", a.ty(), b.ty());
+        assert!((0..4).all(|d| d == dim || m[d] == n[d]), "concat {m:?} {n:?} along dimension {dim}");
+        assert!(a.rows_are_contiguous() && b.rows_are_contiguous(), "concat: the rows are not contiguous");
+        let dim = i32::try_from(dim).expect("below 4");
+        // SAFETY: equal types, and shapes that differ in dim at most; the kernels copy whole rows of any type.
+        self.wrap(unsafe { sys::ggml_concat(self.ctx(), a.as_ptr(), b.as_ptr(), dim) })
     }
 
     /// Softmax of `scale * a + mask` along rows; `mask` F32 or F16 `[ne0, ne1, 1, ne3]`.

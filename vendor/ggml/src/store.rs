@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::ops::ControlFlow;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
@@ -40,9 +40,52 @@ pub enum Place {
 /// Alignment that ggml's CPU backend asks of a tensor that it uses in place.
 pub const MAPPED_ALIGNMENT: usize = 32;
 
-/// Name of a tensor of one [`Store`].
+/// Name of a tensor of one [`Store`]. No other store owns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct TensorId(usize);
+pub struct TensorId {
+    /// Number of the [`Specs`] that gave the id.
+    specs: u64,
+    index: usize,
+}
+
+/// Tensors of a [`Store`] that is still to be made.
+#[derive(Debug)]
+pub struct Specs {
+    /// No other `Specs` of the process has this number.
+    number: u64,
+    list: Vec<TensorSpec>,
+}
+
+impl Default for Specs {
+    fn default() -> Specs {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Specs { number: NEXT.fetch_add(1, Ordering::Relaxed), list: Vec::new() }
+    }
+}
+
+impl Specs {
+    /// No tensors yet.
+    pub fn new() -> Specs {
+        Specs::default()
+    }
+
+    /// Adds a tensor, and returns the id that it will have in the store.
+    pub fn push(&mut self, spec: TensorSpec) -> TensorId {
+        self.list.push(spec);
+        TensorId { specs: self.number, index: self.list.len() - 1 }
+    }
+
+    /// Number of tensors.
+    #[allow(clippy::len_without_is_empty, reason = "nobody asks")]
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// The tensors, in the order in which they were added.
+    pub fn iter(&self) -> impl Iterator<Item = &TensorSpec> {
+        self.list.iter()
+    }
+}
 
 /// Why a store could not be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +101,8 @@ pub struct AllocError {
 /// Lives on one thread: graphs read and write the tensors without locks.
 #[derive(Debug)]
 pub struct Store {
+    /// Number of the [`Specs`] that it was made of.
+    specs: u64,
     tensors: Vec<NonNull<sys::ggml_tensor>>,
     buffers: Vec<Buffer>,
     context: Context,
@@ -86,12 +131,13 @@ impl Store {
     /// # Panics
     /// If a mapped tensor is not inside its map or not aligned to [`MAPPED_ALIGNMENT`], if a shape is not whole blocks
     /// of its type, or if sizes overflow: the caller has checked them.
-    pub fn new(specs: &[TensorSpec], maps: Vec<Arc<Map>>) -> Result<Store, AllocError> {
+    pub fn new(specs: Specs, maps: Vec<Arc<Map>>) -> Result<Store, AllocError> {
+        let Specs { number, list: specs } = specs;
         let context = init_context(specs.len());
         let mapped = specs.iter().map(|s| matches!(s.place, Place::Mapped(..))).collect();
         let (tensors, buffers) = Default::default();
-        let mut store = Store { tensors, buffers, context, maps, mapped, fresh: Cell::new(true) };
-        for spec in specs {
+        let mut store = Store { specs: number, tensors, buffers, context, maps, mapped, fresh: Cell::new(true) };
+        for spec in &specs {
             assert!(
                 spec.ty.row_bytes(usize::try_from(spec.ne[0]).unwrap()).is_some(),
                 "{}: ne0 is not whole blocks",
@@ -107,8 +153,8 @@ impl Store {
             unsafe { sys::ggml_set_name(tensor.as_ptr(), name.as_ptr()) };
             store.tensors.push(tensor);
         }
-        store.map_tensors(specs)?;
-        store.allocate_tensors(specs)?;
+        store.map_tensors(&specs)?;
+        store.allocate_tensors(&specs)?;
         Ok(store)
     }
 
@@ -204,14 +250,23 @@ impl Store {
         Ok(())
     }
 
-    /// Ids of the tensors, in the order of the specs.
-    pub fn ids(&self) -> impl Iterator<Item = TensorId> + use<> {
-        (0..self.tensors.len()).map(TensorId)
+    /// Whether the tensor is this store's.
+    pub fn owns(&self, id: TensorId) -> bool {
+        // Every id of the store's specs is below the number of tensors, as the specs went into the store whole.
+        id.specs == self.specs
     }
 
-    pub(crate) fn tensor(&self, id: TensorId) -> NonNull<sys::ggml_tensor> {
+    /// Number of the tensor, for an operation of this name.
+    fn index(&self, id: TensorId, operation: &str) -> usize {
+        assert!(self.owns(id), "{operation}: the tensor is of another store");
+        id.index
+    }
+
+    /// A tensor for use in a graph.
+    pub(crate) fn leaf(&self, id: TensorId) -> NonNull<sys::ggml_tensor> {
+        let index = self.index(id, "leaf");
         self.fresh.set(false);
-        self.tensors[id.0]
+        self.tensors[index]
     }
 
     /// Marks the buffers as weights, which ggml's scheduler runs operations next to.
@@ -249,48 +304,66 @@ impl Store {
     }
 
     /// Size of a tensor in bytes.
+    ///
+    /// # Panics
+    /// If the tensor is of another store.
     pub fn n_bytes(&self, id: TensorId) -> usize {
+        self.bytes_of(self.index(id, "n_bytes"))
+    }
+
+    fn bytes_of(&self, index: usize) -> usize {
         // SAFETY: the tensor is live.
-        unsafe { sys::ggml_nbytes(self.tensors[id.0].as_ptr()) }
+        unsafe { sys::ggml_nbytes(self.tensors[index].as_ptr()) }
+    }
+
+    /// A tensor for an operation of this name on `length` bytes from `offset` on.
+    fn bytes(&self, id: TensorId, operation: &str, offset: usize, length: usize) -> NonNull<sys::ggml_tensor> {
+        let index = self.index(id, operation);
+        let n = self.bytes_of(index);
+        assert!(
+            offset.checked_add(length).is_some_and(|end| end <= n),
+            "{operation}: {length} bytes from {offset} on of a tensor of {n} bytes"
+        );
+        self.tensors[index]
+    }
+
+    fn assert_writable(&self, id: TensorId, operation: &str) {
+        assert!(!self.mapped[self.index(id, operation)], "{operation}: a mapped tensor is read-only");
     }
 
     /// Writes zeros into `length` bytes of a tensor from `offset` on.
     ///
     /// # Panics
-    /// If the tensor is mapped, which is read-only, or if the bytes are not the tensor's.
+    /// If the tensor is of another store, or mapped, which is read-only, or if the bytes are not the tensor's.
     pub fn zero(&self, id: TensorId, offset: usize, length: usize) {
-        assert!(!self.mapped[id.0], "a mapped tensor is read-only");
-        assert!(offset.checked_add(length).is_some_and(|end| end <= self.n_bytes(id)), "bytes of the tensor");
+        self.assert_writable(id, "zero");
+        let tensor = self.bytes(id, "zero", offset, length);
         // SAFETY: the tensor is live, in memory of its own, and holds the bytes; the store is used by one thread, and no
         // graph runs while it is here.
-        unsafe { sys::ggml_backend_tensor_memset(self.tensors[id.0].as_ptr(), 0, offset, length) };
+        unsafe { sys::ggml_backend_tensor_memset(tensor.as_ptr(), 0, offset, length) };
     }
 
     /// Copies bytes of a tensor, from `offset` on.
     ///
     /// # Panics
-    /// If the bytes are not the tensor's.
+    /// If the tensor is of another store, or if the bytes are not the tensor's.
     pub fn read(&self, id: TensorId, offset: usize, out: &mut [u8]) {
-        assert!(offset.checked_add(out.len()).is_some_and(|end| end <= self.n_bytes(id)), "bytes of the tensor");
+        let tensor = self.bytes(id, "read", offset, out.len());
         // SAFETY: the tensor is live, has a buffer and holds the bytes; `out` is as long and exclusively borrowed; the store
         // is used by one thread, and no graph runs while it is here.
-        unsafe {
-            sys::ggml_backend_tensor_get(self.tensors[id.0].as_ptr(), out.as_mut_ptr().cast(), offset, out.len())
-        };
+        unsafe { sys::ggml_backend_tensor_get(tensor.as_ptr(), out.as_mut_ptr().cast(), offset, out.len()) };
     }
 
     /// Replaces bytes of a tensor, from `offset` on.
     ///
     /// # Panics
-    /// If the tensor is mapped, which is read-only, or if the bytes are not the tensor's.
+    /// If the tensor is of another store, or mapped, which is read-only, or if the bytes are not the tensor's.
     pub fn write(&self, id: TensorId, offset: usize, bytes: &[u8]) {
-        assert!(!self.mapped[id.0], "a mapped tensor is read-only");
-        assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= self.n_bytes(id)), "bytes of the tensor");
+        self.assert_writable(id, "write");
+        let tensor = self.bytes(id, "write", offset, bytes.len());
         // SAFETY: the tensor is live, in memory of its own, and holds the bytes; the store is used by one thread, and no
         // graph runs while it is here.
-        unsafe {
-            sys::ggml_backend_tensor_set(self.tensors[id.0].as_ptr(), bytes.as_ptr().cast(), offset, bytes.len())
-        };
+        unsafe { sys::ggml_backend_tensor_set(tensor.as_ptr(), bytes.as_ptr().cast(), offset, bytes.len()) };
     }
 
     /// Copies data into tensors that are in buffers, in the layout of the buffer's kind, on `n_threads` threads.
@@ -298,14 +371,14 @@ impl Store {
     /// Returns whether all was copied.
     ///
     /// # Panics
-    /// If a tensor is mapped or given twice, if a length differs from the tensor's size, or if a graph has used the store.
+    /// If a tensor is of another store, mapped or given twice, if a length differs from the tensor's size, or if a graph has used the store.
     pub fn fill(
         &mut self,
         data: &[(TensorId, &[u8])],
         n_threads: usize,
         done: &mut (dyn FnMut(usize) -> ControlFlow<()> + Send),
     ) -> bool {
-        assert!(self.fresh.get(), "the store is in use");
+        assert!(self.fresh.get(), "fill: a graph uses the store");
         let mut seen = vec![false; self.tensors.len()];
         struct Job<'a>(NonNull<sys::ggml_tensor>, &'a [u8]);
         // SAFETY: each tensor is in one job only (asserted below), so no two threads write to one tensor; nothing else
@@ -314,12 +387,11 @@ impl Store {
         let jobs: Vec<Job> = data
             .iter()
             .map(|&(id, bytes)| {
-                assert!(!std::mem::replace(&mut seen[id.0], true), "a tensor is given twice");
-                assert!(!self.mapped[id.0], "a mapped tensor is read-only");
-                let tensor = self.tensors[id.0];
-                // SAFETY: the tensor is live.
-                assert_eq!(unsafe { sys::ggml_nbytes(tensor.as_ptr()) }, bytes.len(), "length of a tensor's data");
-                Job(tensor, bytes)
+                self.assert_writable(id, "fill");
+                let index = self.index(id, "fill");
+                assert!(!std::mem::replace(&mut seen[index], true), "fill: a tensor is given twice");
+                assert_eq!(self.bytes_of(index), bytes.len(), "fill: length of a tensor's data");
+                Job(self.tensors[index], bytes)
             })
             .collect();
         let next = AtomicUsize::new(0);

@@ -1,0 +1,169 @@
+//! A graph that is loaded: which device computes which node, and the memory of its intermediate results.
+
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use llama_cpp_sys_2 as sys;
+
+use crate::exec::{Backends, ComputeError, Element};
+use crate::graph::{Graph, Slot};
+
+/// One of ggml's schedulers: holds at most one loaded graph, and the memory that it is computed in, which stays for the
+/// next graph. Made by [`Executor::schedule`](crate::Executor::schedule), and computed by that executor only.
+///
+/// Schedules share their executor's devices and threads, and keep these for as long as they live themselves. They stay on
+/// one thread:
+/// ```compile_fail,E0277
+/// fn is_send<T: Send>() {}
+/// is_send::<ggml::Schedule>();
+/// ```
+#[derive(Debug)]
+pub struct Schedule {
+    sched: NonNull<sys::ggml_backend_sched>,
+    max_tensors: usize,
+    graph: Option<Graph>,
+    /// How many nodes of the graph compute something.
+    n_operations: usize,
+    backends: Rc<Backends>,
+}
+
+impl Drop for Schedule {
+    fn drop(&mut self) {
+        self.graph = None;
+        // SAFETY: this owner made the scheduler and frees it once, before it lets go of the backends.
+        unsafe { sys::ggml_backend_sched_free(self.sched.as_ptr()) };
+    }
+}
+
+impl Schedule {
+    pub(crate) fn new(backends: &Rc<Backends>, max_tensors: usize) -> Schedule {
+        assert!(max_tensors > 0, "schedule: graphs of no tensors");
+        let mut pointers = backends.pointers();
+        let n = i32::try_from(pointers.len()).expect("devices are few");
+        // SAFETY: the array holds n live backends, the CPU last as ggml asks; null selects their own buffer types.
+        let sched = unsafe {
+            sys::ggml_backend_sched_new(pointers.as_mut_ptr(), std::ptr::null_mut(), n, max_tensors, false, true)
+        };
+        let sched = NonNull::new(sched).expect("ggml_backend_sched_new never fails");
+        Schedule { sched, max_tensors, graph: None, n_operations: 0, backends: backends.clone() }
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut sys::ggml_backend_sched {
+        self.sched.as_ptr()
+    }
+
+    pub(crate) fn is_of(&self, backends: &Rc<Backends>) -> bool {
+        Rc::ptr_eq(&self.backends, backends)
+    }
+
+    /// The loaded graph.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub(crate) fn graph(&self) -> &Graph {
+        self.graph.as_ref().expect("a graph is loaded")
+    }
+
+    pub(crate) fn n_operations(&self) -> usize {
+        self.n_operations
+    }
+
+    /// Bytes of memory for intermediate results that `graph` needs, summed over the devices. Reserves nothing, and unloads
+    /// the loaded graph.
+    ///
+    /// # Panics
+    /// If the graph has more tensors than the schedule was made for.
+    pub fn measure(&mut self, graph: &Graph) -> usize {
+        self.make_ready_for(graph);
+        let mut sizes = vec![0usize; self.backends.pointers().len()];
+        // SAFETY: scheduler and graph are live; sizes has one element per backend.
+        unsafe { sys::ggml_backend_sched_reserve_size(self.sched.as_ptr(), graph.as_ptr(), sizes.as_mut_ptr()) };
+        // SAFETY: the scheduler is live.
+        unsafe { sys::ggml_backend_sched_reset(self.sched.as_ptr()) };
+        sizes.iter().sum()
+    }
+
+    /// Reserves the memory that `graph` needs, so that loading a graph that needs no more cannot fail. Unloads the loaded
+    /// graph.
+    ///
+    /// # Errors
+    /// [`ComputeError::OutOfMemory`] if the memory cannot be had.
+    ///
+    /// # Panics
+    /// If the graph has more tensors than the schedule was made for.
+    pub fn reserve(&mut self, graph: &Graph) -> Result<(), ComputeError> {
+        self.make_ready_for(graph);
+        // SAFETY: scheduler and graph are live.
+        let reserved = unsafe { sys::ggml_backend_sched_reserve(self.sched.as_ptr(), graph.as_ptr()) };
+        if reserved { Ok(()) } else { Err(ComputeError::OutOfMemory) }
+    }
+
+    /// Gives the tensors of `graph` memory, and keeps it in place of the loaded graph.
+    ///
+    /// # Errors
+    /// [`ComputeError::OutOfMemory`] if the memory cannot be had; then no graph is loaded.
+    ///
+    /// # Panics
+    /// If the graph has more tensors than the schedule was made for.
+    pub fn load(&mut self, graph: Graph) -> Result<(), ComputeError> {
+        self.make_ready_for(&graph);
+        // SAFETY: scheduler and graph are live; the graph is kept until the scheduler is reset or freed.
+        if !unsafe { sys::ggml_backend_sched_alloc_graph(self.sched.as_ptr(), graph.as_ptr()) } {
+            return Err(ComputeError::OutOfMemory);
+        }
+        self.n_operations = graph.n_operations();
+        self.graph = Some(graph);
+        Ok(())
+    }
+
+    /// Lets go of the loaded graph, if there is one, and of the stores that it refers to.
+    pub fn unload(&mut self) {
+        // SAFETY: the scheduler is live; it forgets the graph's tensors before they go.
+        unsafe { sys::ggml_backend_sched_reset(self.sched.as_ptr()) };
+        self.graph = None;
+    }
+
+    fn make_ready_for(&mut self, graph: &Graph) {
+        let (n, max) = (graph.n_tensors(), self.max_tensors);
+        assert!(n <= max, "a graph of {n} tensors in a schedule for {max}");
+        self.unload();
+    }
+
+    /// Sets an input of the loaded graph; `data` holds all its elements. Inputs are set before each computation, as ggml
+    /// may use their memory for results once they have been read.
+    ///
+    /// # Panics
+    /// If no graph is loaded, or `data` is not of the input's type and size.
+    pub fn set<T: Element>(&mut self, slot: Slot, data: &[T]) {
+        let tensor = self.graph().slot(slot);
+        // SAFETY: the tensor is live while its graph is.
+        let t = unsafe { tensor.as_ref() };
+        assert_eq!(t.type_, T::TYPE.raw(), "element type of an input");
+        // SAFETY: as above.
+        let bytes = unsafe { sys::ggml_nbytes(tensor.as_ptr()) };
+        assert_eq!(bytes, size_of_val(data), "size of an input");
+        if t.buffer.is_null() {
+            // Nothing in the graph reads it.
+            return;
+        }
+        // SAFETY: the tensor has memory of exactly this many bytes.
+        unsafe { sys::ggml_backend_tensor_set(tensor.as_ptr(), data.as_ptr().cast(), 0, bytes) };
+    }
+
+    /// Copies the first elements of an output of the loaded graph.
+    ///
+    /// # Panics
+    /// If no graph is loaded, or the output is of another type or has fewer elements than `data`.
+    pub fn get<T: Element>(&self, slot: Slot, data: &mut [T]) {
+        let tensor = self.graph().slot(slot);
+        // SAFETY: the tensor is live while its graph is.
+        let t = unsafe { tensor.as_ref() };
+        assert_eq!(t.type_, T::TYPE.raw(), "element type of an output");
+        let bytes = size_of_val(data);
+        // SAFETY: as above.
+        assert!(bytes <= unsafe { sys::ggml_nbytes(tensor.as_ptr()) }, "size of an output");
+        assert!(!t.buffer.is_null(), "the output was computed");
+        // SAFETY: the tensor has memory of at least this many bytes; every bit pattern is a valid element.
+        unsafe { sys::ggml_backend_tensor_get(tensor.as_ptr(), data.as_mut_ptr().cast(), 0, bytes) };
+    }
+}
