@@ -29,10 +29,11 @@ use std::path::Path;
 use ggml::{Map, Rope};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use crate::cli::options::{CacheType, PruneOptions};
 use crate::error::{Error, Kind, Result};
+use crate::graph::CacheType;
 use crate::model::{KvCache, Model};
-use crate::places::replace_file;
+use crate::prune;
+use crate::system::places::replace_file;
 use crate::tokenizer::Token;
 
 const MAGIC: &[u8; 8] = b"PPRUNKVC";
@@ -93,12 +94,12 @@ pub struct Saved<'a> {
 
 impl Origin {
     /// That of the cells of a session.
-    pub fn new(model: &Model, cache: &KvCache, pruning: Option<&PruneOptions>) -> Origin {
+    pub fn new(model: &Model, cache: &KvCache, pruning: Option<&prune::Options>) -> Origin {
         let (hparams, params) = (model.hparams(), cache.params());
         let pruning = pruning.map_or(0, |options| {
             // What is written about it changes nothing.
-            let options = PruneOptions { dump: None, ..options.clone() };
-            xxh3_64(format!("{options:?}").as_bytes())
+            let options = prune::Options { dump: None, ..options.clone() };
+            xxh3_64(format!("Prune{options:?}").as_bytes())
         });
         Origin {
             fingerprint: model.gguf().fingerprint(),

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use ggml::{ComputeError, Executor, F16, NodeTime};
 
-use crate::cli::options::{ContextOptions, Tristate};
+use crate::engine;
 use crate::error::{Error, Kind, Result};
-use crate::model::{CacheParams, Compact, KvCache, Model, Pass, Shape, Slots, hadamard, memory};
+use crate::model::{CacheParams, Compact, KvCache, Model, Pass, Shape, Slots, hadamard};
 use crate::prompt_cache::{self, Found, Origin};
 use crate::prune::plan::{self, Block, Dims};
 use crate::prune::record::{Record, Summary};
 use crate::prune::{BlockSlots, Masks, Mode, Observed, Pruning, probe};
+use crate::system::memory;
 use crate::tokenizer::Token;
 
 /// Cells are counted in steps, so that a graph serves many tokens (as llama.cpp).
@@ -204,7 +205,7 @@ impl<'m> Session<'m> {
     /// running computation soon after it is set.
     pub fn new(
         model: &'m Model,
-        options: &ContextOptions,
+        options: &engine::Options,
         n_seq_max: usize,
         n_outputs_max: usize,
         interrupt: Arc<AtomicBool>,
@@ -227,8 +228,7 @@ impl<'m> Session<'m> {
                 n_seq: n_seq_max,
                 type_k: options.cache_type_k,
                 type_v: options.cache_type_v,
-                // Every backend of ours has it, so that automatic is on.
-                flash_attn: options.flash_attn != Tristate::Off,
+                flash_attn: options.flash_attn,
             };
             if let Some(why) = params.refusal(hparams) {
                 return Err(Error::usage(why));

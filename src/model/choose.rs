@@ -9,9 +9,9 @@ use kernels::FEW;
 
 use super::native::{Factor, Product, Quantize, is_direct, words};
 use super::weights::{Placement, memory_for};
-use crate::cli::options::{Kernels, ModelOptions};
 use crate::gguf::Gguf;
 use crate::prune::reduce::Matrix;
+use crate::weights::{self, Kernels};
 
 /// Bytes of the matrix that are measured: enough for a steady state, few enough for a load.
 const SAMPLE_BYTES: usize = 4 << 20;
@@ -48,7 +48,7 @@ impl Times {
 }
 
 /// Whether our kernels multiply the weights: because the user asked for them, or because they are faster with the matrix `name`.
-pub fn native(options: &ModelOptions, gguf: &Gguf, name: &str, placement: &Placement, n_threads: usize) -> bool {
+pub fn native(options: &weights::Options, gguf: &Gguf, name: &str, placement: &Placement, n_threads: usize) -> bool {
     match options.kernels {
         Kernels::Ggml => false,
         Kernels::Native => true,

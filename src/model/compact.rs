@@ -8,7 +8,6 @@ use ggml::{Place, Store, TensorId, TensorSpec, Type, Usage};
 use kernels::ColumnLayout;
 
 use super::Model;
-use super::memory;
 use super::native::{MadeColumns, column_layout, reduce_columns};
 use super::weights::memory_for;
 use crate::error::{Error, Result};
@@ -16,6 +15,7 @@ use crate::prune::Masks;
 use crate::prune::plan::{Block, Kind};
 use crate::prune::reduce::Matrix;
 use crate::prune::score::multiply;
+use crate::system::memory;
 
 /// What to do when reduced weights do not fit.
 const ADVICE: &str = "prune without them (/prune off), or use a smaller model";

@@ -1,6 +1,6 @@
 //! Hyper-parameters: what a file's metadata says about the shape of the model, checked.
 
-use crate::cli::options::{RopeOptions, RopeScaling};
+use super::options::{RopeOptions, RopeScaling};
 use crate::error::{Error, Result, shown};
 use crate::gguf::{Gguf, Metadata};
 

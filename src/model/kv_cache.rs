@@ -7,10 +7,10 @@ use std::cell::Cell;
 use std::io::{self, Write};
 use std::rc::Rc;
 
-use ggml::{AllocError, BufferType, Builder, Place, Store, Tensor, TensorId, TensorSpec, Type};
+use ggml::{AllocError, BufferType, Builder, Place, Store, Tensor, TensorId, TensorSpec};
 
 use super::hparams::Hparams;
-use crate::cli::options::CacheType;
+use crate::graph::CacheType;
 
 /// Type, size and layout of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,26 +42,6 @@ pub struct KvCache {
     n_head_kv: usize,
     /// Cells of each sequence that are known to hold numbers.
     clean: Cell<usize>,
-}
-
-impl CacheType {
-    /// The tensors' type.
-    pub fn tensor_type(self) -> Type {
-        match self {
-            CacheType::F32 => Type::F32,
-            CacheType::F16 => Type::F16,
-            CacheType::Q8_0 => Type::Q8_0,
-        }
-    }
-
-    /// Name as in flags.
-    pub fn name(self) -> &'static str {
-        match self {
-            CacheType::F32 => "f32",
-            CacheType::F16 => "f16",
-            CacheType::Q8_0 => "q8_0",
-        }
-    }
 }
 
 impl CacheParams {

@@ -6,8 +6,8 @@ mod compact;
 mod hparams;
 mod kv_cache;
 mod llama;
-pub mod memory;
 mod native;
+mod options;
 mod weights;
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,12 +18,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ggml::{BufferType, Builder, Device, Graph, Slot, Store, TensorId, Type};
 
-use crate::cli::options::{Kernels, ModelOptions, Pack, RopeOptions};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::prune::plan::{Block, Dims, Kind};
 use crate::prune::reduce::Matrix;
 use crate::prune::score::Formula;
+use crate::system::memory;
+use crate::weights::{Kernels, Pack};
 
 use builder::BatchBuilder;
 pub use builder::{Pass, Shape, Slots};
@@ -31,6 +32,7 @@ pub use compact::Compact;
 pub use hparams::{ARCHITECTURES, Hparams};
 pub use kv_cache::{CacheParams, KvCache, hadamard};
 use native::{Clock, Native, Panels, pack, packed_bytes};
+pub use options::{Options, RopeOptions, RopeScaling};
 use weights::{Loader, Placement, Weights};
 
 /// A model in memory, ready to compute.
@@ -53,24 +55,23 @@ impl Model {
     /// [`crate::error::Kind::Interrupted`].
     pub fn load(
         gguf: Arc<Gguf>,
-        options: &ModelOptions,
-        rope: &RopeOptions,
+        options: &Options,
         n_threads: usize,
         progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send),
     ) -> Result<Model> {
-        let hparams = Hparams::read(&gguf, rope)?;
-        let placement = Placement::new(&gguf, hparams.n_layer, options.n_gpu_layers);
+        let hparams = Hparams::read(&gguf, &options.rope)?;
+        let placement = Placement::new(&gguf, hparams.n_layer, options.weights.n_gpu_layers);
         // What decides is what a layer does most.
-        let native = choose::native(options, &gguf, "blk.0.ffn_up.weight", &placement, n_threads);
+        let native = choose::native(&options.weights, &gguf, "blk.0.ffn_up.weight", &placement, n_threads);
         let load = |progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send)| {
-            let mut loader = Loader::new(&gguf, &placement, options, native);
+            let mut loader = Loader::new(&gguf, &placement, &options.weights, native);
             let wanted = llama::Tensors::want(&mut loader, &hparams)?;
             let weights = loader.finish(n_threads, progress)?;
             Ok((wanted.resolve(&weights.ids), weights))
         };
         let (tensors, weights) = load(progress).map_err(|e: Error| e.in_file(gguf.path()))?;
         let Weights { store, matrices, native: multiplied, ignored, .. } = weights;
-        let resident = match options.pack {
+        let resident = match options.weights.pack {
             Pack::Batch => HashMap::new(),
             Pack::Resident => resident(&tensors, &matrices, &multiplied, hparams.n_layer, n_threads)?,
         };

@@ -6,12 +6,12 @@ use std::rc::Rc;
 
 use ggml::{BufferType, Device, MAPPED_ALIGNMENT, Place, Store, TensorId, TensorSpec, Type, Usage};
 
-use super::memory;
 use super::native::is_direct;
-use crate::cli::options::ModelOptions;
 use crate::error::{Error, Kind, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::prune::reduce::Matrix;
+use crate::system::memory;
+use crate::weights;
 
 /// Which device computes each layer.
 #[derive(Debug, Clone)]
@@ -127,7 +127,7 @@ impl<'a> Loader<'a> {
 
     /// A loader over a checked file.
     /// `native` says whether our own kernels are to multiply what they can.
-    pub fn new(gguf: &'a Gguf, placement: &'a Placement, options: &ModelOptions, native: bool) -> Loader<'a> {
+    pub fn new(gguf: &'a Gguf, placement: &'a Placement, options: &weights::Options, native: bool) -> Loader<'a> {
         let no_mmap = options.no_mmap;
         let (multiplied, specs, sources, used) = Default::default();
         Loader { gguf, placement, no_mmap, native, multiplied, specs, sources, used }

@@ -6,6 +6,7 @@
 //! batches; it sees matrices and numbers, never a file.
 
 pub mod history;
+mod options;
 pub mod plan;
 pub mod probe;
 pub mod record;
@@ -18,8 +19,8 @@ use std::sync::{Arc, RwLock};
 
 use ggml::{Builder, Slot, Tensor, Type};
 
-use crate::cli::options::{HistoryKind, Picker, PruneMethod, PruneOptions};
 use history::History;
+pub use options::{HistoryKind, Method, Metric, Options, Picker};
 use plan::{Block, Plan};
 use probe::ProbeShape;
 use score::Formula;
@@ -127,7 +128,7 @@ pub struct BlockStats {
 #[derive(Debug)]
 pub struct Pruning {
     /// What was asked for
-    pub options: PruneOptions,
+    pub options: Options,
     /// Kept counts
     pub plan: Plan,
     formula: Formula,
@@ -140,7 +141,7 @@ impl Pruning {
     /// The state before the first batch. `constants` are of [`Formula::constants`] for each block of the plan; `stats` seed
     /// the history, if there is one.
     pub fn new(
-        options: PruneOptions,
+        options: Options,
         plan: Plan,
         mut constants: BTreeMap<Block, Vec<f32>>,
         stats: Option<&BTreeMap<Block, BlockStats>>,
@@ -171,7 +172,7 @@ impl Pruning {
         stats: &BTreeMap<Block, BlockStats>,
         n_tokens: usize,
     ) -> (Masks, BTreeMap<Block, Vec<f32>>) {
-        let as_coded = self.options.method == PruneMethod::FlapAsCoded;
+        let as_coded = self.options.method == Method::FlapAsCoded;
         let energy = |s: &BlockStats| match self.formula {
             Formula::Flap if as_coded => s.variance_as_coded.clone(),
             Formula::Flap => s.variance.clone(),
@@ -211,7 +212,7 @@ impl Pruning {
 
     /// Whether all rows of the batch are the probe.
     pub fn probes_all(&self) -> bool {
-        self.options.method == PruneMethod::FullBatch
+        self.options.method == Method::FullBatch
     }
 
     /// Whether the probe's rows are chosen in the graph.

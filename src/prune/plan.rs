@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::cli::options::PruneOptions;
+use super::options::Options;
 use crate::error::{Error, Result};
 
 /// One of the two blocks of a layer.
@@ -108,7 +108,7 @@ pub struct Plan {
 impl Plan {
     /// The paper's rule: the ratio counts over all layers, so that the pruned ones lose more: `L / (L - skip) * ratio`, to
     /// two decimals. [`crate::error::Kind::Usage`] if nothing would be left.
-    pub fn new(options: &PruneOptions, dims: Dims) -> Result<Plan> {
+    pub fn new(options: &Options, dims: Dims) -> Result<Plan> {
         let Dims { n_layer, .. } = dims;
         let skip = options.skip;
         if skip >= n_layer {
@@ -220,7 +220,7 @@ mod tests {
 
     /// Kept heads and channels of a layer beyond the first three.
     fn kept(d: Dims, ratio: f64) -> (usize, usize) {
-        let plan = Plan::new(&PruneOptions::paper(ratio), d).unwrap();
+        let plan = Plan::new(&Options::paper(ratio), d).unwrap();
         let block = |kind| plan.kept(Block { il: d.n_layer - 1, kind }).unwrap();
         (block(Kind::Attn), block(Kind::Mlp))
     }
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn skipped_layers_stay_whole_and_the_rest_makes_up_for_them() {
         let d = dims(32, 32, 4096, 11008);
-        let mut options = PruneOptions::paper(0.4);
+        let mut options = Options::paper(0.4);
         let plan = Plan::new(&options, d).unwrap();
         assert_eq!(plan.kept(Block { il: 2, kind: Kind::Mlp }), None);
         assert_eq!(plan.blocks().count(), 29 * 2);
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn what_leaves_nothing_is_refused() {
         let d = dims(4, 4, 64, 128);
-        let mut options = PruneOptions::new(0.4);
+        let mut options = Options::new(0.4);
         assert!(Plan::new(&options, d).unwrap_err().to_string().contains("--prune-skip"));
         options.skip = 4;
         assert!(Plan::new(&options, d).is_err());

@@ -2,7 +2,7 @@
 
 use ggml::{Op, Parts, Source};
 
-use crate::cli::options::{PruneMethod, PruneOptions};
+use super::options::{Method, Options};
 
 /// Rows of a probe, of equal-length pieces of `n_seq` samples side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,8 +15,8 @@ pub struct ProbeShape {
 
 impl ProbeShape {
     /// The probe of `n_seq` samples of `n_each` tokens: shares rounded up, two tokens at least (one, if there is only one).
-    pub fn of(options: &PruneOptions, n_seq: usize, n_each: usize) -> ProbeShape {
-        if options.method == PruneMethod::FullBatch {
+    pub fn of(options: &Options, n_seq: usize, n_each: usize) -> ProbeShape {
+        if options.method == Method::FullBatch {
             return ProbeShape { n_seq, n_each };
         }
         let tokens = (n_each as f64 * options.tokens).ceil() as usize;
@@ -104,13 +104,13 @@ mod tests {
 
     #[test]
     fn shares_are_rounded_up() {
-        let paper = PruneOptions::paper(0.4);
+        let paper = Options::paper(0.4);
         assert_eq!(ProbeShape::of(&paper, 20, 1024), ProbeShape { n_seq: 1, n_each: 512 });
         assert_eq!(ProbeShape::of(&paper, 1, 3), ProbeShape { n_seq: 1, n_each: 2 });
-        let mut options = PruneOptions { samples: 0.15, ..paper };
+        let mut options = Options { samples: 0.15, ..paper };
         assert_eq!(ProbeShape::of(&options, 20, 1).n_each, 1);
         assert_eq!(ProbeShape::of(&options, 20, 1024).n_seq, 3);
-        options.method = PruneMethod::FullBatch;
+        options.method = Method::FullBatch;
         assert_eq!(ProbeShape::of(&options, 20, 1024).n_rows(), 20480);
     }
 

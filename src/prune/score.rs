@@ -5,9 +5,9 @@ use std::sync::{Arc, RwLock};
 use ggml::{Op, Parts, Source, dequantize_row};
 
 use super::history::{History, fuse};
+use super::options::{Method, Metric, Options};
 use super::plan::{Block, Dims, Kind};
 use super::reduce::Matrix;
-use crate::cli::options::{Metric, PruneMethod, PruneOptions};
 
 /// How energies and weights become scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,11 +24,11 @@ pub enum Formula {
 
 impl Formula {
     /// The formula of a method.
-    pub fn of(options: &PruneOptions) -> Formula {
+    pub fn of(options: &Options) -> Formula {
         match (options.method, options.metric) {
-            (PruneMethod::WandaSp, _) => Formula::WandaSp,
-            (PruneMethod::Flap | PruneMethod::FlapAsCoded, _) => Formula::Flap,
-            (PruneMethod::Static, _) | (_, Metric::Ppsp) => Formula::Ppsp,
+            (Method::WandaSp, _) => Formula::WandaSp,
+            (Method::Flap | Method::FlapAsCoded, _) => Formula::Flap,
+            (Method::Static, _) | (_, Metric::Ppsp) => Formula::Ppsp,
             (_, Metric::Normalised) => Formula::Normalised,
         }
     }

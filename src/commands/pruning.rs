@@ -6,17 +6,16 @@ use serde_json::json;
 
 use super::{read_text, write_file};
 use crate::calibration::{Calibration, fingerprint, path_for};
-use crate::cli::options::{HistoryKind, PruneOptions};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::prune::Pruning;
 use crate::prune::plan::{Block, Plan};
 use crate::prune::record::{self, Record};
 use crate::prune::score::Formula;
+use crate::prune::{self, HistoryKind, Pruning};
 use crate::session::Session;
 
 /// Lets the session prune as the options say; not at all for `None`.
-pub fn apply(session: &mut Session, model: &Model, options: Option<&PruneOptions>, n_threads: usize) -> Result<()> {
+pub fn apply(session: &mut Session, model: &Model, options: Option<&prune::Options>, n_threads: usize) -> Result<()> {
     let Some(options) = options else { return session.set_pruning(None, None, None, false) };
     let dims = model.dims();
     let plan = Plan::new(options, dims)?;
@@ -52,7 +51,7 @@ pub fn apply(session: &mut Session, model: &Model, options: Option<&PruneOptions
 }
 
 /// Writes what was kept, if a dump is wanted.
-pub fn write_dump(session: &Session, model: &Model, options: Option<&PruneOptions>) -> Result<()> {
+pub fn write_dump(session: &Session, model: &Model, options: Option<&prune::Options>) -> Result<()> {
     let Some((options, path)) = options.and_then(|o| Some((o, o.dump.as_deref()?))) else { return Ok(()) };
     let block = |r: &Record, block: &Block, kept: &[i32]| {
         let mut object = json!({ "layer": block.il, "block": block.kind.name(), "kept": kept });

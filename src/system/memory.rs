@@ -16,6 +16,15 @@ pub fn available() -> Option<u64> {
     Some(cgroup().map_or(free, |c| c.left.min(free)))
 }
 
+/// The most memory that this process has had at once, in bytes: its maximum resident set, mapped files included. `None` where
+/// the system does not say.
+pub fn peak() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let kib: u64 =
+        status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse().ok())?;
+    Some(kib * 1024)
+}
+
 /// Bytes of memory that the machine has. `None` where the system does not say.
 pub fn total() -> Option<u64> {
     meminfo("MemTotal:")
