@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::cli::options::Predict;
 use crate::error::{Kind, Result};
 use crate::sampler::Sampler;
-use crate::session::Session;
+use crate::engine::Session;
 use crate::tokenizer::{Token, Tokenizer};
 
 /// What generation needs of a model.
@@ -67,6 +66,17 @@ impl StopReason {
             StopReason::Interrupted => "interrupted",
         }
     }
+}
+
+/// How many tokens an answer may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Predict {
+    /// `-n N`
+    AtMost(u64),
+    /// `-n -1`: until the model ends (or the context is full)
+    Unlimited,
+    /// `-n -2`: until the context is full
+    FillContext,
 }
 
 /// When an answer ends.

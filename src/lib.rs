@@ -4,34 +4,35 @@
 //!
 //! ```text
 //! main      parse, run, print the error, exit code
-//! cli       argv -> Options, resolved and checked
+//! cli       argv -> every module's own options, resolved and checked
 //! commands  one file per command; the only code that writes to stdout
 //! chat      turns, template, line editor, terminal, how answers look, chats on disk
-//! generate  tokens out: stop rules, UTF-8 stream
-//! session   one timeline: tokens, KV cache, last logits
-//! prompt_cache  a session's tokens and cells, in a file
-//! model     hparams, weights, KV cache, graph
+//! generate  tokens out: an answer that is pushed logits, stop rules, UTF-8 stream
+//! engine    a model at work: sessions, scores of texts, the policy of pruning, prompt caches
+//! model     hyper-parameters, architectures, loading
+//! graph     graphs of micro-batches: blocks, the one way to a weight, KV cache
 //! prune     the Probe Pruning pass: plan, probe, history, score, select, reduce
-//! calibration  statistics for the pass, in a file next to the model
-//! blocks    pure graph functions: norm, qkv, rope, attention, ffn
+//! weights   tensors as plain data, where they lie, which kernel multiplies each
 //! gguf      open, check, metadata, tensor table, memory map
+//! system    memory, processors, places of files, threads
 //! ggml      (vendor) the five beats of ggml, and the parts of libllama that are used
+//! kernels   (vendor) our CPU kernels
 //! ```
 //!
-//! `sampler`, `tokenizer`, `stats`, `places` and `error` are leaves.
-pub mod blocks;
-pub mod calibration;
+//! `log`, `sampler`, `stats`, `tokenizer` and `error` are leaves.
 pub mod chat;
 pub mod cli;
 pub mod commands;
+pub mod engine;
 pub mod error;
 pub mod generate;
 pub mod gguf;
+pub mod graph;
+pub mod log;
 pub mod model;
-pub mod places;
-pub mod prompt_cache;
 pub mod prune;
 pub mod sampler;
-pub mod session;
 pub mod stats;
+pub mod system;
 pub mod tokenizer;
+pub mod weights;

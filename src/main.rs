@@ -33,13 +33,20 @@ fn main() -> ExitCode {
 
 fn start() -> Result<()> {
     match cli::parse(std::env::args_os().collect(), &|name| std::env::var_os(name))? {
-        Parsed::Text(text) => commands::print(&text),
+        Parsed::Text(text, warnings) => {
+            warn(&warnings);
+            commands::print(&text)
+        }
         Parsed::Command(command, warnings) => {
-            for warning in warnings {
-                say(&format!("warning: {warning}"));
-            }
+            warn(&warnings);
             commands::run(&command)
         }
+    }
+}
+
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        say(&format!("warning: {warning}"));
     }
 }
 

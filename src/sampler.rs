@@ -4,12 +4,53 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 
 use ggml::{SamplerChain, SamplerParams};
 
-use crate::cli::options::SamplingOptions;
 use crate::error::{Error, Result};
 use crate::tokenizer::Token;
 
 /// llama.cpp's name for "choose a seed".
 const RANDOM_SEED: u32 = u32::MAX;
+
+/// How the next token is drawn. Defaults are llama.cpp's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// `None` = random, and the seed drawn is reported.
+    pub seed: Option<u32>,
+    /// 0.8; at most 0 = greedy
+    pub temperature: f32,
+    /// 40; 0 = off
+    pub top_k: i32,
+    /// 0.95; 1 = off
+    pub top_p: f32,
+    /// 0.05; 0 = off
+    pub min_p: f32,
+    /// 1.0 = off
+    pub repeat_penalty: f32,
+    /// 64; 0 = off, -1 = whole context
+    pub repeat_last_n: i32,
+    /// 0 = off
+    pub presence_penalty: f32,
+    /// 0 = off
+    pub frequency_penalty: f32,
+    /// Never draw an end-of-generation token.
+    pub ignore_eos: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            seed: None,
+            temperature: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            repeat_penalty: 1.0,
+            repeat_last_n: 64,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            ignore_eos: false,
+        }
+    }
+}
 
 /// Draws tokens from logits.
 #[derive(Debug)]
@@ -23,7 +64,7 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler for `n_vocab` tokens. `eog_tokens` are the ones that `ignore_eos` bans; `n_ctx` is what a penalty over the
     /// whole context looks back at.
-    pub fn new(options: &SamplingOptions, n_vocab: usize, n_ctx: usize, eog_tokens: &[Token]) -> Sampler {
+    pub fn new(options: &Options, n_vocab: usize, n_ctx: usize, eog_tokens: &[Token]) -> Sampler {
         let seed = options.seed.filter(|&s| s != RANDOM_SEED).unwrap_or_else(random_seed);
         let n_ctx = i32::try_from(n_ctx).unwrap_or(i32::MAX);
         let params = SamplerParams {
@@ -93,13 +134,13 @@ mod tests {
 
     const LOGITS: [f32; 6] = [0.0, 2.0, 1.9, 1.8, -3.0, 1.7];
 
-    fn sampler(options: SamplingOptions) -> Sampler {
+    fn sampler(options: Options) -> Sampler {
         Sampler::new(&options, LOGITS.len(), 64, &[1])
     }
 
     #[test]
     fn greedy_is_the_first_largest() {
-        let mut s = sampler(SamplingOptions { temperature: 0.0, ..Default::default() });
+        let mut s = sampler(Options { temperature: 0.0, ..Default::default() });
         assert_eq!(s.sample(&LOGITS).unwrap(), 1);
         assert_eq!(s.sample(&[0.0, 3.0, 3.0, f32::NEG_INFINITY, 0.0, 0.0]).unwrap(), 1);
     }
@@ -107,7 +148,7 @@ mod tests {
     #[test]
     fn the_same_seed_draws_the_same() {
         let draw = |seed| {
-            let mut s = sampler(SamplingOptions { seed: Some(seed), ..Default::default() });
+            let mut s = sampler(Options { seed: Some(seed), ..Default::default() });
             (0..40).map(|_| s.sample(&LOGITS).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(draw(7), draw(7));
@@ -116,17 +157,17 @@ mod tests {
 
     #[test]
     fn eog_tokens_are_banned_and_repetitions_penalised() {
-        let greedy = SamplingOptions { temperature: 0.0, ..Default::default() };
-        let mut s = sampler(SamplingOptions { ignore_eos: true, ..greedy.clone() });
+        let greedy = Options { temperature: 0.0, ..Default::default() };
+        let mut s = sampler(Options { ignore_eos: true, ..greedy.clone() });
         assert_eq!(s.sample(&LOGITS).unwrap(), 2);
-        let mut s = sampler(SamplingOptions { presence_penalty: 1.0, ..greedy });
+        let mut s = sampler(Options { presence_penalty: 1.0, ..greedy });
         assert_eq!([1, 2, 3, 5], [(); 4].map(|()| s.sample(&LOGITS).unwrap()));
     }
 
     #[test]
     fn logits_that_are_no_numbers_are_an_error() {
         for temperature in [0.0, 0.8] {
-            let mut s = sampler(SamplingOptions { seed: Some(1), temperature, ..Default::default() });
+            let mut s = sampler(Options { seed: Some(1), temperature, ..Default::default() });
             for bad in [f32::NAN, f32::INFINITY] {
                 assert!(s.sample(&[1.0, bad, 1.0, 1.0, 1.0, 1.0]).is_err());
             }

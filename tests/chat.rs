@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::smollm2;
+use pp_run::chat::template::Source as TemplateSource;
 use pp_run::chat::{Conversation, Template};
-use pp_run::cli::options::{Predict, SamplingOptions, TemplateSource};
 use pp_run::error::Result;
-use pp_run::generate::{Decode, Generate, Limits, StopReason};
+use pp_run::generate::{Decode, Generate, Limits, Predict, StopReason};
 use pp_run::gguf::Gguf;
-use pp_run::sampler::Sampler;
+use pp_run::sampler::{Options as SamplingOptions, Sampler};
 use pp_run::tokenizer::{Token, Tokenizer};
 
 fn tokenizer() -> (Gguf, Tokenizer) {

@@ -27,11 +27,11 @@ use std::sync::Arc;
 
 use common::forge::{ARRAY, BOOL, Doc, F32, Forge, I32, I64, STRING, TensorDoc, U8, U16, U32, U64, array, string};
 use ggml::Type;
-use pp_run::cli::options::{Kernels, ModelOptions, OverrideValue, RopeOptions};
 use pp_run::error::{Kind, Result};
-use pp_run::gguf::Gguf;
-use pp_run::model::{Hparams, Model};
+use pp_run::gguf::{Gguf, OverrideValue};
+use pp_run::model::{Hparams, Model, Options as ModelOptions, RopeOptions};
 use pp_run::tokenizer::Tokenizer;
+use pp_run::weights::{self, Kernels};
 
 /// A change to a good file, and what is to come of it.
 struct Row {
@@ -1235,8 +1235,9 @@ fn checked(bytes: &[u8]) -> Result<()> {
 /// Then it loads the tokenizer and the weights.
 fn loaded(bytes: &[u8]) -> Result<()> {
     let gguf = Arc::new(Gguf::of_bytes(Path::new("model.gguf"), bytes)?);
-    let options = ModelOptions { kernels: Kernels::Ggml, ..ModelOptions::new("model.gguf") };
-    Model::load(gguf.clone(), &options, &RopeOptions::default(), 1, &mut |_| ControlFlow::Continue(()))?;
+    let weights = weights::Options { kernels: Kernels::Ggml, ..Default::default() };
+    let options = ModelOptions { weights, ..ModelOptions::new("model.gguf") };
+    Model::load(gguf.clone(), &options, 1, &mut |_| ControlFlow::Continue(()))?;
     let tokenizer = Tokenizer::load(&gguf)?;
     tokenizer.encode("Hello, w\u{f6}rld <s> \u{1f44b}", true, true)?;
     (0..tokenizer.n_vocab() as i32).for_each(|t| drop(tokenizer.piece(t, true)));

@@ -14,8 +14,8 @@ use common::forge::Forge;
 use common::term::Term;
 use common::{finished, shim, smollm2, started};
 use ggml::Type;
+use pp_run::chat::template::Source as TemplateSource;
 use pp_run::chat::{Past, Role, Template, read};
-use pp_run::cli::options::TemplateSource;
 use pp_run::gguf::Gguf;
 
 /// A data home, and a tiny model next to it.

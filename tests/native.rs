@@ -13,10 +13,12 @@ use std::time::Duration;
 use common::forge::Forge;
 use common::{load_for, nmse, session, smollm2};
 use ggml::Type;
-use pp_run::cli::options::{CacheType, ContextOptions, Kernels, ModelOptions, Pack, Tristate};
+use pp_run::engine::Options as ContextOptions;
 use pp_run::gguf::Gguf;
-use pp_run::model::Model;
+use pp_run::graph::CacheType;
+use pp_run::model::{Model, Options as ModelOptions, RopeOptions};
 use pp_run::tokenizer::Tokenizer;
+use pp_run::weights::{self, Kernels, Pack};
 use serde_json::Value;
 
 /// ggml's threads wait by spinning: one run at a time.
@@ -28,7 +30,7 @@ fn turn() -> MutexGuard<'static, ()> {
 
 /// Logits after each prompt, and after each of some tokens more.
 fn logits(path: &Path, options: &ContextOptions, kernels: Kernels, prompts: &[Vec<i32>]) -> Vec<Vec<f32>> {
-    let model = load_for(path, options, kernels);
+    let model = load_for(path, kernels, RopeOptions::default());
     assert_eq!(model.kernels(), kernels);
     let mut session = session(&model, options);
     let mut all = Vec::new();
@@ -85,7 +87,7 @@ fn random_models_of_every_kind_are_nearly_the_same() {
             n_ubatch: 128,
             cache_type_k: cache,
             cache_type_v: cache,
-            flash_attn: if ty == Type::Q4_1 { Tristate::Off } else { Tristate::Auto },
+            flash_attn: ty != Type::Q4_1,
             ..ContextOptions::new(2)
         };
         compare(&path, &options, &prompts, 5e-3);
@@ -102,9 +104,10 @@ fn weights_that_stay_packed_give_the_same() {
     let context = ContextOptions { n_ctx: Some(512), ..ContextOptions::new(2) };
     let prompt: Vec<i32> = (0..200).map(|i| (i * 101 + 7) % 256).collect();
     let run = |pack| {
-        let options = ModelOptions { kernels: Kernels::Native, pack, ..ModelOptions::new(&path) };
+        let weights = weights::Options { kernels: Kernels::Native, pack, ..Default::default() };
+        let options = ModelOptions { weights, ..ModelOptions::new(&path) };
         let gguf = Arc::new(Gguf::open(&path).unwrap());
-        let model = Model::load(gguf, &options, &context.rope, 2, &mut |_| ControlFlow::Continue(())).unwrap();
+        let model = Model::load(gguf, &options, 2, &mut |_| ControlFlow::Continue(())).unwrap();
         let mut session = session(&model, &context);
         session.sync(&prompt, &mut |_, _| {}).unwrap();
         (session.logits().to_vec(), session.prompt_times().pack)

@@ -10,8 +10,9 @@ use common::forge::{Forge, RopeKind};
 use common::{argmax, load, nmse, session, smollm2};
 use ggml::Type;
 use ggml::llama::{Context, ContextParams, Model as LlamaModel};
-use pp_run::cli::options::{CacheType, ContextOptions, Tristate};
+use pp_run::engine::Options as ContextOptions;
 use pp_run::gguf::Gguf;
+use pp_run::graph::CacheType;
 use pp_run::session::Session;
 use pp_run::tokenizer::Tokenizer;
 
@@ -40,13 +41,13 @@ fn llama_params(options: &ContextOptions, n_seq_max: u32) -> ContextParams {
         n_threads_batch: options.n_threads_batch as u32,
         type_k: options.cache_type_k.tensor_type(),
         type_v: options.cache_type_v.tensor_type(),
-        flash_attn: options.flash_attn != Tristate::Off,
+        flash_attn: options.flash_attn,
     }
 }
 
 /// Prefills, then decodes `n_decode` tokens greedily: tokens must be identical and logits agree at every step.
 fn compare(path: &Path, options: &ContextOptions, prompts: &[Vec<i32>], n_decode: usize) {
-    let model = load(path, options);
+    let model = load(path);
     let mut ours = session(&model, options);
     let llama = LlamaModel::load(path, 0).unwrap();
     let mut theirs = Context::new(&llama, &llama_params(options, 1)).unwrap();
@@ -108,13 +109,13 @@ fn smollm2_agrees_without_flash_attention_and_with_other_caches() {
     let _turn = turn();
     let path = smollm2();
     let prompts: Vec<_> = smollm2_prompts(&path).into_iter().skip(6).collect();
-    let off = ContextOptions { flash_attn: Tristate::Off, ..options() };
+    let off = ContextOptions { flash_attn: false, ..options() };
     compare(&path, &off, &prompts, 32);
     for ty in [CacheType::F32, CacheType::Q8_0] {
         let o = ContextOptions { cache_type_k: ty, cache_type_v: ty, ..options() };
         compare(&path, &o, &prompts, 32);
     }
-    let mixed = ContextOptions { cache_type_k: CacheType::Q8_0, flash_attn: Tristate::Off, ..options() };
+    let mixed = ContextOptions { cache_type_k: CacheType::Q8_0, flash_attn: false, ..options() };
     compare(&path, &mixed, &prompts, 32);
 }
 
@@ -186,7 +187,7 @@ fn random_models_agree_for_every_cache() {
             let o = ContextOptions { cache_type_k: ty, cache_type_v: ty, ..small_options() };
             compare_forged(&forge, &o);
             if ty != CacheType::Q8_0 {
-                compare_forged(&forge, &ContextOptions { flash_attn: Tristate::Off, ..o });
+                compare_forged(&forge, &ContextOptions { flash_attn: false, ..o });
             }
         }
     }
@@ -198,9 +199,9 @@ fn sequences_side_by_side_agree_with_libllama() {
     let path = smollm2();
     let text = smollm2_prompts(&path).swap_remove(7);
     let seqs: Vec<&[i32]> = text.chunks_exact(300).take(3).collect();
-    for flash_attn in [Tristate::On, Tristate::Off] {
+    for flash_attn in [true, false] {
         let options = ContextOptions { n_ctx: Some(512), n_ubatch: 512, flash_attn, ..ContextOptions::new(2) };
-        let model = load(&path, &options);
+        let model = load(&path);
         let mut ours = Session::new(&model, &options, 4, 512, Arc::new(AtomicBool::new(false))).unwrap();
         let llama = LlamaModel::load(&path, 0).unwrap();
         let mut theirs = Context::new(&llama, &llama_params(&options, 1)).unwrap();

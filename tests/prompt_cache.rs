@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use common::forge::Forge;
-use common::{load, session, smollm2};
+use common::{load, load_for, session, smollm2};
 use ggml::Type;
-use pp_run::cli::options::{CacheType, ContextOptions, RopeScaling, Tristate};
+use pp_run::engine::Options as ContextOptions;
 use pp_run::error::Kind;
-use pp_run::model::Model;
+use pp_run::graph::CacheType;
+use pp_run::model::{Model, RopeOptions, RopeScaling};
 use pp_run::prompt_cache::Found;
 use pp_run::session::Session;
+use pp_run::weights::Kernels;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Bytes before the tokens (src/prompt_cache.rs).
@@ -26,7 +28,7 @@ fn tokens(n: usize, seed: usize) -> Vec<i32> {
     (0..n).map(|i| ((i * 31 + i * i * seed) % 290) as i32).collect()
 }
 
-fn context(type_k: CacheType, type_v: CacheType, flash_attn: Tristate) -> ContextOptions {
+fn context(type_k: CacheType, type_v: CacheType, flash_attn: bool) -> ContextOptions {
     ContextOptions {
         n_ctx: Some(1024),
         cache_type_k: type_k,
@@ -62,17 +64,17 @@ fn what_is_restored_computes_as_what_was_saved() {
     Forge { n_vocab: 300, ..Forge::tiny(Type::Q4_0, 4, 2) }.write(&path);
     let (prompt, other) = (tokens(400, 1), tokens(700, 2));
     for (type_k, type_v, flash_attn) in [
-        (F16, F16, Tristate::On),
-        (F16, F16, Tristate::Off),
-        (F32, F32, Tristate::On),
-        (F32, F32, Tristate::Off),
-        (Q8_0, Q8_0, Tristate::On),
-        (Q8_0, F16, Tristate::Off),
-        (F32, Q8_0, Tristate::On),
+        (F16, F16, true),
+        (F16, F16, false),
+        (F32, F32, true),
+        (F32, F32, false),
+        (Q8_0, Q8_0, true),
+        (Q8_0, F16, false),
+        (F32, Q8_0, true),
     ] {
         let what = format!("{type_k:?} {type_v:?} {flash_attn:?}");
         let options = context(type_k, type_v, flash_attn);
-        let model = load(&path, &options);
+        let model = load(&path);
         let mut saved = session(&model, &options);
         assert_eq!(saved.restore_state(&file).unwrap(), Found::Nothing, "{what}");
         saved.sync(&prompt, &mut no_progress).unwrap();
@@ -178,9 +180,9 @@ fn random(state: &mut u64, below: usize) -> usize {
 #[test]
 fn damaged_files_are_ignored() {
     let (dir, path) = folder();
-    for flash_attn in [Tristate::On, Tristate::Off] {
+    for flash_attn in [true, false] {
         let options = context(CacheType::F16, CacheType::F16, flash_attn);
-        let model = load(&path, &options);
+        let model = load(&path);
         let mut damage = Damage::new(dir.path(), &model, &options);
         let good = damage.good.clone();
         for n in (0..HEADER + 90).chain((HEADER + 90..good.len()).step_by(17)) {
@@ -217,8 +219,8 @@ fn damaged_files_are_ignored() {
 #[test]
 fn files_whose_checksum_is_right_are_checked_too() {
     let (dir, path) = folder();
-    let options = context(CacheType::F16, CacheType::F32, Tristate::On);
-    let model = load(&path, &options);
+    let options = context(CacheType::F16, CacheType::F32, true);
+    let model = load(&path);
     let mut damage = Damage::new(dir.path(), &model, &options);
     damage.summed("is of version 9", |b| b[8] = 9);
     damage.summed("holds 1025 tokens, and the context 1024", |b| b[12..20].copy_from_slice(&1025u64.to_le_bytes()));
@@ -261,8 +263,8 @@ fn files_of_something_else_are_ignored() {
     use CacheType::{F16, F32};
     let (dir, path) = folder();
     let file = dir.path().join("cache");
-    let options = context(F16, F16, Tristate::On);
-    let model = load(&path, &options);
+    let options = context(F16, F16, true);
+    let model = load(&path);
     let mut saved = session(&model, &options);
     saved.sync(&tokens(300, 1), &mut no_progress).unwrap();
     saved.save_state(&file, 300).unwrap();
@@ -273,19 +275,24 @@ fn files_of_something_else_are_ignored() {
     let other = |change: &dyn Fn(&mut ContextOptions)| {
         let mut options = options.clone();
         change(&mut options);
-        why(&load(&path, &options), &options)
+        why(&load(&path), &options)
     };
     for (part, change) in [
-        ("layout", &(|o: &mut ContextOptions| o.flash_attn = Tristate::Off) as &dyn Fn(&mut ContextOptions)),
+        ("layout", &(|o: &mut ContextOptions| o.flash_attn = false) as &dyn Fn(&mut ContextOptions)),
         ("type", &|o| o.cache_type_k = F32),
         ("type", &|o| o.cache_type_v = F32),
-        ("RoPE", &|o| o.rope.freq_base = Some(20000.0)),
-        ("RoPE", &|o| o.rope.freq_scale = Some(0.5)),
-        ("RoPE", &|o| o.rope.scaling = Some(RopeScaling::Yarn)),
         ("holds 300 tokens, and the context 256", &|o| o.n_ctx = Some(256)),
     ] {
         let why = other(change);
         assert!(why.contains(part), "'{part}': {why}");
+    }
+    for rope in [
+        RopeOptions { freq_base: Some(20000.0), ..Default::default() },
+        RopeOptions { freq_scale: Some(0.5), ..Default::default() },
+        RopeOptions { scaling: Some(RopeScaling::Yarn), ..Default::default() },
+    ] {
+        let why = why(&load_for(&path, Kernels::Ggml, rope), &options);
+        assert!(why.contains("RoPE"), "{why}");
     }
     // Models that differ in one thing: numbers, metadata, shape.
     let path = dir.path().join("other.gguf");
@@ -298,11 +305,11 @@ fn files_of_something_else_are_ignored() {
         Forge { n_vocab: 301, ..small() }.doc().bytes(),
     ] {
         fs::write(&path, bytes).unwrap();
-        assert_eq!(why(&load(&path, &options), &options), "is of another model");
+        assert_eq!(why(&load(&path), &options), "is of another model");
     }
     // The same model by another name is the same.
     small().write(&path);
-    let same = load(&path, &options);
+    let same = load(&path);
     assert_eq!(session(&same, &options).restore_state(&file).unwrap(), Found::Restored);
 }
 
@@ -477,8 +484,8 @@ fn links_pipes_and_files_that_may_not_be_read() {
     assert!(Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
     let (code, stderr) = run("hello", &at("pipe"));
     assert!(code == 73 && stderr.contains("is no regular file"), "{stderr}");
-    let options = context(CacheType::F16, CacheType::F16, Tristate::On);
-    let model = load(&model, &options);
+    let options = context(CacheType::F16, CacheType::F16, true);
+    let model = load(&model);
     let mut session = session(&model, &options);
     session.sync(&tokens(5, 1), &mut no_progress).unwrap();
     symlink(at("text"), at(&format!("new.{}.tmp", std::process::id()))).unwrap();

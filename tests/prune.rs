@@ -11,11 +11,11 @@ use std::sync::{LazyLock, Mutex, MutexGuard};
 use common::forge::{Forge, golden};
 use common::smollm2;
 use ggml::Type;
-use pp_run::cli::options::{ContextOptions, PruneOptions};
-use pp_run::prune::Pruning;
+use pp_run::engine::Options as ContextOptions;
 use pp_run::prune::plan::Plan;
 use pp_run::prune::record::Record;
 use pp_run::prune::score::Formula;
+use pp_run::prune::{Options as PruneOptions, Pruning};
 use serde_json::Value;
 
 #[allow(dead_code, reason = "its main is an example's")]
@@ -235,7 +235,7 @@ fn a_conversation_of_two_turns_replays() {
     let _turn = turn();
     let model = PathBuf::from(tiny("turns", Type::F32, 2));
     let context = ContextOptions { n_ctx: Some(512), ..ContextOptions::new(2) };
-    let model = common::load(&model, &context);
+    let model = common::load(&model);
     let options = PruneOptions { skip: 1, min_tokens: Some(2), ..PruneOptions::new(0.4) };
     let run = |replay: Option<Vec<Record>>| {
         let mut session = common::session(&model, &context);
@@ -269,7 +269,7 @@ fn a_conversation_of_two_turns_replays() {
 fn short_answers_run_whole_and_long_ones_have_their_masks_renewed() {
     let _turn = turn();
     let context = ContextOptions { n_ctx: Some(512), ..ContextOptions::new(2) };
-    let model = common::load(&PathBuf::from(tiny("answers", Type::F32, 2)), &context);
+    let model = common::load(&PathBuf::from(tiny("answers", Type::F32, 2)));
     let options = PruneOptions { skip: 1, min_tokens: Some(20), ..PruneOptions::new(0.4) };
     let run = |replay: Option<Vec<Record>>, n: usize, expected: Option<usize>| {
         let mut session = common::session(&model, &context);

@@ -23,8 +23,7 @@ use super::Style;
 use super::saved::names;
 use super::slash::{Completes, SLASHES, parse_slash};
 use crate::error::{Error, Result};
-use crate::places;
-use crate::stats::Log;
+use crate::system::places;
 
 /// What the user did.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,21 +64,21 @@ pub struct Editor {
 }
 
 impl Editor {
-    /// An editor with the history of earlier chats, if it can be read: `log` hears if not. With `multiline` a text ends with a line that
-    /// holds only `/`. Without `keep_history` nothing that is typed is kept. `away` says when another program has the terminal.
+    /// An editor with the history of earlier chats, and what to tell the user if that cannot be read. With `multiline` a text ends with a line that
+    /// holds only `/`. Without `keep_history` nothing that is typed is kept. `settings` are what `/set` changes. `away` says when another program has the terminal.
     pub fn new(
         multiline: bool,
         keep_history: bool,
+        settings: &'static [&'static str],
         chats: Option<PathBuf>,
         away: Arc<AtomicBool>,
-        log: &Log,
-    ) -> Result<Editor> {
+    ) -> Result<(Editor, Option<String>)> {
         let failed = |e: ReadlineError| Error::failed(format!("the terminal cannot be used for line editing: {e}"));
         let mut editor = rustyline::Editor::<Words, DefaultHistory>::new().map_err(failed)?;
         editor.set_max_history_size(MAX_HISTORY).map_err(failed)?;
         editor.set_auto_add_history(false);
         editor.set_completion_type(CompletionType::List);
-        editor.set_helper(Some(Words { files: FilenameCompleter::new(), chats }));
+        editor.set_helper(Some(Words { files: FilenameCompleter::new(), chats, settings }));
         let continued = Arc::new(Mutex::new(Vec::new()));
         let enter = Box::new(Enter { multiline, continued: continued.clone() });
         let newline = || EventHandler::Simple(Cmd::Newline);
@@ -94,6 +93,7 @@ impl Editor {
             pressed
         };
         let (elsewhere, interrupted) = (ends_with('G'), ends_with('C'));
+        let mut note = None;
         let mut history = if keep_history { places::history(&places::env) } else { None };
         if let Some(path) = &history
             // No history yet is no fault.
@@ -101,15 +101,16 @@ impl Editor {
         {
             let usable = stat.is_file() && stat.len() <= MAX_HISTORY_BYTES;
             if !usable || editor.load_history(path).is_err() {
-                log.note(&format!("{} is no history that can be read: this chat keeps none", path.display()));
+                note = Some(format!("{} is no history that can be read: this chat keeps none", path.display()));
                 history = None;
             }
         }
-        Ok(Editor { editor, history, multiline, elsewhere, interrupted, continued, away })
+        Ok((Editor { editor, history, multiline, elsewhere, interrupted, continued, away }, note))
     }
 
     /// One turn: a line; lines between `"""`; lines that end with `\` and the one after. `text` is there to begin with.
-    pub fn read(&mut self, style: &Style, text: &str, log: &Log) -> Result<Input> {
+    /// `failed` is told when the user's own editor fails.
+    pub fn read(&mut self, style: &Style, text: &str, failed: &dyn Fn(&Error)) -> Result<Input> {
         let mut text = text.to_owned();
         let mut more = false;
         self.continued.lock().expect("no holder panics").clear();
@@ -127,7 +128,7 @@ impl Editor {
             }
             if self.elsewhere.swap(false, Ordering::Relaxed) {
                 text = self.edit(&line).unwrap_or_else(|e| {
-                    log.error(&e.to_string());
+                    failed(&e);
                     line
                 });
                 continue;
@@ -259,6 +260,8 @@ impl ConditionalEventHandler for Ends {
 struct Words {
     files: FilenameCompleter,
     chats: Option<PathBuf>,
+    /// Names of the settings that `/set` changes
+    settings: &'static [&'static str],
 }
 
 impl std::fmt::Debug for Words {
@@ -298,6 +301,7 @@ impl Completer for Words {
                 let chats = self.chats.as_deref().and_then(|dir| names(dir).ok()).unwrap_or_default();
                 Ok((start, pairs(chats.into_iter().map(|c| c.0).collect())))
             }
+            Completes::Settings => Ok((start, pairs(self.settings.iter().map(|s| (*s).to_owned()).collect()))),
             Completes::Words(words) => Ok((start, pairs(words.iter().map(|w| (*w).to_owned()).collect()))),
         }
     }
@@ -334,7 +338,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("notes.txt"), "x").unwrap();
         fs::write(dir.path().join("sea.jsonl"), "x").unwrap();
-        let words = Words { files: FilenameCompleter::new(), chats: Some(dir.path().to_owned()) };
+        let settings = &["temp", "prune-tokens"];
+        let words = Words { files: FilenameCompleter::new(), chats: Some(dir.path().to_owned()), settings };
         let history = DefaultHistory::new();
         let complete = |line: &str| {
             let (start, pairs) = words.complete(line, line.len(), &Context::new(&history)).unwrap();

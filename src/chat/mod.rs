@@ -4,8 +4,8 @@ mod editor;
 mod render;
 mod saved;
 mod slash;
-mod template;
-mod terminal;
+pub mod template;
+pub mod terminal;
 
 pub use editor::{Editor, Input};
 pub use render::{Look, Render};

@@ -1,6 +1,5 @@
 //! The commands of a chat: their names, and what can follow them.
 
-use crate::cli::options::SETTABLE;
 use crate::error::{Error, Result};
 
 /// A command.
@@ -25,11 +24,13 @@ pub enum Completes {
     Files,
     /// A saved chat
     Chats,
+    /// A setting
+    Settings,
     /// One of these
     Words(&'static [&'static str]),
 }
 
-use Completes::{Chats, Files, Nothing, Words};
+use Completes::{Chats, Files, Nothing, Settings, Words};
 
 /// All commands, in the order of help.
 pub const SLASHES: &[Slash] = &[
@@ -46,7 +47,7 @@ pub const SLASHES: &[Slash] = &[
         "/set",
         "NAME VALUE",
         "change a setting: a flag's name and value; verbose, quiet; alone: those in force",
-        Words(SETTABLE),
+        Settings,
     ),
     slash(
         "/prune",

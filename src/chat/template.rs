@@ -1,13 +1,13 @@
 //! Chat templates: Jinja, rendered by minijinja with the habits of Hugging Face's transformers.
 
 use std::fs;
+use std::path::PathBuf;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::options::TemplateSource;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 
@@ -41,6 +41,15 @@ pub struct Message {
     pub role: Role,
     /// What.
     pub content: String,
+}
+
+/// Where a chat template comes from, if not from the model.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Source {
+    /// `--chat-template`: the template's text, or the name of a well-known one (`chatml`, `llama2`, `llama3`, ...)
+    TextOrName(String),
+    /// `--chat-template-file`
+    File(PathBuf),
 }
 
 /// Steps that a template may take: a thousand times what real ones need.
@@ -116,7 +125,7 @@ impl Template {
     /// The template that `source` names, or the model's own; `None` if there is neither. `bos` and `eos` are the texts of
     /// these tokens. A template that does not compile is an error of kind [`crate::error::Kind::Malformed`].
     pub fn load(
-        source: Option<&TemplateSource>,
+        source: Option<&Source>,
         gguf: &Gguf,
         bos: String,
         eos: String,
@@ -127,7 +136,7 @@ impl Template {
                 None => return Ok(None),
                 Some(text) => (format!("{}: the model's chat template", gguf.path().display()), text.to_owned()),
             },
-            Some(TemplateSource::TextOrName(text)) => match KNOWN.iter().find(|(name, _)| name == text) {
+            Some(Source::TextOrName(text)) => match KNOWN.iter().find(|(name, _)| name == text) {
                 Some((name, known)) => (format!("the chat template '{name}'"), (*known).to_owned()),
                 None if text.contains("{{") || text.contains("{%") => ("--chat-template".to_owned(), text.clone()),
                 None => {
@@ -138,7 +147,7 @@ impl Template {
                     )));
                 }
             },
-            Some(TemplateSource::File(path)) => {
+            Some(Source::File(path)) => {
                 let long = fs::metadata(path).is_ok_and(|m| m.len() > MAX_TEMPLATE);
                 if long {
                     return Err(

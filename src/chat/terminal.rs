@@ -8,9 +8,31 @@ use std::time::Duration;
 use crossterm::style::{Attribute, Color, ContentStyle, Stylize};
 
 use super::Look;
-use crate::cli::options::{RunOptions, Tristate};
 use crate::error::{Error, Kind, Result};
-use crate::stats::columns;
+use crate::system::terminal::columns;
+
+/// `on | off | auto`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tristate {
+    On,
+    Off,
+    #[default]
+    Auto,
+}
+
+/// What the user wants of the looks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    pub color: Tristate,
+    /// Show Markdown as what it means.
+    pub markdown: Tristate,
+    /// Keep words whole at the terminal's right edge.
+    pub wrap: Tristate,
+    /// Control characters of an answer reach the terminal.
+    pub raw: bool,
+    /// The terminal does not move its cursor.
+    pub simple_io: bool,
+}
 
 /// How things look on stdout.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +45,7 @@ pub struct Style {
 impl Style {
     /// Colours as asked for; automatic means on a terminal that has them and whose user wants them (`NO_COLOR`,
     /// `CLICOLOR_FORCE`, `TERM=dumb`).
-    pub fn new(options: &RunOptions) -> Style {
+    pub fn new(options: &Options) -> Style {
         let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
         let forced = std::env::var_os("CLICOLOR_FORCE").is_some_and(|v| !v.is_empty() && v != "0");
         let screen =
@@ -40,7 +62,7 @@ impl Style {
     }
 
     /// How answers look.
-    pub fn look(&self, options: &RunOptions) -> Look {
+    pub fn look(&self, options: &Options) -> Look {
         let terminal = stdout().is_terminal();
         if options.raw || !(terminal || self.color) {
             return Look::PLAIN;

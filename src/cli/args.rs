@@ -109,6 +109,13 @@ pub struct ContextArgs {
     /// Flash attention: on, off, auto [-fa]
     #[arg(long, value_name = "WHEN", num_args = 0..=1, default_missing_value = "on", default_value = "auto", allow_negative_numbers = true)]
     pub flash_attn: String,
+    #[command(flatten)]
+    pub rope: RopeArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Context")]
+pub struct RopeArgs {
     /// Base of the RoPE frequencies
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     pub rope_freq_base: Option<f32>,

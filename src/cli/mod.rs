@@ -2,28 +2,37 @@
 
 mod args;
 mod normalise;
-pub mod options;
-pub mod threads;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches};
 
+use crate::chat::template::Source;
+use crate::chat::terminal::{self, Tristate};
+use crate::commands::run::{ContextFull, OutputFormat, Resume, Settings};
+use crate::commands::{Command, bench, calibrate, chats, perplexity, run, show, tokenize};
 use crate::error::{Error, Result};
+use crate::generate::{Limits, Predict};
+use crate::gguf::OverrideValue;
+use crate::graph::CacheType;
+use crate::model::{RopeOptions, RopeScaling};
+use crate::prune::{HistoryKind, Method, Metric, Picker};
+use crate::system::cpus;
+use crate::weights::{Kernels, Pack};
+use crate::{engine, log, model, prune, sampler, weights};
 use args::{
-    BenchArgs, CalibrateArgs, Cli, ContextArgs, LogArgs, ModelArgs, PerplexityArgs, PruneArgs, PruneHowArgs, RunArgs,
-    SamplingArgs, Sub, TokenizeArgs,
+    BenchArgs, CalibrateArgs, Cli, ContextArgs, LogArgs, ModelArgs, PerplexityArgs, PruneArgs, PruneHowArgs, RopeArgs,
+    RunArgs, SamplingArgs, Sub, TokenizeArgs,
 };
-use options::*;
 
 /// What the user asked for.
 #[derive(Debug)]
 pub enum Parsed {
     /// A command, with lines to print on stderr first.
     Command(Box<Command>, Vec<String>),
-    /// Text to print on stdout: `--help`, `--version`.
-    Text(String),
+    /// Text to print on stdout, with lines to print on stderr first: `--help`, `--version`, completions, the manual.
+    Text(String, Vec<String>),
 }
 
 /// Parses an argument list, the program's name first. Errors are of kind [`crate::error::Kind::Usage`].
@@ -33,53 +42,106 @@ pub fn parse(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> Res
     let normalised = normalise::normalise(&command, args, env)?;
     let matches = match command.try_get_matches_from(&normalised.args) {
         Ok(matches) => matches,
-        Err(e) if !e.use_stderr() => return Ok(Parsed::Text(e.render().to_string())),
+        Err(e) if !e.use_stderr() => return Ok(Parsed::Text(e.render().to_string(), Vec::new())),
         Err(e) => return Err(Error::usage(one_line(&e.render().to_string()))),
     };
     let mut cli = Cli::from_arg_matches(&matches).map_err(|e| Error::usage(one_line(&e.render().to_string())))?;
     let command = match cli.command {
         None => match cli.run.model.take() {
-            Some(model) => Command::Run(Box::new(run(model, cli.run, normalised.args, normalised.given)?)),
+            Some(model) => Command::Run(Box::new(run_options(model, cli.run, normalised.args, normalised.given)?)),
             // A saved chat knows its model.
             None if cli.run.resume.is_some() => {
-                Command::Run(Box::new(run(PathBuf::new(), cli.run, normalised.args, normalised.given)?))
+                Command::Run(Box::new(run_options(PathBuf::new(), cli.run, normalised.args, normalised.given)?))
             }
             None if bare => Command::Models,
             None => Command::NoModel,
         },
-        Some(Sub::Show(a)) => Command::Show(ShowOptions {
+        Some(Sub::Show(a)) => Command::Show(show::Options {
             path: a.path.or(a.model).ok_or_else(|| Error::usage("which model? pp-run show MODEL"))?,
             tensors: a.tensors,
             prunable: a.prunable,
             json: a.json,
         }),
-        Some(Sub::Tokenize(a)) => Command::Tokenize(tokenize(a)),
-        Some(Sub::Perplexity(a)) => Command::Perplexity(perplexity(a)?),
-        Some(Sub::Calibrate(a)) => Command::Calibrate(calibrate(a)?),
-        Some(Sub::Bench(a)) => Command::Bench(bench(a)?),
+        Some(Sub::Tokenize(a)) => Command::Tokenize(tokenize_options(a)),
+        Some(Sub::Perplexity(a)) => Command::Perplexity(perplexity_options(a)?),
+        Some(Sub::Calibrate(a)) => Command::Calibrate(calibrate_options(a)?),
+        Some(Sub::Bench(a)) => Command::Bench(bench_options(a)?),
         Some(Sub::Chats(a)) => Command::Chats(match (a.show, a.delete_all) {
-            (Some(name), _) => ChatsOptions::Show(name),
-            (None, true) => ChatsOptions::DeleteAll,
-            (None, false) if a.delete.is_empty() => ChatsOptions::List,
-            (None, false) => ChatsOptions::Delete(a.delete),
+            (Some(name), _) => chats::Options::Show(name),
+            (None, true) => chats::Options::DeleteAll,
+            (None, false) if a.delete.is_empty() => chats::Options::List,
+            (None, false) => chats::Options::Delete(a.delete),
         }),
         Some(Sub::Doctor) => Command::Doctor,
-        Some(Sub::Completions { shell }) => Command::Completions(shell),
-        Some(Sub::Man) => Command::Man,
+        Some(Sub::Completions { shell }) => return Ok(Parsed::Text(completions(shell)?, normalised.warnings)),
+        Some(Sub::Man) => return Ok(Parsed::Text(manual()?, normalised.warnings)),
     };
     Ok(Parsed::Command(Box::new(command), normalised.warnings))
 }
 
-/// The command line as clap describes it, for completions and the manual.
-pub fn command() -> clap::Command {
+/// The command line as clap describes it.
+fn command() -> clap::Command {
     Cli::command()
 }
 
+/// The completion script of a shell.
+fn completions(shell: clap_complete::Shell) -> Result<String> {
+    let mut out = Vec::new();
+    clap_complete::generate(shell, &mut command(), "pp-run", &mut out);
+    text(out)
+}
+
+/// The manual page.
+fn manual() -> Result<String> {
+    let mut out = Vec::new();
+    let page = clap_mangen::Man::new(command());
+    page.render(&mut out).map_err(|e| Error::failed(format!("the manual page cannot be made: {e}")))?;
+    text(out)
+}
+
+fn text(bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|e| Error::internal(format!("the help is no text: {e}")))
+}
+
+/// Flags that a chat can change as it goes, by their long names.
+const SETTABLE: &[&str] = &[
+    "temp",
+    "top-k",
+    "top-p",
+    "min-p",
+    "repeat-penalty",
+    "repeat-last-n",
+    "presence-penalty",
+    "frequency-penalty",
+    "seed",
+    "ignore-eos",
+    "predict",
+    "stop",
+    "prune",
+    "prune-method",
+    "prune-picker",
+    "prune-tokens",
+    "prune-metric",
+    "prune-skip",
+    "prune-mlp-only",
+    "prune-history",
+    "prune-momentum",
+    "prune-multiple",
+    "prune-min-tokens",
+    "context-full",
+    "markdown",
+    "wrap",
+    "raw",
+    "special",
+    "in-prefix",
+    "in-suffix",
+];
+
 /// The options `base` with other values for some flags of [`SETTABLE`], and the flags' names. Names are those of the command line, with or
 /// without dashes, or ollama's. `off` takes a flag back that has no value, and ends pruning; nothing at all empties texts.
-pub fn set(base: &RunOptions, settings: &[(&str, &str)]) -> Result<(RunOptions, Vec<&'static str>)> {
+fn set(base: &run::Options, settings: &[(&str, &str)]) -> Result<(run::Options, Vec<&'static str>)> {
     let command = command();
-    let mut args = base.args.clone();
+    let mut args = base.settings.args.clone();
     let mut names = Vec::new();
     for (name, value) in settings {
         let name = settable(&command, name)?;
@@ -108,7 +170,7 @@ pub fn set(base: &RunOptions, settings: &[(&str, &str)]) -> Result<(RunOptions, 
     let usage = |e: clap::Error| Error::usage(one_line(&e.render().to_string()));
     let matches = command.try_get_matches_from(&args).map_err(usage)?;
     let cli = Cli::from_arg_matches(&matches).map_err(usage)?;
-    Ok((run(base.model.path.clone(), cli.run, args, base.given.clone())?, names))
+    Ok((run_options(base.model.path.clone(), cli.run, args, base.settings.given.clone())?, names))
 }
 
 /// The flag that a name stands for.
@@ -141,7 +203,7 @@ fn one_line(message: &str) -> String {
     words.join(" ")
 }
 
-fn run(model: PathBuf, a: RunArgs, args: Vec<OsString>, given: Vec<String>) -> Result<RunOptions> {
+fn run_options(model: PathBuf, a: RunArgs, args: Vec<OsString>, given: Vec<String>) -> Result<run::Options> {
     if a.no_jinja {
         return Err(Error::usage(
             "--no-jinja: pp-run renders templates with Jinja only; --no-conversation goes without one",
@@ -154,13 +216,13 @@ fn run(model: PathBuf, a: RunArgs, args: Vec<OsString>, given: Vec<String>) -> R
         n => Predict::AtMost(u64::try_from(n).map_err(|_| out_of_range("-n", n, "-2, -1 or more"))?),
     };
     let conversation = match (a.conversation, a.no_conversation) {
-        (_, true) => Conversation::Off,
-        (true, _) => Conversation::On,
-        _ => Conversation::Auto,
+        (_, true) => Tristate::Off,
+        (true, _) => Tristate::On,
+        _ => Tristate::Auto,
     };
     let template = match (a.chat_template, a.chat_template_file) {
-        (Some(t), _) => Some(TemplateSource::TextOrName(t)),
-        (None, Some(f)) => Some(TemplateSource::File(f)),
+        (Some(t), _) => Some(Source::TextOrName(t)),
+        (None, Some(f)) => Some(Source::File(f)),
         (None, None) => None,
     };
     let template_kwargs = match a.chat_template_kwargs.map(|j| serde_json::from_str(&j)) {
@@ -177,7 +239,7 @@ fn run(model: PathBuf, a: RunArgs, args: Vec<OsString>, given: Vec<String>) -> R
     if a.prompt.is_some() && a.file.is_some() {
         return Err(Error::usage("-p and -f both give a prompt: use one of them (text on stdin is added to -p)"));
     }
-    if a.resume.is_some() && (output_format == OutputFormat::Json || conversation == Conversation::Off) {
+    if a.resume.is_some() && (output_format == OutputFormat::Json || conversation == Tristate::Off) {
         return Err(Error::usage(
             "--continue goes on with a chat: --output-format json and --no-conversation are for single answers",
         ));
@@ -195,30 +257,36 @@ fn run(model: PathBuf, a: RunArgs, args: Vec<OsString>, given: Vec<String>) -> R
             "--prune-replay follows all batches of a prompt, of which --prompt-cache leaves out some",
         ));
     }
-    Ok(RunOptions {
-        log: log(a.log),
-        model: model_options(model, a.model_args)?,
+    Ok(run::Options {
+        log: log_options(a.log),
+        model: model_options(model, a.model_args, a.context.rope.clone())?,
         context: context(a.context)?,
         sampling: sampling(a.sampling)?,
-        prune: prune(a.prune, a.prune_min_tokens)?,
+        prune: prune_options(a.prune, a.prune_min_tokens)?,
         prompt: a.prompt.map(text),
         prompt_file: a.file,
         system: a.system_prompt,
         system_file: a.system_prompt_file,
-        predict,
-        stop: a.stop.into_iter().map(text).filter(|s| !s.is_empty()).collect(),
+        limits: Limits {
+            predict,
+            stop: a.stop.into_iter().map(text).filter(|s| !s.is_empty()).collect(),
+            special: a.special,
+        },
         conversation,
         single_turn: a.single_turn,
         template,
         template_kwargs,
         display_prompt: a.display_prompt,
-        special: a.special,
         parse_special: a.parse_special,
         strict_utf8: a.strict_utf8,
-        raw: a.raw,
         multiline_input: a.multiline_input,
-        color: tristate("--color", &a.color)?,
-        simple_io: a.simple_io,
+        look: terminal::Options {
+            color: tristate("--color", &a.color)?,
+            markdown: tristate("--markdown", &a.markdown)?,
+            wrap: tristate("--wrap", &a.wrap)?,
+            raw: a.raw,
+            simple_io: a.simple_io,
+        },
         output_format,
         output_file: a.output_file,
         prompt_cache: a.prompt_cache,
@@ -232,15 +300,12 @@ fn run(model: PathBuf, a: RunArgs, args: Vec<OsString>, given: Vec<String>) -> R
         no_save: a.no_save,
         no_history: a.no_history,
         context_full,
-        markdown: tristate("--markdown", &a.markdown)?,
-        wrap: tristate("--wrap", &a.wrap)?,
-        args,
-        given,
+        settings: Settings { args, given, names: SETTABLE, change: set },
     })
 }
 
-fn tokenize(a: TokenizeArgs) -> TokenizeOptions {
-    TokenizeOptions {
+fn tokenize_options(a: TokenizeArgs) -> tokenize::Options {
+    tokenize::Options {
         path: a.model,
         prompt: a.prompt.map(|p| if a.no_escape { p } else { unescape(&p) }),
         prompt_file: a.file,
@@ -251,12 +316,13 @@ fn tokenize(a: TokenizeArgs) -> TokenizeOptions {
     }
 }
 
-fn perplexity(mut a: PerplexityArgs) -> Result<PerplexityOptions> {
+fn perplexity_options(mut a: PerplexityArgs) -> Result<perplexity::Options> {
     if a.batch.is_some() {
         // Scores decide between near equals: floats throughout, as in the reference.
         a.context.cache_type_k.get_or_insert_with(|| "f32".to_owned());
         a.context.cache_type_v.get_or_insert_with(|| "f32".to_owned());
     }
+    let rope = a.context.rope.clone();
     let mut context = context(a.context)?;
     context.n_ctx = Some(context.n_ctx.unwrap_or(512));
     let batch = match (a.batch, a.seq) {
@@ -267,7 +333,7 @@ fn perplexity(mut a: PerplexityArgs) -> Result<PerplexityOptions> {
         _ => None,
     };
     // What is scored is pruned, whether it pays or not.
-    let prune = prune(a.prune, None)?.map(|p| PruneOptions { min_tokens: Some(2), ..p });
+    let prune = prune_options(a.prune, None)?.map(|p| prune::Options { min_tokens: Some(2), ..p });
     if a.kl && prune.is_none() {
         return Err(Error::usage("--kl compares the pruned model with the dense one: it needs --prune R"));
     }
@@ -280,9 +346,9 @@ fn perplexity(mut a: PerplexityArgs) -> Result<PerplexityOptions> {
                 .ok_or_else(|| out_of_range("--chunks", n, "-1, or 1 or more"))?,
         ),
     };
-    Ok(PerplexityOptions {
-        log: log(a.log),
-        model: model_options(a.model, a.model_args)?,
+    Ok(perplexity::Options {
+        log: log_options(a.log),
+        model: model_options(a.model, a.model_args, rope)?,
         context,
         file: a.file,
         chunks,
@@ -292,12 +358,12 @@ fn perplexity(mut a: PerplexityArgs) -> Result<PerplexityOptions> {
     })
 }
 
-fn calibrate(mut a: CalibrateArgs) -> Result<CalibrateOptions> {
+fn calibrate_options(mut a: CalibrateArgs) -> Result<calibrate::Options> {
     a.context.cache_type_k.get_or_insert_with(|| "f32".to_owned());
     a.context.cache_type_v.get_or_insert_with(|| "f32".to_owned());
-    Ok(CalibrateOptions {
-        log: log(a.log),
-        model: model_options(a.model, a.model_args)?,
+    Ok(calibrate::Options {
+        log: log_options(a.log),
+        model: model_options(a.model, a.model_args, a.context.rope.clone())?,
         context: context(a.context)?,
         file: a.file,
         output: a.output,
@@ -309,7 +375,7 @@ fn calibrate(mut a: CalibrateArgs) -> Result<CalibrateOptions> {
 }
 
 /// What to prune; `None` for nothing. Every flag that would have no effect is refused with the reason.
-fn prune(a: PruneArgs, min_tokens: Option<String>) -> Result<Option<PruneOptions>> {
+fn prune_options(a: PruneArgs, min_tokens: Option<String>) -> Result<Option<prune::Options>> {
     let of_batches = [("--prune-dump", a.prune_dump.is_some()), ("--prune-replay", a.prune_replay.is_some())];
     if let (None, Some((flag, _))) = (a.prune, of_batches.iter().find(|f| f.1)) {
         return Err(needs_ratio(flag));
@@ -329,8 +395,8 @@ fn needs_ratio(flag: &str) -> Error {
     Error::usage(format!("{flag} changes what --prune R does: give that too"))
 }
 
-/// [`prune`] without what concerns single batches.
-fn prune_how(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<String>) -> Result<Option<PruneOptions>> {
+/// [`prune_options`] without what concerns single batches.
+fn prune_how(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<String>) -> Result<Option<prune::Options>> {
     let given = [
         ("--prune-paper", a.prune_paper),
         ("--prune-method", a.prune_method.is_some()),
@@ -355,21 +421,21 @@ fn prune_how(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<String>) ->
     if !(0.0..=0.8).contains(&ratio) {
         return Err(out_of_range("--prune", ratio, "0 to 0.8"));
     }
-    let mut o = if a.prune_paper { PruneOptions::paper(ratio) } else { PruneOptions::new(ratio) };
+    let mut o = if a.prune_paper { prune::Options::paper(ratio) } else { prune::Options::new(ratio) };
     o.method = match a.prune_method.as_deref() {
-        None | Some("pp") => PruneMethod::Pp,
-        Some("full-batch") => PruneMethod::FullBatch,
-        Some("static") => PruneMethod::Static,
-        Some("wanda-sp") => PruneMethod::WandaSp,
-        Some("flap") => PruneMethod::Flap,
-        Some("flap-as-coded") => PruneMethod::FlapAsCoded,
+        None | Some("pp") => Method::Pp,
+        Some("full-batch") => Method::FullBatch,
+        Some("static") => Method::Static,
+        Some("wanda-sp") => Method::WandaSp,
+        Some("flap") => Method::Flap,
+        Some("flap-as-coded") => Method::FlapAsCoded,
         Some(other) => {
             return Err(not_one_of("--prune-method", other, "pp, full-batch, static, wanda-sp, flap, flap-as-coded"));
         }
     };
-    if o.method != PruneMethod::Pp {
+    if o.method != Method::Pp {
         let why = match o.method {
-            PruneMethod::FullBatch => "its probe is the whole batch, without history",
+            Method::FullBatch => "its probe is the whole batch, without history",
             _ => "it never looks at the batch",
         };
         let of_the_probe =
@@ -377,7 +443,7 @@ fn prune_how(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<String>) ->
         if let Some((flag, _)) = given.iter().find(|(flag, set)| *set && of_the_probe.contains(flag)) {
             return Err(Error::usage(format!("{flag} has no effect on --prune-method {}: {why}", o.method.name())));
         }
-        if o.method != PruneMethod::FullBatch && a.prune_metric.is_some() {
+        if o.method != Method::FullBatch && a.prune_metric.is_some() {
             let name = o.method.name();
             return Err(Error::usage(format!("--prune-metric has no effect on --prune-method {name}: it has its own")));
         }
@@ -445,15 +511,15 @@ fn prune_how(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<String>) ->
     Ok((ratio > 0.0).then_some(o))
 }
 
-fn bench(mut a: BenchArgs) -> Result<BenchOptions> {
+fn bench_options(mut a: BenchArgs) -> Result<bench::Options> {
     let n_threads = match a.context.threads.take() {
-        None => vec![threads::default_threads()],
+        None => vec![cpus::default_threads()],
         Some(list) => numbers("-t", &[list])?.into_iter().map(|n| n as usize).collect(),
     };
     let format = match a.output.as_str() {
-        "md" => TableFormat::Md,
-        "json" => TableFormat::Json,
-        "csv" => TableFormat::Csv,
+        "md" => bench::Format::Md,
+        "json" => bench::Format::Json,
+        "csv" => bench::Format::Csv,
         other => return Err(not_one_of("-o", other, "md, json, csv")),
     };
     let baseline = match a.baseline.as_deref() {
@@ -483,9 +549,9 @@ fn bench(mut a: BenchArgs) -> Result<BenchOptions> {
     let ratios = if a.prune.is_empty() { vec![None] } else { a.prune.into_iter().map(Some).collect() };
     let pruned = |ratio| prune_how(ratio, a.prune_how.clone(), a.prune_min_tokens.clone());
     let prune = ratios.into_iter().map(pruned).collect::<Result<Vec<_>>>()?;
-    Ok(BenchOptions {
-        log: log(a.log),
-        model: model_options(a.model.first().cloned().unwrap_or_default(), a.model_args)?,
+    Ok(bench::Options {
+        log: log_options(a.log),
+        model: model_options(a.model.first().cloned().unwrap_or_default(), a.model_args, a.context.rope.clone())?,
         models: a.model,
         context: context(a.context)?,
         n_prompt: default_prompt,
@@ -526,7 +592,7 @@ fn numbers(flag: &str, lists: &[String]) -> Result<Vec<u32>> {
     Ok(out)
 }
 
-fn log(a: LogArgs) -> LogOptions {
+fn log_options(a: LogArgs) -> log::Options {
     let verbosity = if a.quiet {
         1
     } else if a.verbose {
@@ -534,10 +600,10 @@ fn log(a: LogArgs) -> LogOptions {
     } else {
         a.verbosity.unwrap_or(3)
     };
-    LogOptions { verbosity, file: a.log_file }
+    log::Options { verbosity, file: a.log_file }
 }
 
-fn model_options(path: PathBuf, a: ModelArgs) -> Result<ModelOptions> {
+fn model_options(path: PathBuf, a: ModelArgs, rope: RopeArgs) -> Result<model::Options> {
     let n_gpu_layers = match a.n_gpu_layers.as_deref() {
         None | Some("auto" | "-1") => None,
         Some("all" | "-2") => Some(u32::MAX),
@@ -566,15 +632,13 @@ fn model_options(path: PathBuf, a: ModelArgs) -> Result<ModelOptions> {
         other => return Err(not_one_of("--pack", other, "batch, resident")),
     };
     let overrides = a.override_kv.iter().flat_map(|list| list.split(',')).map(override_kv).collect::<Result<_>>()?;
-    Ok(ModelOptions {
+    Ok(model::Options {
         path,
-        n_gpu_layers,
-        no_mmap,
         mlock,
         check_tensors: a.check_tensors,
         override_kv: overrides,
-        kernels,
-        pack,
+        weights: weights::Options { n_gpu_layers, no_mmap, kernels, pack },
+        rope: rope_options(rope)?,
     })
 }
 
@@ -594,31 +658,12 @@ fn override_kv(text: &str) -> Result<(String, OverrideValue)> {
     Ok((key.to_owned(), value))
 }
 
-fn context(a: ContextArgs) -> Result<ContextOptions> {
+fn context(a: ContextArgs) -> Result<engine::Options> {
     let n_threads = match a.threads.as_deref() {
-        None => threads::default_threads(),
+        None => cpus::default_threads(),
         Some(t) => n_threads("-t", t.parse().map_err(|_| not_one_of("-t", t, "a number"))?)?,
     };
-    let size = |flag: &str, n: i64| {
-        u32::try_from(n)
-            .ok()
-            .filter(|&n| (1..=1 << 24).contains(&n))
-            .ok_or_else(|| out_of_range(flag, n, "1 to 16777216"))
-    };
-    let scaling = match a.rope_scaling.as_deref() {
-        None => None,
-        Some("none") => Some(RopeScaling::None),
-        Some("linear") => Some(RopeScaling::Linear),
-        Some("yarn") => Some(RopeScaling::Yarn),
-        Some(other) => return Err(not_one_of("--rope-scaling", other, "none, linear, yarn")),
-    };
-    let positive = |flag: &str, x: Option<f32>| match x {
-        Some(x) if !(x.is_finite() && x > 0.0) => Err(out_of_range(flag, x, "more than 0")),
-        x => Ok(x),
-    };
-    // llama.cpp's "not set" is a negative number (or 0 for the context).
-    let unless_negative = |x: Option<f32>| x.filter(|x| *x >= 0.0);
-    Ok(ContextOptions {
+    Ok(engine::Options {
         n_ctx: match a.ctx_size {
             None => None,
             Some(0) => Some(0),
@@ -639,35 +684,57 @@ fn context(a: ContextArgs) -> Result<ContextOptions> {
         },
         cache_type_k: cache_type("-ctk", a.cache_type_k.as_deref().unwrap_or("f16"))?,
         cache_type_v: cache_type("-ctv", a.cache_type_v.as_deref().unwrap_or("f16"))?,
-        flash_attn: tristate("-fa", &a.flash_attn)?,
-        rope: RopeOptions {
-            freq_base: positive("--rope-freq-base", a.rope_freq_base.filter(|&x| x != 0.0))?,
-            freq_scale: positive(
-                "--rope-freq-scale",
-                a.rope_freq_scale.or(a.rope_scale.map(|s| 1.0 / s)).filter(|&x| x != 0.0),
-            )?,
-            scaling,
-            yarn_orig_ctx: match a.yarn_orig_ctx {
-                None | Some(0) => None,
-                Some(n) => Some(size("--yarn-orig-ctx", n)?),
-            },
-            yarn_ext_factor: unless_negative(a.yarn_ext_factor),
-            yarn_attn_factor: unless_negative(a.yarn_attn_factor),
-            yarn_beta_slow: unless_negative(a.yarn_beta_slow),
-            yarn_beta_fast: unless_negative(a.yarn_beta_fast),
-        },
+        // Every backend of ours has it: auto is on.
+        flash_attn: tristate("-fa", &a.flash_attn)? != Tristate::Off,
     })
+}
+
+fn rope_options(a: RopeArgs) -> Result<RopeOptions> {
+    let scaling = match a.rope_scaling.as_deref() {
+        None => None,
+        Some("none") => Some(RopeScaling::None),
+        Some("linear") => Some(RopeScaling::Linear),
+        Some("yarn") => Some(RopeScaling::Yarn),
+        Some(other) => return Err(not_one_of("--rope-scaling", other, "none, linear, yarn")),
+    };
+    let positive = |flag: &str, x: Option<f32>| match x {
+        Some(x) if !(x.is_finite() && x > 0.0) => Err(out_of_range(flag, x, "more than 0")),
+        x => Ok(x),
+    };
+    // llama.cpp's "not set" is a negative number (or 0 for the context).
+    let unless_negative = |x: Option<f32>| x.filter(|x| *x >= 0.0);
+    Ok(RopeOptions {
+        freq_base: positive("--rope-freq-base", a.rope_freq_base.filter(|&x| x != 0.0))?,
+        freq_scale: positive(
+            "--rope-freq-scale",
+            a.rope_freq_scale.or(a.rope_scale.map(|s| 1.0 / s)).filter(|&x| x != 0.0),
+        )?,
+        scaling,
+        yarn_orig_ctx: match a.yarn_orig_ctx {
+            None | Some(0) => None,
+            Some(n) => Some(size("--yarn-orig-ctx", n)?),
+        },
+        yarn_ext_factor: unless_negative(a.yarn_ext_factor),
+        yarn_attn_factor: unless_negative(a.yarn_attn_factor),
+        yarn_beta_slow: unless_negative(a.yarn_beta_slow),
+        yarn_beta_fast: unless_negative(a.yarn_beta_fast),
+    })
+}
+
+/// A number of tokens: of a batch or a context.
+fn size(flag: &str, n: i64) -> Result<u32> {
+    u32::try_from(n).ok().filter(|&n| (1..=1 << 24).contains(&n)).ok_or_else(|| out_of_range(flag, n, "1 to 16777216"))
 }
 
 fn n_threads(flag: &str, n: i64) -> Result<usize> {
     match n {
-        -1 | 0 => Ok(threads::default_threads()),
+        -1 | 0 => Ok(cpus::default_threads()),
         1..=512 => Ok(n as usize),
         _ => Err(out_of_range(flag, n, "-1, or 1 to 512")),
     }
 }
 
-fn sampling(a: SamplingArgs) -> Result<SamplingOptions> {
+fn sampling(a: SamplingArgs) -> Result<sampler::Options> {
     let seed = match a.seed {
         None | Some(-1) => None,
         Some(n) => Some(u32::try_from(n).map_err(|_| out_of_range("--seed", n, "-1 to 4294967295"))?),
@@ -681,7 +748,7 @@ fn sampling(a: SamplingArgs) -> Result<SamplingOptions> {
     if a.repeat_penalty.is_nan() || a.repeat_penalty <= 0.0 {
         return Err(out_of_range("--repeat-penalty", a.repeat_penalty, "more than 0"));
     }
-    Ok(SamplingOptions {
+    Ok(sampler::Options {
         seed,
         temperature: finite("--temp", a.temp)?,
         top_k: a.top_k,
@@ -756,14 +823,14 @@ mod tests {
         parse(args, &|_| None)
     }
 
-    fn run_options(line: &[&str]) -> RunOptions {
+    fn options(line: &[&str]) -> run::Options {
         let all: Vec<&str> = ["-m", "x.gguf"].iter().chain(line).copied().collect();
         match parse_line(&all).unwrap() {
             Parsed::Command(c, _) => match *c {
                 Command::Run(o) => *o,
                 other => panic!("{other:?}"),
             },
-            Parsed::Text(t) => panic!("{t}"),
+            Parsed::Text(t, _) => panic!("{t}"),
         }
     }
 
@@ -774,44 +841,31 @@ mod tests {
 
     #[test]
     fn defaults_are_llama_cpps() {
-        let o = run_options(&[]);
-        assert_eq!(o.sampling, SamplingOptions::default());
+        let o = options(&[]);
+        assert_eq!(o.sampling, sampler::Options::default());
         assert_eq!((o.context.n_ctx, o.context.n_batch, o.context.n_ubatch), (None, 2048, 512));
-        assert_eq!(o.predict, Predict::Unlimited);
+        assert_eq!(o.limits.predict, Predict::Unlimited);
     }
 
     #[test]
     fn values_are_understood() {
-        let o = run_options(&[
-            "-n",
-            "-2",
-            "-c",
-            "0",
-            "-fa",
-            "-ctk",
-            "q8_0",
-            "--temp",
-            "-1",
-            "-p",
-            r"a\n\x41\q",
-            "-s",
-            "-1",
-        ]);
-        assert_eq!(o.predict, Predict::FillContext);
+        let o =
+            options(&["-n", "-2", "-c", "0", "-fa", "-ctk", "q8_0", "--temp", "-1", "-p", r"a\n\x41\q", "-s", "-1"]);
+        assert_eq!(o.limits.predict, Predict::FillContext);
         assert_eq!(o.context.n_ctx, Some(0));
-        assert_eq!(o.context.flash_attn, Tristate::On);
+        assert!(o.context.flash_attn && !options(&["-fa", "off"]).context.flash_attn);
         assert_eq!(o.context.cache_type_k, CacheType::Q8_0);
         assert_eq!(o.sampling.temperature, -1.0);
         assert_eq!(o.sampling.seed, None);
         assert_eq!(o.prompt.as_deref(), Some("a\nA\\q"));
-        let o = run_options(&["-p", r"a\n", "--no-escape", "-r", "x", "--stop", "y", "-cnv", "-no-cnv", "-ngl", "all"]);
+        let o = options(&["-p", r"a\n", "--no-escape", "-r", "x", "--stop", "y", "-cnv", "-no-cnv", "-ngl", "all"]);
         assert_eq!(o.prompt.as_deref(), Some(r"a\n"));
-        assert_eq!(o.stop, ["x", "y"]);
-        assert_eq!(o.conversation, Conversation::Off);
-        assert_eq!(o.model.n_gpu_layers, Some(u32::MAX));
-        assert_eq!(o.model.kernels, Kernels::Auto);
-        assert_eq!(run_options(&["--kernels", "native"]).model.kernels, Kernels::Native);
-        let o = run_options(&["--override-kv", "a.b=int:3,c=str:x"]);
+        assert_eq!(o.limits.stop, ["x", "y"]);
+        assert_eq!(o.conversation, Tristate::Off);
+        assert_eq!(o.model.weights.n_gpu_layers, Some(u32::MAX));
+        assert_eq!(o.model.weights.kernels, Kernels::Auto);
+        assert_eq!(options(&["--kernels", "native"]).model.weights.kernels, Kernels::Native);
+        let o = options(&["--override-kv", "a.b=int:3,c=str:x"]);
         assert_eq!(
             o.model.override_kv,
             [("a.b".into(), OverrideValue::Int(3)), ("c".into(), OverrideValue::Str("x".into()))]
@@ -849,7 +903,7 @@ mod tests {
     fn without_a_model_models_are_looked_for() {
         let command = |line: &[&str]| match parse_line(line).unwrap() {
             Parsed::Command(c, _) => *c,
-            Parsed::Text(t) => panic!("{t}"),
+            Parsed::Text(t, _) => panic!("{t}"),
         };
         assert!(matches!(command(&[]), Command::Models));
         assert!(matches!(command(&["-p", "x"]), Command::NoModel));

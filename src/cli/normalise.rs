@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgAction, Command};
 
 use crate::error::{Error, Result};
-use crate::places;
+use crate::system::places;
 
 /// Single-dash names of several letters, and the long names that they stand for.
 const SHORT: &[(&str, &str)] = &[

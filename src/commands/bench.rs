@@ -1,5 +1,6 @@
 //! `pp-run bench`: llama-bench's tests and columns; pruning ratios and llama.cpp's own engine alternately in one process.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -8,13 +9,54 @@ use ggml::llama::{Context, ContextParams, Model as LlamaModel};
 use serde_json::{Value, json};
 
 use super::load::{Signals, load};
-use super::{print, prune};
-use crate::cli::options::{BenchOptions, ContextOptions, Kernels, TableFormat, Tristate};
+use super::{print, pruning};
 use crate::error::{Error, Kind, Result};
-use crate::model::{Model, memory};
-use crate::session::{PruneReport, Session};
-use crate::stats::Log;
+use crate::log::{self, Log};
+use crate::model::{self, Model};
+use crate::engine::{Report, Session};
+use crate::system::memory;
 use crate::tokenizer::Token;
+use crate::weights::Kernels;
+use crate::{engine, prune};
+
+/// Format of a table on stdout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Markdown
+    Md,
+    /// JSON array
+    Json,
+    /// CSV
+    Csv,
+}
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub log: log::Options,
+    /// The models, one after the other (`path` of the base options is each of these).
+    pub models: Vec<PathBuf>,
+    /// Everything else about the model.
+    pub model: model::Options,
+    pub context: engine::Options,
+    /// `-p`: prompt lengths
+    pub n_prompt: Vec<u32>,
+    /// `-n`: tokens generated
+    pub n_gen: Vec<u32>,
+    /// `-pg`: prompt then generation
+    pub prompt_gen: Vec<(u32, u32)>,
+    /// `-d`: tokens in the cache before the test
+    pub n_depth: Vec<u32>,
+    /// `-r`
+    pub repetitions: u32,
+    /// `-t` list
+    pub n_threads: Vec<usize>,
+    /// `-o`
+    pub format: Format,
+    /// `--baseline llama.cpp`: run libllama alternately, print both and the ratio
+    pub baseline: bool,
+    /// What to prune, if at all: each test runs with each of these
+    pub prune: Vec<Option<prune::Options>>,
+}
 
 /// What is timed: a prompt, then generated tokens, after `n_depth` tokens that are not timed.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +108,7 @@ impl Engine<'_> {
     }
 
     /// What pruning did in the last test.
-    fn report(&self) -> Option<&PruneReport> {
+    fn report(&self) -> Option<&Report> {
         match self {
             Engine::Ours { session, .. } => session.prune_report(),
             Engine::Llama { .. } => None,
@@ -161,7 +203,7 @@ struct Row {
     /// What was to be left out; 0 = nothing
     prune: f64,
     /// What pruning did, in the last repetition
-    report: Option<PruneReport>,
+    report: Option<Report>,
     samples: Vec<Sample>,
     /// Median over the repetitions of the baseline's time by ours.
     ratio: Option<f64>,
@@ -187,7 +229,7 @@ impl Row {
 }
 
 /// Runs the tests on every model.
-pub fn run(options: &BenchOptions) -> Result<()> {
+pub fn run(options: &Options) -> Result<()> {
     let log = Log::new(&options.log, false)?;
     let signals = Signals::catch()?;
     let mut tests = Vec::new();
@@ -211,7 +253,7 @@ pub fn run(options: &BenchOptions) -> Result<()> {
         let mut model_options = options.model.clone();
         model_options.path = path.clone();
         let (model, _) = load(&model_options, &options.context, &log, &signals)?;
-        let n_gpu_layers = options.model.n_gpu_layers.unwrap_or(u32::MAX);
+        let n_gpu_layers = options.model.weights.n_gpu_layers.unwrap_or(u32::MAX);
         let llama = if options.baseline {
             let refused = |e: ggml::llama::LlamaError| Error::failed(format!("llama.cpp: {}", e.0)).in_file(path);
             Some(LlamaModel::load(path, n_gpu_layers).map_err(refused)?)
@@ -231,7 +273,7 @@ pub fn run(options: &BenchOptions) -> Result<()> {
 
 /// One test on every engine, alternately.
 fn measure(
-    options: &BenchOptions,
+    options: &Options,
     model: &Model,
     llama: Option<&LlamaModel>,
     n_threads: usize,
@@ -241,7 +283,7 @@ fn measure(
 ) -> Result<Vec<Row>> {
     let n_ctx = u32::try_from(test.n_depth + test.n_tokens()).unwrap_or(u32::MAX);
     let context =
-        ContextOptions { n_ctx: Some(n_ctx), n_threads, n_threads_batch: n_threads, ..options.context.clone() };
+        engine::Options { n_ctx: Some(n_ctx), n_threads, n_threads_batch: n_threads, ..options.context.clone() };
     // The baseline first, then what is compared with it.
     let mut engines = Vec::new();
     if let Some(llama) = llama {
@@ -253,7 +295,7 @@ fn measure(
     for pruned in &options.prune {
         let interrupt: Arc<AtomicBool> = signals.interrupt.clone();
         let mut session = Session::new(model, &context, 1, 1, interrupt)?;
-        prune::apply(&mut session, model, pruned.as_ref(), n_threads)?;
+        pruning::apply(&mut session, model, pruned.as_ref(), n_threads)?;
         engines.push(Engine::Ours { session: Box::new(session), ratio: pruned.as_ref().map_or(0.0, |p| p.ratio) });
     }
     // Any tokens will do; these are spread over the vocabulary.
@@ -309,7 +351,7 @@ fn measure(
 }
 
 /// libllama's settings for the same run.
-fn llama_params(context: &ContextOptions) -> ContextParams {
+fn llama_params(context: &engine::Options) -> ContextParams {
     ContextParams {
         n_ctx: context.n_ctx.unwrap_or(0),
         n_batch: context.n_batch,
@@ -319,7 +361,7 @@ fn llama_params(context: &ContextOptions) -> ContextParams {
         n_threads_batch: context.n_threads_batch as u32,
         type_k: context.cache_type_k.tensor_type(),
         type_v: context.cache_type_v.tensor_type(),
-        flash_attn: context.flash_attn != Tristate::Off,
+        flash_attn: context.flash_attn,
     }
 }
 
@@ -342,7 +384,7 @@ fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
 
 /// Rows as they come (Markdown, CSV) or all at once (JSON).
 struct Table {
-    format: TableFormat,
+    format: Format,
     baseline: bool,
     /// Whether something is pruned
     prune: bool,
@@ -350,7 +392,7 @@ struct Table {
 }
 
 impl Table {
-    fn add(&mut self, row: &Row, model: &Model, options: &BenchOptions) -> Result<()> {
+    fn add(&mut self, row: &Row, model: &Model, options: &Options) -> Result<()> {
         let nanoseconds = |t: Duration| t.as_nanos() as f64;
         let n = row.test.n_tokens() as f64;
         let times: Vec<f64> = row.samples.iter().map(|s| nanoseconds(s.time)).collect();
@@ -375,7 +417,7 @@ impl Table {
             "n_threads": row.n_threads,
             "type_k": c.cache_type_k.name(),
             "type_v": c.cache_type_v.name(),
-            "flash_attn": c.flash_attn != Tristate::Off,
+            "flash_attn": c.flash_attn,
             "n_prompt": row.test.n_prompt,
             "n_gen": row.test.n_gen,
             "n_depth": row.test.n_depth,
@@ -398,9 +440,9 @@ impl Table {
             value["ratio"] = ratio.into();
         }
         match self.format {
-            TableFormat::Json => {}
-            TableFormat::Md => self.markdown(row, model, avg_ts, stddev_ts)?,
-            TableFormat::Csv => self.csv(&value)?,
+            Format::Json => {}
+            Format::Md => self.markdown(row, model, avg_ts, stddev_ts)?,
+            Format::Csv => self.csv(&value)?,
         }
         self.rows.push(value);
         Ok(())
@@ -466,7 +508,7 @@ impl Table {
 
     fn finish(self) -> Result<()> {
         match self.format {
-            TableFormat::Json => {
+            Format::Json => {
                 let text = serde_json::to_string_pretty(&self.rows).map_err(|e| Error::failed(e.to_string()))?;
                 print(&(text + "\n"))
             }

@@ -1,27 +1,47 @@
 //! `pp-run calibrate`: statistics of a model's blocks, for pruning's history and for the methods that never look at a batch.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use super::load::{Signals, load};
 use super::{read_text, write_file};
-use crate::calibration::{Calibration, all_blocks, fingerprint, path_for};
-use crate::cli::options::{CalibrateOptions, SamplingOptions};
+use crate::prune::{Calibration, all_blocks, path_for};
 use crate::error::{Error, Kind, Result};
-use crate::model::memory;
+use crate::log::{self, Log};
 use crate::prune::BlockStats;
-use crate::prune::plan::Block;
-use crate::sampler::Sampler;
-use crate::session::{Moments, Session};
-use crate::stats::Log;
+use crate::prune::Block;
+use crate::sampler::{self, Sampler};
+use crate::engine::{Moments, Session};
+use crate::system::memory;
 use crate::tokenizer::{Token, Tokenizer};
+use crate::{engine, model};
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub log: log::Options,
+    pub model: model::Options,
+    pub context: engine::Options,
+    /// `-f`; `None` = the model writes the text
+    pub file: Option<PathBuf>,
+    /// `-o`
+    pub output: Option<PathBuf>,
+    /// `--seqs`
+    pub n_seqs: usize,
+    /// `--seq-len`
+    pub seq_len: usize,
+    /// `--batch`: windows in one pass
+    pub batch: usize,
+    /// Means per position too.
+    pub positions: bool,
+}
 
 /// Runs the dense model over the windows and writes what its blocks did.
-pub fn run(options: &CalibrateOptions) -> Result<()> {
+pub fn run(options: &Options) -> Result<()> {
     let log = Log::new(&options.log, false)?;
     let signals = Signals::catch()?;
     let text = options.file.as_deref().map(read_text).transpose()?;
     let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
-    let &CalibrateOptions { n_seqs, seq_len, positions, .. } = options;
+    let &Options { n_seqs, seq_len, positions, .. } = options;
     // FLAP's fluctuation begins with the second batch.
     let batch = options.batch.min(n_seqs.div_ceil(2));
     let windows = match &text {
@@ -40,7 +60,7 @@ pub fn run(options: &CalibrateOptions) -> Result<()> {
         }
     };
     let dims = model.dims();
-    let channels: usize = all_blocks(&dims).map(|b| dims.channels(b.kind)).sum();
+    let channels: usize = all_blocks(&dims).map(|b| b.kind.channels(&dims)).sum();
     let table = if positions { (channels * seq_len * 4) as u64 } else { 0 };
     // The running means, and the same once more as a file.
     memory::require(2 * table, "the means by position", "use --no-positions or a smaller --seq-len")?;
@@ -83,7 +103,7 @@ pub fn run(options: &CalibrateOptions) -> Result<()> {
     let text = options.file.as_ref().map_or("written by the model".to_owned(), |f| f.display().to_string());
     let calibration = Calibration { n_seqs, seq_len, batch, text, blocks };
     let path = options.output.clone().unwrap_or_else(|| path_for(&options.model.path));
-    let bytes = calibration.to_bytes(&dims, fingerprint(model.gguf()));
+    let bytes = calibration.to_bytes(&dims, model.gguf().fingerprint());
     write_file(&path, &bytes)?;
     log.note(&format!(
         "{n_seqs} windows of {seq_len} tokens, {batch} at a time: {} in {}",
@@ -106,7 +126,7 @@ fn write(
     let sampler = |i: usize| {
         let seed = u32::try_from(first + i).unwrap_or(0);
         // As the model speaks, without its unlikeliest words; a window does not end before its length.
-        let options = SamplingOptions {
+        let options = sampler::Options {
             seed: Some(seed),
             temperature: 1.0,
             top_k: 100,

@@ -5,21 +5,32 @@ use std::path::Path;
 use super::chat::{directory, listing};
 use super::print;
 use crate::chat::{Role, delete, list, read};
-use crate::cli::options::ChatsOptions;
 use crate::error::{Result, escape};
 
+#[derive(Debug, Clone)]
+pub enum Options {
+    /// List them
+    List,
+    /// Print one
+    Show(String),
+    /// Delete these
+    Delete(Vec<String>),
+    /// Delete all
+    DeleteAll,
+}
+
 /// Lists chats, prints one, or deletes some.
-pub fn run(options: &ChatsOptions) -> Result<()> {
+pub fn run(options: &Options) -> Result<()> {
     let dir = directory()?;
     match options {
-        ChatsOptions::List => {
+        Options::List => {
             let list = listing(&dir)?;
             if list.is_empty() {
                 return print(&format!("no chat is saved in {}\n", dir.display()));
             }
             print(&list)
         }
-        ChatsOptions::Show(name) => {
+        Options::Show(name) => {
             let mut out = String::new();
             for turn in &read(&dir, name)?.turns {
                 let who = match turn.message.role {
@@ -32,8 +43,8 @@ pub fn run(options: &ChatsOptions) -> Result<()> {
             }
             print(&out)
         }
-        ChatsOptions::Delete(names) => delete_each(&dir, names.iter()),
-        ChatsOptions::DeleteAll => delete_each(&dir, list(&dir)?.iter().map(|chat| &chat.name)),
+        Options::Delete(names) => delete_each(&dir, names.iter()),
+        Options::DeleteAll => delete_each(&dir, list(&dir)?.iter().map(|chat| &chat.name)),
     }
 }
 

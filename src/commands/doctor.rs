@@ -9,10 +9,9 @@ use ggml::Device;
 use kernels::{Feature, Isa};
 
 use super::print;
-use crate::cli::threads::Cpus;
 use crate::error::{Result, escape};
-use crate::model::memory;
-use crate::places;
+use crate::system::cpus::Cpus;
+use crate::system::{memory, places};
 
 /// Prints the report.
 pub fn run() -> Result<()> {

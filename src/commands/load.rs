@@ -7,11 +7,12 @@ use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
 use crate::chat::{Watch, ending_signals};
-use crate::cli::options::{ContextOptions, ModelOptions, RopeOptions};
+use crate::engine;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::model::{Model, check_values, memory};
-use crate::stats::Log;
+use crate::log::Log;
+use crate::model::{self, Model, RopeOptions, check_values};
+use crate::system::memory;
 use crate::tokenizer::Tokenizer;
 
 /// Flags that signals set.
@@ -74,8 +75,8 @@ fn joined<T>(thread: ScopedJoinHandle<T>) -> T {
 
 /// Opens a file, and loads its weights and its tokenizer at the same time.
 pub fn load(
-    model: &ModelOptions,
-    context: &ContextOptions,
+    model: &model::Options,
+    context: &engine::Options,
     log: &Log,
     signals: &Signals,
 ) -> Result<(Model, Tokenizer)> {
@@ -93,7 +94,7 @@ pub fn load(
         let tokenizer = scope.spawn(|| Tokenizer::load(&gguf));
         let checks = model.check_tensors || gguf.file_bytes() <= MAX_CHECKED;
         let values = checks.then(|| scope.spawn(|| check_values(&gguf, context.n_threads_batch, &signals.interrupt)));
-        let loaded = Model::load(gguf.clone(), model, &context.rope, context.n_threads_batch, &mut progress);
+        let loaded = Model::load(gguf.clone(), model, context.n_threads_batch, &mut progress);
         let values = values.map_or(Ok(()), joined);
         (loaded, joined(tokenizer), values)
     });
@@ -116,12 +117,12 @@ pub fn load(
         log.warn(&format!("nothing uses the tensor '{first}'{more} of this file"));
     }
     let trained = loaded.hparams().n_ctx_train;
-    if let Some(n_ctx) = context.n_ctx.filter(|&n| n > trained && context.rope == RopeOptions::default()) {
+    if let Some(n_ctx) = context.n_ctx.filter(|&n| n > trained && model.rope == RopeOptions::default()) {
         log.warn(&format!(
             "the model was trained for {trained} tokens: beyond, of {n_ctx}, it may talk nonsense (see --rope-scaling)"
         ));
     }
-    if model.n_gpu_layers.is_some_and(|n| n > 0) && loaded.gpus().is_empty() {
+    if model.weights.n_gpu_layers.is_some_and(|n| n > 0) && loaded.gpus().is_empty() {
         log.note("-ngl has no effect: there is no GPU, or this build has no support for it (cargo features cuda, metal, vulkan)");
     }
     if model.mlock && !loaded.lock() {

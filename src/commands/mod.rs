@@ -1,29 +1,52 @@
 //! One file per command: the only code that writes to stdout.
 
-mod bench;
-mod calibrate;
+pub mod bench;
+pub mod calibrate;
 mod chat;
-mod chats;
-mod completions;
+pub mod chats;
 mod doctor;
 mod load;
 mod models;
-mod perplexity;
+pub mod perplexity;
 mod prompt_cache;
-mod prune;
-mod run;
-mod show;
-mod tokenize;
+mod pruning;
+pub mod run;
+pub mod show;
+pub mod tokenize;
 mod trace;
 
 use std::fs;
 use std::io::{self, Read, Write, stdin, stdout};
 use std::path::Path;
 
-use crate::chat::{Render, Style, width};
-use crate::cli::options::{Command, RunOptions};
+use crate::chat::{Render, Style, terminal, width};
 use crate::error::{Error, Result};
-use crate::places::replace_file;
+use crate::system::places::replace_file;
+
+/// One invocation of the program.
+#[derive(Debug)]
+pub enum Command {
+    /// Answer a prompt, or chat: `pp-run -m MODEL [-p PROMPT]`.
+    Run(Box<run::Options>),
+    /// `pp-run`: which models are here?
+    Models,
+    /// A model is to be run, but none is named
+    NoModel,
+    /// `pp-run show MODEL`
+    Show(show::Options),
+    /// `pp-run tokenize -m MODEL`
+    Tokenize(tokenize::Options),
+    /// `pp-run perplexity -m MODEL -f TEXT`
+    Perplexity(perplexity::Options),
+    /// `pp-run calibrate -m MODEL`
+    Calibrate(calibrate::Options),
+    /// `pp-run bench -m MODEL`
+    Bench(bench::Options),
+    /// `pp-run chats`
+    Chats(chats::Options),
+    /// `pp-run doctor`
+    Doctor,
+}
 
 /// Runs a command.
 pub fn run(command: &Command) -> Result<()> {
@@ -38,8 +61,6 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Bench(o) => bench::run(o),
         Command::Chats(o) => chats::run(o),
         Command::Doctor => doctor::run(),
-        Command::Completions(shell) => completions::completions(*shell),
-        Command::Man => completions::man(),
     }
 }
 
@@ -60,7 +81,7 @@ struct Printer {
 
 impl Printer {
     /// For one answer; `reasoning` if its prompt has opened that.
-    fn new(style: &Style, options: &RunOptions, reasoning: bool) -> Printer {
+    fn new(style: &Style, options: &terminal::Options, reasoning: bool) -> Printer {
         let look = style.look(options);
         Printer { render: Render::new(look, reasoning), wraps: look.width.is_some(), begun: false, line_ended: false }
     }

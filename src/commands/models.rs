@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::print;
-use crate::cli::options::RopeOptions;
 use crate::error::{Error, Result, escape, shown};
 use crate::gguf::Gguf;
-use crate::model::{Hparams, description, memory};
-use crate::places::{self, Env, env};
+use crate::model::{Hparams, RopeOptions, description};
+use crate::system::memory;
+use crate::system::places::{self, Env, env};
 
 /// Levels of directories below a place, and entries of all of them, that are looked at.
 const MAX_DEPTH: usize = 5;

@@ -1,14 +1,33 @@
 //! `pp-run perplexity`: as llama-perplexity, so that numbers can be compared; and as Probe Pruning's paper.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::load::{Signals, load};
-use super::{print, prune, read_text};
-use crate::cli::options::PerplexityOptions;
+use super::{print, pruning, read_text};
 use crate::error::{Error, Kind, Result};
-use crate::session::{OUTPUT_ROWS, Session};
-use crate::stats::Log;
+use crate::log::{self, Log};
+use crate::engine::{OUTPUT_ROWS, Session};
 use crate::tokenizer::Token;
+use crate::{engine, model, prune};
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub log: log::Options,
+    pub model: model::Options,
+    /// The session; `n_ctx` is the window's length (512 if not given).
+    pub context: engine::Options,
+    /// `-f`
+    pub file: PathBuf,
+    /// `--chunks`; `None` = all
+    pub chunks: Option<usize>,
+    /// `--batch`, `--seq`: windows in one pass, tokens of a window
+    pub batch: Option<(usize, usize)>,
+    /// `--kl`
+    pub kl: bool,
+    /// What to prune, if at all
+    pub prune: Option<prune::Options>,
+}
 
 /// Sums over the tokens scored so far.
 #[derive(Debug, Default)]
@@ -110,7 +129,7 @@ struct Protocol {
 
 /// llama-perplexity's windows: of `-c` tokens, each beginning with BOS if the model wants it; the second half of each is scored.
 /// With `--batch` and `--seq` Probe Pruning's: consecutive pieces of the text as it is, scored whole.
-fn protocol(options: &PerplexityOptions, tokens: &[Token], bos: Option<Token>, n_ctx_train: usize) -> Result<Protocol> {
+fn protocol(options: &Options, tokens: &[Token], bos: Option<Token>, n_ctx_train: usize) -> Result<Protocol> {
     let (n_ctx, n_seq) = match options.batch {
         Some((batch, seq)) => (seq, batch),
         None => {
@@ -139,7 +158,7 @@ fn protocol(options: &PerplexityOptions, tokens: &[Token], bos: Option<Token>, n
 }
 
 /// Scores a text. With `--kl` the dense model scores it too, batch by batch.
-pub fn run(options: &PerplexityOptions) -> Result<()> {
+pub fn run(options: &Options) -> Result<()> {
     let log = Log::new(&options.log, false)?;
     let signals = Signals::catch()?;
     let text = read_text(&options.file)?;
@@ -157,7 +176,7 @@ pub fn run(options: &PerplexityOptions) -> Result<()> {
         context.n_batch = context.n_ubatch;
     }
     let mut session = Session::new(&model, &context, n_seq, n_seq * n_ctx, signals.interrupt.clone())?;
-    prune::apply(&mut session, &model, options.prune.as_ref(), n_threads)?;
+    pruning::apply(&mut session, &model, options.prune.as_ref(), n_threads)?;
 
     log.note(&format!("{} windows of {n_ctx} tokens, {n_seq} at a time", windows.len()));
     let bar = log.progress("perplexity", (windows.len() * n_ctx) as u64, "tokens");
@@ -203,7 +222,7 @@ pub fn run(options: &PerplexityOptions) -> Result<()> {
         }
     }
     bar.finish_and_clear();
-    prune::write_dump(&session, &model, options.prune.as_ref())?;
+    pruning::write_dump(&session, &model, options.prune.as_ref())?;
     let (perplexity, error) = sums.estimate();
     if !perplexity.is_finite() {
         print("\n")?;

@@ -2,8 +2,8 @@
 
 use crate::error::Result;
 use crate::model::CacheParams;
-use crate::prompt_cache::{Found, n_tokens};
-use crate::session::Session;
+use crate::engine::prompt_cache::{Found, n_tokens};
+use crate::engine::Session;
 use crate::tokenizer::Token;
 
 use super::run::Run;

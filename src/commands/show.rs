@@ -2,21 +2,34 @@
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
+use std::path::PathBuf;
 
 use gguf_rs::{ByteOrder, GGUFContainer};
 use serde_json::{Value, json};
 
 use super::print;
-use crate::cli::options::{RopeOptions, ShowOptions};
 use crate::error::{Error, Result, escape};
 use crate::gguf::{Gguf, TensorInfo};
-use crate::model::{Hparams, memory};
+use crate::model::{Hparams, RopeOptions};
+use crate::system::memory;
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The GGUF file.
+    pub path: PathBuf,
+    /// List the tensors too.
+    pub tensors: bool,
+    /// List what can be pruned.
+    pub prunable: bool,
+    /// One JSON object instead of text.
+    pub json: bool,
+}
 
 /// Elements of an array that are shown.
 const SHOWN: usize = 6;
 
 /// Prints an overview, the metadata, and with `--tensors` the tensors.
-pub fn run(options: &ShowOptions) -> Result<()> {
+pub fn run(options: &Options) -> Result<()> {
     let gguf = Gguf::open(&options.path)?;
     if options.prunable {
         return print(&prunable(&gguf)?);

@@ -1,16 +1,33 @@
 //! `pp-run tokenize`: the tokens of a text.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{print, read_text};
-use crate::cli::options::TokenizeOptions;
 use crate::error::{Error, Result, escape};
 use crate::gguf::Gguf;
 use crate::tokenizer::{Token, Tokenizer};
 
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The GGUF file.
+    pub path: PathBuf,
+    /// `-p`, escapes processed
+    pub prompt: Option<String>,
+    /// `-f`, or `-` for stdin; stdin if neither is given
+    pub prompt_file: Option<PathBuf>,
+    /// Only the ids, as one JSON array.
+    pub ids: bool,
+    /// Only the number of tokens.
+    pub show_count: bool,
+    /// `--no-bos`
+    pub no_bos: bool,
+    /// `--no-parse-special`
+    pub no_parse_special: bool,
+}
+
 /// Prints one line per token, or the numbers, or how many there are.
-pub fn run(options: &TokenizeOptions) -> Result<()> {
+pub fn run(options: &Options) -> Result<()> {
     let tokenizer = Tokenizer::load(&Gguf::open(&options.path)?)?;
     let text = match (&options.prompt, &options.prompt_file) {
         (Some(text), _) => text.clone(),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::write_file;
 use crate::error::Result;
-use crate::session::TracedBatch;
+use crate::engine::TracedBatch;
 
 /// Writes the load, which began at `start`, and the micro-batches with their nodes.
 pub fn write(path: &Path, start: Instant, load: Duration, batches: &[TracedBatch]) -> Result<()> {

@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
-use crate::cli::options::OverrideValue;
 use crate::error::{Error, Result, shown};
 
 /// Longest text that is taken out of the file; chat templates are the longest that matter.
@@ -178,6 +177,19 @@ impl Value {
             _ => return None,
         })
     }
+}
+
+/// Value of an `--override-kv`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum OverrideValue {
+    /// `int:`
+    Int(i64),
+    /// `float:`
+    Float(f64),
+    /// `bool:`
+    Bool(bool),
+    /// `str:`
+    Str(String),
 }
 
 /// A key and its value.

@@ -21,13 +21,12 @@ use std::sync::Arc;
 use ggml::{Map, Type};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::cli::options::OverrideValue;
 use crate::error::{Error, Kind, Result};
 use header::Header;
 use split::Split;
 pub use vocab::Twins;
 
-pub use metadata::{Array, Metadata, Value, ValueType};
+pub use metadata::{Array, Metadata, OverrideValue, Value, ValueType};
 
 /// A tensor as the file describes it; type, shape, size and position have been checked.
 #[derive(Debug, Clone, PartialEq)]

@@ -100,9 +100,9 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             }
             None => self.matmul_stacked(states, [(&w.q, Part::All), (&w.k, Part::All), (&w.v, Part::All)]),
         };
-        let n_seq = products[0].ne()[1] / probe.mask.ne()[0];
+        let mask = self.inputs.get(Input::ProbeMask(probe.shape.n_each));
         let qkv = self.qkv(products, w, probe.pos);
-        let kqv = self.attend_among(qkv, probe.mask, n_seq, w.scale);
+        let kqv = self.attend_among(qkv, mask, probe.shape.n_seq, w.scale);
         Kept { ahead, ..self.end_probe(pruning, probe, kqv, w.n_embd_head, notes) }
     }
 

@@ -29,8 +29,6 @@ pub struct Probe<'g> {
     pub rows: Option<Tensor<'g>>,
     /// I32 `[n_rows]`: their positions
     pub pos: Tensor<'g>,
-    /// Causal mask among the rows of a sample
-    pub mask: Tensor<'g>,
     observe: bool,
 }
 
@@ -78,10 +76,9 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         } else {
             Some(self.inputs.get(Input::ProbeRows(shape)))
         };
-        let mask = self.inputs.get(Input::ProbeMask(shape.n_each));
         let positions = self.inputs.get(Input::Positions);
         let pos = rows.map_or(positions, |rows| self.positions_of(positions, rows));
-        Probe { shape, rows, pos, mask, observe }
+        Probe { shape, rows, pos, observe }
     }
 
     /// From here on what is built is a probe's; its time begins once `x` is computed.

@@ -90,13 +90,13 @@ impl Calibration {
         out
     }
 
-    /// Reads the file of a model of shape `dims`. [`crate::error::Kind::Input`] if there is none,
+    /// Reads the file of a model of shape `dims`; with the checksum in it, which tells these statistics from others. [`crate::error::Kind::Input`] if there is none,
     /// [`crate::error::Kind::Malformed`] if it is damaged, of another version or of another model.
-    pub fn read(path: &Path, dims: &Dims, fingerprint: u64) -> Result<Calibration> {
+    pub fn read(path: &Path, dims: &Dims, fingerprint: u64) -> Result<(Calibration, u64)> {
         Calibration::read_inner(path, dims, fingerprint).map_err(|e| e.in_file(path))
     }
 
-    fn read_inner(path: &Path, dims: &Dims, fingerprint: u64) -> Result<Calibration> {
+    fn read_inner(path: &Path, dims: &Dims, fingerprint: u64) -> Result<(Calibration, u64)> {
         let reading = |e: std::io::Error| match e.kind() {
             std::io::ErrorKind::NotFound => {
                 Error::input("no such file: pp-run calibrate -m MODEL makes these statistics")
@@ -112,7 +112,9 @@ impl Calibration {
             return Err(Error::malformed(format!("has {} bytes: no calibration file", stat.len())));
         }
         let map = Map::new(File::open(path).map_err(reading)?).map_err(reading)?;
-        Calibration::parse(&map, dims, fingerprint)
+        let calibration = Calibration::parse(&map, dims, fingerprint)?;
+        let sum = map.last_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        Ok((calibration, sum))
     }
 
     /// [`Calibration::read`] of the file's bytes.

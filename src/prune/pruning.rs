@@ -14,6 +14,9 @@ use super::reduced::LeftOut;
 use super::score::{self, Formula};
 use super::select;
 
+/// Bytes of [`Pruning::identity`].
+pub const IDENTITY_BYTES: usize = 88;
+
 /// A pruned block's numbers.
 #[derive(Debug)]
 pub struct BlockState {
@@ -34,6 +37,8 @@ pub struct Pruning {
     pub formula: Formula,
     /// What the text made use of so far: masks for its answer are chosen by it
     pub observed: Observed,
+    /// What tells the statistics that it began with from others; 0 if there were none
+    pub statistics: u64,
     blocks: BTreeMap<Block, BlockState>,
 }
 
@@ -62,7 +67,7 @@ impl Pruning {
             (block, BlockState { constants, history: history(block) })
         };
         let blocks = plan.blocks().map(state).collect();
-        Pruning { formula, blocks, observed: Observed::default(), plan, options }
+        Pruning { formula, blocks, observed: Observed::default(), statistics: 0, plan, options }
     }
 
     /// The masks of a method that never looks at a batch, and what stands in for what they leave out (FLAP). `n_tokens` is the length
@@ -99,6 +104,22 @@ impl Pruning {
             masks.insert(block, kept.into_iter().map(|k| k as i32).collect());
         }
         (masks, left_out)
+    }
+
+    /// What the results depend on, in a fixed order, little-endian: prompt caches are told apart by it. Method, picker, metric and
+    /// history by number (u32 each); ratio, shares of tokens and of samples, momentum (f64 each); skipped layers, multiple, whether
+    /// attention stays whole, the shortest piece (all ones if it is measured), and the statistics (u64 each).
+    pub fn identity(&self) -> [u8; IDENTITY_BYTES] {
+        let o = &self.options;
+        let kinds = [o.method.number(), o.picker.number(), o.metric.number(), o.history.number()];
+        let shares = [o.ratio, o.tokens, o.samples, o.momentum];
+        let least = o.min_tokens.map_or(u64::MAX, |n| n as u64);
+        let numbers = [o.skip as u64, o.multiple as u64, o.mlp_only.into(), least, self.statistics];
+        let mut bytes = Vec::with_capacity(IDENTITY_BYTES);
+        kinds.iter().for_each(|n| bytes.extend(n.to_le_bytes()));
+        shares.iter().for_each(|x| bytes.extend(x.to_le_bytes()));
+        numbers.iter().for_each(|n| bytes.extend(n.to_le_bytes()));
+        bytes.try_into().expect("four words, four floats and five numbers")
     }
 
     /// The numbers of a pruned block.

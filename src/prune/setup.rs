@@ -61,9 +61,9 @@ pub fn prepare(
     let ModelFacts { dims, layers, fingerprint, .. } = model;
     let plan = Plan::new(options, dims)?;
     let path = options.calibration.clone().unwrap_or_else(|| path_for(model.path));
-    let calibration = match options.needs_calibration() {
-        true => Some(Calibration::read(&path, &dims, fingerprint)?),
-        false => None,
+    let (calibration, statistics) = match options.needs_calibration() {
+        true => Calibration::read(&path, &dims, fingerprint).map(|(c, sum)| (Some(c), sum))?,
+        false => (None, 0),
     };
     if let (Some(c), HistoryKind::Position) = (&calibration, options.history) {
         require_positions(c, n_ctx).map_err(|e| e.in_file(&path))?;
@@ -76,6 +76,7 @@ pub fn prepare(
     let constants = |block| (block, formula.constants(&last(block).weight.rows, n_threads));
     let constants = plan.blocks().map(constants).collect();
     let mut pruning = Pruning::new(options.clone(), plan, constants, calibration.as_ref().map(|c| &c.blocks));
+    pruning.statistics = statistics;
     let source = match (replay, &calibration) {
         (Some(records), _) => {
             let counts = records.iter().flat_map(|r| r.kept.iter().map(|(&b, k)| (b, k.len())));

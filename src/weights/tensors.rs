@@ -148,6 +148,13 @@ pub struct Layer {
 
 impl Layer {
     /// The matrices of both blocks.
+    pub fn weights(&self) -> Vec<&Weight> {
+        let Attention { q, k, v, output, .. } = &self.attn;
+        let Mlp::Gated { gate, up, down, .. } = &self.mlp;
+        [q, k, v, output, gate, up, down].into_iter().map(|l| &l.weight).collect()
+    }
+
+    /// The same, to be changed.
     pub fn weights_mut(&mut self) -> Vec<&mut Weight> {
         let Attention { q, k, v, output, .. } = &mut self.attn;
         let Mlp::Gated { gate, up, down, .. } = &mut self.mlp;

@@ -9,9 +9,9 @@ use std::time::Instant;
 
 use ggml::Type;
 use ggml::llama::{Context, ContextParams, Model as LlamaModel};
-use pp_run::cli::options::{ContextOptions, ModelOptions};
+use pp_run::engine::Options as ContextOptions;
 use pp_run::gguf::Gguf;
-use pp_run::model::Model;
+use pp_run::model::{Model, Options as ModelOptions};
 use pp_run::session::Session;
 use pp_run::tokenizer::Tokenizer;
 
@@ -30,7 +30,7 @@ fn main() {
             let (model, tokenizer) = std::thread::scope(|scope| {
                 let tokenizer = scope.spawn(|| Tokenizer::load(&gguf).unwrap());
                 let progress = &mut |_| ControlFlow::Continue(());
-                let model = Model::load(gguf.clone(), &model_options, &options.rope, THREADS, progress).unwrap();
+                let model = Model::load(gguf.clone(), &model_options, THREADS, progress).unwrap();
                 (model, tokenizer.join().unwrap())
             });
             assert_eq!(tokenizer.n_vocab(), model.n_vocab());

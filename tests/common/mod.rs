@@ -13,10 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use pp_run::cli::options::{ContextOptions, Kernels, ModelOptions};
+use pp_run::engine::Options as ContextOptions;
 use pp_run::gguf::Gguf;
-use pp_run::model::Model;
+use pp_run::model::{Model, Options as ModelOptions, RopeOptions};
 use pp_run::session::Session;
+use pp_run::weights::{self, Kernels};
 
 /// SmolLM2-135M-Instruct, which `models/get` fetches.
 pub fn smollm2() -> PathBuf {
@@ -57,15 +58,16 @@ pub fn shim(dir: &Path) -> PathBuf {
 }
 
 /// A model with two threads, for ggml's kernels.
-pub fn load(path: &Path, context: &ContextOptions) -> Model {
-    load_for(path, context, Kernels::Ggml)
+pub fn load(path: &Path) -> Model {
+    load_for(path, Kernels::Ggml, RopeOptions::default())
 }
 
 /// A model with two threads.
-pub fn load_for(path: &Path, context: &ContextOptions, kernels: Kernels) -> Model {
+pub fn load_for(path: &Path, kernels: Kernels, rope: RopeOptions) -> Model {
     let gguf = Arc::new(Gguf::open(path).unwrap());
-    let options = ModelOptions { kernels, ..ModelOptions::new(path) };
-    Model::load(gguf, &options, &context.rope, 2, &mut |_| ControlFlow::Continue(())).unwrap()
+    let weights = weights::Options { kernels, ..Default::default() };
+    let options = ModelOptions { weights, rope, ..ModelOptions::new(path) };
+    Model::load(gguf, &options, 2, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
 /// A session for one sequence, one output.

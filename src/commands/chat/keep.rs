@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::Run;
 use crate::chat::{How, Listed, Past, Role, Saved, Template, Turn, list, newest};
-use crate::cli::options::Resume;
+use crate::commands::run::Resume;
 use crate::error::{Error, Result, escape};
-use crate::places;
-use crate::stats::Log;
+use crate::log::Log;
+use crate::system::places;
 
 /// A saved chat that was opened.
 pub struct Opened {

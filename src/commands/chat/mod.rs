@@ -9,15 +9,14 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::run::Options;
 use super::run::{Answer, Run, answer, sampler, save};
-use super::{Printer, print, prompt_cache, prune};
+use super::{Printer, print, prompt_cache, pruning};
 use crate::chat::{Conversation, Editor, Hush, Input, Role, Style, Template, Watch};
-use crate::cli;
-use crate::cli::options::RunOptions;
 use crate::error::{Error, Kind, Result, escape};
 use crate::generate::StopReason;
 use crate::sampler::Sampler;
-use crate::session::Session;
+use crate::engine::Session;
 use crate::stats::Stats;
 use keep::Keep;
 pub use keep::{Opened, directory, listing, open};
@@ -40,11 +39,11 @@ pub fn chat(
     let watch = run.signals.watch()?;
     let options = &run.options;
     let mut session = Session::new(run.model, &options.context, 1, 1, run.signals.interrupt.clone())?;
-    prune::apply(&mut session, run.model, options.prune.as_ref(), options.context.n_threads_batch)?;
+    pruning::apply(&mut session, run.model, options.prune.as_ref(), options.context.n_threads_batch)?;
     let mut held = prompt_cache::restore(&run, &mut session)?;
     let keep = Keep::new(&run, template);
     let mut chat = Chat {
-        style: Style::new(options),
+        style: Style::new(&options.look),
         start: options.clone(),
         watch,
         initial: String::new(),
@@ -71,7 +70,7 @@ pub fn chat(
     }
     let result = chat.turns(first);
     let result =
-        result.and_then(|()| prune::write_dump(&chat.session, chat.run.model, chat.run.options.prune.as_ref()));
+        result.and_then(|()| pruning::write_dump(&chat.session, chat.run.model, chat.run.options.prune.as_ref()));
     if let (Some(name), false) = (chat.keep.name(), once) {
         chat.run.log.note(&format!("kept as {name}: pp-run --continue goes on with it"));
     }
@@ -100,7 +99,7 @@ struct Chat<'a> {
     /// What is typed next takes the last exchange's place
     replaces: bool,
     /// Options before any setting of a chat
-    start: RunOptions,
+    start: Options,
     watch: Watch,
     totals: Totals,
     /// The user knows that the context is nearly full.
@@ -208,12 +207,15 @@ impl<'a> Chat<'a> {
         let options = &self.run.options;
         if self.editor.is_none() {
             let chats = self.keep.dir().map(PathBuf::from);
-            let (lines, keep) = (options.multiline_input, !options.no_history);
-            self.editor = Some(Editor::new(lines, keep, chats, self.watch.away.clone(), &self.run.log)?);
+            let (lines, keep, settings) = (options.multiline_input, !options.no_history, options.settings.names);
+            let (editor, note) = Editor::new(lines, keep, settings, chats, self.watch.away.clone())?;
+            note.iter().for_each(|note| self.run.log.note(note));
+            self.editor = Some(editor);
         }
         let editor = self.editor.as_mut().expect("made above");
         self.watch.reading.store(true, Ordering::Relaxed);
-        let input = editor.read(&self.style, &std::mem::take(&mut self.initial), &self.run.log);
+        let log = &self.run.log;
+        let input = editor.read(&self.style, &std::mem::take(&mut self.initial), &|e| log.error(&e.to_string()));
         self.watch.reading.store(false, Ordering::Relaxed);
         input
     }
@@ -238,13 +240,13 @@ impl<'a> Chat<'a> {
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
             // What was asked for just now counts more.
-            .filter(|(name, _)| !self.start.given.iter().any(|g| g == name))
+            .filter(|(name, _)| !self.start.settings.given.iter().any(|g| g == name))
             .collect();
         // At once, as one may need another; else each that can be.
-        self.run.options = match cli::set(&self.start, &settings) {
+        self.run.options = match (self.start.settings.change)(&self.start, &settings) {
             Ok((options, _)) => options,
             Err(_) => settings.iter().fold(self.start.clone(), |options, &(name, value)| {
-                cli::set(&options, &[(name, value)]).map(|set| set.0).unwrap_or_else(|e| {
+                (options.settings.change)(&options, &[(name, value)]).map(|set| set.0).unwrap_or_else(|e| {
                     log.warn(&format!("this chat's {name} {value} is ignored: {e}"));
                     options
                 })
@@ -276,7 +278,7 @@ impl<'a> Chat<'a> {
         self.marks.clear();
         self.conversation.resume(past.turns, same_model && !past.by_hand);
         // A configuration is for chats that begin.
-        let asked_for = self.start.given.iter().any(|g| g.starts_with("system-prompt"));
+        let asked_for = self.start.settings.given.iter().any(|g| g.starts_with("system-prompt"));
         if let Some(system) = system.filter(|s| asked_for && self.conversation.system() != Some(s)) {
             self.conversation.set_system(system);
             self.run.log.note("the system prompt is another one now, as the command line says");
@@ -297,7 +299,7 @@ impl<'a> Chat<'a> {
         let asked: Vec<String> = messages[at].content.lines().map(escape).collect();
         print(&format!("{}{}\n", self.style.prompt("> "), asked.join("\n")))?;
         for answer in &messages[at + 1..] {
-            let mut printer = Printer::new(&self.style, &self.run.options, false);
+            let mut printer = Printer::new(&self.style, &self.run.options.look, false);
             printer.show(&answer.content)?;
             printer.end()?;
         }
@@ -305,15 +307,15 @@ impl<'a> Chat<'a> {
     }
 
     /// Does what the settings say now; only what differs from those `before`, if there were any.
-    fn apply_settings(&mut self, before: Option<&RunOptions>) -> Result<()> {
-        self.style = Style::new(&self.run.options);
+    fn apply_settings(&mut self, before: Option<&Options>) -> Result<()> {
+        self.style = Style::new(&self.run.options.look);
         let options = &self.run.options;
         if before.is_none_or(|b| b.sampling != options.sampling) {
             self.sampler = sampler(&self.run, &self.session);
         }
         if before.is_none_or(|b| b.prune != options.prune) {
             let n_threads = options.context.n_threads_batch;
-            prune::apply(&mut self.session, self.run.model, options.prune.as_ref(), n_threads)?;
+            pruning::apply(&mut self.session, self.run.model, options.prune.as_ref(), n_threads)?;
         }
         Ok(())
     }
@@ -410,7 +412,7 @@ impl<'a> Chat<'a> {
 
     /// An answer, shown as it comes, and kept on disk if it takes long.
     fn generate(&mut self, tokens: &[i32]) -> Result<Answer> {
-        let mut printer = Printer::new(&self.style, &self.run.options, self.conversation.opens_reasoning());
+        let mut printer = Printer::new(&self.style, &self.run.options.look, self.conversation.opens_reasoning());
         let (mut part, mut since) = (String::new(), Instant::now());
         let (keep, log) = (&mut self.keep, &self.run.log);
         let answer = answer(&self.run, &mut self.session, &mut self.sampler, tokens, &mut |text| {

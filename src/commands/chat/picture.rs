@@ -1,7 +1,8 @@
 //! Numbers as pictures of bars.
 
 use crate::prune::Masks;
-use crate::prune::plan::{Block, Dims, Kind};
+use crate::prune::{Block, BlockKind};
+use crate::weights::Dims;
 
 /// A bar of at most `width` columns for a share.
 pub fn bar(share: f64, width: usize) -> String {
@@ -31,19 +32,19 @@ fn heights(kept: &[i32], n: usize, columns: usize) -> String {
 
 /// What of each layer is in use: heads, and channels in buckets; `width` columns.
 pub fn map(masks: &Masks, dims: &Dims, n_layer: usize, width: usize) -> String {
-    let heads = dims.units(Kind::Attn).min(32);
+    let heads = BlockKind::Attn.units(dims).min(32);
     let columns = width.saturating_sub(heads + 44).clamp(8, 128);
     let mut out = String::new();
     for il in 0..n_layer {
-        let part = |kind: Kind, columns: usize| {
-            let n = dims.units(kind);
+        let part = |kind: BlockKind, columns: usize| {
+            let n = kind.units(dims);
             match masks.get(&Block { il, kind }) {
                 Some(kept) => (kept.len(), heights(kept, n, columns)),
                 None => (n, "\u{2588}".repeat(columns.min(n))),
             }
         };
-        let ((kept_heads, heads), (kept, channels)) = (part(Kind::Attn, heads), part(Kind::Mlp, columns));
-        let (all_heads, all) = (dims.units(Kind::Attn), dims.units(Kind::Mlp));
+        let ((kept_heads, heads), (kept, channels)) = (part(BlockKind::Attn, heads), part(BlockKind::Mlp, columns));
+        let (all_heads, all) = (BlockKind::Attn.units(dims), BlockKind::Mlp.units(dims));
         out.push_str(&format!(
             "{il:>3}  heads {heads} {kept_heads:>3}/{all_heads}  channels {channels} {kept:>5}/{all}\n"
         ));

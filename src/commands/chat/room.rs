@@ -4,11 +4,10 @@ use std::sync::atomic::Ordering;
 
 use super::Chat;
 use crate::chat::{Input, Role};
-use crate::cli::options::{ContextFull, Predict};
-use crate::commands::run::{Answer, answer};
+use crate::commands::run::{Answer, ContextFull, answer};
 use crate::commands::{Printer, print};
 use crate::error::{Error, Result};
-use crate::generate::StopReason;
+use crate::generate::{Predict, StopReason};
 use crate::stats::Stats;
 
 /// Share of the context that a shift leaves in use, so that it is some turns until the next.
@@ -89,7 +88,7 @@ impl Chat<'_> {
     /// Whether a prompt leaves room for an answer that is worth it.
     fn fits(&self, n: usize) -> bool {
         let n_ctx = self.session.n_ctx();
-        let room = match self.run.options.predict {
+        let room = match self.run.options.limits.predict {
             Predict::AtMost(n) => usize::try_from(n).unwrap_or(usize::MAX),
             _ => usize::MAX,
         };
@@ -178,11 +177,11 @@ impl Chat<'_> {
             return self.shift(content).map(Some);
         }
         self.run.log.note(&format!("{kept} of {n} exchanges become a summary:"));
-        let predict = std::mem::replace(&mut self.run.options.predict, Predict::AtMost(SUMMARY));
-        let mut printer = Printer::new(&self.style, &self.run.options, old.opens_reasoning());
+        let predict = std::mem::replace(&mut self.run.options.limits.predict, Predict::AtMost(SUMMARY));
+        let mut printer = Printer::new(&self.style, &self.run.options.look, old.opens_reasoning());
         let result = answer(&self.run, &mut self.session, &mut self.sampler, &tokens, &mut |text| printer.show(text));
         let shown = printer.end();
-        self.run.options.predict = predict;
+        self.run.options.limits.predict = predict;
         let Answer { text, stop, .. } = result?;
         shown?;
         if stop == StopReason::Interrupted {

@@ -7,13 +7,14 @@ use std::sync::atomic::Ordering;
 use super::keep::{directory, listing};
 use super::{Chat, Next, picture};
 use crate::chat::{How, Role, SLASHES, parse_slash, width};
-use crate::cli;
-use crate::cli::options::{Predict, Resume, RunOptions, SETTABLE};
+use crate::commands::run::{Options, Resume};
 use crate::commands::{print, show};
 use crate::error::{Error, Result, escape};
-use crate::model::memory;
-use crate::places::env;
-use crate::stats::{Stats, fill, peak_memory, per_second};
+use crate::generate::Predict;
+use crate::stats::{Stats, per_second};
+use crate::system::memory;
+use crate::system::places::env;
+use crate::system::terminal::fill;
 
 /// Longest text that goes with a message.
 const MAX_ATTACHED: u64 = 16 << 20;
@@ -22,15 +23,15 @@ const MAX_ATTACHED: u64 = 16 << 20;
 const MAX_FILES: usize = 500;
 
 /// How an answer came about, for the file of the chat.
-pub fn how(options: &RunOptions, stats: &Stats) -> How {
+pub fn how(options: &Options, stats: &Stats) -> How {
     let prune = stats.prune.as_ref().map(|p| format!("{}: {p}", options.prune.as_ref().map_or(0.0, |o| o.ratio)));
     How { seed: stats.seed, stop: stats.stop_reason.to_owned(), prune, flags: parameters(options) }
 }
 
 /// The settings in force, as flags.
-fn parameters(o: &RunOptions) -> Vec<String> {
+fn parameters(o: &Options) -> Vec<String> {
     let s = &o.sampling;
-    let predict = match o.predict {
+    let predict = match o.limits.predict {
         Predict::AtMost(n) => n.to_string(),
         Predict::Unlimited => "-1".to_owned(),
         Predict::FillContext => "-2".to_owned(),
@@ -47,11 +48,11 @@ fn parameters(o: &RunOptions) -> Vec<String> {
         format!("seed={}", s.seed.map_or(-1, i64::from)),
         format!("predict={predict}"),
     ];
-    lines.extend(o.stop.iter().map(|s| format!("stop={s}")));
-    let others = o.args.iter().filter_map(|a| a.to_str()?.strip_prefix("--"));
+    lines.extend(o.limits.stop.iter().map(|s| format!("stop={s}")));
+    let others = o.settings.args.iter().filter_map(|a| a.to_str()?.strip_prefix("--"));
     let others = others.filter(|a| {
         let name = a.split('=').next().unwrap_or(a);
-        SETTABLE.contains(&name) && !lines.iter().any(|l| l.split('=').next() == Some(name))
+        o.settings.names.contains(&name) && !lines.iter().any(|l| l.split('=').next() == Some(name))
     });
     let others: Vec<String> = others.map(str::to_owned).collect();
     for (i, other) in others.iter().enumerate() {
@@ -210,10 +211,10 @@ impl Chat<'_> {
 
     /// Changes a setting, or nothing; returns its name.
     fn change(&mut self, name: &str, value: &str) -> Result<&'static str> {
-        let (options, names) = cli::set(&self.run.options, &[(name, value)])?;
+        let (options, names) = (self.run.options.settings.change)(&self.run.options, &[(name, value)])?;
         let name = names[0];
-        let RunOptions { show_timings, .. } = self.run.options;
-        let before = std::mem::replace(&mut self.run.options, RunOptions { show_timings, ..options });
+        let Options { show_timings, .. } = self.run.options;
+        let before = std::mem::replace(&mut self.run.options, Options { show_timings, ..options });
         if let Err(e) = self.apply_settings(Some(&before)) {
             // As it was: what worked before works again.
             self.run.options = before;
@@ -318,7 +319,7 @@ impl Chat<'_> {
 
     fn stats(&self) -> Result<()> {
         let t = &self.totals;
-        let memory = peak_memory().map_or_else(|| "unknown".to_owned(), memory::human);
+        let memory = memory::peak().map_or_else(|| "unknown".to_owned(), memory::human);
         print(&format!(
             "answers            {}\ntokens read        {} at {:.1} tok/s; {} more were in the cache\n\
              tokens written     {} at {:.1} tok/s\ncontext            {} of {} tokens\npeak memory        {memory}\n\

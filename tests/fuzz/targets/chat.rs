@@ -11,7 +11,7 @@ use std::path::Path;
 use forge::Forge;
 use libfuzzer_sys::fuzz_target;
 use pp_run::chat::{Conversation, Past, Role, Template};
-use pp_run::cli::options::TemplateSource;
+use pp_run::chat::template::Source as TemplateSource;
 use pp_run::gguf::Gguf;
 use pp_run::tokenizer::{Token, Tokenizer};
 

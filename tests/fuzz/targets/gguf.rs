@@ -4,9 +4,8 @@
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use pp_run::cli::options::RopeOptions;
 use pp_run::gguf::Gguf;
-use pp_run::model::Hparams;
+use pp_run::model::{Hparams, RopeOptions};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(gguf) = Gguf::of_bytes(Path::new("model.gguf"), bytes) else { return };

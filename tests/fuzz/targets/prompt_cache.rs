@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pp_run::cli::options::CacheType;
+use pp_run::graph::CacheType;
 use pp_run::prompt_cache::{Origin, Saved, encode, parse};
 
 const N_CTX: usize = 8;

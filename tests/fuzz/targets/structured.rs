@@ -12,9 +12,8 @@ use arbitrary::Arbitrary;
 use forge::{Doc, Forge, TensorDoc};
 use ggml::Type;
 use libfuzzer_sys::fuzz_target;
-use pp_run::cli::options::RopeOptions;
 use pp_run::gguf::Gguf;
-use pp_run::model::Hparams;
+use pp_run::model::{Hparams, RopeOptions};
 
 #[derive(Debug, Arbitrary)]
 enum Change {

@@ -1,11 +1,7 @@
 //! How much memory can be had, and errors that say so before it is taken.
 
 use std::fs;
-use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-
-use ggml::Pages;
 
 use crate::error::{Error, Result};
 
@@ -14,6 +10,15 @@ use crate::error::{Error, Result};
 pub fn available() -> Option<u64> {
     let free = meminfo("MemAvailable:")?;
     Some(cgroup().map_or(free, |c| c.left.min(free)))
+}
+
+/// The most memory that this process has had at once, in bytes: its maximum resident set, mapped files included. `None` where
+/// the system does not say.
+pub fn peak() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let kib: u64 =
+        status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse().ok())?;
+    Some(kib * 1024)
 }
 
 /// Bytes of memory that the machine has. `None` where the system does not say.
@@ -101,46 +106,4 @@ pub fn require(bytes: u64, what: &str, advice: &str) -> Result<()> {
         ))),
         _ => Ok(()),
     }
-}
-
-/// Bytes that an array begins at a multiple of: a line of the processor's cache.
-const ALIGNMENT: usize = 64;
-
-/// Makes arrays of these sizes, one by one on `n_threads` threads, in one piece of memory: `fill` writes that of a number. Where they
-/// are. [`crate::error::Kind::Memory`] if they do not fit.
-pub fn make(
-    sizes: &[usize],
-    n_threads: usize,
-    what: &str,
-    advice: &str,
-    fill: impl Fn(usize, &mut [u8]) + Sync,
-) -> Result<(Arc<Pages>, Vec<Range<usize>>)> {
-    let mut ranges = Vec::with_capacity(sizes.len());
-    let mut end = 0usize;
-    for &size in sizes {
-        ranges.push(end..end + size);
-        end += size.next_multiple_of(ALIGNMENT);
-    }
-    require(end as u64, what, advice)?;
-    let mut pages =
-        Pages::new(end).map_err(|e| Error::memory(format!("memory for {what} could not be had: {e}: {advice}")))?;
-    let mut rest = &mut pages[..];
-    let mut jobs = Vec::with_capacity(sizes.len());
-    for (i, &size) in sizes.iter().enumerate() {
-        let (out, later) = rest.split_at_mut(size.next_multiple_of(ALIGNMENT));
-        jobs.push((i, &mut out[..size]));
-        rest = later;
-    }
-    // The largest first, so that threads end together.
-    jobs.sort_by_key(|j| std::cmp::Reverse(j.1.len()));
-    let n_threads = n_threads.min(jobs.len());
-    let jobs = Mutex::new(jobs.into_iter());
-    let work = || {
-        // In a block of its own: the lock must not be held during the work.
-        while let Some((i, out)) = { jobs.lock().expect("no holder panics").next() } {
-            fill(i, out);
-        }
-    };
-    std::thread::scope(|scope| (0..n_threads).for_each(|_| drop(scope.spawn(work))));
-    Ok((Arc::new(pages), ranges))
 }

@@ -1,5 +1,7 @@
 //! `pp-run -m MODEL -p PROMPT`: one answer on stdout. Without a prompt, on a terminal: a chat.
 
+mod options;
+
 use std::io::{IsTerminal, stdin, stdout};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,29 +9,37 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::load::{Signals, load};
-use super::{Printer, chat, drop_line_break, print, prompt_cache, prompt_text, prune, read_prompt, trace, write_file};
+use crate::chat::terminal::Tristate;
 use crate::chat::{Conversation, Message, Role, Style, Template};
-use crate::cli::options::{Conversation as Mode, OutputFormat, Predict, RunOptions};
+use crate::commands::load::{Signals, load};
+use crate::commands::{
+    Printer, chat, drop_line_break, print, prompt_cache, prompt_text, pruning, read_prompt, trace, write_file,
+};
 use crate::error::{Error, Kind, Result};
-use crate::generate::{Generate, Limits, StopReason};
+use crate::generate::{Generate, Predict, StopReason};
+use crate::log::Log;
 use crate::model::Model;
 use crate::sampler::Sampler;
-use crate::session::{PruneReport, Session};
-use crate::stats::{Log, Stats, logits_hash, peak_memory};
+use crate::engine::{Report, Session};
+use crate::stats::{Stats, logits_hash};
+use crate::system::memory;
 use crate::tokenizer::{Token, Tokenizer};
 
+pub use options::{ContextFull, Options, OutputFormat, Resume, Settings};
+
 /// Answers, or chats.
-pub fn run(options: &RunOptions) -> Result<()> {
-    let log = Log::new(&options.log, options.simple_io)?;
+pub fn run(options: &Options) -> Result<()> {
+    let log = Log::new(&options.log, options.look.simple_io)?;
     let signals = Signals::catch()?;
     let interactive = stdin().is_terminal() && stdout().is_terminal() && options.output_format == OutputFormat::Text;
     let prompt = prompt(options, &log)?;
     let resumed = options.resume.as_ref().map(chat::open).transpose()?;
     let mut options = options.clone();
     // A saved chat knows its model; only the command line knows better.
-    let known =
-        resumed.as_ref().map(|opened| &opened.past.model).filter(|_| !options.given.iter().any(|g| g == "model"));
+    let known = resumed
+        .as_ref()
+        .map(|opened| &opened.past.model)
+        .filter(|_| !options.settings.given.iter().any(|g| g == "model"));
     if let Some(model) = known.filter(|m| m.exists() || options.model.path.as_os_str().is_empty()) {
         options.model.path.clone_from(model);
     }
@@ -40,13 +50,13 @@ pub fn run(options: &RunOptions) -> Result<()> {
         (None, None) => None,
     };
     // -cnv with a prompt is llama.cpp's way to ask for a chat that begins with it.
-    let stays = interactive && (prompt.is_none() || (options.conversation == Mode::On && !options.single_turn));
+    let stays = interactive && (prompt.is_none() || (options.conversation == Tristate::On && !options.single_turn));
     // A chat that goes on takes a turn from a pipe too.
     let chats = stays || resumed.is_some();
     if prompt.is_none() && !interactive {
         return Err(Error::usage("no prompt: give one with -p or -f, or on stdin"));
     }
-    if prompt.is_none() && options.conversation == Mode::Off {
+    if prompt.is_none() && options.conversation == Tristate::Off {
         return Err(Error::usage("no prompt to complete: give one with -p or -f"));
     }
     if chats && options.trace.is_some() {
@@ -76,7 +86,7 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// What one answer needs.
 pub struct Run<'a> {
-    pub options: RunOptions,
+    pub options: Options,
     pub log: Log,
     pub signals: Signals,
     pub model: &'a Model,
@@ -94,14 +104,14 @@ pub struct Answer {
 }
 
 /// A text for the model from a file, or from stdin for `-`, less one final line break.
-fn text_for_model(path: &Path, options: &RunOptions, log: &Log) -> Result<String> {
+fn text_for_model(path: &Path, options: &Options, log: &Log) -> Result<String> {
     let mut text = prompt_text(read_prompt(path)?, path, options.strict_utf8, &|m| log.warn(m))?;
     drop_line_break(&mut text);
     Ok(text)
 }
 
 /// The prompt of `-p` or `-f`, with the text on stdin below it; `None` if there is none at all.
-fn prompt(options: &RunOptions, log: &Log) -> Result<Option<String>> {
+fn prompt(options: &Options, log: &Log) -> Result<Option<String>> {
     let stdin_path = Path::new("-");
     let from_stdin = options.prompt_file.as_deref() == Some(stdin_path);
     let mut prompt = match &options.prompt_file {
@@ -118,8 +128,8 @@ fn prompt(options: &RunOptions, log: &Log) -> Result<Option<String>> {
 }
 
 /// The template to use; `None` for a raw completion.
-fn template(options: &RunOptions, model: &Model, tokenizer: &Tokenizer, log: &Log) -> Result<Option<Template>> {
-    if options.conversation == Mode::Off {
+fn template(options: &Options, model: &Model, tokenizer: &Tokenizer, log: &Log) -> Result<Option<Template>> {
+    if options.conversation == Tristate::Off {
         return Ok(None);
     }
     let text = |token: Option<Token>| {
@@ -129,13 +139,13 @@ fn template(options: &RunOptions, model: &Model, tokenizer: &Tokenizer, log: &Lo
     let template =
         Template::load(options.template.as_ref(), model.gguf(), text(tokenizer.bos()), text(tokenizer.eos()), kwargs);
     let template = match template {
-        Err(e) if options.template.is_none() && options.conversation == Mode::Auto => {
+        Err(e) if options.template.is_none() && options.conversation == Tristate::Auto => {
             log.warn(&format!("{e}"));
             None
         }
         other => other?,
     };
-    if template.is_none() && options.conversation == Mode::On {
+    if template.is_none() && options.conversation == Tristate::On {
         return Err(Error::malformed(
             "this model has no chat template: give one with --chat-template NAME or --chat-template-file FILE",
         )
@@ -166,7 +176,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
             tokens
         }
         None => {
-            if options.conversation != Mode::Off {
+            if options.conversation != Tristate::Off {
                 run.log.note(
                     "this model has no chat template: the prompt is completed as it is (--chat-template NAME gives it one)",
                 );
@@ -176,14 +186,14 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
         }
     };
     let mut context = options.context.clone();
-    if let (None, Predict::AtMost(n)) = (context.n_ctx, options.predict) {
+    if let (None, Predict::AtMost(n)) = (context.n_ctx, options.limits.predict) {
         // What the answer can need is known: no more memory than that.
         let needed = (tokens.len() as u64).saturating_add(n).max(prompt_cache::saved_tokens(run));
         let needed = needed.min(u64::from(run.model.hparams().n_ctx_train));
         context.n_ctx = Some(u32::try_from(needed.max(1)).unwrap_or(u32::MAX).next_multiple_of(256));
     }
     let mut session = Session::new(run.model, &context, 1, 1, run.signals.interrupt.clone())?;
-    prune::apply(&mut session, run.model, options.prune.as_ref(), context.n_threads_batch)?;
+    pruning::apply(&mut session, run.model, options.prune.as_ref(), context.n_threads_batch)?;
     if options.trace.is_some() {
         session.trace();
     }
@@ -194,7 +204,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
     if options.display_prompt && !json {
         print(prompt)?;
     }
-    let mut printer = Printer::new(&Style::new(options), options, reasoning);
+    let mut printer = Printer::new(&Style::new(&options.look), &options.look, reasoning);
     let answer = answer(run, &mut session, &mut sampler, &tokens, &mut |text| {
         if json { Ok(()) } else { printer.show(text) }
     });
@@ -202,7 +212,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
         printer.end()?;
     }
     let answer = answer?;
-    prune::write_dump(&session, run.model, options.prune.as_ref())?;
+    pruning::write_dump(&session, run.model, options.prune.as_ref())?;
     if json {
         let s = &answer.stats;
         let object = json!({
@@ -217,7 +227,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
             "seed": s.seed,
             "logits_hash": format!("{:016x}", s.logits_hash),
             "prune": s.prune,
-            "peak_memory_bytes": peak_memory(),
+            "peak_memory_bytes": memory::peak(),
             "timings": {
                 "load_s": load_time.as_secs_f64(),
                 "prompt_s": s.prompt_time.as_secs_f64(),
@@ -256,7 +266,7 @@ fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt
             }
             Err(run.signals.error())
         }
-        StopReason::ContextFull if options.predict != Predict::FillContext => {
+        StopReason::ContextFull if options.limits.predict != Predict::FillContext => {
             run.log.warn(&format!(
                 "the answer was cut: the context of {} tokens is full (-c N makes it larger)",
                 session.n_ctx()
@@ -339,14 +349,14 @@ pub fn answer(
         sampler.accept(token);
     }
 
-    session.expect(match run.options.predict {
+    session.expect(match run.options.limits.predict {
         // The last one drawn is not decoded.
         Predict::AtMost(n) => usize::try_from(n).unwrap_or(usize::MAX).saturating_sub(1),
         Predict::Unlimited | Predict::FillContext => usize::MAX,
     });
-    let limits = Limits { predict: run.options.predict, stop: run.options.stop.clone(), special: run.options.special };
     let mut text = String::new();
-    let mut generate = Generate::new(session, run.tokenizer, sampler, limits, run.signals.interrupt.clone());
+    let mut generate =
+        Generate::new(session, run.tokenizer, sampler, run.options.limits.clone(), run.signals.interrupt.clone());
     for piece in generate.by_ref() {
         let piece = piece?;
         show(&piece)?;
@@ -360,8 +370,8 @@ pub fn answer(
     stats.generation_time = total - first.unwrap_or(total);
     stats.context_used = session.n_past();
     stats.logits_hash = logits_hash(session.logits());
-    stats.prune = session.prune_report().map(PruneReport::line);
-    stats.prune_in_short = session.prune_report().map(PruneReport::in_short);
+    stats.prune = session.prune_report().map(Report::line);
+    stats.prune_in_short = session.prune_report().map(Report::in_short);
     stats.stop_reason = stop.name();
     Ok(Answer { text, tokens, stop, stats })
 }

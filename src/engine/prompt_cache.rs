@@ -11,8 +11,8 @@
 //!      width of the rotation of keys, of values (0: none), u32 each
 //!  60  RoPE in force: n_dims, neox (0 or 1), n_ctx_orig, u32 each; freq_base, freq_scale, ext_factor, attn_factor,
 //!      beta_fast, beta_slow, f32 each
-//!  96  pruning, u64: 0 for none, or XXH3 of its options
-//! 104  tokens, i32 each
+//!  96  pruning, 88 bytes: prune::Pruning::identity, or zeros for none
+//! 184  tokens, i32 each
 //!      cells, as KvCache::save writes them
 //!      XXH3 of all that, u64
 //! ```
@@ -29,16 +29,18 @@ use std::path::Path;
 use ggml::{Map, Rope};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use crate::cli::options::{CacheType, PruneOptions};
 use crate::error::{Error, Kind, Result};
-use crate::model::{KvCache, Model};
-use crate::places::replace_file;
+use crate::graph::{CacheType, KvCache};
+use crate::model::Model;
+use crate::prune::{IDENTITY_BYTES, Pruning};
+use crate::system::places::replace_file;
 use crate::tokenizer::Token;
 
 const MAGIC: &[u8; 8] = b"PPRUNKVC";
-const VERSION: u32 = 1;
+/// Version 1 told settings of pruning apart by a hash of a text that is not made any more.
+const VERSION: u32 = 2;
 /// Bytes before the tokens.
-const HEADER: usize = 104;
+const HEADER: usize = 96 + IDENTITY_BYTES;
 /// Bytes of the header before [`Origin`].
 const COUNTED: usize = 20;
 /// Bytes of the checksum.
@@ -67,8 +69,8 @@ pub struct Origin {
     pub rot_v: usize,
     /// RoPE in force
     pub rope: Rope,
-    /// XXH3 of what was pruned by; 0 for nothing
-    pub pruning: u64,
+    /// [`Pruning::identity`]; zeros for no pruning
+    pub pruning: [u8; IDENTITY_BYTES],
 }
 
 /// What a file came to.
@@ -93,13 +95,9 @@ pub struct Saved<'a> {
 
 impl Origin {
     /// That of the cells of a session.
-    pub fn new(model: &Model, cache: &KvCache, pruning: Option<&PruneOptions>) -> Origin {
+    pub fn new(model: &Model, cache: &KvCache, pruning: Option<&Pruning>) -> Origin {
         let (hparams, params) = (model.hparams(), cache.params());
-        let pruning = pruning.map_or(0, |options| {
-            // What is written about it changes nothing.
-            let options = PruneOptions { dump: None, ..options.clone() };
-            xxh3_64(format!("{options:?}").as_bytes())
-        });
+        let [rot_k, rot_v] = cache.rotations();
         Origin {
             fingerprint: model.gguf().fingerprint(),
             n_layer: hparams.n_layer,
@@ -108,10 +106,10 @@ impl Origin {
             type_k: params.type_k,
             type_v: params.type_v,
             flash_attn: params.flash_attn,
-            rot_k: cache.rot_k.unwrap_or(0),
-            rot_v: cache.rot_v.unwrap_or(0),
+            rot_k,
+            rot_v,
             rope: hparams.rope,
-            pruning,
+            pruning: pruning.map_or([0; IDENTITY_BYTES], Pruning::identity),
         }
     }
 
@@ -136,7 +134,7 @@ impl Origin {
             (self.fingerprint.to_le_bytes().to_vec(), "is of another model"),
             (words(&cells), "is of a KV cache of another type or layout (-ctk, -ctv, -fa)"),
             (words(&rope), "was made with other RoPE settings"),
-            (self.pruning.to_le_bytes().to_vec(), "was made with other settings of --prune"),
+            (self.pruning.to_vec(), "was made with other settings of --prune"),
         ]
     }
 

@@ -1,0 +1,313 @@
+//! The engine: computes batches of a model, with a cache and the graphs that are loaded.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ggml::{ComputeError, Element, Executor, Graph, NodeTime, Schedule, Slot};
+use kernels::MAX_GEMV_TOKENS;
+
+use super::options::Options;
+use crate::error::{Error, Kind, Result};
+use crate::graph::{Batch, CacheParams, Clock, Feed, GraphSlots, KV_STEP, KvCache, Layout, Results};
+use crate::model::Model;
+use crate::prune::{Masks, Notes, Pass, PassKind};
+use crate::system::memory;
+
+/// Context that is tried first when the user names none and memory is short.
+const LEAST_CTX: usize = 512;
+
+/// Rows that the output matrix multiplies at once when texts are scored: their logits are large.
+pub const OUTPUT_ROWS: usize = 512;
+
+/// Says of a dump that one run cannot have made it.
+pub const UNEQUAL: &str = "the batches of the dump keep different numbers of heads or channels";
+
+/// Computes batches of a model.
+///
+/// Two graphs stay loaded, each with memory of its own: one for batches of many tokens, one for a few, as prompts and answers take turns.
+#[derive(Debug)]
+pub struct Engine<'m> {
+    pub model: &'m Model,
+    pub cache: KvCache,
+    pub clock: Arc<Clock>,
+    /// Context in tokens, of each sequence
+    pub n_ctx: usize,
+    /// Tokens of a batch at most
+    pub n_ubatch: usize,
+    /// Threads for one token, and for more
+    pub n_threads: usize,
+    pub n_threads_batch: usize,
+    pub executor: Executor,
+    few: Loaded,
+    many: Loaded,
+    /// Which of them was computed last
+    last: Size,
+}
+
+/// A loaded graph.
+#[derive(Debug)]
+pub struct Loaded {
+    pub schedule: Schedule,
+    current: Option<(Key, GraphSlots)>,
+}
+
+/// Everything that a graph depends on, beside the state of pruning: whoever changes that calls [`Engine::forget_graphs`].
+#[derive(Debug, PartialEq, Eq)]
+struct Key {
+    layout: Layout,
+    pass: PassKind,
+}
+
+/// Which graph a batch is computed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// At most [`MAX_GEMV_TOKENS`] tokens
+    Few,
+    /// More
+    Many,
+}
+
+impl Size {
+    /// That of a batch of `n_tokens`.
+    pub fn of(n_tokens: usize) -> Size {
+        if n_tokens <= MAX_GEMV_TOKENS { Size::Few } else { Size::Many }
+    }
+}
+
+impl<'m> Engine<'m> {
+    /// Reserves all memory that any later call can need: the cache of `n_seq_max` sequences of `n_ctx` tokens and the
+    /// intermediate results of the largest batch, with results for `n_wanted_max` of its tokens. `interrupt` stops a
+    /// running computation soon after it is set. [`Kind::Memory`] if that is not there, [`Kind::Usage`] if the model cannot have such a
+    /// cache.
+    pub fn new(
+        model: &'m Model,
+        options: &Options,
+        n_seq_max: usize,
+        n_wanted_max: usize,
+        interrupt: Arc<AtomicBool>,
+    ) -> Result<Engine<'m>> {
+        let (n_threads, n_threads_batch) = (options.n_threads, options.n_threads_batch);
+        let executor = Executor::new(&model.gpus(), n_threads.max(n_threads_batch), interrupt).map_err(failure)?;
+        let loaded = || Loaded { schedule: executor.schedule(model.max_tensors(n_seq_max) * 2), current: None };
+        let (mut few, mut many) = (loaded(), loaded());
+        let clock = Arc::default();
+
+        let trained = model.hparams().n_ctx_train as usize;
+        let (mut n_ctx, shrink) = match options.n_ctx {
+            None => (trained, true),
+            Some(0) => (trained, false),
+            Some(n) => (n as usize, false),
+        };
+        loop {
+            let params = CacheParams {
+                n_cells: n_ctx.next_multiple_of(KV_STEP),
+                n_seq: n_seq_max,
+                type_k: options.cache_type_k,
+                type_v: options.cache_type_v,
+                flash_attn: options.flash_attn,
+                exact: options.exact,
+            };
+            if let Some(why) = params.refusal(&model.dims()) {
+                return Err(Error::usage(why));
+            }
+            let n_ubatch = (options.n_ubatch.min(options.n_batch) as usize).clamp(1, n_ctx * n_seq_max);
+            match reserve(model, [&mut few, &mut many], params, n_ubatch, n_wanted_max, &clock) {
+                Ok(cache) => {
+                    let last = Size::Few;
+                    return Ok(Engine {
+                        model,
+                        cache,
+                        clock,
+                        n_ctx,
+                        n_ubatch,
+                        n_threads,
+                        n_threads_batch,
+                        executor,
+                        few,
+                        many,
+                        last,
+                    });
+                }
+                Err(e) if e.kind() == Kind::Memory && shrink && n_ctx > LEAST_CTX => n_ctx = (n_ctx / 2).max(LEAST_CTX),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Computes one batch; with `trace` returns when each node was computed. `given` are the units to keep of [`Pass::Given`].
+    ///
+    /// A probe takes equal pieces only, see [`crate::graph::Pieces`].
+    pub fn run(&mut self, batch: &Batch, pass: Pass, given: Option<&Masks>, trace: bool) -> Result<Vec<NodeTime>> {
+        if self.executor.interrupt().load(Ordering::Relaxed) {
+            return Err(failure(ComputeError::Interrupted));
+        }
+        let n_vocab = self.model.n_vocab();
+        // ggml's kernel would abort.
+        if let Some(row) = batch.rows.iter().find(|r| !usize::try_from(r.token).is_ok_and(|t| t < n_vocab)) {
+            let message = format!("token {} is not in the model's vocabulary of {n_vocab}", row.token);
+            return Err(Error::malformed(message));
+        }
+        let layout = batch.layout(self.cache.params());
+        self.cache.prepare(layout.n_kv);
+        let n_threads = if batch.rows.len() > 1 { self.n_threads_batch } else { self.n_threads };
+        self.last = Size::of(batch.rows.len());
+        let loaded = match self.last {
+            Size::Few => &mut self.few,
+            Size::Many => &mut self.many,
+        };
+        let key = Key { layout, pass: pass.kind() };
+        if loaded.current.as_ref().is_none_or(|c| c.0 != key) {
+            // Its memory serves the next one.
+            loaded.current = None;
+            let (graph, slots) = self.model.graph(&self.cache, &key.layout, pass, &self.clock);
+            loaded.schedule.load(graph).map_err(failure)?;
+            loaded.current = Some((key, slots));
+        }
+        let (key, slots) = loaded.current.as_ref().expect("loaded above");
+        let feed = Feed { batch, layout: &key.layout, cache: &self.cache, given };
+        slots.inputs.set(&mut loaded.schedule, feed).map_err(|_| Error::malformed(UNEQUAL))?;
+        match trace {
+            true => self.executor.compute_traced(&mut loaded.schedule, n_threads),
+            false => self.executor.compute(&mut loaded.schedule, n_threads).map(|()| Vec::new()),
+        }
+        .map_err(failure)
+    }
+
+    fn last(&self) -> (&Schedule, &GraphSlots) {
+        let loaded = match self.last {
+            Size::Few => &self.few,
+            Size::Many => &self.many,
+        };
+        (&loaded.schedule, &loaded.current.as_ref().expect("a batch was computed").1)
+    }
+
+    /// Copies the results of the batch that was computed last: as many floats as `out` has.
+    pub fn results(&self, out: &mut [f32]) {
+        let (schedule, slots) = self.last();
+        schedule.get(slots.result, out);
+    }
+
+    /// What that batch noted about blocks.
+    pub fn notes(&self) -> &[Notes] {
+        &self.last().1.notes
+    }
+
+    /// Copies something that it noted.
+    pub fn noted<T: Element>(&self, slot: Slot, out: &mut [T]) {
+        self.last().0.get(slot, out);
+    }
+
+    /// Unloads all graphs: for whoever changes what they refer to, or wants its memory back.
+    pub fn forget_graphs(&mut self) {
+        for loaded in [&mut self.few, &mut self.many] {
+            loaded.current = None;
+            loaded.schedule.unload();
+        }
+    }
+
+    /// Loads a graph that is no batch's, in place of one that is, for [`Engine::set_loaded`] and [`Engine::compute`].
+    pub fn load(&mut self, size: Size, graph: Graph) -> Result<()> {
+        let loaded = self.loaded(size);
+        loaded.current = None;
+        loaded.schedule.load(graph).map_err(failure)
+    }
+
+    /// Sets the states that such a graph begins with, and its other inputs as for a batch of this layout.
+    pub fn set_loaded(
+        &mut self,
+        size: Size,
+        (input, states): (Slot, &[f32]),
+        slots: &GraphSlots,
+        batch: &Batch,
+        layout: &Layout,
+    ) -> Result<()> {
+        let loaded = match size {
+            Size::Few => &mut self.few,
+            Size::Many => &mut self.many,
+        };
+        loaded.schedule.set(input, states);
+        let feed = Feed { batch, layout, cache: &self.cache, given: None };
+        slots.inputs.set(&mut loaded.schedule, feed).map_err(|_| Error::malformed(UNEQUAL))
+    }
+
+    /// Computes such a graph.
+    pub fn compute(&mut self, size: Size, n_threads: usize) -> Result<()> {
+        let loaded = match size {
+            Size::Few => &mut self.few,
+            Size::Many => &mut self.many,
+        };
+        self.executor.compute(&mut loaded.schedule, n_threads).map_err(failure)
+    }
+
+    /// Logits `[n_vocab, n]` of states `[n_embd, n]`, by the head that answers have too.
+    pub fn logits(&mut self, states: &[f32]) -> Result<Vec<f32>> {
+        let n = states.len() / self.model.hparams().n_embd;
+        // The other graph stays: it is the one of the batches that the states come from.
+        let size = Size::Few;
+        let (graph, (input, slots)) = self.model.logits_graph(&self.cache, n, &self.clock);
+        self.load(size, graph)?;
+        self.few.schedule.set(input, states);
+        self.compute(size, self.n_threads_batch)?;
+        let mut logits = vec![0.0f32; n * self.model.n_vocab()];
+        self.few.schedule.get(slots.result, &mut logits);
+        Ok(logits)
+    }
+
+    fn loaded(&mut self, size: Size) -> &mut Loaded {
+        match size {
+            Size::Few => &mut self.few,
+            Size::Many => &mut self.many,
+        }
+    }
+}
+
+/// Takes the memory, or says how much is missing before anything is taken.
+fn reserve(
+    model: &Model,
+    [few, many]: [&mut Loaded; 2],
+    params: CacheParams,
+    n_ubatch: usize,
+    n_wanted_max: usize,
+    clock: &Arc<Clock>,
+) -> Result<KvCache> {
+    let advice = "use a smaller -c, -ub, or -ctk q8_0 -ctv q8_0";
+    let n_seq = params.n_seq;
+    let what = format!("a context of {} tokens", params.n_cells * n_seq);
+    let cache_bytes = params.bytes(&model.dims());
+    memory::require(cache_bytes, &what, advice)?;
+    let out_of_memory = |bytes: u64| {
+        Error::memory(format!("{what} would take {}, which could not be had: {advice}", memory::human(bytes)))
+    };
+    let cache = KvCache::new(&model.dims(), params, &model.cache_buffer_types())
+        .map_err(|e| out_of_memory(e.bytes as u64))?;
+    let n_each = (n_ubatch / n_seq).max(1);
+    let n_wanted = n_wanted_max.clamp(1, n_each * n_seq);
+    // Scores come from the states of all tokens, generation from the logits of the last of each sequence.
+    let results = if n_wanted <= n_seq { Results::Logits } else { Results::States };
+    let graph = |layout: &Layout| model.graph(&cache, layout, Pass::Dense, clock).0;
+    let largest = graph(&Layout::largest(n_seq, n_each, params.n_cells, n_wanted, results));
+    let n_few = MAX_GEMV_TOKENS.min(n_ubatch);
+    let few_tokens = graph(&Layout::largest(1, n_few, params.n_cells, 1, Results::Logits));
+    let mut few_bytes = few.schedule.measure(&few_tokens);
+    if results == Results::States {
+        let head = model.logits_graph(&cache, OUTPUT_ROWS.min(n_wanted), clock).0;
+        few_bytes = few_bytes.max(few.schedule.measure(&head));
+    }
+    let compute_bytes = (many.schedule.measure(&largest) + few_bytes) as u64;
+    memory::require(cache_bytes + compute_bytes, &what, advice)?;
+    let out_of_memory = |_| out_of_memory(cache_bytes + compute_bytes);
+    many.schedule.reserve(&largest).map_err(out_of_memory)?;
+    few.schedule.reserve(&few_tokens).map_err(out_of_memory)?;
+    Ok(cache)
+}
+
+/// What a failed computation means to the user.
+pub fn failure(e: ComputeError) -> Error {
+    match e {
+        ComputeError::Interrupted => Error::new(Kind::Interrupted, "interrupted"),
+        ComputeError::OutOfMemory => {
+            Error::memory("memory for the computation could not be had: use a smaller -c or -ub")
+        }
+        ComputeError::Failed => Error::failed("a device failed to compute"),
+    }
+}

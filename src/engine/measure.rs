@@ -1,0 +1,76 @@
+//! How long things take that pruning must pay for, measured on this model here.
+
+use std::time::Instant;
+
+use super::core::{Engine, Size};
+use super::pruning::{AnswerCosts, PromptCosts};
+use crate::error::Result;
+use crate::graph::{Batch, Layout, Results, Row};
+use crate::prune::{Block, BlockKind, LeftOut, Masks, Pass, Pruning, Reduced};
+
+/// Tokens of the pieces that are measured: so many that the usual probe of them, a tenth, runs as that of a long prompt does.
+const PIECES: [usize; 2] = [96, 192];
+
+/// MLPs whose reduced weights are made for a measurement.
+const SAMPLE: usize = 4;
+
+/// The MLPs that are pruned.
+fn pruned_mlps(pruning: &Pruning) -> impl Iterator<Item = Block> {
+    let plan = &pruning.plan;
+    plan.blocks().filter(|&b| b.kind == BlockKind::Mlp && plan.kept(b).is_some())
+}
+
+/// What one MLP of this model takes for a short and for a long piece of a prompt, whole and pruned; `None` if none is pruned.
+pub fn prompt_costs(engine: &mut Engine, pruning: &Pruning) -> Result<Option<PromptCosts>> {
+    let Some(block) = pruned_mlps(pruning).next() else { return Ok(None) };
+    let mut costs = PromptCosts { n: PIECES, dense: [0.0; 2], probe: [0.0; 2] };
+    for (i, n) in PIECES.into_iter().enumerate() {
+        // The dense run is observed, as it would be.
+        costs.dense[i] = time_mlp(engine, block.il, n, Pass::Observe(pruning))?;
+        costs.probe[i] = time_mlp(engine, block.il, n, Pass::Probe { pruning, observe: true })?;
+    }
+    Ok(Some(costs))
+}
+
+/// What making the reduced weights of a few MLPs takes, and what a token then takes in one of them; `None` if none has a mask.
+pub fn answer_costs(engine: &mut Engine, pruning: &Pruning, masks: &Masks) -> Result<Option<AnswerCosts>> {
+    let some = pruned_mlps(pruning).filter_map(|b| Some((b, masks.get(&b)?.clone())));
+    let some: Masks = some.take(SAMPLE).collect();
+    let Some((&block, _)) = some.first_key_value() else { return Ok(None) };
+    let (model, n_threads) = (engine.model, engine.n_threads_batch);
+    let make = || {
+        let start = Instant::now();
+        let reduced = Reduced::new(model.layers(), model.placement(), &some, &LeftOut::new(), n_threads)?;
+        Ok::<_, crate::error::Error>((start.elapsed().as_secs_f64(), reduced))
+    };
+    // Twice, as memory that is used for the first time may take many times as long.
+    let first = make()?.0;
+    let (second, reduced) = make()?;
+    let reduce = first.min(second) / some.len() as f64;
+    let dense = time_mlp(engine, block.il, 1, Pass::Dense)?;
+    let token = time_mlp(engine, block.il, 1, Pass::Reduced(&reduced))?;
+    // The graph refers to what ends here.
+    engine.forget_graphs();
+    Ok(Some(AnswerCosts { reduce, dense, reduced: token }))
+}
+
+/// Least time in seconds of a few runs of one layer's MLP with `n` tokens.
+fn time_mlp(engine: &mut Engine, il: usize, n: usize, pass: Pass) -> Result<f64> {
+    // Any position that every history has.
+    let row = Row { token: 0, pos: 0, seq: 0, wanted: true };
+    let batch = Batch { rows: vec![row; n], results: Results::States, is_whole: true };
+    let layout = Layout::largest(1, n, n, n, Results::States);
+    let (graph, (input, slots)) = engine.model.mlp_graph(&engine.cache, &layout, pass, &engine.clock, il);
+    let states: Vec<f32> = (0..n * engine.model.hparams().n_embd).map(|i| (i as f32).sin()).collect();
+    let n_threads = if n > 1 { engine.n_threads_batch } else { engine.n_threads };
+    let size = Size::of(n);
+    engine.load(size, graph)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..3 {
+        engine.set_loaded(size, (input, &states), &slots, &batch, &layout)?;
+        let start = Instant::now();
+        engine.compute(size, n_threads)?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}

@@ -1,0 +1,24 @@
+//! A model at work: sessions, which answer, and scores of texts, both on one engine.
+//!
+//! - `core`: the engine: executor, cache, and the graphs that are loaded
+//! - `session`: one timeline of tokens; `score`: texts side by side
+//! - `pruning`: the policy, which says what to do next and computes nothing; `measure`: from how many tokens on pruning pays; `report`: what
+//!   pruning did
+//! - `prompt_cache`: tokens and cells in a file
+//!
+//! This module knows tokens, never text.
+
+mod core;
+mod measure;
+mod options;
+pub mod prompt_cache;
+mod pruning;
+mod report;
+mod score;
+mod session;
+
+pub use core::OUTPUT_ROWS;
+pub use options::Options;
+pub use report::Report;
+pub use score::Moments;
+pub use session::{PromptTimes, Session, TracedBatch};

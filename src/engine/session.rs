@@ -1,0 +1,481 @@
+//! One timeline on a model: its tokens, their cells in the cache, and the logits after the last one.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use ggml::NodeTime;
+
+use super::core::Engine;
+use super::measure;
+use super::options::Options;
+use super::prompt_cache::{self, Found, Origin};
+use super::pruning::{AskAnswer, AskPrompt, Policy, REFRESH, Ran, Way};
+use super::report::Report;
+use crate::error::{Error, Result};
+use crate::graph::{Batch, KV_STEP, Results};
+use crate::model::Model;
+use crate::prune::{
+    Block, LeftOut, MaskSource, Masks, Notes, Observed, Pass, Pruning, Record, Reduced, Setup, Summary,
+};
+use crate::tokenizer::Token;
+use crate::weights::Dims;
+
+/// Tokens, KV cache and logits of one text that grows.
+#[derive(Debug)]
+pub struct Session<'m> {
+    pub(super) engine: Engine<'m>,
+    pub(super) tokens: Vec<Token>,
+    logits: Vec<f32>,
+    pub(super) pruned: Option<Pruned>,
+    /// Tokens that will be decoded at most.
+    n_expected: usize,
+    /// What the last prompt took.
+    prompt: PromptTimes,
+    /// Micro-batches of prompts so far, if they are traced.
+    trace: Option<Vec<TracedBatch>>,
+}
+
+/// Pruning on this timeline.
+#[derive(Debug)]
+pub(super) struct Pruned {
+    pub pruning: Pruning,
+    pub policy: Policy,
+    /// Reduced weights of masks that are fixed, or of the text so far
+    reduced: Option<Reduced>,
+    /// What the last batch ran on, or the answer does
+    kept: Masks,
+}
+
+/// When a micro-batch of a prompt was computed.
+#[derive(Debug, Clone)]
+pub struct TracedBatch {
+    /// Position of its first token
+    pub first: usize,
+    /// Its tokens
+    pub n_tokens: usize,
+    /// When it began
+    pub start: Instant,
+    /// How long it took: building the graph and reading the logits included
+    pub duration: Duration,
+    /// The nodes of its graph that compute something
+    pub nodes: Vec<NodeTime>,
+}
+
+/// What a prompt took beside the products and the attention of its batches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PromptTimes {
+    /// Probes: all that runs before it is known what is kept
+    pub probe: Duration,
+    /// Packing of weights for our own kernels, that of probes aside, by one thread's share
+    pub pack: Duration,
+}
+
+impl<'m> Session<'m> {
+    /// An empty timeline; the cache has room for `n_seq_max` sequences of the context's length, and a batch for `n_wanted_max` results.
+    /// `interrupt` stops a running computation soon after it is set. [`crate::error::Kind::Memory`] if there is not enough of it,
+    /// [`crate::error::Kind::Usage`] if the model cannot have such a cache.
+    pub fn new(
+        model: &'m Model,
+        options: &Options,
+        n_seq_max: usize,
+        n_wanted_max: usize,
+        interrupt: Arc<AtomicBool>,
+    ) -> Result<Self> {
+        Ok(Session {
+            engine: Engine::new(model, options, n_seq_max, n_wanted_max, interrupt)?,
+            tokens: Vec::new(),
+            logits: Vec::new(),
+            pruned: None,
+            n_expected: usize::MAX,
+            prompt: PromptTimes::default(),
+            trace: None,
+        })
+    }
+
+    /// Context in tokens (per sequence).
+    pub fn n_ctx(&self) -> usize {
+        self.engine.n_ctx
+    }
+
+    /// Tokens in the cache.
+    pub fn n_past(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The tokens in the cache.
+    pub fn tokens(&self) -> &[Token] {
+        &self.tokens
+    }
+
+    /// Logits `[n_vocab]` after the last token; empty before the first.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// Makes the cache hold exactly `prompt`: keeps the common prefix and processes the rest (at least the last token, so
+    /// that the logits are its). `progress` is told after each micro-batch how many tokens are done and of how many.
+    /// Returns the number processed. [`crate::error::Kind::Malformed`] if the prompt is empty or longer than the context;
+    /// [`crate::error::Kind::Interrupted`] leaves the cache valid with what was done.
+    pub fn sync(&mut self, prompt: &[Token], progress: &mut dyn FnMut(usize, usize)) -> Result<usize> {
+        if prompt.is_empty() {
+            return Err(Error::malformed("the prompt has no tokens"));
+        }
+        if prompt.len() > self.n_ctx() {
+            return Err(Error::malformed(format!(
+                "the prompt has {} tokens, but the context holds {}: shorten it or use -c {}",
+                prompt.len(),
+                self.n_ctx(),
+                prompt.len().next_multiple_of(KV_STEP)
+            )));
+        }
+        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        self.rewind(common.min(prompt.len() - 1));
+        if let Some(pruned) = &mut self.pruned {
+            pruned.policy.begin_prompt();
+        }
+        if self.tokens.is_empty() {
+            self.begin_text();
+        }
+        let total = prompt.len() - self.n_past();
+        self.prompt = PromptTimes::default();
+        while self.n_past() < prompt.len() {
+            let start = self.n_past();
+            self.piece(&prompt[start..prompt.len().min(start + self.engine.n_ubatch)])?;
+            progress(self.n_past() + total - prompt.len(), total);
+        }
+        Ok(total)
+    }
+
+    /// Processes one piece of a prompt.
+    fn piece(&mut self, piece: &[Token]) -> Result<()> {
+        let first = self.n_past();
+        let began = Instant::now();
+        let way = self.way_of_prompt(piece.len())?;
+        let (probe, pack) = (self.engine.clock.probe(), self.engine.clock.pack());
+        let batch = Batch::of_pieces(&[piece], first, piece.len() - 1..piece.len(), Results::Logits);
+        let nodes = self.run(&batch, way.as_ref(), self.trace.is_some())?;
+        if let Some(way) = way.as_ref() {
+            self.collect(&batch, way, false);
+        }
+        self.read_logits(&batch, way.as_ref())?;
+        if let Some(trace) = &mut self.trace {
+            let (n_tokens, duration) = (piece.len(), began.elapsed());
+            trace.push(TracedBatch { first, n_tokens, start: began, duration, nodes });
+        }
+        self.tokens.extend_from_slice(piece);
+        self.prompt.probe += self.engine.clock.probe().saturating_sub(probe);
+        self.prompt.pack += self.engine.clock.pack().saturating_sub(pack) / self.engine.n_threads_batch as u32;
+        Ok(())
+    }
+
+    /// Another text: what was observed of the last one says nothing of it.
+    fn begin_text(&mut self) {
+        let Some(pruned) = &mut self.pruned else { return };
+        pruned.pruning.observed = Observed::default();
+        if !pruned.policy.report().is_fixed && pruned.reduced.is_some() {
+            // The graphs refer to them.
+            self.engine.forget_graphs();
+            pruned.reduced = None;
+        }
+        pruned.policy.begin_text();
+    }
+
+    /// Writes the first `n_tokens` tokens and their cells to a file ([`prompt_cache`]). [`crate::error::Kind::Malformed`] if the file that
+    /// is there is something else, which is then left alone; [`crate::error::Kind::CannotCreate`] and [`crate::error::Kind::Io`] leave an
+    /// old one as it was.
+    ///
+    /// # Panics
+    /// If there are fewer tokens.
+    pub fn save_state(&self, path: &Path, n_tokens: usize) -> Result<()> {
+        let cells = |out: &mut dyn std::io::Write| self.engine.cache.save(n_tokens, out);
+        prompt_cache::write(path, &self.origin(), &self.tokens[..n_tokens], &cells)
+    }
+
+    /// Makes the cache hold what [`Session::save_state`] wrote; what it held before is forgotten. There are no logits before
+    /// [`Session::sync`] or [`Session::decode`]. A file that this session cannot use changes nothing; one that is no prompt cache is
+    /// [`crate::error::Kind::Malformed`], what is no file at all [`crate::error::Kind::CannotCreate`].
+    ///
+    /// What pruning observed is not in the file: the text is as one that ran before there was any pruning.
+    pub fn restore_state(&mut self, path: &Path) -> Result<Found> {
+        let Some(map) = prompt_cache::open(path)? else { return Ok(Found::Nothing) };
+        let saved = match prompt_cache::parse(&map, &self.origin(), self.n_ctx(), self.engine.model.n_vocab()) {
+            Ok(saved) => saved,
+            Err(why) => return Ok(Found::Unusable(why)),
+        };
+        self.rewind(0);
+        self.begin_text();
+        self.engine.cache.restore(saved.tokens.len(), saved.cells);
+        self.tokens = saved.tokens;
+        self.logits.clear();
+        Ok(Found::Restored)
+    }
+
+    /// What the cells depend on.
+    fn origin(&self) -> Origin {
+        Origin::new(self.engine.model, &self.engine.cache, self.pruned.as_ref().map(|p| &p.pruning))
+    }
+
+    /// Appends one token and computes its logits. [`crate::error::Kind::Malformed`] if the context is full.
+    pub fn decode(&mut self, token: Token) -> Result<()> {
+        let first = self.n_past();
+        if first >= self.n_ctx() {
+            return Err(Error::malformed(format!("the context of {} tokens is full", self.n_ctx())));
+        }
+        let way = self.way_of_answer()?;
+        let batch = Batch::of_pieces(&[&[token]], first, 0..1, Results::Logits);
+        self.run(&batch, way.as_ref(), false)?;
+        self.read_logits(&batch, way.as_ref())?;
+        self.tokens.push(token);
+        if let Some(pruned) = &mut self.pruned {
+            pruned.policy.learn_decoded();
+        }
+        self.n_expected = self.n_expected.saturating_sub(1);
+        Ok(())
+    }
+
+    /// Notes from now on when each node of prompts is computed, which slows them somewhat.
+    pub fn trace(&mut self) {
+        self.trace.get_or_insert_default();
+    }
+
+    /// What was noted.
+    pub fn traced(&self) -> &[TracedBatch] {
+        self.trace.as_deref().unwrap_or_default()
+    }
+
+    /// Prunes from now on as prepared, or no longer. [`crate::error::Kind::Memory`] if the reduced weights of fixed masks do not fit.
+    pub fn set_pruning(&mut self, setup: Option<Setup>) -> Result<()> {
+        self.engine.forget_graphs();
+        self.pruned = None;
+        let Some(Setup { pruning, source, dump }) = setup else { return Ok(()) };
+        let share = pruning.plan.kept_share(true);
+        let (mut policy, fixed) = match source {
+            MaskSource::Probe => (Policy::probe(pruning.options.min_tokens, pruning.probes_all(), share), None),
+            MaskSource::Replay(records) => (Policy::replay(records, share), None),
+            MaskSource::Fixed(masks, left_out) => (Policy::fixed(share), Some((masks, left_out))),
+        };
+        if dump {
+            policy.keep_records();
+        }
+        let (mut reduced, mut kept) = (None, Masks::new());
+        if let Some((masks, left_out)) = fixed {
+            reduced = Some(self.reduce(&masks, &left_out)?);
+            kept.clone_from(&masks);
+            policy.learn_fixed(masks);
+        }
+        self.pruned = Some(Pruned { pruning, policy, reduced, kept });
+        Ok(())
+    }
+
+    fn reduce(&self, masks: &Masks, left_out: &LeftOut) -> Result<Reduced> {
+        let model = self.engine.model;
+        Reduced::new(model.layers(), model.placement(), masks, left_out, self.engine.n_threads_batch)
+    }
+
+    /// What the last prompt took.
+    pub fn prompt_times(&self) -> PromptTimes {
+        self.prompt
+    }
+
+    /// What pruning did lately.
+    pub fn prune_report(&self) -> Option<&Report> {
+        self.pruned.as_ref().map(|p| p.policy.report())
+    }
+
+    /// What each block runs on at present, with the model's widths; empty if all ran whole so far. `None` without pruning.
+    pub fn kept(&self) -> Option<(&Masks, &Dims)> {
+        self.pruned.as_ref().map(|p| (&p.kept, p.pruning.plan.dims()))
+    }
+
+    /// The batches so far, if they are recorded.
+    pub fn records(&self) -> Option<&[Record]> {
+        self.pruned.as_ref()?.policy.records()
+    }
+
+    /// How a piece of `n` tokens of a prompt is to run; `None` without pruning.
+    pub(super) fn way_of_prompt(&mut self, n: usize) -> Result<Option<Way>> {
+        let Some(pruned) = &mut self.pruned else { return Ok(None) };
+        loop {
+            match pruned.policy.prompt(n)? {
+                AskPrompt::Run(way) => return Ok(Some(way)),
+                AskPrompt::Measure => {
+                    let costs = measure::prompt_costs(&mut self.engine, &pruned.pruning)?;
+                    pruned.policy.learn_prompt_times(costs);
+                }
+            }
+        }
+    }
+
+    /// How the next token of an answer is to run, after what must come before it; `None` without pruning.
+    fn way_of_answer(&mut self) -> Result<Option<Way>> {
+        loop {
+            let n_past = self.n_past();
+            let Some(pruned) = &mut self.pruned else { return Ok(None) };
+            let Pruned { pruning, policy, .. } = pruned;
+            let masks = |pruning: &Pruning| pruning.observed.masks(&pruning.plan).expect("something was observed");
+            match policy.answer(&pruning.plan, n_past, self.n_expected, pruning.observed.n_rows())? {
+                AskAnswer::Run(way) => return Ok(Some(way)),
+                AskAnswer::Measure => {
+                    let costs = measure::answer_costs(&mut self.engine, pruning, &masks(pruning))?;
+                    policy.learn_answer_times(costs);
+                }
+                AskAnswer::LookBack { observe } => self.look_back(if observe { Way::Observe } else { Way::Dense })?,
+                AskAnswer::Reduce(given) => {
+                    let start = Instant::now();
+                    let masks = given.unwrap_or_else(|| masks(pruning));
+                    self.reduce_for_answer(masks, start)?;
+                }
+            }
+        }
+    }
+
+    /// Makes the reduced weights that the answer runs on from now on.
+    fn reduce_for_answer(&mut self, masks: Masks, start: Instant) -> Result<()> {
+        // The old ones go first, and the graphs that refer to them: both at once may not fit.
+        self.engine.forget_graphs();
+        // ggml's threads would wait by spinning, on the cores that make the weights.
+        self.engine.executor.pause();
+        if let Some(pruned) = &mut self.pruned {
+            pruned.reduced = None;
+        }
+        let reduced = self.reduce(&masks, &LeftOut::new())?;
+        let n_past = self.n_past();
+        if let Some(pruned) = &mut self.pruned {
+            let observed = pruned.pruning.observed.n_rows();
+            pruned.kept.clone_from(&masks);
+            pruned.policy.learn_reduced(n_past, masks, observed, start.elapsed(), reduced.n_bytes());
+            pruned.reduced = Some(reduced);
+        }
+        Ok(())
+    }
+
+    /// Runs the last tokens once more, whole: what they make most use of counts for the masks that come next.
+    fn look_back(&mut self, way: Way) -> Result<()> {
+        // No more than there is memory for.
+        let first = self.n_past() - REFRESH.min(self.engine.n_ubatch).min(self.n_past());
+        let last = self.tokens[first..].to_vec();
+        let batch = Batch::of_pieces(&[&last], first, last.len() - 1..last.len(), Results::Logits);
+        self.run(&batch, Some(&way), false)?;
+        if way == Way::Observe {
+            self.collect(&batch, &way, true);
+        }
+        Ok(())
+    }
+
+    /// At most so many tokens will be decoded from now on: an answer that is too short for reduced weights runs whole.
+    pub fn expect(&mut self, n: usize) {
+        self.n_expected = n;
+    }
+
+    /// Tells from another thread which share of the micro-batch that runs is done.
+    pub fn batch_progress(&self) -> impl Fn() -> f64 + Send + use<> {
+        self.engine.executor.progress()
+    }
+
+    /// Lets the worker threads sleep until the next computation, for whoever computes in between.
+    pub fn pause(&self) {
+        self.engine.executor.pause();
+    }
+
+    /// Forgets all tokens from position `n_past` on.
+    pub fn rewind(&mut self, n_past: usize) {
+        self.tokens.truncate(n_past);
+    }
+
+    /// Computes a batch, in this way if there is pruning.
+    pub(super) fn run(&mut self, batch: &Batch, way: Option<&Way>, trace: bool) -> Result<Vec<NodeTime>> {
+        let pass = match (&self.pruned, way) {
+            (None, _) | (_, None | Some(Way::Dense)) => Pass::Dense,
+            (Some(p), Some(Way::Observe)) => Pass::Observe(&p.pruning),
+            // States are for scores: no answer follows for which anything is to be observed.
+            (Some(p), Some(Way::Probe)) => {
+                Pass::Probe { pruning: &p.pruning, observe: batch.results == Results::Logits }
+            }
+            // What ran whole when it was recorded does so again.
+            (Some(_), Some(Way::Given(record))) if record.kept.is_empty() => Pass::Dense,
+            (Some(p), Some(Way::Given(_))) => Pass::Given(&p.pruning.plan),
+            (Some(p), Some(Way::Reduced)) => Pass::Reduced(p.reduced.as_ref().expect("made before they are used")),
+        };
+        let given = match way {
+            Some(Way::Given(record)) => Some(&record.kept),
+            _ => None,
+        };
+        self.engine.run(batch, pass, given, trace)
+    }
+
+    /// Takes in what a batch of a text noted.
+    pub(super) fn collect(&mut self, batch: &Batch, way: &Way, is_again: bool) {
+        let Some(Pruned { pruning, policy, kept, .. }) = &mut self.pruned else { return };
+        let (n_seq, n_each) = batch.layout(self.engine.cache.params()).samples();
+        let mut record = Record { n_seq, n_each, first: batch.rows[0].pos, ..Default::default() };
+        for notes in self.engine.notes() {
+            if let Some((slot, n)) = notes.observed {
+                let mut mean = vec![0.0f32; notes.block.kind.channels(pruning.plan.dims())];
+                self.engine.noted(slot, &mut mean);
+                pruning.observed.add(notes.block, n, &mean);
+            }
+            let Some(ids) = read_kept(&self.engine, pruning, notes, record.first, n_each) else { continue };
+            kept.insert(notes.block, ids.clone());
+            if let (Some(slot), Some(_)) = (notes.scores, policy.records()) {
+                let mut scores = vec![0.0f32; notes.block.kind.units(pruning.plan.dims())];
+                self.engine.noted(slot, &mut scores);
+                record.scores.insert(notes.block, Summary::of(&scores, ids.len()));
+                record.kept.insert(notes.block, ids);
+            }
+        }
+        if let Way::Given(given) = way {
+            kept.clone_from(&given.kept);
+            record.kept.clone_from(&given.kept);
+        }
+        let probe_rows = pruning.probe(n_seq, n_each).n_rows();
+        policy.learn_batch(Ran { way, probe_rows, is_again, record });
+    }
+
+    /// The logits of the batch that was just computed. [`crate::error::Kind::Malformed`] if no token can be drawn from them, with the
+    /// first place where numbers went wrong.
+    fn read_logits(&mut self, batch: &Batch, way: Option<&Way>) -> Result<()> {
+        self.logits.resize(self.engine.model.n_vocab(), 0.0);
+        self.engine.results(&mut self.logits);
+        // Some models ban tokens by a logit of minus infinity.
+        if self.logits.iter().all(|&l| l < f32::INFINITY) && self.logits.iter().any(|l| l.is_finite()) {
+            return Ok(());
+        }
+        let nodes = self.run(batch, way, true)?;
+        let place = match nodes.iter().find(|n| !n.finite) {
+            Some(node) => match node.name.rsplit_once('-') {
+                Some((name, il)) if il.parse::<usize>().is_ok() => format!("first in layer {il} ('{name}')"),
+                _ => format!("first in '{}'", node.name),
+            },
+            None => "in the logits".to_owned(),
+        };
+        let (first, last) = (batch.rows[0].pos, batch.rows[batch.rows.len() - 1].pos);
+        Err(Error::malformed(format!(
+            "the model computes NaN or infinity for tokens {first} to {last}, {place}: the file is damaged, or its numbers are too large"
+        ))
+        .in_file(self.engine.model.gguf().path()))
+    }
+}
+
+/// The units that a probe chose for a block, if there was one; the history hears of what they computed.
+fn read_kept(
+    engine: &Engine,
+    pruning: &Pruning,
+    notes: &Notes,
+    first: usize,
+    n_each: usize,
+) -> Option<Vec<i32>> {
+    let block: Block = notes.block;
+    let slot = notes.kept?;
+    let n = pruning.plan.kept(block).expect("a block that is pruned");
+    let mut kept = vec![0i32; n];
+    engine.noted(slot, &mut kept);
+    if let Some(slot) = notes.energy {
+        let rows = if pruning.keeps_history() == Some(true) { n_each } else { 1 };
+        let mut energy = vec![0.0f32; n * block.kind.width(pruning.plan.dims()) * rows];
+        engine.noted(slot, &mut energy);
+        pruning.update_history(block, first, &kept, &energy);
+    }
+    Some(kept)
+}

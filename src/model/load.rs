@@ -1,0 +1,213 @@
+//! A model in memory, and the graphs that compute with it.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ggml::{BufferType, Device, Graph, Slot, Store, Type};
+
+use super::arch::{self, Architecture, Tensors};
+use super::hparams::Hparams;
+use super::options::Options;
+use crate::error::Result;
+use crate::gguf::Gguf;
+use crate::graph::{Clock, GraphBuilder, GraphSlots, KvCache, Layout, Pieces, Results, Task};
+use crate::prune::{ModelFacts, Pass};
+use crate::weights::{Dims, Kernel, Kernels, Layer, Loaded, Loader, Pack, Placement, pack_all};
+
+/// A model in memory, ready to compute.
+#[derive(Debug)]
+pub struct Model {
+    gguf: Arc<Gguf>,
+    architecture: &'static Architecture,
+    hparams: Hparams,
+    placement: Placement,
+    store: Rc<Store>,
+    tensors: Tensors,
+    ignored: Vec<String>,
+}
+
+impl Model {
+    /// Checks the tensors against the hyper-parameters and brings the weights into memory with `n_threads` threads.
+    /// `progress` is told the share done (0 to 1) and may stop the load, which then ends with
+    /// [`crate::error::Kind::Interrupted`].
+    pub fn load(
+        gguf: Arc<Gguf>,
+        options: &Options,
+        n_threads: usize,
+        progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send),
+    ) -> Result<Model> {
+        let (architecture, hparams) = arch::read(&gguf, &options.rope)?;
+        let placement = Placement::new(&gguf, hparams.n_layer, options.weights.n_gpu_layers);
+        let load = |progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send)| {
+            let mut loader = Loader::new(&gguf, &placement, &options.weights, hparams.n_layer);
+            let tensors = (architecture.tensors)(&mut loader, &hparams)?;
+            Ok::<_, crate::error::Error>((tensors, loader.finish(n_threads, progress)?))
+        };
+        let (mut tensors, Loaded { store, ignored }) = load(progress).map_err(|e| e.in_file(gguf.path()))?;
+        if options.weights.pack == Pack::Resident {
+            pack_all(tensors.layers.iter_mut().flat_map(Layer::weights_mut).collect(), n_threads)?;
+        }
+        Ok(Model { gguf: gguf.clone(), architecture, hparams, placement, store, tensors, ignored })
+    }
+
+    /// Whether our kernels multiply any weight of the layers; never [`Kernels::Auto`].
+    pub fn kernels(&self) -> Kernels {
+        let is_own = |l: &Layer| l.weights().iter().any(|w| w.kernel != Kernel::Ggml);
+        if self.tensors.layers.iter().any(is_own) { Kernels::Native } else { Kernels::Ggml }
+    }
+
+    /// The model's shape.
+    pub fn hparams(&self) -> &Hparams {
+        &self.hparams
+    }
+
+    /// The sizes of its parts.
+    pub fn dims(&self) -> Dims {
+        self.hparams.dims(self.tensors.layers[0].mlp.n_matrices())
+    }
+
+    /// Its layers.
+    pub fn layers(&self) -> &[Layer] {
+        &self.tensors.layers
+    }
+
+    /// Where its weights lie.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// Tensors of the file that nothing computes with.
+    pub fn ignored(&self) -> &[String] {
+        &self.ignored
+    }
+
+    /// Number of tokens in the vocabulary (the width of the logits).
+    pub fn n_vocab(&self) -> usize {
+        self.hparams.n_vocab
+    }
+
+    /// The file that the model was loaded from.
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// What pruning must know of it.
+    pub fn facts(&self) -> ModelFacts<'_> {
+        ModelFacts {
+            path: self.gguf.path(),
+            fingerprint: self.gguf.fingerprint(),
+            dims: self.dims(),
+            layers: self.layers(),
+        }
+    }
+
+    /// Bytes of all weights in the file.
+    pub fn n_bytes(&self) -> u64 {
+        self.gguf.tensors().iter().map(|t| t.n_bytes).sum()
+    }
+
+    /// Number of elements of all weights in the file.
+    pub fn n_params(&self) -> u64 {
+        n_params(&self.gguf)
+    }
+
+    /// Keeps the weights from being swapped out; `false` if the operating system refuses.
+    pub fn lock(&self) -> bool {
+        self.store.lock()
+    }
+
+    /// [`description`] of the model's file.
+    pub fn description(&self) -> String {
+        description(&self.gguf)
+    }
+
+    /// The backends in use as llama-bench names them: `CPU`, or `Vulkan,CPU`.
+    pub fn backend(&self) -> String {
+        match self.placement.gpu {
+            Some(gpu) => format!("{},CPU", gpu.backend_name()),
+            None => "CPU".to_owned(),
+        }
+    }
+
+    /// The GPUs that layers are on.
+    pub fn gpus(&self) -> Vec<Device> {
+        self.placement.gpu.into_iter().collect()
+    }
+
+    /// The memory of each layer's cache.
+    pub fn cache_buffer_types(&self) -> Vec<BufferType> {
+        (0..self.hparams.n_layer).map(|il| self.placement.device(il).buffer_type()).collect()
+    }
+
+    /// Room that the graph of a batch of `n_pieces` sequences needs, in tensors.
+    pub fn max_tensors(&self, n_pieces: usize) -> usize {
+        // A layer has some 40 nodes and views, with biases, norms of heads and rotated caches some 80, with a probe as many again; ggml's
+        // attention of a piece among others has some 16.
+        128 + (192 + 16 * n_pieces) * self.hparams.n_layer
+    }
+
+    fn task<'a>(&'a self, cache: &'a KvCache, layout: &'a Layout, pass: Pass<'a>, clock: &'a Arc<Clock>) -> Task<'a> {
+        Task { store: &self.store, n_layer: self.hparams.n_layer, cache, layout, pass, clock }
+    }
+
+    /// The graph of a micro-batch.
+    pub fn graph(&self, cache: &KvCache, layout: &Layout, pass: Pass, clock: &Arc<Clock>) -> (Graph, GraphSlots) {
+        let n_pieces = match &layout.pieces {
+            Pieces::Equal { .. } => 1,
+            Pieces::Any(pieces) => pieces.len(),
+        };
+        Graph::build(self.max_tensors(n_pieces), |g| {
+            let builder = GraphBuilder::new(g, self.task(cache, layout, pass, clock));
+            (self.architecture.graph)(builder, &self.tensors)
+        })
+    }
+
+    /// The graph of one layer's MLP alone: residual stream F32 `[n_embd, n_tokens]` (input) to the block's output.
+    pub fn mlp_graph(
+        &self,
+        cache: &KvCache,
+        layout: &Layout,
+        pass: Pass,
+        clock: &Arc<Clock>,
+        il: usize,
+    ) -> (Graph, (Slot, GraphSlots)) {
+        Graph::build(256, |g| {
+            let mut builder = GraphBuilder::new(g, self.task(cache, layout, pass, clock));
+            let (x, input) = g.input("ffn_inp", Type::F32, [self.hparams.n_embd, layout.n_tokens(), 1, 1]);
+            let layer = &self.tensors.layers[il];
+            let out = builder.mlp(x, &layer.ffn_norm, &layer.mlp, il);
+            (input, builder.finish(out))
+        })
+    }
+
+    /// The graph of the output head alone: states F32 `[n_embd, n]` (input) to logits `[n_vocab, n]`.
+    pub fn logits_graph(&self, cache: &KvCache, n: usize, clock: &Arc<Clock>) -> (Graph, (Slot, GraphSlots)) {
+        let layout = Layout::largest(1, n, n, n, Results::Logits);
+        Graph::build(32, |g| {
+            let mut builder = GraphBuilder::new(g, self.task(cache, &layout, Pass::Dense, clock));
+            let (states, input) = g.input("result_norm", Type::F32, [self.hparams.n_embd, n, 1, 1]);
+            let logits = builder.logits(states, &self.tensors.output);
+            (input, builder.finish(logits))
+        })
+    }
+}
+
+/// Architecture, size and the type that most bytes are of, such as `llama 6.7B Q4_0`.
+pub fn description(gguf: &Gguf) -> String {
+    let mut types: HashMap<String, u64> = HashMap::new();
+    for t in gguf.tensors() {
+        *types.entry(t.ty.name()).or_default() += t.n_bytes;
+    }
+    let main = types.into_iter().max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(&a.0))).map(|t| t.0).unwrap_or_default();
+    let size = match n_params(gguf) as f64 {
+        n if n >= 1e9 => format!("{:.1}B", n / 1e9),
+        n => format!("{:.0}M", n / 1e6),
+    };
+    format!("{} {size} {main}", gguf.metadata().architecture())
+}
+
+fn n_params(gguf: &Gguf) -> u64 {
+    gguf.tensors().iter().map(|t| t.n_elements()).sum()
+}

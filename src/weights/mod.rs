@@ -1,0 +1,19 @@
+//! The weights of a model: what they are as plain data, where they lie, how they get there, and which kernel multiplies each.
+//!
+//! This module reads the tensors of a checked file. It knows no architecture and builds no graph.
+
+mod kernel;
+mod loader;
+mod matrix;
+mod options;
+mod packed;
+mod placement;
+mod tensors;
+
+pub use kernel::{Kernel, format};
+pub use loader::{Loaded, Loader};
+pub use matrix::Matrix;
+pub use options::{Kernels, Options, Pack};
+pub use packed::{Panels, pack_all};
+pub use placement::{INPUT, Placement};
+pub use tensors::{Activation, Attention, Dims, Layer, Linear, Mlp, Norm, Vector, Weight};

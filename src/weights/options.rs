@@ -1,0 +1,49 @@
+//! How weights are brought into memory, and whose kernels multiply them.
+
+/// How the weights are brought into memory.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Layers on the GPU; `None` = as many as fit; counted from the last layer, the output counts as one more.
+    pub n_gpu_layers: Option<u32>,
+    /// Copy the weights instead of using the mapped file in place.
+    pub no_mmap: bool,
+    pub kernels: Kernels,
+    pub pack: Pack,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { n_gpu_layers: None, no_mmap: false, kernels: Kernels::Auto, pack: Pack::Batch }
+    }
+}
+
+/// Whose kernels multiply weights on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernels {
+    /// Whichever are known to be faster, by processor and type: see [`super::Kernel`].
+    Auto,
+    /// ggml's: their results are bit-equal to llama.cpp's.
+    Ggml,
+    /// Our own, on 8-bit integers.
+    Native,
+}
+
+impl Kernels {
+    /// Name in flags and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kernels::Auto => "auto",
+            Kernels::Ggml => "ggml",
+            Kernels::Native => "native",
+        }
+    }
+}
+
+/// How long weights stay packed for our own kernels' products of many tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pack {
+    /// Packed anew for each batch, panel by panel: this takes no memory.
+    Batch,
+    /// Packed once when the model is loaded: this takes 9 bits for each weight.
+    Resident,
+}
