@@ -109,7 +109,8 @@ impl Product {
 impl Op for Product {
     fn division(&self, ne: [usize; 4]) -> Division {
         // As the program does: of many tokens a panel, of a few enough bytes.
-        let share = if ne[1] > MAX_GEMV_TOKENS { 1 } else { ((2 << 20) / self.row_bytes()).min(ne[0].div_ceil(4)).max(1) };
+        let share =
+            if ne[1] > MAX_GEMV_TOKENS { 1 } else { ((2 << 20) / self.row_bytes()).min(ne[0].div_ceil(4)).max(1) };
         Division { rows: ne[1], columns: share.next_multiple_of(self.isa.panel_rows()) }
     }
 

@@ -70,6 +70,7 @@ pub(crate) type Sums<S, const T: usize> = [[<S as Simd>::F; 3]; T];
 impl GemvActs {
     /// Arranges activations in steps of `n_inputs`. Piece `i` of a step is of the inputs from `first(step, i)` on, all of one group; without
     /// a first input, or behind the last, it is zeros.
+    #[inline(always)]
     pub(crate) fn arrange(
         acts: Acts,
         n_inputs: usize,

@@ -84,7 +84,9 @@ pub(crate) trait Weight: Copy {
     /// Block number `i`, of 32 inputs, for reduced columns; `scratch` is what [`Weight::prepare`] left.
     #[inline(always)]
     fn block<S: Simd>(self, _s: S, _row: &[u8], scratch: &[f32], i: usize) -> ReducedBlock {
-        let x = &scratch[i * BLOCK..scratch.len().min((i + 1) * BLOCK)];
+        let mut x = [0.0f32; BLOCK];
+        let inputs = &scratch[i * BLOCK..scratch.len().min((i + 1) * BLOCK)];
+        x[..inputs.len()].copy_from_slice(inputs);
         let largest = x.iter().fold(0.0, |a, x| if x.abs() > a || x.is_nan() { x.abs() } else { a });
         let (scale, inverse) = acts::scales(largest);
         let mut codes = [0u8; BLOCK];
