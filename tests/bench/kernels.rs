@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use ggml::{Device, Division, Executor, Graph, Op, Part, Parts, Place, Slot, Source, Store, TensorSpec, Type, Usage};
-use kernels::{Acts, ColumnLayout, Columns, FEW, Format, Isa, Out, Row, token_bytes};
+use kernels::{Acts, ColumnLayout, Columns, Format, Isa, MAX_GEMV_TOKENS, Out, Row, token_bytes};
 
 const SHAPES: [(usize, usize); 5] = [(576, 1536), (1536, 576), (4096, 4096), (4096, 11008), (11008, 4096)];
 const TYPES: [(Type, Format); 4] =
@@ -109,7 +109,8 @@ impl Product {
 impl Op for Product {
     fn division(&self, ne: [usize; 4]) -> Division {
         // As the program does: of many tokens a panel, of a few enough bytes.
-        let share = if ne[1] > FEW { 1 } else { ((2 << 20) / self.row_bytes()).min(ne[0].div_ceil(4)).max(1) };
+        let share =
+            if ne[1] > MAX_GEMV_TOKENS { 1 } else { ((2 << 20) / self.row_bytes()).min(ne[0].div_ceil(4)).max(1) };
         Division { rows: ne[1], columns: share.next_multiple_of(self.isa.panel_rows()) }
     }
 
@@ -120,26 +121,26 @@ impl Op for Product {
                 let acts: Vec<_> = (0..n).map(|t| isa.column_acts(w, sources[0].row(t))).collect();
                 while let Some(mut out) = parts.next() {
                     let first = out.columns().start;
-                    acts.iter().enumerate().for_each(|(t, x)| isa.multiply_columns(w, tiles, x, first, out.row(t)));
+                    acts.iter().enumerate().for_each(|(t, x)| isa.gemv_columns(w, tiles, x, first, out.row(t)));
                 }
             }
             Weights::Rows { bytes, format, n_in, n_out, columns } => {
                 let acts = Acts::new(sources[0].all_bytes(), columns.as_ref().map_or(*n_in, Columns::len));
-                let few = (n <= FEW).then(|| isa.few(acts, *format));
+                let gemv_acts = (n <= MAX_GEMV_TOKENS).then(|| isa.gemv_acts(acts, *format));
                 let (row, tokens) = (bytes.len() / n_out, (0..n).collect::<Vec<_>>());
                 let mut panel = Vec::new();
                 while let Some(mut out) = parts.next() {
                     let range = out.columns();
                     let row = |i: usize| Row { bytes: &bytes[(range.start + i) * row..][..row], format: *format };
-                    match &few {
-                        Some(few) => isa.multiply_few(few, row, range.len(), |i, x| {
+                    match &gemv_acts {
+                        Some(acts) => isa.gemv(acts, row, range.len(), |i, x| {
                             x.iter().enumerate().for_each(|(t, x)| out.row::<f32>(t)[i] = *x);
                         }),
                         None => {
                             let (n, columns, mut out) = (range.len(), columns.as_ref(), Tokens(&mut out));
                             panel.resize(isa.panel_bytes(acts.k()), 0);
                             isa.pack(row, n, *n_in, columns, &mut panel);
-                            isa.multiply(&[&panel], n, acts, &tokens, &mut out);
+                            isa.gemm(&panel, n, acts, &tokens, &mut out);
                         }
                     }
                 }
@@ -256,7 +257,7 @@ fn main() {
                 let theirs = if keep { Arc::new(random.matrix(ty, k, n_out)) } else { bytes.clone() };
                 for n in TOKENS.into_iter().filter(|n| args.tokens.is_none_or(|t| t == *n)) {
                     let x: Vec<f32> = (0..k * n).map(|_| random.next() as f32 / (1 << 23) as f32 - 1.0).collect();
-                    let weights = if keep && n <= FEW {
+                    let weights = if keep && n <= MAX_GEMV_TOKENS {
                         let row = |i: usize| Row {
                             bytes: &bytes[i * bytes.len() / n_out..(i + 1) * bytes.len() / n_out],
                             format,

@@ -1,23 +1,24 @@
-//! Activations in 8 bits: what matrix products multiply weights with.
+//! Activations in 8 bits, as matrix products take them, and the operations that make them.
 //!
-//! A token's `k` activations are bytes in groups of [`GROUP`], two by two: all codes (the last ones filled up with zeros), then for each
-//! group its scale (F32) and the sum of its codes (I32). `x = scale * code`, codes within -127 and 127.
+//! A token's `k` activations are groups of [`GROUP`], filled up with zeros to an even number of groups. First come the codes of all groups,
+//! bytes with sign within -127 and 127, then for each group its scale (F32) and the sum of its codes (I32). An activation is
+//! `scale * code`.
 
+use crate::isa::{Kernel, Simd};
 use crate::math;
-use crate::simd::{Kernel, Simd};
 
-/// Inputs that share a scale.
+/// Inputs of a group: they share a scale.
 pub const GROUP: usize = 32;
 
-/// Codes come in multiples of this: two groups.
+/// Inputs of two groups: codes are filled up to a multiple of this.
 pub(crate) const SPAN: usize = 2 * GROUP;
 
-/// Bytes of a token's `k` activations.
+/// Bytes of a token's `k` activations, as [`crate::Isa::quantize`] writes them.
 pub const fn token_bytes(k: usize) -> usize {
     2 * k.div_ceil(SPAN) * (GROUP + 8)
 }
 
-/// Activations of `n` tokens, `stride` bytes from one to the next.
+/// Activations of tokens, one after the other, each in [`token_bytes`] bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Acts<'a> {
     bytes: &'a [u8],
@@ -28,13 +29,13 @@ impl<'a> Acts<'a> {
     /// The activations of `bytes.len() / token_bytes(k)` tokens.
     ///
     /// # Panics
-    /// If these are not whole tokens.
+    /// If `k` is 0, or `bytes` are not whole tokens.
     pub fn new(bytes: &'a [u8], k: usize) -> Acts<'a> {
         assert!(k > 0 && bytes.len().is_multiple_of(token_bytes(k)), "whole tokens");
         Acts { bytes, k }
     }
 
-    /// Number of tokens.
+    /// The number of tokens.
     pub fn n_tokens(&self) -> usize {
         self.bytes.len() / token_bytes(self.k)
     }
@@ -63,6 +64,7 @@ impl<'a> Acts<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Token<'a> {
     codes: &'a [u8],
+    /// Scales and sums
     tail: &'a [u8],
 }
 
@@ -86,18 +88,18 @@ impl<'a> Token<'a> {
     }
 }
 
-/// Scale and its inverse for values up to `largest`: 127 steps. A group with a NaN or infinity becomes NaN as a whole.
+/// The scale, and its inverse, that make 127 of the magnitude `largest`. A group with a NaN or infinity becomes NaN as a whole.
 #[inline(always)]
 pub(crate) fn scales(largest: f32) -> (f32, f32) {
     match largest {
-        // The reciprocal of less would overflow.
+        // The inverse of a smaller scale would overflow.
         ..=1e-35 => (0.0, 0.0),
         _ if largest < f32::INFINITY => (largest / 127.0, 127.0 / largest),
         _ => (f32::NAN, 0.0),
     }
 }
 
-/// Writes the activations of one token: `factor * x * gain`, without gain that of 1.
+/// Writes the activations of one token: those of `factor * x * gain`, or without gain of `factor * x`.
 #[inline(always)]
 fn quantize<S: Simd>(s: S, x: &[f32], factor: f32, gain: Option<&[f32]>, out: &mut [u8]) {
     let n_groups = 2 * x.len().div_ceil(SPAN);
@@ -121,13 +123,13 @@ fn quantize<S: Simd>(s: S, x: &[f32], factor: f32, gain: Option<&[f32]>, out: &m
             if let Some(w) = gain {
                 v = s.mul(v, s.load_f(&w[i..]));
             }
-            largest = s.largest(largest, v);
+            largest = s.max_abs(largest, v);
             s.store_f(v, &mut group[i..]);
         }
-        let (scale, inverse) = scales(s.max_lane(largest));
+        let (scale, inverse) = scales(s.reduce_max_or_nan(largest));
         tail[..4].copy_from_slice(&scale.to_le_bytes());
         if scale.is_nan() {
-            // There is no code for these.
+            // No code stands for NaN: the scale does.
             codes.fill(0);
             tail[4..].fill(0);
             continue;
@@ -139,11 +141,11 @@ fn quantize<S: Simd>(s: S, x: &[f32], factor: f32, gain: Option<&[f32]>, out: &m
             s.store_bytes(q, &mut codes[i..]);
             sum = s.add(sum, s.to_f(q));
         }
-        tail[4..].copy_from_slice(&(s.sum(sum) as i32).to_le_bytes());
+        tail[4..].copy_from_slice(&(s.reduce_sum(sum) as i32).to_le_bytes());
     }
 }
 
-/// Sum of squares.
+/// The sum of squares.
 #[inline(always)]
 fn squares<S: Simd>(s: S, x: &[f32]) -> f32 {
     let whole = x.chunks_exact(S::LANES);
@@ -153,7 +155,7 @@ fn squares<S: Simd>(s: S, x: &[f32]) -> f32 {
         let x = s.load_f(x);
         sum = s.fma(x, x, sum);
     }
-    s.sum(sum) + rest.iter().map(|x| x * x).sum::<f32>()
+    s.reduce_sum(sum) + rest.iter().map(|x| x * x).sum::<f32>()
 }
 
 /// See [`crate::Isa::quantize`].
@@ -171,15 +173,15 @@ impl Kernel for Quantize<'_> {
     }
 }
 
-/// See [`crate::Isa::norm_quantize`].
-pub(crate) struct NormQuantize<'a> {
+/// See [`crate::Isa::rms_norm_quantize`].
+pub(crate) struct RmsNormQuantize<'a> {
     pub x: &'a [f32],
     pub gain: &'a [f32],
     pub eps: f32,
     pub out: &'a mut [u8],
 }
 
-impl Kernel for NormQuantize<'_> {
+impl Kernel for RmsNormQuantize<'_> {
     type Out = ();
 
     #[inline(always)]

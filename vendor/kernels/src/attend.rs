@@ -1,33 +1,39 @@
-//! Attention: blocks of cells against all queries of a head, with a running softmax (as in FlashAttention).
+//! Attention of the queries of some heads to the cells of one key and value head, block of cells by block, with a running softmax (as in
+//! FlashAttention).
+//!
+//! There are two ways. A few queries read keys and values where they are, cell by cell. More queries are worth copying a block of cells
+//! to floats: keys are transposed, and both steps become products of matrices.
 
+use std::ops::Range;
+
+use crate::isa::{Kernel, Simd};
 use crate::math;
-use crate::simd::{Kernel, Simd};
 
 /// Cells of a block.
 const BLOCK: usize = 64;
 
-/// Queries that are multiplied at once.
+/// Queries, or weights of queries, that [`add_product`] multiplies at once.
 const ROWS: usize = 6;
 
 /// One query of a head.
 #[derive(Debug, Clone, Copy)]
 pub struct Query<'a> {
-    /// Its floats
+    /// `[d]`
     pub q: &'a [f32],
-    /// It looks at so many cells, the first ones; at least one
+    /// How many cells it sees, from the first on; at least one
     pub visible: usize,
 }
 
 /// Keys or values of one head.
 pub struct Cells<'a> {
-    /// The bytes of all cells
+    /// All cells
     pub bytes: &'a [u8],
-    /// How far it is from one to the next
+    /// Bytes from one cell to the next
     pub stride: usize,
-    /// Bytes of each
+    /// Bytes of a cell: `d` elements
     pub len: usize,
-    /// Writes its values, unless they are 16-bit floats.
-    pub values: Option<&'a dyn Fn(&[u8], &mut [f32])>,
+    /// Writes a cell's elements as floats; without it they are 16-bit floats
+    pub decode: Option<&'a dyn Fn(&[u8], &mut [f32])>,
 }
 
 impl<'a> Cells<'a> {
@@ -37,21 +43,48 @@ impl<'a> Cells<'a> {
     }
 }
 
-/// What is written in between; kept by each thread.
+/// What attention writes in between. Each thread keeps it.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
-    /// Queries, scaled, `[n][d]`
+    /// Queries times scale `[n][width]`, where `width` is `d` filled up to whole vectors
     q: Vec<f32>,
-    /// Keys of a block, one after the other
+    /// Keys of a block `[BLOCK][width]`
     cells: Vec<f32>,
-    /// The same, transposed: `[d][BLOCK]`
+    /// The same, transposed: `[width][BLOCK]`
     keys: Vec<f32>,
-    /// `[BLOCK][width]`
+    /// Values of a block `[BLOCK][width]`
     values: Vec<f32>,
-    /// Results so far, `[n][width]`
+    /// Results so far `[n][width]`, not yet divided by the sums of weights
     out: Vec<f32>,
-    /// Largest score and sum of weights of each query so far
-    state: Vec<(f32, f32)>,
+    /// Of each query
+    softmax: Vec<Softmax>,
+}
+
+/// A running softmax.
+#[derive(Debug, Clone, Copy)]
+struct Softmax {
+    /// The largest score so far
+    largest: f32,
+    /// The sum of weights so far: a weight is `e^(score - largest)`
+    total: f32,
+}
+
+impl Softmax {
+    const NONE: Softmax = Softmax { largest: f32::NEG_INFINITY, total: 0.0 };
+
+    /// Takes note of a block's largest score. If it is the largest of all, weights and the result `out` so far shrink.
+    #[inline(always)]
+    fn raise<S: Simd>(&mut self, s: S, largest: f32, out: &mut [f32]) {
+        if largest > self.largest {
+            let shrink = (self.largest - largest).exp();
+            self.total *= shrink;
+            let shrink = s.splat(shrink);
+            for o in out.chunks_exact_mut(S::LANES) {
+                s.store_f(s.mul(s.load_f(o), shrink), o);
+            }
+            self.largest = largest;
+        }
+    }
 }
 
 /// See [`crate::Isa::attend`].
@@ -64,10 +97,10 @@ pub(crate) struct Attend<'a, 'c> {
     pub buffers: &'a mut Buffers,
 }
 
-/// Adds to `out` `[R][stride]`, columns `at..at + V * LANES`, the product of `a` `[R][k]` (rows `a_stride` apart) and `b`
-/// `[k][stride]`.
+/// Adds to `out` `[n_rows][stride]`, in the columns `at..at + V * LANES`, the product of `a` `[n_rows][k]`, whose rows are `a_stride` apart,
+/// and `b` `[k][stride]`; there are up to [`ROWS`] rows.
 #[inline(always)]
-fn product<S: Simd, const V: usize>(
+fn add_product<S: Simd, const V: usize>(
     s: S,
     a: &[f32],
     a_stride: usize,
@@ -78,7 +111,7 @@ fn product<S: Simd, const V: usize>(
     n_rows: usize,
     out: &mut [f32],
 ) {
-    // Rows beyond the last are computed from the last, and not written.
+    // Rows behind the last are computed from the last, and not written.
     let a: [&[f32]; ROWS] = std::array::from_fn(|r| &a[r.min(n_rows - 1) * a_stride..][..k]);
     let mut acc = [[s.splat(0.0); V]; ROWS];
     for (i, b) in b.chunks_exact(stride).enumerate().take(k) {
@@ -101,9 +134,9 @@ fn product<S: Simd, const V: usize>(
     }
 }
 
-/// The whole width of [`product`].
+/// [`add_product`] for all columns.
 #[inline(always)]
-fn product_all<S: Simd>(
+fn add_product_all<S: Simd>(
     s: S,
     a: &[f32],
     a_stride: usize,
@@ -116,34 +149,34 @@ fn product_all<S: Simd>(
     let mut at = 0;
     while at < stride {
         let left = (stride - at) / S::LANES;
-        if left >= 4 && S::WIDE >= 4 {
-            product::<S, 4>(s, a, a_stride, b, k, stride, at, n_rows, out);
+        if left >= 4 && S::ATTEND_VECS >= 4 {
+            add_product::<S, 4>(s, a, a_stride, b, k, stride, at, n_rows, out);
             at += 4 * S::LANES;
         } else if left >= 2 {
-            product::<S, 2>(s, a, a_stride, b, k, stride, at, n_rows, out);
+            add_product::<S, 2>(s, a, a_stride, b, k, stride, at, n_rows, out);
             at += 2 * S::LANES;
         } else {
-            product::<S, 1>(s, a, a_stride, b, k, stride, at, n_rows, out);
+            add_product::<S, 1>(s, a, a_stride, b, k, stride, at, n_rows, out);
             at += S::LANES;
         }
     }
 }
 
-/// Writes the floats of cells, `width` apart, with zeros behind and below them.
+/// Writes the `d` floats of each cell of a range to `out` `[BLOCK][width]`, and zeros elsewhere.
 #[inline(always)]
-fn read<S: Simd>(s: S, cells: &Cells, range: std::ops::Range<usize>, d: usize, width: usize, out: &mut [f32]) {
+fn read<S: Simd>(s: S, cells: &Cells, range: Range<usize>, d: usize, width: usize, out: &mut [f32]) {
     let n = range.len();
     for (cell, out) in range.zip(out.chunks_exact_mut(width)) {
         let bytes = cells.cell(cell);
-        match cells.values {
-            Some(values) => values(bytes, &mut out[..d]),
+        match cells.decode {
+            Some(decode) => decode(bytes, &mut out[..d]),
             None => {
                 let (whole, rest) = (d / S::LANES * S::LANES, d % S::LANES);
                 for (x, out) in bytes.chunks_exact(2 * S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
-                    s.store_f(s.load_half(x), out);
+                    s.store_f(s.load_f16(x), out);
                 }
                 for (x, out) in bytes[2 * whole..].chunks_exact(2).zip(&mut out[whole..whole + rest]) {
-                    *out = s.half(u16::from_le_bytes([x[0], x[1]]));
+                    *out = s.f16_at(x);
                 }
             }
         }
@@ -152,13 +185,13 @@ fn read<S: Simd>(s: S, cells: &Cells, range: std::ops::Range<usize>, d: usize, w
     out[n * width..].fill(0.0);
 }
 
-/// Queries so few that keys are better read where they are.
-const FEW: usize = 4;
+/// The most queries that read keys and values where they are.
+const MAX_IN_PLACE_QUERIES: usize = 4;
 
 impl Attend<'_, '_> {
-    /// `R` queries from the number `first_query` on, of equal sight, cell by cell. Their width is whole vectors.
+    /// `R` queries from number `first_query` on, which see as many cells. Their `d` elements are whole vectors.
     #[inline(always)]
-    fn few<S: Simd, const R: usize>(&mut self, s: S, first_query: usize) {
+    fn in_place<S: Simd, const R: usize>(&mut self, s: S, first_query: usize) {
         let Query { q, visible } = self.queries[first_query];
         let d = q.len();
         let Buffers { cells, out, q: scaled, .. } = &mut *self.buffers;
@@ -169,71 +202,22 @@ impl Attend<'_, '_> {
         for query in &self.queries[first_query..first_query + R] {
             scaled.extend(query.q.iter().map(|x| x * self.scale));
         }
-        let (mut largest, mut total) = ([f32::NEG_INFINITY; R], [0.0; R]);
+        let mut softmax = [Softmax::NONE; R];
         let mut scores = [[f32::NEG_INFINITY; BLOCK]; R];
-        let mut squares = [[s.splat_i(0); 16]; R];
         for first in (0..visible).step_by(BLOCK) {
-            let n = BLOCK.min(visible - first);
-            for start in (0..n).step_by(S::LANES) {
-                let range = first + start..first + n.min(start + S::LANES);
-                if let Some(values) = self.keys.values {
-                    for (cell, floats) in range.clone().zip(cells.chunks_exact_mut(d)) {
-                        values(self.keys.cell(cell), floats);
-                    }
-                }
-                let mut i = 0;
-                while i < d {
-                    match (d - i) / S::LANES {
-                        4.. => i += compare::<S, R, 4>(s, self.keys, range.clone(), i, scaled, cells, d, &mut squares),
-                        _ => i += compare::<S, R, 1>(s, self.keys, range.clone(), i, scaled, cells, d, &mut squares),
-                    }
-                }
-                // A cell's sum of lanes is a lane of the sum of columns. Of cells beyond the last nothing is used.
-                for (square, scores) in squares.iter_mut().zip(&mut scores) {
-                    let square = &mut square[..S::LANES];
-                    s.transpose(square);
-                    let mut sum = s.as_f(square[0]);
-                    for x in &square[1..] {
-                        sum = s.add(sum, s.as_f(*x));
-                    }
-                    s.store_f(sum, &mut scores[start..]);
-                }
-            }
+            let range = first..visible.min(first + BLOCK);
+            score::<S, R>(s, self.keys, range.clone(), scaled, cells, d, &mut scores);
             for r in 0..R {
-                let (scores, out) = (&mut scores[r], &mut out[r * d..(r + 1) * d]);
-                scores[n..].fill(f32::NEG_INFINITY);
-                let mut most = s.splat(largest[r]);
-                for x in scores.chunks_exact(S::LANES) {
-                    most = s.max(s.load_f(x), most);
-                }
-                let most = s.max_of(most);
-                if most > largest[r] {
-                    let shrink = (largest[r] - most).exp();
-                    total[r] *= shrink;
-                    for o in out.chunks_exact_mut(S::LANES) {
-                        s.store_f(s.mul(s.load_f(o), s.splat(shrink)), o);
-                    }
-                    largest[r] = most;
-                }
-                for x in scores.chunks_exact_mut(S::LANES) {
-                    s.store_f(math::exp(s, s.sub(s.load_f(x), s.splat(largest[r]))), x);
-                }
-                // What `exp` makes of minus infinity is small, but not zero.
-                scores[n..].fill(0.0);
-                let mut sum = s.splat(0.0);
-                for x in scores.chunks_exact(S::LANES) {
-                    sum = s.add(sum, s.load_f(x));
-                }
-                total[r] += s.sum(sum);
+                weights_in_place(s, range.len(), &mut softmax[r], &mut scores[r], &mut out[r * d..(r + 1) * d]);
             }
-            if let Some(values) = self.values.values {
-                for j in 0..n {
-                    values(self.values.cell(first + j), &mut cells[..d]);
+            if let Some(decode) = self.values.decode {
+                for (j, cell) in range.enumerate() {
+                    decode(self.values.cell(cell), &mut cells[..d]);
                     for i in (0..d).step_by(S::LANES) {
                         let v = s.load_f(&cells[i..]);
-                        for (r, scores) in scores.iter().enumerate() {
+                        for (r, weights) in scores.iter().enumerate() {
                             let out = &mut out[r * d + i..];
-                            s.store_f(s.fma(s.splat(scores[j]), v, s.load_f(out)), out);
+                            s.store_f(s.fma(s.splat(weights[j]), v, s.load_f(out)), out);
                         }
                     }
                 }
@@ -243,26 +227,178 @@ impl Attend<'_, '_> {
             let mut i = 0;
             while i < d {
                 match (d - i) / S::LANES {
-                    4.. => i += weigh::<S, R, 4>(s, self.values, first..first + n, i, &scores, d, out),
-                    _ => i += weigh::<S, R, 1>(s, self.values, first..first + n, i, &scores, d, out),
+                    4.. => i += weigh::<S, R, 4>(s, self.values, range.clone(), i, &scores, d, out),
+                    _ => i += weigh::<S, R, 1>(s, self.values, range.clone(), i, &scores, d, out),
                 }
             }
         }
         for (r, out) in out.chunks_exact_mut(d).enumerate() {
-            let inverse = 1.0 / total[r];
+            let inverse = 1.0 / softmax[r].total;
             out.iter_mut().for_each(|x| *x *= inverse);
             (self.done)(first_query + r, out);
         }
     }
+
+    /// Any number of queries, each with its own number of visible cells.
+    #[inline(always)]
+    fn by_blocks<S: Simd>(self, s: S) {
+        let Attend { queries, keys, values, scale, done, buffers } = self;
+        let (d, n) = (queries[0].q.len(), queries.len());
+        let width = d.next_multiple_of(S::LANES);
+        buffers.q.resize(n * width, 0.0);
+        for (query, q) in queries.iter().zip(buffers.q.chunks_exact_mut(width)) {
+            q.iter_mut().zip(query.q).for_each(|(to, x)| *to = x * scale);
+            q[d..].fill(0.0);
+        }
+        buffers.cells.resize(BLOCK * width, 0.0);
+        buffers.keys.resize(width * BLOCK, 0.0);
+        buffers.values.resize(BLOCK * width, 0.0);
+        buffers.out.clear();
+        buffers.out.resize(n * width, 0.0);
+        buffers.softmax.clear();
+        buffers.softmax.resize(n, Softmax::NONE);
+        let most = queries.iter().map(|q| q.visible).max().unwrap_or(0);
+        for first in (0..most).step_by(BLOCK) {
+            let range = first..most.min(first + BLOCK);
+            read(s, keys, range.clone(), d, width, &mut buffers.cells);
+            read(s, values, range, d, width, &mut buffers.values);
+            transpose(s, &buffers.cells, width, &mut buffers.keys);
+            for start in (0..n).step_by(ROWS) {
+                let end = n.min(start + ROWS);
+                if queries[start..end].iter().all(|q| q.visible <= first) {
+                    continue;
+                }
+                let mut weights = [0.0f32; ROWS * BLOCK];
+                let q = &buffers.q[start * width..];
+                add_product_all(s, q, width, &buffers.keys, d, BLOCK, end - start, &mut weights);
+                for (i, w) in weights.chunks_exact_mut(BLOCK).enumerate().take(end - start) {
+                    let visible = queries[start + i].visible.saturating_sub(first).min(BLOCK);
+                    let out = &mut buffers.out[(start + i) * width..][..width];
+                    weights_of_block(s, visible, &mut buffers.softmax[start + i], w, out);
+                }
+                let out = &mut buffers.out[start * width..];
+                add_product_all(s, &weights, BLOCK, &buffers.values, BLOCK, width, end - start, out);
+            }
+        }
+        for (i, (out, softmax)) in buffers.out.chunks_exact_mut(width).zip(&buffers.softmax).enumerate() {
+            let inverse = 1.0 / softmax.total;
+            out.iter_mut().for_each(|x| *x *= inverse);
+            done(i, &out[..d]);
+        }
+    }
 }
 
-/// Products of `V` vectors of a range of keys, from `i` on, with those of `R` queries `[R][d]`: lanes' sums, which are added to what
-/// `squares` holds if `i` is not 0. `floats` are the keys `[LANES][d]`, unless these are of 16 bits. Returns the floats of these vectors.
+/// Writes the scores of up to [`BLOCK`] keys for `R` queries `[R][d]`. Behind them there is anything. `cells` has room for `[LANES][d]`.
+#[inline(always)]
+fn score<S: Simd, const R: usize>(
+    s: S,
+    keys: &Cells,
+    range: Range<usize>,
+    queries: &[f32],
+    cells: &mut [f32],
+    d: usize,
+    scores: &mut [[f32; BLOCK]; R],
+) {
+    let mut squares = [[s.splat_i(0); 16]; R];
+    for start in (0..range.len()).step_by(S::LANES) {
+        let range = range.start + start..range.end.min(range.start + start + S::LANES);
+        if let Some(decode) = keys.decode {
+            for (cell, floats) in range.clone().zip(cells.chunks_exact_mut(d)) {
+                decode(keys.cell(cell), floats);
+            }
+        }
+        let mut i = 0;
+        while i < d {
+            match (d - i) / S::LANES {
+                4.. => i += compare::<S, R, 4>(s, keys, range.clone(), i, queries, cells, d, &mut squares),
+                _ => i += compare::<S, R, 1>(s, keys, range.clone(), i, queries, cells, d, &mut squares),
+            }
+        }
+        // A key's score is the sum of a row of the square: after transposing, the sum of a lane.
+        for (square, scores) in squares.iter_mut().zip(&mut *scores) {
+            let square = &mut square[..S::LANES];
+            s.transpose(square);
+            let mut sum = s.as_f(square[0]);
+            for x in &square[1..] {
+                sum = s.add(sum, s.as_f(*x));
+            }
+            s.store_f(sum, &mut scores[start..]);
+        }
+    }
+}
+
+/// Changes a block's first `n` scores to weights, and the others to zeros; `out` is the query's result so far.
+#[inline(always)]
+fn weights_in_place<S: Simd>(s: S, n: usize, softmax: &mut Softmax, scores: &mut [f32; BLOCK], out: &mut [f32]) {
+    scores[n..].fill(f32::NEG_INFINITY);
+    let mut largest = s.splat(softmax.largest);
+    for x in scores.chunks_exact(S::LANES) {
+        largest = s.max(s.load_f(x), largest);
+    }
+    softmax.raise(s, s.reduce_max(largest), out);
+    for x in scores.chunks_exact_mut(S::LANES) {
+        s.store_f(math::exp(s, s.sub(s.load_f(x), s.splat(softmax.largest))), x);
+    }
+    // What `exp` makes of minus infinity is small, but not zero.
+    scores[n..].fill(0.0);
+    let mut sum = s.splat(0.0);
+    for x in scores.chunks_exact(S::LANES) {
+        sum = s.add(sum, s.load_f(x));
+    }
+    softmax.total += s.reduce_sum(sum);
+}
+
+/// Changes a block's first `n` scores to weights, and the others to zeros; `out` is the query's result so far. Unlike
+/// [`weights_in_place`] it sums weights up as it computes them.
+#[inline(always)]
+fn weights_of_block<S: Simd>(s: S, n: usize, softmax: &mut Softmax, scores: &mut [f32], out: &mut [f32]) {
+    if n == 0 {
+        scores.fill(0.0);
+        return;
+    }
+    scores[n..].fill(f32::NEG_INFINITY);
+    let mut largest = s.splat(softmax.largest);
+    for v in scores.chunks_exact(S::LANES) {
+        largest = s.max(s.load_f(v), largest);
+    }
+    softmax.raise(s, s.reduce_max(largest), out);
+    let (mut sum, largest) = (s.splat(0.0), s.splat(softmax.largest));
+    for v in scores.chunks_exact_mut(S::LANES) {
+        let p = math::exp(s, s.sub(s.load_f(v), largest));
+        sum = s.add(sum, p);
+        s.store_f(p, v);
+    }
+    // What `exp` makes of minus infinity is small, but not zero.
+    scores[n..].fill(0.0);
+    softmax.total += s.reduce_sum(sum);
+}
+
+/// Writes the transpose `[width][BLOCK]` of `cells` `[BLOCK][width]`.
+#[inline(always)]
+fn transpose<S: Simd>(s: S, cells: &[f32], width: usize, out: &mut [f32]) {
+    let mut square = [s.splat_i(0); 16];
+    for c in (0..BLOCK).step_by(S::LANES) {
+        for i in (0..width).step_by(S::LANES) {
+            let square = &mut square[..S::LANES];
+            for (j, x) in square.iter_mut().enumerate() {
+                *x = s.as_i(s.load_f(&cells[(c + j) * width + i..]));
+            }
+            s.transpose(square);
+            for (j, x) in square.iter().enumerate() {
+                s.store_f(s.as_f(*x), &mut out[(i + j) * BLOCK + c..]);
+            }
+        }
+    }
+}
+
+/// Multiplies, for up to `LANES` keys and `R` queries `[R][d]`, the elements of `V` vectors from number `i` on. Row `j` of a query's square
+/// gets the sums by lanes for key `j`, which are added to what is there if `i` is not 0. `floats` are the keys `[LANES][d]`, unless they are
+/// of 16 bits. Returns the number of elements.
 #[inline(always)]
 fn compare<S: Simd, const R: usize, const V: usize>(
     s: S,
     keys: &Cells,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
     i: usize,
     queries: &[f32],
     floats: &[f32],
@@ -277,11 +413,11 @@ fn compare<S: Simd, const R: usize, const V: usize>(
     }
     for (j, cell) in range.enumerate() {
         let mut k = [s.splat(0.0); V];
-        match keys.values {
+        match keys.decode {
             None => {
                 let bytes = &keys.cell(cell)[2 * i..][..2 * V * S::LANES];
                 for v in 0..V {
-                    k[v] = s.load_half(&bytes[2 * v * S::LANES..]);
+                    k[v] = s.load_f16(&bytes[2 * v * S::LANES..]);
                 }
             }
             Some(_) => {
@@ -305,12 +441,13 @@ fn compare<S: Simd, const R: usize, const V: usize>(
     V * S::LANES
 }
 
-/// Adds `V` vectors of 16-bit values, from `i` on, times their weights to `R` results `[R][d]`. Returns the floats of these vectors.
+/// Adds, for a range of values of 16 bits, the elements of `V` vectors from number `i` on, times the values' weights, to `R` results `[R][d]`.
+/// Returns the number of elements.
 #[inline(always)]
 fn weigh<S: Simd, const R: usize, const V: usize>(
     s: S,
     values: &Cells,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
     i: usize,
     weights: &[[f32; BLOCK]; R],
     d: usize,
@@ -320,7 +457,7 @@ fn weigh<S: Simd, const R: usize, const V: usize>(
     for (j, cell) in range.enumerate() {
         let bytes = values.cell(cell);
         for v in 0..V {
-            let x = s.load_half(&bytes[2 * (i + v * S::LANES)..]);
+            let x = s.load_f16(&bytes[2 * (i + v * S::LANES)..]);
             for r in 0..R {
                 acc[r][v] = s.fma(s.splat(weights[r][j]), x, acc[r][v]);
             }
@@ -341,103 +478,20 @@ impl Kernel for Attend<'_, '_> {
     #[inline(always)]
     fn call<S: Simd>(mut self, s: S) {
         let d = self.queries[0].q.len();
-        if self.queries.len() <= FEW && d.is_multiple_of(S::LANES) {
-            let mut i = 0;
-            while i < self.queries.len() {
-                let sight = self.queries[i].visible;
-                let n = self.queries[i..].iter().take_while(|q| q.visible == sight).count();
-                match n {
-                    4.. => self.few::<S, 4>(s, i),
-                    3 => self.few::<S, 3>(s, i),
-                    2 => self.few::<S, 2>(s, i),
-                    _ => self.few::<S, 1>(s, i),
-                }
-                i += n.min(4);
-            }
-            return;
+        if self.queries.len() > MAX_IN_PLACE_QUERIES || !d.is_multiple_of(S::LANES) {
+            return self.by_blocks(s);
         }
-        let Attend { queries, keys, values, scale, done, buffers } = self;
-        let width = d.next_multiple_of(S::LANES);
-        let n = queries.len();
-        buffers.q.resize(n * width, 0.0);
-        for (query, q) in queries.iter().zip(buffers.q.chunks_exact_mut(width)) {
-            q.iter_mut().zip(query.q).for_each(|(to, x)| *to = x * scale);
-            q[d..].fill(0.0);
-        }
-        buffers.cells.resize(BLOCK * width, 0.0);
-        buffers.keys.resize(width * BLOCK, 0.0);
-        buffers.values.resize(BLOCK * width, 0.0);
-        buffers.out.clear();
-        buffers.out.resize(n * width, 0.0);
-        buffers.state.clear();
-        buffers.state.resize(n, (f32::NEG_INFINITY, 0.0));
-        let most = queries.iter().map(|q| q.visible).max().unwrap_or(0);
-        let mut square = [s.splat_i(0); 16];
-        for first in (0..most).step_by(BLOCK) {
-            let range = first..most.min(first + BLOCK);
-            read(s, keys, range.clone(), d, width, &mut buffers.cells);
-            read(s, values, range, d, width, &mut buffers.values);
-            for c in (0..BLOCK).step_by(S::LANES) {
-                for i in (0..width).step_by(S::LANES) {
-                    let square = &mut square[..S::LANES];
-                    for (j, x) in square.iter_mut().enumerate() {
-                        *x = s.as_i(s.load_f(&buffers.cells[(c + j) * width + i..]));
-                    }
-                    s.transpose(square);
-                    for (j, x) in square.iter().enumerate() {
-                        s.store_f(s.as_f(*x), &mut buffers.keys[(i + j) * BLOCK + c..]);
-                    }
-                }
+        let mut i = 0;
+        while i < self.queries.len() {
+            let visible = self.queries[i].visible;
+            let n = self.queries[i..].iter().take_while(|q| q.visible == visible).count();
+            match n {
+                4.. => self.in_place::<S, 4>(s, i),
+                3 => self.in_place::<S, 3>(s, i),
+                2 => self.in_place::<S, 2>(s, i),
+                _ => self.in_place::<S, 1>(s, i),
             }
-            for start in (0..n).step_by(ROWS) {
-                let end = n.min(start + ROWS);
-                if queries[start..end].iter().all(|q| q.visible <= first) {
-                    continue;
-                }
-                let mut weights = [0.0f32; ROWS * BLOCK];
-                let q = &buffers.q[start * width..];
-                product_all(s, q, width, &buffers.keys, d, BLOCK, end - start, &mut weights);
-                for (i, w) in weights.chunks_exact_mut(BLOCK).enumerate().take(end - start) {
-                    let visible = queries[start + i].visible.saturating_sub(first).min(BLOCK);
-                    let state = &mut buffers.state[start + i];
-                    if visible == 0 {
-                        w.fill(0.0);
-                        continue;
-                    }
-                    w[visible..].fill(f32::NEG_INFINITY);
-                    let mut largest = s.splat(state.0);
-                    for v in w.chunks_exact(S::LANES) {
-                        largest = s.max(s.load_f(v), largest);
-                    }
-                    let largest = s.max_of(largest);
-                    // The first block changes nothing: there is nothing yet.
-                    if largest > state.0 {
-                        let shrink = (state.0 - largest).exp();
-                        state.1 *= shrink;
-                        let shrink = s.splat(shrink);
-                        for o in buffers.out[(start + i) * width..][..width].chunks_exact_mut(S::LANES) {
-                            s.store_f(s.mul(s.load_f(o), shrink), o);
-                        }
-                        state.0 = largest;
-                    }
-                    let (mut sum, largest) = (s.splat(0.0), s.splat(state.0));
-                    for v in w.chunks_exact_mut(S::LANES) {
-                        let p = math::exp(s, s.sub(s.load_f(v), largest));
-                        sum = s.add(sum, p);
-                        s.store_f(p, v);
-                    }
-                    // What `exp` makes of minus infinity is small, but not zero.
-                    w[visible..].fill(0.0);
-                    state.1 += s.sum(sum);
-                }
-                let out = &mut buffers.out[start * width..];
-                product_all(s, &weights, BLOCK, &buffers.values, BLOCK, width, end - start, out);
-            }
-        }
-        for (i, (out, state)) in buffers.out.chunks_exact_mut(width).zip(&buffers.state).enumerate() {
-            let inverse = 1.0 / state.1;
-            out.iter_mut().for_each(|x| *x *= inverse);
-            done(i, &out[..d]);
+            i += n.min(4);
         }
     }
 }

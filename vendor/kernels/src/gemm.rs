@@ -1,13 +1,13 @@
-//! Matrix products of many tokens: a panel of weights at a time.
+//! Gemm: products of a matrix with many tokens, a panel of its rows at a time.
 
 use crate::acts::{Acts, GROUP, Token};
+use crate::isa::{Kernel, Simd};
 use crate::math;
-use crate::pack::{group_bytes, panel_rows};
-use crate::simd::{Kernel, Simd, VECS};
+use crate::panel::{VECS, group_bytes, panel_rows};
 
-/// Where results go: for each token as many floats as the product has rows.
+/// Where a gemm writes its results.
 pub trait Out {
-    /// The floats of token `t`.
+    /// The floats of token `t`, one for each row that is multiplied; there may be more of them.
     fn token(&mut self, t: usize) -> &mut [f32];
 }
 
@@ -21,7 +21,7 @@ fn tile<S: Simd, const T: usize>(s: S, panel: &[u8], tokens: &[Token; T]) -> [[S
         let codes: [&[u8; GROUP]; T] = std::array::from_fn(|t| tokens[t].codes(g));
         let mut acc = [[s.splat_i(0); VECS]; T];
         if S::OFFSET != 0 {
-            // Weights are stored with an offset, whose part of the product is taken off beforehand.
+            // Weights are stored with an offset. What it adds to the product is subtracted beforehand.
             for t in 0..T {
                 acc[t] = [s.splat_i(-S::OFFSET * tokens[t].sum(g)); VECS];
             }
@@ -46,48 +46,9 @@ fn tile<S: Simd, const T: usize>(s: S, panel: &[u8], tokens: &[Token; T]) -> [[S
     out
 }
 
-/// Writes the first `n_rows` products of all tokens, up to [`Simd::TOKENS`] at once, with the rows of a panel; with two panels
-/// `silu(first) * second`.
-#[inline(always)]
-fn in_tiles<S: Simd>(s: S, tokens: &[usize], acts: Acts, panels: &[&[u8]], n_rows: usize, out: &mut dyn Out) {
-    let mut whole = [0.0f32; 64];
-    let mut rest = tokens;
-    while !rest.is_empty() {
-        // No closures: what the compiler does not inline would be without the instructions.
-        macro_rules! run {
-            ($t:literal) => {{
-                let (now, later) = rest.split_at($t);
-                let x: [Token; $t] = std::array::from_fn(|i| acts.token(now[i]));
-                let mut products = [[s.splat(0.0); VECS]; $t];
-                for (number, panel) in panels.iter().enumerate() {
-                    for (a, b) in products.iter_mut().zip(tile::<S, $t>(s, panel, &x)) {
-                        for v in 0..VECS {
-                            a[v] = if number == 0 { b[v] } else { s.mul(math::silu(s, a[v]), b[v]) };
-                        }
-                    }
-                }
-                for (&token, x) in now.iter().zip(&products) {
-                    for v in 0..VECS {
-                        s.store_f(x[v], &mut whole[v * S::LANES..]);
-                    }
-                    out.token(token)[..n_rows].copy_from_slice(&whole[..n_rows]);
-                }
-                rest = later;
-            }};
-        }
-        match rest.len().min(S::TOKENS) {
-            6.. => run!(6),
-            5 => run!(5),
-            4 => run!(4),
-            3 => run!(3),
-            2 => run!(2),
-            _ => run!(1),
-        }
-    }
-}
-
-/// See [`crate::Isa::multiply`].
-pub(crate) struct Multiply<'a> {
+/// See [`crate::Isa::gemm`] and [`crate::Isa::gemm_swiglu`].
+pub(crate) struct Gemm<'a> {
+    /// One panel, or two: then the product is `silu(first) * second`
     pub panels: &'a [&'a [u8]],
     pub n_rows: usize,
     pub acts: Acts<'a>,
@@ -95,17 +56,50 @@ pub(crate) struct Multiply<'a> {
     pub out: &'a mut dyn Out,
 }
 
-impl Kernel for Multiply<'_> {
+impl Kernel for Gemm<'_> {
     type Out = ();
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Multiply { panels, n_rows, acts, tokens, out } = self;
+        let Gemm { panels, n_rows, acts, tokens, out } = self;
         let n_bytes = acts.n_groups() * group_bytes::<S>();
         assert!(
             n_rows <= panel_rows::<S>() && panels.iter().all(|p| p.len() == n_bytes),
             "panels of these activations"
         );
-        in_tiles(s, tokens, acts, panels, n_rows, out);
+        let mut whole = [0.0f32; 64];
+        let mut rest = tokens;
+        while !rest.is_empty() {
+            // No closure: it would be without the instructions, see `Simd`.
+            macro_rules! run {
+                ($t:literal) => {{
+                    let (now, later) = rest.split_at($t);
+                    let x: [Token; $t] = std::array::from_fn(|i| acts.token(now[i]));
+                    let mut products = [[s.splat(0.0); VECS]; $t];
+                    for (number, panel) in panels.iter().enumerate() {
+                        for (a, b) in products.iter_mut().zip(tile::<S, $t>(s, panel, &x)) {
+                            for v in 0..VECS {
+                                a[v] = if number == 0 { b[v] } else { s.mul(math::silu(s, a[v]), b[v]) };
+                            }
+                        }
+                    }
+                    for (&token, x) in now.iter().zip(&products) {
+                        for v in 0..VECS {
+                            s.store_f(x[v], &mut whole[v * S::LANES..]);
+                        }
+                        out.token(token)[..n_rows].copy_from_slice(&whole[..n_rows]);
+                    }
+                    rest = later;
+                }};
+            }
+            match rest.len().min(S::GEMM_TOKENS) {
+                6.. => run!(6),
+                5 => run!(5),
+                4 => run!(4),
+                3 => run!(3),
+                2 => run!(2),
+                _ => run!(1),
+            }
+        }
     }
 }

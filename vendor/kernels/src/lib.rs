@@ -1,155 +1,93 @@
-//! CPU kernels for the weights of a language model, in Rust, chosen at run time by what the processor has.
+//! CPU kernels for the weights of a language model, chosen at run time by what the processor has.
 //!
-//! Weights are read as a file has them. For many tokens they are packed, some rows at a time, into panels of 8-bit codes
-//! ([`Isa::multiply`]); for a few they are used in place. Activations are 8-bit codes too ([`Acts`]).
+//! Three kinds of matrix product take rows of weights as a file has them and activations as 8-bit codes ([`Acts`]): gemm, for many
+//! tokens, multiplies rows that were packed into a panel of 8-bit codes; gemv, for up to [`MAX_GEMV_TOKENS`] tokens, multiplies rows where
+//! they are; and reduced columns are a copy of some columns, for single tokens. Beside them there are attention, and the operations that
+//! make activations. Everything is a method of [`Isa`], an instruction set that the processor has.
+//!
+//! The files are best read in this order:
+//!
+//! ```text
+//! isa/         what kernels ask of a processor, one file for each instruction set
+//! math.rs      functions of vectors
+//! acts.rs      activations
+//! formats/     weight types, one file for each
+//! panel.rs     rows -> panels             gemm.rs      panels times many tokens
+//! gemv.rs      rows times few tokens      columns.rs   reduced columns, and their products
+//! attend.rs    attention                  peak.rs      the processor's speed limit
+//! ```
+//!
+//! Shapes are in ggml's order, and slices of two dimensions are written `[rows][columns]`: the last index runs fastest.
 
 mod acts;
 mod attend;
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 mod columns;
+mod formats;
 mod gemm;
 mod gemv;
+mod isa;
 mod math;
-#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-mod neon;
-mod pack;
+mod panel;
 mod peak;
-mod portable;
-mod rows;
-mod simd;
 
 use std::cell::RefCell;
-use std::fmt;
-use std::sync::OnceLock;
 
 pub use acts::{Acts, GROUP, token_bytes};
 pub use attend::{Cells, Query};
-pub use columns::{ColumnActs, ColumnLayout};
+pub use columns::{ColumnActs, ColumnLayout, Columns};
+pub use formats::{Decode, Format, Row};
 pub use gemm::Out;
-pub use gemv::{FEW, Few};
-pub use pack::Columns;
-pub use rows::{Format, Row};
-use simd::{Kernel, Simd};
-
-/// An instruction set that the processor has.
-#[derive(Debug, Clone, Copy)]
-pub struct Isa(Kind);
-
-/// [`Kind`]: of each instruction set its name, its implementor, and whether a build that names a baseline with AVX2 allows it.
-macro_rules! kinds {
-    ($($(#[$attribute:meta])* $kind:ident($implementor:ty), $name:literal, $allowed:expr;)*) => {
-        #[derive(Debug, Clone, Copy)]
-        enum Kind {
-            $($(#[$attribute])* $kind($implementor),)*
-        }
-
-        impl Kind {
-            /// Those that the processor has.
-            fn all() -> Vec<Kind> {
-                let kinds = [$($(#[$attribute])* <$implementor>::detect().map(Kind::$kind),)*];
-                kinds.into_iter().flatten().collect()
-            }
-
-            fn name(self) -> &'static str {
-                match self {
-                    $($(#[$attribute])* Kind::$kind(_) => $name,)*
-                }
-            }
-
-            fn is_allowed(self) -> bool {
-                match self {
-                    $($(#[$attribute])* Kind::$kind(_) => !cfg!(target_feature = "avx2") || $allowed,)*
-                }
-            }
-
-            fn run<K: Kernel>(self, kernel: K) -> K::Out {
-                match self {
-                    $($(#[$attribute])* Kind::$kind(s) => s.run(kernel),)*
-                }
-            }
-        }
-    };
-}
-
-// Best first.
-kinds! {
-    #[cfg(target_arch = "x86_64")]
-    Avx512(avx512::Avx512), "AVX-512", cfg!(target_feature = "avx512f");
-    #[cfg(target_arch = "x86_64")]
-    AvxVnni(avx2::Avx2<avx2::AvxVnni>), "AVX-VNNI", cfg!(target_feature = "avxvnni");
-    // Never the best: AVX-VNNI is tested with it where that is missing.
-    #[cfg(target_arch = "x86_64")]
-    Avx512Vnni(avx2::Avx2<avx2::Avx512Vnni>), "AVX-512 VNNI of 256 bits", cfg!(target_feature = "avx512f");
-    #[cfg(target_arch = "x86_64")]
-    Avx2(avx2::Avx2<avx2::Plain>), "AVX2", true;
-    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-    Neon(neon::Neon), "NEON", true;
-    Portable(portable::Portable), "portable", true;
-}
+pub use gemv::{GemvActs, MAX_GEMV_TOKENS};
+pub use isa::{Feature, Isa, features};
 
 thread_local! {
-    static SCRATCH: RefCell<pack::Scratch> = RefCell::default();
-    static BUFFERS: RefCell<attend::Buffers> = RefCell::default();
+    static PACK_SCRATCH: RefCell<panel::Scratch> = RefCell::default();
+    static ATTEND_BUFFERS: RefCell<attend::Buffers> = RefCell::default();
 }
 
 impl Isa {
-    /// The best that the processor has and the build allows.
-    ///
-    /// A build for any x86-64 finds out at run time what it may use. One that names a newer baseline, with AVX2
-    /// (`-C target-cpu=x86-64-v3`), is held to it: AVX-512 and AVX-VNNI are used only if the baseline has them.
-    pub fn best() -> Isa {
-        static BEST: OnceLock<Isa> = OnceLock::new();
-        *BEST.get_or_init(|| Isa(Kind::all().into_iter().find(|k| k.is_allowed()).expect("portable code always is")))
-    }
-
-    /// All that the processor has, whatever the build allows, best first: for tests and benchmarks.
-    pub fn all() -> Vec<Isa> {
-        Kind::all().into_iter().map(Isa).collect()
-    }
-
-    fn run<K: Kernel>(self, kernel: K) -> K::Out {
-        self.0.run(kernel)
-    }
-
-    /// Operations on bytes a second that one thread does at best: measured, for about a tenth of a second, by dot products of what is
-    /// in registers. A multiplication and an addition are two.
+    /// Operations on bytes a second that one thread does at best; a multiplication and an addition are two. It is measured, for about a
+    /// tenth of a second, by dot products of what is in registers.
     pub fn peak(self) -> f64 {
         self.run(peak::Peak)
     }
 
-    /// Rows of a panel: the best number of rows for [`Isa::multiply`].
-    pub fn panel_rows(self) -> usize {
-        self.run(pack::PanelRows)
-    }
-
-    /// Writes the activations of a token into [`token_bytes`] bytes.
+    /// Writes the activations of a token: of floats `x` `[k]` the [`token_bytes`] bytes `out`.
+    ///
+    /// # Panics
+    /// If `out` is shorter.
     pub fn quantize(self, x: &[f32], out: &mut [u8]) {
         self.run(acts::Quantize { x, out });
     }
 
-    /// The same of the RMS norm of `x`, times `gain`.
-    pub fn norm_quantize(self, x: &[f32], gain: &[f32], eps: f32, out: &mut [u8]) {
-        self.run(acts::NormQuantize { x, gain, eps, out });
+    /// Writes the activations of a token's RMS norm: of `x * gain / sqrt(mean(x^2) + eps)`, with `x` and `gain` `[k]`.
+    ///
+    /// # Panics
+    /// If `gain` or `out` is shorter.
+    pub fn rms_norm_quantize(self, x: &[f32], gain: &[f32], eps: f32, out: &mut [u8]) {
+        self.run(acts::RmsNormQuantize { x, gain, eps, out });
     }
 
-    /// `silu(gate) * up`, element by element.
+    /// `silu(gate) * up`, element by element; all three slices have the same length.
     pub fn swiglu(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
         self.run(acts::Swiglu { gate, up, out });
     }
 
-    /// Bytes of a panel of rows of `k` inputs.
-    pub fn panel_bytes(self, k: usize) -> usize {
-        self.run(pack::PanelBytes { k })
+    /// Rows of a panel.
+    pub fn panel_rows(self) -> usize {
+        self.run(panel::PanelRows)
     }
 
-    /// Packs the weights' rows `row(i)`, `i < n_rows`, of `n_in` inputs (or the kept of these) into a panel of
-    /// [`Isa::panel_bytes`].
+    /// Bytes of a panel whose rows have `k` inputs.
+    pub fn panel_bytes(self, k: usize) -> usize {
+        self.run(panel::PanelBytes { k })
+    }
+
+    /// Packs the rows `row(0)..row(n_rows)`, of `n_in` inputs each, into a panel of [`Isa::panel_bytes`] bytes: all inputs, or those that
+    /// are kept.
     ///
     /// # Panics
-    /// If these are more than [`Isa::panel_rows`].
+    /// If `n_rows` is more than [`Isa::panel_rows`], or `panel` has another size.
     pub fn pack<'r>(
         self,
         row: impl Fn(usize) -> Row<'r>,
@@ -158,65 +96,84 @@ impl Isa {
         columns: Option<&Columns>,
         panel: &mut [u8],
     ) {
-        SCRATCH.with_borrow_mut(|scratch| {
-            self.run(pack::Pack { row, n_rows, n_in, columns, scratch, panel });
+        PACK_SCRATCH.with_borrow_mut(|scratch| {
+            self.run(panel::Pack { row, n_rows, n_in, columns, scratch, panel });
         })
     }
 
-    /// Multiplies the first `n_rows` rows of a panel with tokens; of two panels the product is `silu(first) * second`.
+    /// Multiplies the first `n_rows` rows of a panel with the activations of `tokens`. A row's product with token `t` goes to the element
+    /// of the row's number of `out.token(t)`.
     ///
     /// # Panics
-    /// If a panel is not of as many inputs as the activations.
-    pub fn multiply(self, panels: &[&[u8]], n_rows: usize, acts: Acts, tokens: &[usize], out: &mut dyn Out) {
-        self.run(gemm::Multiply { panels, n_rows, acts, tokens, out });
+    /// If the panel has another number of inputs than the activations, or fewer rows, or a token is beyond them.
+    pub fn gemm(self, panel: &[u8], n_rows: usize, acts: Acts, tokens: &[usize], out: &mut dyn Out) {
+        self.run(gemm::Gemm { panels: &[panel], n_rows, acts, tokens, out });
     }
 
-    /// Makes up to [`FEW`] tokens ready for [`Isa::multiply_few`] with rows of a format.
+    /// Multiplies the rows of two panels as [`Isa::gemm`] does, and writes `silu(gate) * up` of the products.
     ///
     /// # Panics
-    /// If there are more tokens, or none.
-    pub fn few(self, acts: Acts, format: Format) -> Few {
-        self.run(gemv::MakeFew { acts, format })
+    /// As [`Isa::gemm`].
+    pub fn gemm_swiglu(self, gate: &[u8], up: &[u8], n_rows: usize, acts: Acts, tokens: &[usize], out: &mut dyn Out) {
+        self.run(gemm::Gemm { panels: &[gate, up], n_rows, acts, tokens, out });
     }
 
-    /// Multiplies rows with a few tokens, reading each row once, where it is: `done(i, results)` gets the products of row `i` with all
-    /// tokens.
+    /// Makes the activations of up to [`MAX_GEMV_TOKENS`] tokens ready for [`Isa::gemv`] with rows of a format.
     ///
     /// # Panics
-    /// If a row's format is none of those of [`Format::is_direct`].
-    pub fn multiply_few<'r>(
+    /// If there are more tokens, or none, or the format is none of those of [`Format::has_gemv`].
+    pub fn gemv_acts(self, acts: Acts, format: Format) -> GemvActs {
+        self.run(gemv::MakeGemvActs { acts, format })
+    }
+
+    /// Multiplies the rows `row(0)..row(n_rows)`, which have the activations' format, with few tokens. Each row is read once, where it is;
+    /// then `done(i, products)` gets the products of row `i` with all tokens, in their order.
+    ///
+    /// # Panics
+    /// If a row's format is none of those of [`Format::has_gemv`].
+    pub fn gemv<'r>(
         self,
-        tokens: &Few,
+        acts: &GemvActs,
         row: impl Fn(usize) -> Row<'r>,
         n_rows: usize,
         done: impl FnMut(usize, &[f32]),
     ) {
-        self.run(gemv::MultiplyFew { tokens, row, n_rows, done });
+        self.run(gemv::Gemv { acts, row, n_rows, done });
     }
 
-    /// How some columns of a matrix of `n_out` rows are laid out.
+    /// The layout of the kept columns of a matrix of `n_out` rows.
     pub fn column_layout(self, format: Format, n_out: usize, columns: &Columns) -> ColumnLayout {
         self.run(columns::Layout { format, n_out, columns })
     }
 
-    /// Writes the kept columns of a matrix, whose rows have `n_in` inputs, into [`ColumnLayout::n_bytes`] bytes.
+    /// Copies the kept columns of a matrix, whose rows `row(0)..row(w.n_out())` have the layout's format and `n_in` inputs each, into
+    /// [`ColumnLayout::n_bytes`] bytes.
+    ///
+    /// # Panics
+    /// If `tiles` has another size, or another instruction set made the layout.
     pub fn reduce_columns<'r>(self, w: &ColumnLayout, row: impl Fn(usize) -> Row<'r>, n_in: usize, tiles: &mut [u8]) {
         self.run(columns::Reduce { w, row, n_in, tiles });
     }
 
-    /// Makes a token's kept inputs ready for [`Isa::multiply_columns`].
+    /// Makes a token's kept inputs ready for [`Isa::gemv_columns`]: `x` has as many floats as columns are kept.
     pub fn column_acts(self, w: &ColumnLayout, x: &[f32]) -> ColumnActs {
-        self.run(columns::MakeActs { w, x })
+        self.run(columns::MakeColumnActs { w, x })
     }
 
-    /// Products of kept columns with a token's kept inputs: of as many rows as `out` has floats, from row `first` on, the first of a
-    /// tile.
-    pub fn multiply_columns(self, w: &ColumnLayout, tiles: &[u8], acts: &ColumnActs, first: usize, out: &mut [f32]) {
-        self.run(columns::MultiplyColumns { w, tiles, acts, first, out });
+    /// Multiplies the kept columns with a token's kept inputs: writes the products of as many rows as `out` has floats, from row `first`
+    /// on. `tiles` is what [`Isa::reduce_columns`] wrote.
+    ///
+    /// # Panics
+    /// If `first` is not a multiple of [`ColumnLayout::tile_rows`], or there are fewer rows, or another instruction set made the layout.
+    pub fn gemv_columns(self, w: &ColumnLayout, tiles: &[u8], acts: &ColumnActs, first: usize, out: &mut [f32]) {
+        self.run(columns::GemvColumns { w, tiles, acts, first, out });
     }
 
-    /// Attention of queries to the cells of one key and value head: `softmax(q k^T * scale) v`, of each query over the first
-    /// [`Query::visible`] cells. `done(i, values)` gets the result of query `i`.
+    /// Attention of queries to the cells of one key and value head: for each query `softmax(q k^T * scale) v` over the first
+    /// [`Query::visible`] cells. `done(i, result)` gets the result of query `i`, query by query.
+    ///
+    /// # Panics
+    /// If there are no queries, or a query sees more cells than there are.
     pub fn attend<'c>(
         self,
         queries: &[Query<'c>],
@@ -225,43 +182,7 @@ impl Isa {
         scale: f32,
         done: &mut dyn FnMut(usize, &[f32]),
     ) {
-        BUFFERS.with_borrow_mut(|buffers| self.run(attend::Attend { queries, keys, values, scale, done, buffers }));
-    }
-}
-
-/// An extension of the processor's instructions that kernels use.
-#[derive(Debug, Clone, Copy)]
-pub struct Feature {
-    /// Name, as in `-C target-feature`
-    pub name: &'static str,
-    /// The processor has it
-    pub detected: bool,
-    /// The build takes it for granted: ggml, which does not look at run time, uses it only then
-    pub compiled: bool,
-}
-
-/// The extensions that decide which kernels run.
-pub fn features() -> Vec<Feature> {
-    #[cfg(target_arch = "aarch64")]
-    use std::arch::is_aarch64_feature_detected as detected;
-    #[cfg(target_arch = "x86_64")]
-    use std::arch::is_x86_feature_detected as detected;
-    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
-    macro_rules! features {
-        ($($name:tt),*) => {
-            vec![$(Feature { name: $name, detected: detected!($name), compiled: cfg!(target_feature = $name) }),*]
-        };
-    }
-    #[cfg(target_arch = "x86_64")]
-    return features!("avx2", "fma", "f16c", "avxvnni", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni");
-    #[cfg(target_arch = "aarch64")]
-    return features!("neon", "dotprod");
-    #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
-    Vec::new()
-}
-
-impl fmt::Display for Isa {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.name())
+        ATTEND_BUFFERS
+            .with_borrow_mut(|buffers| self.run(attend::Attend { queries, keys, values, scale, done, buffers }));
     }
 }

@@ -1,10 +1,10 @@
-//! What a processor could do at best.
+//! How fast a processor computes dot products at best.
 
 use std::time::Instant;
 
-use crate::simd::{Kernel, Simd};
+use crate::isa::{Kernel, Simd};
 
-/// Sums that do not wait for each other: more than a dot product takes cycles, and no more than there are registers.
+/// Independent sums: more than the cycles that a dot product takes, so that none is waited for, and fewer than registers.
 const CHAINS: usize = 12;
 
 /// See [`crate::Isa::peak`].
@@ -16,8 +16,7 @@ impl Kernel for Peak {
     #[inline(always)]
     fn call<S: Simd>(self, s: S) -> f64 {
         const ROUNDS: usize = 100_000;
-        // Each sum is a factor of its next product: nothing can be computed once and for all but what is also computed once in a
-        // product of matrices, of the weights.
+        // Each sum is an operand of its next product, so that the compiler can compute nothing in advance.
         let weights = s.splat_i(std::hint::black_box(0x0102_0304));
         let mut sums: [S::I; CHAINS] = std::array::from_fn(|i| s.splat_i(i as i32));
         let mut best = f64::INFINITY;
@@ -28,11 +27,11 @@ impl Kernel for Peak {
                     *sum = s.dot(*sum, weights, *sum);
                 }
             }
-            // All are needed.
+            // The compiler must not leave any out.
             std::hint::black_box(&sums);
             best = best.min(start.elapsed().as_secs_f64());
         }
-        // Of each byte a multiplication and an addition.
+        // For each byte a multiplication and an addition.
         (ROUNDS * CHAINS * S::LANES * 4 * 2) as f64 / best
     }
 }

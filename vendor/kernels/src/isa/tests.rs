@@ -1,4 +1,4 @@
-//! Each method of each instruction set, beside its definition.
+//! Compares each method of each instruction set with its definition.
 
 use fastrand::Rng;
 
@@ -40,12 +40,12 @@ fn assert_same(a: &[f32], b: &[f32]) {
     assert!(a.len() == b.len() && a.iter().zip(b).all(same), "{a:?} {b:?}");
 }
 
-/// Codes of two blocks: lower halves first.
+/// The 4-bit codes of blocks: lower nibbles first.
 fn nibbles(blocks: &[&[u8]]) -> Vec<u8> {
     blocks.iter().flat_map(|b| b.iter().map(|x| x & 15).chain(b.iter().map(|x| x >> 4))).collect()
 }
 
-/// The bytes that are dot products' weights, less the offset.
+/// The bytes of vectors.
 fn weights<S: Simd>(s: S, x: [S::I; 4]) -> Vec<u8> {
     let mut out = vec![0; 64];
     x.iter().zip(out.chunks_exact_mut(4 * S::LANES)).for_each(|(x, out)| s.store_i(*x, out));
@@ -65,12 +65,12 @@ impl Kernel for Check {
             self.floats(s, &mut rng);
         }
         for bits in 0..=u16::MAX {
-            assert_same(&[s.half(bits)], &[half(bits)]);
+            assert_same(&[s.f16(bits)], &[half(bits)]);
         }
         for first in (0..=u16::MAX).step_by(n) {
             let bits: Vec<u16> = (0..n as u16).map(|i| first + i).collect();
             let bytes: Vec<u8> = bits.iter().flat_map(|b| b.to_le_bytes()).collect();
-            assert_same(&floats(s, s.load_half(&bytes)), &bits.iter().map(|&b| half(b)).collect::<Vec<_>>());
+            assert_same(&floats(s, s.load_f16(&bytes)), &bits.iter().map(|&b| half(b)).collect::<Vec<_>>());
         }
         // Each 16-bit float, and each half-way to the next and its neighbours.
         for bits in 0..0x7c00u16 {
@@ -79,7 +79,7 @@ impl Kernel for Check {
             let even = bits + bits % 2;
             for (x, expected) in [(x, bits), (middle.next_down(), bits), (middle, even), (middle.next_up(), bits + 1)] {
                 let mut out = vec![7; 2 * n + 1];
-                s.store_half(s.splat(-x), &mut out);
+                s.store_f16(s.splat(-x), &mut out);
                 assert_eq!((&out[..2], out[2 * n]), (&(expected | 0x8000).to_le_bytes()[..], 7), "{x}");
             }
         }
@@ -87,8 +87,8 @@ impl Kernel for Check {
             [(f32::INFINITY, f32::INFINITY), (-1e9, f32::NEG_INFINITY), (f32::NAN, f32::NAN), (1e-9, 0.0)]
         {
             let mut out = vec![7; 2 * n];
-            s.store_half(s.splat(x), &mut out);
-            assert_same(&floats(s, s.load_half(&out)), &vec![expected; n]);
+            s.store_f16(s.splat(x), &mut out);
+            assert_same(&floats(s, s.load_f16(&out)), &vec![expected; n]);
         }
         let x: Vec<f32> = (0..n).map(|i| i as f32).collect();
         for mask in 0..1u32 << n {
@@ -122,9 +122,9 @@ impl Check {
         let mut out = vec![7; 4 * n + 1];
         s.store_i(s.add_bytes(s.load_i(&a), s.load_i(&b)), &mut out);
         assert!((0..4 * n).all(|i| out[i] == a[i].wrapping_add(b[i])) && out[4 * n] == 7);
-        s.store_i(s.low(s.load_i(&a)), &mut out);
+        s.store_i(s.low_nibbles(s.load_i(&a)), &mut out);
         assert!((0..4 * n).all(|i| out[i] == a[i] & 15));
-        s.store_i(s.high(s.load_i(&a)), &mut out);
+        s.store_i(s.high_nibbles(s.load_i(&a)), &mut out);
         assert!((0..4 * n).all(|i| out[i] == a[i] >> 4));
         // Codes of activations and of weights: no -128 among the former.
         let acts: Vec<u8> = b.iter().map(|&b| if b == 0x80 { 0x81 } else { b }).collect();
@@ -153,15 +153,15 @@ impl Check {
         let (a, b, long) = (bytes(rng, 16), bytes(rng, 16), bytes(rng, 32));
         let tables: [[u8; 16]; 2] = [(); 2].map(|()| std::array::from_fn(|_| rng.u8(..)));
         let in_blocks = nibbles(&[&a, &b]);
-        let in_halves: Vec<u8> = long.iter().map(|x| x & 15).chain(long.iter().map(|x| x >> 4)).collect();
+        let interleaved: Vec<u8> = long.iter().map(|x| x & 15).chain(long.iter().map(|x| x >> 4)).collect();
         let looked_up = |codes: &[u8]| -> Vec<u8> {
             codes.iter().enumerate().map(|(i, &c)| tables[i / 32][usize::from(c)]).chain([7]).collect()
         };
         let mut out = vec![7; 65];
         s.look_up([&a, &b], &tables, &mut out);
         assert_eq!(out, looked_up(&in_blocks));
-        s.look_up_halves(&long, &tables, &mut out);
-        assert_eq!(out, looked_up(&in_halves));
+        s.look_up_interleaved(&long, &tables, &mut out);
+        assert_eq!(out, looked_up(&interleaved));
         let other = bytes(rng, 32);
         let both: Vec<u8> = long.iter().chain(&other).map(|b| b.wrapping_add(S::OFFSET as u8)).collect();
         assert_eq!(weights(s, s.unpack_bytes([&long, &other])), both);
@@ -170,11 +170,11 @@ impl Check {
         let kept: Vec<u8> = (0..32).filter(|i| mask >> i & 1 == 1).map(|i| long[i]).collect();
         assert_eq!((&out[..kept.len()], out[32]), (&kept[..], 7), "{mask:b}");
         let eight: [u8; 8] = a[..8].try_into().unwrap();
-        assert_same(&s.eight(eight, 0.3), &eight.map(|b| f32::from(b) * 0.3));
+        assert_same(&s.scale_bytes(eight, 0.3), &eight.map(|b| f32::from(b) * 0.3));
         let signed: Vec<f32> = long[..n].iter().map(|&b| f32::from(b as i8)).collect();
-        assert_same(&floats(s, s.bytes(&long)), &signed);
+        assert_same(&floats(s, s.load_i8(&long)), &signed);
         let (mut low, mut high) = ([7.0; 17], [7.0; 17]);
-        s.four_bits(&a, [0.5, 0.25], [3.0, -2.0], &mut low, &mut high);
+        s.decode_nibbles(&a, [0.5, 0.25], [3.0, -2.0], &mut low, &mut high);
         for i in 0..16 {
             let expected = (f32::from(a[i] & 15) * 0.5 + 3.0, f32::from(a[i] >> 4) * 0.25 - 2.0);
             assert_eq!((low[i], high[i]), expected);
@@ -184,7 +184,7 @@ impl Check {
         let h = |b: &[u8]| half(u16::from_le_bytes([b[0], b[1]]));
         for v in 0..16 / n {
             let expected: Vec<f32> = (0..n).map(|i| if v * n + i < 8 { h(&a) } else { h(&b) }).collect();
-            assert_same(&floats(s, s.pair_half(&a, &b, v)), &expected);
+            assert_same(&floats(s, s.pair_f16(&a, &b, v)), &expected);
         }
         let expected: Vec<f32> = (0..n).map(|i| if i < 8 { x[2] } else { x[5] }).collect();
         assert_same(&floats(s, s.two_of(&x, 2, 5)), &expected);
@@ -195,8 +195,8 @@ impl Check {
         assert_eq!(lanes(s, s.each_four_i(&whole)), fours);
         let fours: Vec<f32> = fours.iter().map(|&x| x as f32).collect();
         assert_same(&floats(s, s.each_four(&whole.map(|x| x as f32))), &fours);
-        assert_same(&floats(s, s.spread::<18>(&blocks)[0]), &first(18, 0));
-        let [d, m] = s.spread::<20>(&blocks).map(|x| floats(s, x));
+        assert_same(&floats(s, s.spread::<18, false>(&blocks)[0]), &first(18, 0));
+        let [d, m] = s.spread::<20, true>(&blocks).map(|x| floats(s, x));
         assert_same(&d, &first(20, 0));
         assert_same(&m, &first(20, 2));
         let mut out = vec![0; 4 * n];
@@ -232,11 +232,11 @@ impl Check {
         let sizes: Vec<f32> = a.iter().map(|a| a.abs()).collect();
         let larger = |a: f32, b: f32| if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b.abs()) };
         let expected: Vec<f32> = sizes.iter().zip(&b).map(|(&a, &b)| larger(a, b)).collect();
-        assert_same(&floats(s, s.largest(s.load_f(&sizes), vb)), &expected);
-        assert_same(&[s.max_lane(s.load_f(&sizes))], &[sizes.iter().fold(0.0, |a, &b| larger(a, b))]);
+        assert_same(&floats(s, s.max_abs(s.load_f(&sizes), vb)), &expected);
+        assert_same(&[s.reduce_max_or_nan(s.load_f(&sizes))], &[sizes.iter().fold(0.0, |a, &b| larger(a, b))]);
         let numbers: Vec<f32> = a.iter().map(|&x| if x.is_nan() { 1.0 } else { x }).collect();
-        assert_eq!(s.max_of(s.load_f(&numbers)), numbers.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        assert!(near(s.sum(va), a.iter().sum()));
+        assert_eq!(s.reduce_max(s.load_f(&numbers)), numbers.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        assert!(near(s.reduce_sum(va), a.iter().sum()));
         let whole: Vec<f32> = b.iter().map(|x| if x.is_finite() { x * 2.0 } else { 3.5 }).collect();
         let rounded: Vec<i32> = whole.iter().map(|x| x.round_ties_even() as i32).collect();
         assert_eq!(lanes(s, s.round(s.load_f(&whole))), rounded);
@@ -245,7 +245,7 @@ impl Check {
         assert_eq!(lanes(s, s.round(s.load_f(&halves))), even);
         let (x, y) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], [1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0]);
         assert_eq!(s.mul_eight(&y, &x), std::array::from_fn(|i| x[i] * y[i]));
-        assert_eq!(s.sum(s.fma_eight(&x, &y, s.splat(0.0))), 110.0);
+        assert_eq!(s.reduce_sum(s.fma_eight(&x, &y, s.splat(0.0))), 110.0);
     }
 }
 

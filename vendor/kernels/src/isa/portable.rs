@@ -1,40 +1,39 @@
-//! Any processor: 8 lanes as arrays, without a word to the compiler about instructions.
+//! Any processor: 8 lanes as arrays, in plain Rust. The compiler chooses the instructions.
 
 use std::array::from_fn;
 
-use crate::simd::{Kernel, Simd};
+use super::{Kernel, Simd};
 
-/// 8 lanes.
+/// No proof is needed: every processor runs this.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Portable;
 
 impl Portable {
-    /// Every processor will do.
     pub fn detect() -> Option<Portable> {
         Some(Portable)
     }
 }
 
-/// Codes of 32 weights in 16 bytes: the lower halves of the bytes, then the upper ones.
+/// The 4-bit codes of a block of 32 in 16 bytes: the lower nibbles, then the upper ones.
 #[inline(always)]
 fn nibbles(bytes: &[u8]) -> [u8; 32] {
     let bytes = &bytes[..16];
     from_fn(|i| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 })
 }
 
-/// Bits of the nearest 16-bit float, ties to even.
+/// The bits of the nearest 16-bit float, ties to even.
 #[inline(always)]
 fn half_bits(x: f32) -> u16 {
     let sign = (x.to_bits() >> 16) as u16 & 0x8000;
     let size = x.to_bits() & 0x7fff_ffff;
     let half = match size {
         0x7f80_0001.. => 0x7e00,
-        // Half-way between the largest number and the next power of two.
+        // From half-way between the largest 16-bit float and the next power of two on, the nearest is infinity.
         0x477f_f000.. => 0x7c00,
-        // 2^-14, the least with an exponent of its own: 13 bits are cut off, after adding just less than half of the last
-        // that stays, or just half if that is odd.
+        // From 2^-14 on, the least 16-bit float that is normal, 13 bits of the fraction are cut off. Before that just less than half of
+        // the last bit that stays is added, or half of it if that bit is set: so ties go to even.
         0x3880_0000.. => ((size - ((127 - 15) << 23) + 0xfff + (size >> 13 & 1)) >> 13) as u16,
-        // The sum with 1/2 is rounded to multiples of 2^-24.
+        // Below, 16-bit floats are multiples of 2^-24, and so are the sums with 1/2.
         _ => ((f32::from_bits(size) + 0.5).to_bits() - 0.5f32.to_bits()) as u16,
     };
     sign | half
@@ -42,8 +41,8 @@ fn half_bits(x: f32) -> u16 {
 
 impl Simd for Portable {
     const LANES: usize = 8;
-    const TOKENS: usize = 2;
-    const WIDE: usize = 2;
+    const GEMM_TOKENS: usize = 2;
+    const ATTEND_VECS: usize = 2;
     const OFFSET: i32 = 0;
     type I = [i32; 8];
     type F = [f32; 8];
@@ -120,12 +119,12 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn low(self, x: [i32; 8]) -> [i32; 8] {
+    fn low_nibbles(self, x: [i32; 8]) -> [i32; 8] {
         x.map(|x| x & 0x0f0f_0f0f)
     }
 
     #[inline(always)]
-    fn high(self, x: [i32; 8]) -> [i32; 8] {
+    fn high_nibbles(self, x: [i32; 8]) -> [i32; 8] {
         x.map(|x| x >> 4 & 0x0f0f_0f0f)
     }
 
@@ -137,7 +136,7 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn look_up_halves(self, codes: &[u8], tables: &[[u8; 16]; 2], out: &mut [u8]) {
+    fn look_up_interleaved(self, codes: &[u8], tables: &[[u8; 16]; 2], out: &mut [u8]) {
         let (low, high) = out[..64].split_at_mut(32);
         for ((code, low), high) in codes[..32].iter().zip(low).zip(high) {
             *low = tables[0][usize::from(code & 15)];
@@ -152,8 +151,8 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn pair_half(self, a: &[u8], b: &[u8], v: usize) -> [f32; 8] {
-        [crate::rows::half(self, if v == 0 { a } else { b }); 8]
+    fn pair_f16(self, a: &[u8], b: &[u8], v: usize) -> [f32; 8] {
+        [self.f16_at(if v == 0 { a } else { b }); 8]
     }
 
     #[inline(always)]
@@ -165,25 +164,25 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn store_half(self, x: [f32; 8], out: &mut [u8]) {
+    fn store_f16(self, x: [f32; 8], out: &mut [u8]) {
         for (out, x) in out[..16].chunks_exact_mut(2).zip(x) {
             out.copy_from_slice(&half_bits(x).to_le_bytes());
         }
     }
 
     #[inline(always)]
-    fn bytes(self, x: &[u8]) -> [f32; 8] {
+    fn load_i8(self, x: &[u8]) -> [f32; 8] {
         let x = &x[..8];
         from_fn(|i| f32::from(x[i] as i8))
     }
 
     #[inline(always)]
-    fn eight(self, bytes: [u8; 8], factor: f32) -> [f32; 8] {
+    fn scale_bytes(self, bytes: [u8; 8], factor: f32) -> [f32; 8] {
         bytes.map(|b| f32::from(b) * factor)
     }
 
     #[inline(always)]
-    fn four_bits(self, codes: &[u8], d: [f32; 2], m: [f32; 2], low: &mut [f32], high: &mut [f32]) {
+    fn decode_nibbles(self, codes: &[u8], d: [f32; 2], m: [f32; 2], low: &mut [f32], high: &mut [f32]) {
         for ((code, low), high) in codes[..16].iter().zip(&mut low[..16]).zip(&mut high[..16]) {
             *low = d[0] * f32::from(code & 15) + m[0];
             *high = d[1] * f32::from(code >> 4) + m[1];
@@ -191,19 +190,19 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn half(self, bits: u16) -> f32 {
+    fn f16(self, bits: u16) -> f32 {
         let sign = u32::from(bits & 0x8000) << 16;
         let size = u32::from(bits & 0x7fff) << 13;
-        // The exponent is in place, but counts from -15 and not from -127.
+        // The exponent is at its place, but its bias is 15 and not 127.
         let number = f32::from_bits(size) * f32::from_bits((127 + 127 - 15) << 23);
         let size = if size < 0x7c00 << 13 { number.to_bits() } else { size | 0x7f80_0000 };
         f32::from_bits(sign | size)
     }
 
     #[inline(always)]
-    fn load_half(self, x: &[u8]) -> [f32; 8] {
+    fn load_f16(self, x: &[u8]) -> [f32; 8] {
         let x = &x[..16];
-        from_fn(|i| crate::rows::half(self, &x[2 * i..]))
+        from_fn(|i| self.f16_at(&x[2 * i..]))
     }
 
     #[inline(always)]
@@ -241,7 +240,7 @@ impl Simd for Portable {
         from_fn(|i| a[i] / b[i])
     }
 
-    /// Rounds twice: without an instruction, rounding once is slow.
+    /// This rounds twice: without an instruction, rounding once is slow.
     #[inline(always)]
     fn fma(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
         from_fn(|i| a[i] * b[i] + c[i])
@@ -263,8 +262,8 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn largest(self, a: [f32; 8], x: [f32; 8]) -> [f32; 8] {
-        // The bits of numbers that are not negative have the numbers' order, and NaN is above all.
+    fn max_abs(self, a: [f32; 8], x: [f32; 8]) -> [f32; 8] {
+        // The bits of floats that are not negative, read as integers, have the floats' order, and NaN is above all.
         from_fn(|i| f32::from_bits(a[i].to_bits().max(x[i].abs().to_bits())))
     }
 
@@ -274,7 +273,7 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn max_of(self, x: [f32; 8]) -> f32 {
+    fn reduce_max(self, x: [f32; 8]) -> f32 {
         x.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
 
@@ -289,12 +288,12 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn sum(self, x: [f32; 8]) -> f32 {
+    fn reduce_sum(self, x: [f32; 8]) -> f32 {
         x.into_iter().sum()
     }
 
     #[inline(always)]
-    fn max_lane(self, x: [f32; 8]) -> f32 {
+    fn reduce_max_or_nan(self, x: [f32; 8]) -> f32 {
         f32::from_bits(x.into_iter().fold(0, |a, x| a.max(x.to_bits())))
     }
 }

@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use crate::simd::{Kernel, Simd};
+use super::{Kernel, Simd};
 
-/// Proof that the processor has AVX-512 F, BW, VL, DQ and VNNI, and F16C.
+/// A proof that the processor has AVX-512 F, BW, VL, DQ and VNNI, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512(());
 
@@ -32,8 +32,8 @@ macro_rules! op {
 
 impl Simd for Avx512 {
     const LANES: usize = 16;
-    const TOKENS: usize = 6;
-    const WIDE: usize = 4;
+    const GEMM_TOKENS: usize = 6;
+    const ATTEND_VECS: usize = 4;
     const OFFSET: i32 = 128;
     type I = __m512i;
     type F = __m512;
@@ -112,12 +112,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn low(self, x: __m512i) -> __m512i {
+    fn low_nibbles(self, x: __m512i) -> __m512i {
         op!(_mm512_and_si512(x, _mm512_set1_epi8(15)))
     }
 
     #[inline(always)]
-    fn high(self, x: __m512i) -> __m512i {
+    fn high_nibbles(self, x: __m512i) -> __m512i {
         op!(_mm512_and_si512(_mm512_srli_epi16::<4>(x), _mm512_set1_epi8(15)))
     }
 
@@ -142,7 +142,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn look_up_halves(self, codes: &[u8], tables: &[[u8; 16]; 2], out: &mut [u8]) {
+    fn look_up_interleaved(self, codes: &[u8], tables: &[[u8; 16]; 2], out: &mut [u8]) {
         let codes: &[u8; 32] = codes[..32].try_into().expect("32 bytes");
         let out: &mut [u8; 64] = (&mut out[..64]).try_into().expect("64 bytes");
         // SAFETY: codes are 32 readable bytes, tables 16, `out` 64 writable ones; the processor has the instructions.
@@ -169,20 +169,20 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn spread<const B: usize>(self, blocks: &[u8]) -> [__m512; 2] {
-        let b = &blocks[..4 * B];
+    fn spread<const BYTES: usize, const MINIMA: bool>(self, blocks: &[u8]) -> [__m512; 2] {
+        let b = &blocks[..4 * BYTES];
         let lanes = op!(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3));
-        if B == 20 {
-            // Scales and minima in turn.
+        if MINIMA {
+            // The floats are scales and minima in turn.
             let word = |i: usize| u64::from(u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]));
-            let (low, high) = (word(0) | word(B) << 32, word(2 * B) | word(3 * B) << 32);
+            let (low, high) = (word(0) | word(BYTES) << 32, word(2 * BYTES) | word(3 * BYTES) << 32);
             let x = op!(_mm512_castps256_ps512(_mm256_cvtph_ps(_mm_set_epi64x(high as i64, low as i64))));
             let evens = op!(_mm512_add_epi32(lanes, lanes));
             let odds = op!(_mm512_add_epi32(evens, _mm512_set1_epi32(1)));
             return op!([_mm512_permutexvar_ps(evens, x), _mm512_permutexvar_ps(odds, x)]);
         }
         let word = |i: usize| u64::from(u16::from_le_bytes([b[i], b[i + 1]]));
-        let all = word(0) | word(B) << 16 | word(2 * B) << 32 | word(3 * B) << 48;
+        let all = word(0) | word(BYTES) << 16 | word(2 * BYTES) << 32 | word(3 * BYTES) << 48;
         let x = op!(_mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi64_si128(all as i64))));
         let d = op!(_mm512_permutexvar_ps(lanes, x));
         [d, d]
@@ -206,11 +206,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn load_pieces<const B: usize>(self, bytes: &[u8]) -> __m512i {
-        let b = &bytes[..3 * B + 16];
+    fn load_pieces<const STRIDE: usize>(self, bytes: &[u8]) -> __m512i {
+        let b = &bytes[..3 * STRIDE + 16];
         // SAFETY: the four pieces are within `b`; the processor has the instructions.
         unsafe {
-            let load = |i: usize| _mm_loadu_si128(b.as_ptr().add(i * B).cast());
+            let load = |i: usize| _mm_loadu_si128(b.as_ptr().add(i * STRIDE).cast());
             let low = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(0)), load(1));
             let high = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(2)), load(3));
             _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
@@ -226,7 +226,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn pair_half(self, a: &[u8], b: &[u8], _v: usize) -> __m512 {
+    fn pair_f16(self, a: &[u8], b: &[u8], _v: usize) -> __m512 {
         let a = op!(_mm256_set1_epi16(i16::from_le_bytes([a[0], a[1]])));
         let b = op!(_mm256_set1_epi16(i16::from_le_bytes([b[0], b[1]])));
         op!(_mm512_cvtph_ps(_mm256_mask_blend_epi16(0xff00, a, b)))
@@ -235,7 +235,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn transpose(self, rows: &mut [__m512i]) {
         let r: &mut [__m512i; 16] = rows.try_into().expect("16 vectors");
-        // Pairs, fours, then quarters of the vectors change places.
+        // First single lanes change places, then pairs of lanes, then quarters of vectors.
         for i in (0..16).step_by(2) {
             let (a, b) = (r[i], r[i + 1]);
             r[i] = op!(_mm512_unpacklo_epi32(a, b));
@@ -260,21 +260,21 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn store_half(self, x: __m512, out: &mut [u8]) {
+    fn store_f16(self, x: __m512, out: &mut [u8]) {
         let out: &mut [u8; 32] = (&mut out[..32]).try_into().expect("32 bytes");
         // SAFETY: 32 writable bytes; the processor has the instructions.
         unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)) }
     }
 
     #[inline(always)]
-    fn bytes(self, x: &[u8]) -> __m512 {
+    fn load_i8(self, x: &[u8]) -> __m512 {
         let x: &[u8; 16] = x[..16].try_into().expect("16 bytes");
         // SAFETY: 16 readable bytes; the processor has the instructions.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
     }
 
     #[inline(always)]
-    fn eight(self, bytes: [u8; 8], factor: f32) -> [f32; 8] {
+    fn scale_bytes(self, bytes: [u8; 8], factor: f32) -> [f32; 8] {
         let mut out = [0.0f32; 8];
         let x = op!(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(bytes)))));
         // SAFETY: 8 writable floats; the processor has the instructions.
@@ -283,7 +283,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn four_bits(self, codes: &[u8], d: [f32; 2], m: [f32; 2], low: &mut [f32], high: &mut [f32]) {
+    fn decode_nibbles(self, codes: &[u8], d: [f32; 2], m: [f32; 2], low: &mut [f32], high: &mut [f32]) {
         let codes: &[u8; 16] = codes[..16].try_into().expect("16 bytes");
         // SAFETY: 16 readable bytes; the processor has the instructions.
         let x = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast())) };
@@ -293,12 +293,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn half(self, bits: u16) -> f32 {
+    fn f16(self, bits: u16) -> f32 {
         op!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))))
     }
 
     #[inline(always)]
-    fn load_half(self, x: &[u8]) -> __m512 {
+    fn load_f16(self, x: &[u8]) -> __m512 {
         let x: &[u8; 32] = x[..32].try_into().expect("32 bytes");
         // SAFETY: 32 readable bytes; the processor has the instructions.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
@@ -382,8 +382,8 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn largest(self, a: __m512, x: __m512) -> __m512 {
-        // As integers the bits of numbers that are not negative have the numbers' order, and NaN is above all.
+    fn max_abs(self, a: __m512, x: __m512) -> __m512 {
+        // The bits of floats that are not negative, read as integers, have the floats' order, and NaN is above all.
         op!(_mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(_mm512_abs_ps(x)))))
     }
 
@@ -393,7 +393,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn max_of(self, x: __m512) -> f32 {
+    fn reduce_max(self, x: __m512) -> f32 {
         op!(_mm512_reduce_max_ps(x))
     }
 
@@ -419,12 +419,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn sum(self, x: __m512) -> f32 {
+    fn reduce_sum(self, x: __m512) -> f32 {
         op!(_mm512_reduce_add_ps(x))
     }
 
     #[inline(always)]
-    fn max_lane(self, x: __m512) -> f32 {
+    fn reduce_max_or_nan(self, x: __m512) -> f32 {
         f32::from_bits(op!(_mm512_reduce_max_epi32(_mm512_castps_si512(x))) as u32)
     }
 }

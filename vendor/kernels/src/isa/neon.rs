@@ -6,9 +6,9 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use crate::simd::{Kernel, Simd};
+use super::{Kernel, Simd};
 
-/// Proof that the processor has NEON and its dot products.
+/// A proof that the processor has NEON and its dot products.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Neon(());
 
@@ -28,7 +28,7 @@ macro_rules! op {
     };
 }
 
-/// To each lane of `acc` the dot product of four signed bytes of `a` and of `b` is added.
+/// Adds to each lane of `acc` the dot product of four signed bytes of `a` and of `b`.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 fn sdot(acc: int32x4_t, a: int32x4_t, b: int32x4_t) -> int32x4_t {
@@ -46,7 +46,7 @@ fn sdot(acc: int32x4_t, a: int32x4_t, b: int32x4_t) -> int32x4_t {
     out
 }
 
-/// For each mask of four lanes the bytes of those that are set, then the first lane's.
+/// For each mask of four lanes the numbers of the bytes of the lanes that are set, then zeros.
 const KEPT: [[u8; 16]; 16] = {
     let mut table = [[0; 16]; 16];
     let mut mask = 0;
@@ -79,14 +79,14 @@ impl Neon {
         unsafe { vst1q_u8(out.as_mut_ptr(), x) }
     }
 
-    /// The lower and the upper halves of 16 bytes.
+    /// The lower and the upper nibbles of 16 bytes.
     #[inline(always)]
     fn nibbles(self, bytes: &[u8]) -> [uint8x16_t; 2] {
         let x = self.load_i(bytes);
-        op!([vreinterpretq_u8_s32(self.low(x)), vreinterpretq_u8_s32(self.high(x))])
+        op!([vreinterpretq_u8_s32(self.low_nibbles(x)), vreinterpretq_u8_s32(self.high_nibbles(x))])
     }
 
-    /// Bytes without sign as floats.
+    /// Converts bytes without sign to floats.
     #[inline(always)]
     fn widen(self, x: uint8x8_t) -> [float32x4_t; 2] {
         let x = op!(vmovl_u8(x));
@@ -94,9 +94,9 @@ impl Neon {
         op!([vcvtq_f32_u32(a), vcvtq_f32_u32(b)])
     }
 
-    /// 16-bit floats.
+    /// Converts 16-bit floats.
     #[inline(always)]
-    fn halves(self, bits: uint16x4_t) -> float32x4_t {
+    fn convert_f16(self, bits: uint16x4_t) -> float32x4_t {
         let out;
         // SAFETY: one instruction on registers, which `self` is a proof of.
         unsafe {
@@ -113,8 +113,8 @@ impl Neon {
 
 impl Simd for Neon {
     const LANES: usize = 4;
-    const TOKENS: usize = 6;
-    const WIDE: usize = 4;
+    const GEMM_TOKENS: usize = 6;
+    const ATTEND_VECS: usize = 4;
     const OFFSET: i32 = 0;
     type I = int32x4_t;
     type F = float32x4_t;
@@ -189,12 +189,12 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn low(self, x: int32x4_t) -> int32x4_t {
+    fn low_nibbles(self, x: int32x4_t) -> int32x4_t {
         op!(vreinterpretq_s32_u8(vandq_u8(vreinterpretq_u8_s32(x), vdupq_n_u8(15))))
     }
 
     #[inline(always)]
-    fn high(self, x: int32x4_t) -> int32x4_t {
+    fn high_nibbles(self, x: int32x4_t) -> int32x4_t {
         op!(vreinterpretq_s32_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s32(x))))
     }
 
@@ -209,7 +209,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn look_up_halves(self, codes: &[u8], tables: &[[u8; 16]; 2], out: &mut [u8]) {
+    fn look_up_interleaved(self, codes: &[u8], tables: &[[u8; 16]; 2], out: &mut [u8]) {
         let (a, b) = (self.load_bytes(&tables[0]), self.load_bytes(&tables[1]));
         for i in [0, 16] {
             let [low, high] = self.nibbles(&codes[i..]);
@@ -225,13 +225,13 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn spread<const B: usize>(self, blocks: &[u8]) -> [float32x4_t; 2] {
-        let half = |i: usize| self.halves(op!(vdup_n_u16(u16::from_le_bytes([blocks[i], blocks[i + 1]]))));
-        [half(0), if B == 20 { half(2) } else { self.splat(0.0) }]
+    fn spread<const BYTES: usize, const MINIMA: bool>(self, blocks: &[u8]) -> [float32x4_t; 2] {
+        let half = |i: usize| self.convert_f16(op!(vdup_n_u16(u16::from_le_bytes([blocks[i], blocks[i + 1]]))));
+        [half(0), if MINIMA { half(2) } else { self.splat(0.0) }]
     }
 
     #[inline(always)]
-    fn load_pieces<const B: usize>(self, bytes: &[u8]) -> int32x4_t {
+    fn load_pieces<const STRIDE: usize>(self, bytes: &[u8]) -> int32x4_t {
         self.load_i(bytes)
     }
 
@@ -241,15 +241,15 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn pair_half(self, a: &[u8], b: &[u8], v: usize) -> float32x4_t {
+    fn pair_f16(self, a: &[u8], b: &[u8], v: usize) -> float32x4_t {
         let x = if v < 2 { a } else { b };
-        self.halves(op!(vdup_n_u16(u16::from_le_bytes([x[0], x[1]]))))
+        self.convert_f16(op!(vdup_n_u16(u16::from_le_bytes([x[0], x[1]]))))
     }
 
     #[inline(always)]
     fn transpose(self, rows: &mut [int32x4_t]) {
         let r: &mut [int32x4_t; 4] = rows.try_into().expect("4 vectors");
-        // Pairs, then halves of the vectors change places.
+        // First single lanes change places, then halves of vectors.
         let (a, b) = op!((vtrn1q_s32(r[0], r[1]), vtrn2q_s32(r[0], r[1])));
         let (c, d) = op!((vtrn1q_s32(r[2], r[3]), vtrn2q_s32(r[2], r[3])));
         let (a, b) = op!((vreinterpretq_s64_s32(a), vreinterpretq_s64_s32(b)));
@@ -261,7 +261,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn store_half(self, x: float32x4_t, out: &mut [u8]) {
+    fn store_f16(self, x: float32x4_t, out: &mut [u8]) {
         let bits: uint16x4_t;
         // SAFETY: one instruction on registers, which `self` is a proof of.
         unsafe {
@@ -276,14 +276,14 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn bytes(self, x: &[u8]) -> float32x4_t {
+    fn load_i8(self, x: &[u8]) -> float32x4_t {
         let word = u32::from_le_bytes(x[..4].try_into().expect("4 bytes"));
         let words = op!(vget_low_s16(vmovl_s8(vcreate_s8(u64::from(word)))));
         op!(vcvtq_f32_s32(vmovl_s16(words)))
     }
 
     #[inline(always)]
-    fn eight(self, bytes: [u8; 8], factor: f32) -> [f32; 8] {
+    fn scale_bytes(self, bytes: [u8; 8], factor: f32) -> [f32; 8] {
         let mut out = [0.0f32; 8];
         let [a, b] = self.widen(op!(vcreate_u8(u64::from_le_bytes(bytes))));
         self.store_f(self.mul(a, self.splat(factor)), &mut out);
@@ -292,7 +292,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn four_bits(self, codes: &[u8], d: [f32; 2], m: [f32; 2], low: &mut [f32], high: &mut [f32]) {
+    fn decode_nibbles(self, codes: &[u8], d: [f32; 2], m: [f32; 2], low: &mut [f32], high: &mut [f32]) {
         let nibbles = self.nibbles(codes);
         for (i, out) in [low, high].into_iter().enumerate() {
             let (d, m) = (self.splat(d[i]), self.splat(m[i]));
@@ -306,14 +306,14 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn half(self, bits: u16) -> f32 {
-        op!(vgetq_lane_f32::<0>(self.halves(vdup_n_u16(bits))))
+    fn f16(self, bits: u16) -> f32 {
+        op!(vgetq_lane_f32::<0>(self.convert_f16(vdup_n_u16(bits))))
     }
 
     #[inline(always)]
-    fn load_half(self, x: &[u8]) -> float32x4_t {
+    fn load_f16(self, x: &[u8]) -> float32x4_t {
         let x: &[u8; 8] = x[..8].try_into().expect("8 bytes");
-        self.halves(op!(vcreate_u16(u64::from_le_bytes(*x))))
+        self.convert_f16(op!(vcreate_u16(u64::from_le_bytes(*x))))
     }
 
     #[inline(always)]
@@ -368,7 +368,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn max(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
-        // The instruction for it makes NaN of NaN on either side.
+        // The instruction for the maximum makes NaN of NaN on either side.
         op!(vbslq_f32(vcgtq_f32(a, b), a, b))
     }
 
@@ -378,8 +378,8 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn largest(self, a: float32x4_t, x: float32x4_t) -> float32x4_t {
-        // NaN comes out of NaN on either side.
+    fn max_abs(self, a: float32x4_t, x: float32x4_t) -> float32x4_t {
+        // The instruction makes NaN of NaN on either side.
         op!(vmaxq_f32(a, vabsq_f32(x)))
     }
 
@@ -389,7 +389,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn max_of(self, x: float32x4_t) -> f32 {
+    fn reduce_max(self, x: float32x4_t) -> f32 {
         op!(vmaxnmvq_f32(x))
     }
 
@@ -400,12 +400,12 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn sum(self, x: float32x4_t) -> f32 {
+    fn reduce_sum(self, x: float32x4_t) -> f32 {
         op!(vaddvq_f32(x))
     }
 
     #[inline(always)]
-    fn max_lane(self, x: float32x4_t) -> f32 {
+    fn reduce_max_or_nan(self, x: float32x4_t) -> f32 {
         op!(vmaxvq_f32(x))
     }
 }

@@ -1,19 +1,22 @@
-//! AVX2: 8 lanes, 16 registers; with the dot product that it is made up of there, or one of VNNI's.
+//! AVX2: 8 lanes, 16 registers.
+//!
+//! Three instruction sets differ only in the dot product of four bytes: AVX2 itself, which needs several instructions for it, AVX-VNNI,
+//! and AVX-512 VNNI on vectors of 256 bits. [`Avx2`] is generic over it.
 
 use std::arch::x86_64::*;
 
-use crate::simd::{Kernel, Simd};
+use super::{Kernel, Simd};
 
-/// Proof that the processor has AVX2, FMA and F16C, and what `D` is a proof of.
+/// A proof that the processor has AVX2, FMA and F16C, and the instructions that `D` is a proof of.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx2<D>(D);
 
-/// A way to compute dot products of four bytes; its values are proofs that the processor has the instructions.
+/// A way to compute dot products of four bytes. Its values are proofs that the processor has the instructions.
 pub(crate) trait Dot: Copy + Send + Sync {
     /// See [`Simd::OFFSET`].
     const OFFSET: i32;
-    /// See [`Simd::TOKENS`].
-    const TOKENS: usize;
+    /// See [`Simd::GEMM_TOKENS`].
+    const GEMM_TOKENS: usize;
 
     /// See [`Simd::run`].
     fn run<K: Kernel>(s: Avx2<Self>, kernel: K) -> K::Out;
@@ -21,19 +24,19 @@ pub(crate) trait Dot: Copy + Send + Sync {
     fn dot(self, acc: __m256i, weights: __m256i, x: __m256i) -> __m256i;
 }
 
-/// AVX2 itself.
+/// The dot product of AVX2 alone.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plain(());
 
-/// AVX-VNNI.
+/// The dot product of AVX-VNNI.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AvxVnni(());
 
-/// AVX-512's VNNI on vectors of 256 bits: what AVX-VNNI has, in another encoding.
+/// The dot product of AVX-512 VNNI on vectors of 256 bits: the instruction of AVX-VNNI in another encoding.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512Vnni(());
 
-/// Whether the processor has what all have in common.
+/// Whether the processor has what all three sets have in common.
 fn has_avx2() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
@@ -55,12 +58,15 @@ impl Avx2<AvxVnni> {
 impl Avx2<Avx512Vnni> {
     /// `Some` if the processor has the instructions.
     pub fn detect() -> Option<Avx2<Avx512Vnni>> {
-        let has = has_avx2() && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512vnni");
+        let has = has_avx2()
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni");
         has.then_some(Avx2(Avx512Vnni(())))
     }
 }
 
-/// [`Dot::run`] with instructions enabled.
+/// [`Dot::run`] with these features enabled.
 macro_rules! run_with {
     ($features:literal) => {
         #[inline(always)]
@@ -85,14 +91,14 @@ macro_rules! op {
 
 impl Dot for Plain {
     const OFFSET: i32 = 0;
-    const TOKENS: usize = 4;
+    const GEMM_TOKENS: usize = 4;
 
     run_with!("avx2,fma,f16c");
 
     #[inline(always)]
     fn dot(self, acc: __m256i, weights: __m256i, x: __m256i) -> __m256i {
-        // The instruction wants one factor without sign: the sign goes to the other. Two products are below 2^15 together, as
-        // activations are not -128.
+        // The instruction wants a first operand without sign, so the weight's sign goes to the activation. The sum of two products
+        // is below 2^15, as activations are not -128.
         let pairs = op!(_mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights)));
         op!(_mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))))
     }
@@ -100,7 +106,7 @@ impl Dot for Plain {
 
 impl Dot for AvxVnni {
     const OFFSET: i32 = 128;
-    const TOKENS: usize = 6;
+    const GEMM_TOKENS: usize = 6;
 
     run_with!("avx2,fma,f16c,avxvnni");
 
@@ -112,7 +118,7 @@ impl Dot for AvxVnni {
 
 impl Dot for Avx512Vnni {
     const OFFSET: i32 = 128;
-    const TOKENS: usize = 6;
+    const GEMM_TOKENS: usize = 6;
 
     run_with!("avx2,fma,f16c,avx512f,avx512vl,avx512vnni");
 
@@ -122,7 +128,7 @@ impl Dot for Avx512Vnni {
     }
 }
 
-/// For each mask of eight lanes the numbers of those that are set, then zeros.
+/// For each mask of eight lanes the numbers of the lanes that are set, then zeros.
 const KEPT: [[u8; 8]; 256] = {
     let mut table = [[0; 8]; 256];
     let mut mask = 0;
@@ -141,7 +147,7 @@ const KEPT: [[u8; 8]; 256] = {
 };
 
 impl<D: Dot> Avx2<D> {
-    /// Codes of a block of 32 in 16 bytes, one in each byte: the lower halves, then the upper ones.
+    /// The 4-bit codes of a block of 32 in 16 bytes, each in a byte of its own: the lower nibbles, then the upper ones.
     #[inline(always)]
     fn nibbles(self, block: &[u8]) -> __m256i {
         let block: &[u8; 16] = block[..16].try_into().expect("16 bytes");
@@ -152,7 +158,7 @@ impl<D: Dot> Avx2<D> {
         }
     }
 
-    /// Codes looked up in a table.
+    /// Looks codes up in a table.
     #[inline(always)]
     fn shuffle(self, table: &[u8; 16], codes: __m256i) -> __m256i {
         // SAFETY: 16 readable bytes; the processor has the instructions.
@@ -162,7 +168,7 @@ impl<D: Dot> Avx2<D> {
         }
     }
 
-    /// Eight bytes without sign as integers.
+    /// Converts eight bytes without sign to integers.
     #[inline(always)]
     fn widen(self, bytes: [u8; 8]) -> __m256i {
         op!(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(bytes))))
@@ -171,8 +177,8 @@ impl<D: Dot> Avx2<D> {
 
 impl<D: Dot> Simd for Avx2<D> {
     const LANES: usize = 8;
-    const TOKENS: usize = D::TOKENS;
-    const WIDE: usize = 2;
+    const GEMM_TOKENS: usize = D::GEMM_TOKENS;
+    const ATTEND_VECS: usize = 2;
     const OFFSET: i32 = D::OFFSET;
     type I = __m256i;
     type F = __m256;
@@ -249,12 +255,12 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn low(self, x: __m256i) -> __m256i {
+    fn low_nibbles(self, x: __m256i) -> __m256i {
         op!(_mm256_and_si256(x, _mm256_set1_epi8(15)))
     }
 
     #[inline(always)]
-    fn high(self, x: __m256i) -> __m256i {
+    fn high_nibbles(self, x: __m256i) -> __m256i {
         op!(_mm256_and_si256(_mm256_srli_epi16::<4>(x), _mm256_set1_epi8(15)))
     }
 
@@ -265,9 +271,9 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn look_up_halves(self, codes: &[u8], tables: &[[u8; 16]; 2], out: &mut [u8]) {
+    fn look_up_interleaved(self, codes: &[u8], tables: &[[u8; 16]; 2], out: &mut [u8]) {
         let x = self.load_i(codes);
-        let (low, high) = (self.low(x), self.high(x));
+        let (low, high) = (self.low_nibbles(x), self.high_nibbles(x));
         self.store_i(self.shuffle(&tables[0], low), out);
         self.store_i(self.shuffle(&tables[1], high), &mut out[32..]);
     }
@@ -281,20 +287,20 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn spread<const B: usize>(self, blocks: &[u8]) -> [__m256; 2] {
-        let b = &blocks[..2 * B];
+    fn spread<const BYTES: usize, const MINIMA: bool>(self, blocks: &[u8]) -> [__m256; 2] {
+        let b = &blocks[..2 * BYTES];
         let lanes = op!(_mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
-        if B == 20 {
-            // Scales and minima in turn.
+        if MINIMA {
+            // The floats are scales and minima in turn.
             let word = |i: usize| u64::from(u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]));
-            let all = word(0) | word(B) << 32;
+            let all = word(0) | word(BYTES) << 32;
             let x = op!(_mm256_castps128_ps256(_mm_cvtph_ps(_mm_cvtsi64_si128(all as i64))));
             let evens = op!(_mm256_add_epi32(lanes, lanes));
             let odds = op!(_mm256_add_epi32(evens, _mm256_set1_epi32(1)));
             return op!([_mm256_permutevar8x32_ps(x, evens), _mm256_permutevar8x32_ps(x, odds)]);
         }
         let word = |i: usize| u32::from(u16::from_le_bytes([b[i], b[i + 1]]));
-        let all = word(0) | word(B) << 16;
+        let all = word(0) | word(BYTES) << 16;
         let x = op!(_mm256_castps128_ps256(_mm_cvtph_ps(_mm_cvtsi32_si128(all as i32))));
         let d = op!(_mm256_permutevar8x32_ps(x, lanes));
         [d, d]
@@ -311,10 +317,10 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn load_pieces<const B: usize>(self, bytes: &[u8]) -> __m256i {
-        let b = &bytes[..B + 16];
+    fn load_pieces<const STRIDE: usize>(self, bytes: &[u8]) -> __m256i {
+        let b = &bytes[..STRIDE + 16];
         // SAFETY: both pieces of 16 bytes are within `b`; the processor has the instructions.
-        unsafe { _mm256_loadu2_m128i(b.as_ptr().add(B).cast(), b.as_ptr().cast()) }
+        unsafe { _mm256_loadu2_m128i(b.as_ptr().add(STRIDE).cast(), b.as_ptr().cast()) }
     }
 
     #[inline(always)]
@@ -323,7 +329,7 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn pair_half(self, a: &[u8], b: &[u8], v: usize) -> __m256 {
+    fn pair_f16(self, a: &[u8], b: &[u8], v: usize) -> __m256 {
         let x = if v == 0 { a } else { b };
         op!(_mm256_cvtph_ps(_mm_set1_epi16(i16::from_le_bytes([x[0], x[1]]))))
     }
@@ -331,7 +337,7 @@ impl<D: Dot> Simd for Avx2<D> {
     #[inline(always)]
     fn transpose(self, rows: &mut [__m256i]) {
         let r: &mut [__m256i; 8] = rows.try_into().expect("8 vectors");
-        // Pairs, fours, then halves of the vectors change places.
+        // First single lanes change places, then pairs of lanes, then halves of vectors.
         for i in (0..8).step_by(2) {
             let (a, b) = (r[i], r[i + 1]);
             r[i] = op!(_mm256_unpacklo_epi32(a, b));
@@ -352,27 +358,27 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn store_half(self, x: __m256, out: &mut [u8]) {
+    fn store_f16(self, x: __m256, out: &mut [u8]) {
         let out: &mut [u8; 16] = (&mut out[..16]).try_into().expect("16 bytes");
         // SAFETY: 16 writable bytes; the processor has the instruction.
         unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)) }
     }
 
     #[inline(always)]
-    fn bytes(self, x: &[u8]) -> __m256 {
+    fn load_i8(self, x: &[u8]) -> __m256 {
         let x: [u8; 8] = x[..8].try_into().expect("8 bytes");
         op!(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(x)))))
     }
 
     #[inline(always)]
-    fn eight(self, bytes: [u8; 8], factor: f32) -> [f32; 8] {
+    fn scale_bytes(self, bytes: [u8; 8], factor: f32) -> [f32; 8] {
         let mut out = [0.0f32; 8];
         self.store_f(self.mul(self.to_f(self.widen(bytes)), self.splat(factor)), &mut out);
         out
     }
 
     #[inline(always)]
-    fn four_bits(self, codes: &[u8], d: [f32; 2], m: [f32; 2], low: &mut [f32], high: &mut [f32]) {
+    fn decode_nibbles(self, codes: &[u8], d: [f32; 2], m: [f32; 2], low: &mut [f32], high: &mut [f32]) {
         for i in [0, 8] {
             let x = self.widen(codes[i..i + 8].try_into().expect("8 bytes"));
             let (l, h) = op!((_mm256_and_si256(x, _mm256_set1_epi32(15)), _mm256_srli_epi32::<4>(x)));
@@ -382,12 +388,12 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn half(self, bits: u16) -> f32 {
+    fn f16(self, bits: u16) -> f32 {
         op!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))))
     }
 
     #[inline(always)]
-    fn load_half(self, x: &[u8]) -> __m256 {
+    fn load_f16(self, x: &[u8]) -> __m256 {
         let x: &[u8; 16] = x[..16].try_into().expect("16 bytes");
         // SAFETY: 16 readable bytes; the processor has the instruction.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())) }
@@ -460,8 +466,8 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn largest(self, a: __m256, x: __m256) -> __m256 {
-        // As integers the bits of numbers that are not negative have the numbers' order, and NaN is above all.
+    fn max_abs(self, a: __m256, x: __m256) -> __m256 {
+        // The bits of floats that are not negative, read as integers, have the floats' order, and NaN is above all.
         let x = op!(_mm256_andnot_ps(_mm256_set1_ps(-0.0), x));
         op!(_mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(x))))
     }
@@ -472,7 +478,7 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn max_of(self, x: __m256) -> f32 {
+    fn reduce_max(self, x: __m256) -> f32 {
         let x = op!(_mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x)));
         let x = op!(_mm_max_ps(x, _mm_movehl_ps(x, x)));
         op!(_mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x))))
@@ -497,14 +503,14 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn sum(self, x: __m256) -> f32 {
+    fn reduce_sum(self, x: __m256) -> f32 {
         let x = op!(_mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x)));
         let x = op!(_mm_add_ps(x, _mm_movehl_ps(x, x)));
         op!(_mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x))))
     }
 
     #[inline(always)]
-    fn max_lane(self, x: __m256) -> f32 {
+    fn reduce_max_or_nan(self, x: __m256) -> f32 {
         let x = op!(_mm256_castps_si256(x));
         let x = op!(_mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)));
         let x = op!(_mm_max_epi32(x, _mm_shuffle_epi32::<0b01_00_11_10>(x)));

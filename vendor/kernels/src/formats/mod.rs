@@ -1,0 +1,216 @@
+//! Weight types: how the bytes of a matrix's rows are decoded and multiplied, one file for each type.
+//!
+//! Kernels know nothing of a type but what the trait [`Weight`] says. Memory for the bytes, and how a file names its types, are the
+//! callers' affair.
+//!
+//! To add a type:
+//!
+//! 1. Write a file beside this one with its `mod` line below: a unit struct that implements [`Weight`]. [`Weight::BLOCK`] and
+//!    [`Weight::decode`] are enough for products of many tokens and for reduced columns: both then quantise the decoded values anew.
+//! 2. Add a line to the list `formats!` below. This makes the variant of [`Format`] and all dispatch. The tests in `tests.rs` go over the
+//!    list, and compare all products with what [`Weight::decode`] writes; that this is right, only a comparison with ggml can say.
+//! 3. Where the type's own codes are 4 or 8 bits wide, use them: implement [`Weight::panel_row`] (packs faster), then `BITS`, `MINIMA`,
+//!    `ZERO`, [`Weight::prepare`] and [`Weight::block`] (reduced columns take half the memory with 4 bits), then `GEMV`,
+//!    [`Weight::gemv_acts`] and [`Weight::dot`] (single tokens need no packing). `q8_0.rs` is the simplest model with all of these;
+//!    `nibbles.rs` has what types of 4 bits share.
+
+mod nibbles;
+mod other;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q8_0;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use crate::acts::{self, Acts};
+use crate::gemv::{GemvActs, Sums};
+use crate::isa::Simd;
+use crate::panel::{self, PanelRow};
+
+/// Inputs of a block of reduced columns: blocks that share a scale, whatever the type's own blocks are.
+pub(crate) const BLOCK: usize = 32;
+
+/// The smallest part of a row that can be decoded by itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Block {
+    pub inputs: usize,
+    pub bytes: usize,
+}
+
+/// Codes of a block of 32 inputs, as the layout of reduced columns stores them. A weight is `scale * code + minimum`, see
+/// [`Weight::BITS`].
+pub(crate) struct ReducedBlock {
+    pub codes: [u8; BLOCK],
+    pub scale: f32,
+    pub minimum: f32,
+}
+
+/// A weight type. Slices `row` are the bytes of a whole row, as a file has them.
+///
+/// All functions that take an instruction set are to be marked `#[inline(always)]`, see [`Simd`].
+pub(crate) trait Weight: Copy {
+    /// The type's block, if it is known.
+    const BLOCK: Option<Block>;
+
+    /// Writes the row's values.
+    fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]);
+
+    /// Writes the row as 8-bit codes with a scale for each 32 inputs; see [`PanelRow`].
+    ///
+    /// `scratch` has room for a float of each input, rounded up to whole groups of `out`; a row has `n_in` inputs.
+    #[inline(always)]
+    fn panel_row<S: Simd>(self, s: S, row: &[u8], n_in: usize, scratch: &mut [f32], out: PanelRow) {
+        self.decode(s, row, &mut scratch[..n_in]);
+        scratch[n_in..].fill(0.0);
+        panel::quantize(s, scratch, out);
+    }
+
+    /// Bits of a code of reduced columns. 8-bit codes have a sign; 4-bit codes have none, and [`Weight::ZERO`] is to be subtracted.
+    const BITS: u32 = 8;
+    /// Whether blocks of reduced columns have a minimum, which is added to each weight.
+    const MINIMA: bool = false;
+    /// The 4-bit code that stands for zero.
+    const ZERO: i32 = 0;
+
+    /// Computes what [`Weight::block`] needs of the whole row, once for each row. `scratch` has a float for each input.
+    #[inline(always)]
+    fn prepare<S: Simd>(self, s: S, row: &[u8], scratch: &mut [f32]) {
+        self.decode(s, row, scratch);
+    }
+
+    /// Block number `i`, of 32 inputs, for reduced columns; `scratch` is what [`Weight::prepare`] left.
+    #[inline(always)]
+    fn block<S: Simd>(self, _s: S, _row: &[u8], scratch: &[f32], i: usize) -> ReducedBlock {
+        let mut x = [0.0f32; BLOCK];
+        let inputs = &scratch[i * BLOCK..scratch.len().min((i + 1) * BLOCK)];
+        x[..inputs.len()].copy_from_slice(inputs);
+        let largest = x.iter().fold(0.0, |a, x| if x.abs() > a || x.is_nan() { x.abs() } else { a });
+        let (scale, inverse) = acts::scales(largest);
+        let mut codes = [0u8; BLOCK];
+        codes.iter_mut().zip(x).for_each(|(to, x)| *to = (x * inverse).round() as i8 as u8);
+        ReducedBlock { codes, scale, minimum: 0.0 }
+    }
+
+    /// Whether rows can be multiplied where they are, by the two functions that follow.
+    const GEMV: bool = false;
+
+    /// Puts activations into the order in which [`Weight::dot`] meets a row's codes.
+    #[inline(always)]
+    fn gemv_acts<S: Simd>(self, _s: S, _acts: Acts) -> GemvActs {
+        panic!("{NO_GEMV}")
+    }
+
+    /// Products of a row with `T` tokens, as sums by lanes.
+    #[inline(always)]
+    fn dot<S: Simd, const T: usize>(self, _s: S, _row: &[u8], _acts: &GemvActs) -> Sums<S, T> {
+        panic!("{NO_GEMV}")
+    }
+}
+
+const NO_GEMV: &str = "rows of this type cannot be multiplied where they are";
+
+/// Whether a row has as many bytes as `n_in` inputs take, if the type's block is known.
+pub(crate) fn is_row<W: Weight>(_: W, row: &[u8], n_in: usize) -> bool {
+    W::BLOCK.is_none_or(|b| n_in.is_multiple_of(b.inputs) && row.len() == n_in / b.inputs * b.bytes)
+}
+
+/// What codes of reduced columns, and of rows that are multiplied where they are, have too much in a dot product: the product's result
+/// is to be less by as many sums of activations.
+pub(crate) const fn excess<S: Simd, W: Weight>() -> i32 {
+    if W::BITS == 8 { S::OFFSET } else { W::ZERO }
+}
+
+/// Writes a row's values: for types that kernels do not know.
+pub type Decode<'a> = &'a (dyn Fn(&[u8], &mut [f32]) + Sync);
+
+/// Makes [`Format`] of a list. A line has the file, its implementor of [`Weight`], after which the variant is named, and the type's name in
+/// GGUF.
+macro_rules! formats {
+    ($($(#[$doc:meta])* $file:ident::$weight:ident, $name:literal;)*) => {
+        $(pub(crate) use $file::$weight;)*
+
+        /// How a row's bytes are to be read.
+        #[derive(Clone, Copy)]
+        #[non_exhaustive]
+        pub enum Format<'a> {
+            $($(#[$doc])* $weight,)*
+            /// Any other type, with a function that writes a row's values
+            Other(Decode<'a>),
+        }
+
+        impl Format<'_> {
+            /// All types that kernels decode themselves: all but [`Format::Other`].
+            pub const ALL: &'static [Format<'static>] = &[$(Format::$weight),*];
+
+            /// The type's name in GGUF, such as `Q4_K`.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Format::$weight => $name,)*
+                    Format::Other(_) => "other",
+                }
+            }
+        }
+
+        /// Evaluates an expression, in which a name stands for the format's implementor of [`Weight`].
+        macro_rules! with_weight {
+            ($format:expr, $w:ident => $result:expr) => {
+                match $format {
+                    $($crate::formats::Format::$weight => {
+                        let $w = $crate::formats::$weight;
+                        $result
+                    })*
+                    $crate::formats::Format::Other(decode) => {
+                        let $w = $crate::formats::Other(decode);
+                        $result
+                    }
+                }
+            };
+        }
+    };
+}
+
+formats! {
+    /// Blocks of 32 in 18 bytes: a scale (F16), and codes of 4 bits from which 8 is subtracted
+    q4_0::Q4_0, "Q4_0";
+    /// Blocks of 32 in 20 bytes: a scale and a minimum (F16), and codes of 4 bits
+    q4_1::Q4_1, "Q4_1";
+    /// Blocks of 256 in 144 bytes: a scale and a minimum (F16), eight scales and minima of 6 bits, and codes of 4 bits
+    q4_k::Q4K, "Q4_K";
+    /// Blocks of 32 in 34 bytes: a scale (F16), and codes of 8 bits with sign
+    q8_0::Q8_0, "Q8_0";
+}
+pub(crate) use other::Other;
+pub(crate) use with_weight;
+
+impl Format<'_> {
+    /// The type of this name in GGUF, such as `Q4_K`, if kernels decode it themselves.
+    pub fn from_name(name: &str) -> Option<Format<'static>> {
+        Format::ALL.iter().copied().find(|format| format.name() == name)
+    }
+
+    /// Whether rows can be multiplied where they are: by [`crate::Isa::gemv`].
+    pub fn has_gemv(self) -> bool {
+        fn of<W: Weight>(_: W) -> bool {
+            W::GEMV
+        }
+        with_weight!(self, w => of(w))
+    }
+}
+
+impl fmt::Debug for Format<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One row of a matrix.
+#[derive(Debug, Clone, Copy)]
+pub struct Row<'a> {
+    /// The row as a file has it: whole blocks
+    pub bytes: &'a [u8],
+    /// How to read it
+    pub format: Format<'a>,
+}

@@ -1,0 +1,131 @@
+//! What types with codes of 4 bits share.
+//!
+//! The functions for gemv are for blocks of 32 inputs in 16 bytes, behind a scale and perhaps a minimum: the lower nibbles are the codes
+//! of the first 16 inputs, the upper ones those of the others.
+
+use super::{BLOCK, Weight, excess};
+use crate::acts::Acts;
+use crate::gemv::{GemvActs, Lanes, PIECE, Step, Sums};
+use crate::isa::Simd;
+
+/// The codes of a block of 32: the lower nibbles of 16 bytes, then the upper ones.
+#[inline(always)]
+pub(crate) fn codes(bytes: &[u8]) -> [u8; BLOCK] {
+    let mut all = [0u8; BLOCK];
+    let (low, high) = all.split_at_mut(BLOCK / 2);
+    for ((c, l), h) in bytes[..BLOCK / 2].iter().zip(low).zip(high) {
+        *l = c & 15;
+        *h = c >> 4;
+    }
+    all
+}
+
+/// For 16 blocks of weights `d * code + m`: the scales of their 8-bit codes. A code becomes `d * code + m` of what `d` and `m` are
+/// changed to, rounded; see [`panel_codes`].
+#[inline(always)]
+pub(crate) fn panel_scales<S: Simd>(s: S, d: &mut [f32; 16], m: &mut [f32; 16]) -> [f32; 16] {
+    let mut scales = [0.0; 16];
+    for i in (0..16).step_by(S::LANES) {
+        let (first, least) = (s.load_f(&d[i..]), s.load_f(&m[i..]));
+        let last = s.fma(first, s.splat(15.0), least);
+        let largest = s.max_abs(s.max_abs(s.splat(0.0), least), last);
+        // As in `acts::scales`, a value that is NaN or infinite makes the block NaN.
+        let scale = s.fma(largest, s.splat(0.0), s.div(largest, s.splat(127.0)));
+        let inverse = s.div(s.splat(127.0), s.max(largest, s.splat(1e-35)));
+        s.store_f(scale, &mut scales[i..]);
+        s.store_f(s.mul(first, inverse), &mut d[i..]);
+        s.store_f(s.mul(least, inverse), &mut m[i..]);
+    }
+    scales
+}
+
+/// The 8-bit codes that the 16 codes of 4 bits become, of two blocks; `d` and `m` are what [`panel_scales`] made of them.
+#[inline(always)]
+pub(crate) fn panel_codes<S: Simd>(s: S, d: &[f32], m: &[f32]) -> [[u8; 16]; 2] {
+    const IOTA: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+    let mut tables = [[0u8; 16]; 2];
+    for i in 0..2 {
+        for j in (0..16).step_by(S::LANES) {
+            let code = s.fma(s.load_f(&IOTA[j..]), s.splat(d[i]), s.splat(m[i]));
+            s.store_bytes(s.round(code), &mut tables[i][j..]);
+        }
+    }
+    tables
+}
+
+/// Blocks of a step of [`dot`]: as many as a vector has fours of lanes.
+const fn step_blocks<S: Simd>() -> usize {
+    S::LANES / 4
+}
+
+/// Activations for [`dot`]. In each step come those of the blocks' lower nibbles, block by block, then those of the upper ones.
+///
+/// If the last step is not full, it takes the row's last blocks, so that a whole vector can be read: the activations of blocks that the
+/// step before it has had already are zeros.
+#[inline(always)]
+pub(crate) fn gemv_acts<S: Simd, W: Weight>(acts: Acts) -> GemvActs {
+    let (n_blocks, n_inputs) = (step_blocks::<S>(), step_blocks::<S>() * BLOCK);
+    let lanes = Lanes { fours: n_blocks, per_block: 4, excess: excess::<S, W>() };
+    GemvActs::arrange(acts, n_inputs, Some(lanes), |step, i| {
+        let (first, end) = (step * n_inputs, (step + 1) * n_inputs);
+        let (upper, block) = (i / n_blocks, i % n_blocks);
+        let at = first + block * BLOCK + upper * PIECE;
+        let back = if acts.k() >= n_inputs { end.saturating_sub(acts.k()) } else { 0 };
+        (at >= first + back).then(|| at - back)
+    })
+}
+
+/// Products of a row of blocks of 32 in `BYTES` bytes: a scale, for `MINIMA` a minimum, and 16 bytes of codes.
+#[inline(always)]
+pub(crate) fn dot<S: Simd, const T: usize, const BYTES: usize, const MINIMA: bool>(
+    s: S,
+    row: &[u8],
+    acts: &GemvActs,
+) -> Sums<S, T> {
+    let mut acc = [[s.splat(0.0); 3]; T];
+    let n = step_blocks::<S>() * BYTES;
+    let whole = row.chunks_exact(n);
+    let rest = whole.remainder();
+    let mut steps = acts.steps::<T>((8 * S::LANES).div_ceil(64));
+    for (i, (blocks, x)) in whole.zip(&mut steps).enumerate() {
+        add_step::<S, T, BYTES, MINIMA>(s, blocks, x, i % 2, &mut acc);
+    }
+    if let (Some(x), false) = (steps.next(), rest.is_empty()) {
+        if row.len() >= n {
+            add_step::<S, T, BYTES, MINIMA>(s, &row[row.len() - n..], x, 0, &mut acc);
+        } else {
+            // The row is shorter than a step: it is filled up with zeros. A step is at most four blocks.
+            let mut blocks = [[0u8; BYTES]; 4];
+            let blocks = blocks.as_flattened_mut();
+            blocks[..rest.len()].copy_from_slice(rest);
+            add_step::<S, T, BYTES, MINIMA>(s, &blocks[..n], x, 0, &mut acc);
+        }
+    }
+    acc
+}
+
+/// Adds the products with a step's blocks to the sums number `to`.
+#[inline(always)]
+fn add_step<S: Simd, const T: usize, const BYTES: usize, const MINIMA: bool>(
+    s: S,
+    blocks: &[u8],
+    (x, shared): Step,
+    to: usize,
+    acc: &mut Sums<S, T>,
+) {
+    let [d, m] = s.spread::<BYTES, MINIMA>(blocks);
+    let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
+    let (low, high) = (s.low_nibbles(c), s.high_nibbles(c));
+    let bytes = 4 * S::LANES;
+    for ((acc, x), shared) in acc.iter_mut().zip(x.chunks_exact(x.len() / T)).zip(shared) {
+        // With minima, codes have no excess.
+        let start = if MINIMA { s.splat_i(0) } else { s.each_four_i(&shared.start) };
+        let upper = &x[bytes / 64].0[bytes % 64..];
+        let dots = s.dot(start, low, s.load_i(&x[0].0));
+        let dots = s.dot(dots, high, s.load_i(upper));
+        acc[to] = s.fma(s.to_f(dots), s.mul(d, s.each_four(&shared.scales)), acc[to]);
+        if MINIMA {
+            acc[2] = s.fma(s.each_four(&shared.sums), m, acc[2]);
+        }
+    }
+}

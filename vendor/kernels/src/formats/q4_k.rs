@@ -1,0 +1,142 @@
+//! Q4_K: super-blocks of 256 inputs in 144 bytes, which are eight blocks of 32.
+//!
+//! ```text
+//! byte   0       2         4                       16              48              80               112             144
+//!        scale   minimum   scales, minima          codes of        codes of        codes of         codes of
+//!                          of the eight blocks     blocks 0, 1     blocks 2, 3     blocks 4, 5      blocks 6, 7
+//! ```
+//!
+//! Scale and minimum are 16-bit floats, those of the blocks have 6 bits. Of the codes of two blocks a byte holds one of each, that of the
+//! first block in its lower nibble. A weight is `scale * block's scale * code - minimum * block's minimum`.
+
+use super::{BLOCK, Block, ReducedBlock, Weight, nibbles};
+use crate::acts::Acts;
+use crate::gemv::{GemvActs, PIECE, Sums};
+use crate::isa::Simd;
+use crate::panel::PanelRow;
+
+const INPUTS: usize = 256;
+const BYTES: usize = 144;
+/// Where codes begin.
+const CODES: usize = 16;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Q4K;
+
+/// Scales and minima of a super-block's eight blocks; the minima are to be added.
+#[inline(always)]
+fn scales<S: Simd>(s: S, b: &[u8]) -> ([f32; 8], [f32; 8]) {
+    let (d, dmin) = (s.f16_at(b), s.f16_at(&b[2..]));
+    let word = |i: usize| u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
+    // Of the twelve bytes, four hold the 6 bits of the first four scales, and above these the upper 2 bits of the other four; the next
+    // four bytes hold the minima in the same way; the last four hold the lower 4 bits of the other four scales and, above, minima.
+    let (scales, minima, others) = (word(4), word(8), word(12));
+    let scales = [scales & 0x3f3f_3f3f, others & 0x0f0f_0f0f | (scales >> 2 & 0x3030_3030)];
+    let minima = [minima & 0x3f3f_3f3f, others >> 4 & 0x0f0f_0f0f | (minima >> 2 & 0x3030_3030)];
+    let bytes = |w: [u32; 2]| (u64::from(w[0]) | u64::from(w[1]) << 32).to_le_bytes();
+    (s.scale_bytes(bytes(scales), d), s.scale_bytes(bytes(minima), -dmin))
+}
+
+impl Weight for Q4K {
+    const BLOCK: Option<Block> = Some(Block { inputs: INPUTS, bytes: BYTES });
+
+    #[inline(always)]
+    fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
+        for (b, out) in row.chunks_exact(BYTES).zip(out.chunks_exact_mut(INPUTS)) {
+            let (d, m) = scales(s, b);
+            for (j, (codes, out)) in b[CODES..].chunks_exact(BLOCK).zip(out.chunks_exact_mut(2 * BLOCK)).enumerate() {
+                let (low, high) = out.split_at_mut(BLOCK);
+                let (d, m) = ([d[2 * j], d[2 * j + 1]], [m[2 * j], m[2 * j + 1]]);
+                s.decode_nibbles(codes, d, m, low, high);
+                s.decode_nibbles(&codes[16..], d, m, &mut low[16..], &mut high[16..]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn panel_row<S: Simd>(self, s: S, row: &[u8], _n_in: usize, _scratch: &mut [f32], out: PanelRow) {
+        let blocks = row.chunks_exact(BYTES);
+        let codes = out.codes.chunks_exact_mut(INPUTS);
+        for ((b, codes), to) in blocks.zip(codes).zip(out.scales.chunks_exact_mut(8)) {
+            let (mut d, mut m) = ([0.0; 16], [0.0; 16]);
+            let both = scales(s, b);
+            d[..8].copy_from_slice(&both.0);
+            m[..8].copy_from_slice(&both.1);
+            to.copy_from_slice(&nibbles::panel_scales(s, &mut d, &mut m)[..8]);
+            for (i, codes) in codes.chunks_exact_mut(2 * BLOCK).enumerate() {
+                let tables = nibbles::panel_codes(s, &d[2 * i..], &m[2 * i..]);
+                s.look_up_interleaved(&b[CODES + BLOCK * i..], &tables, codes);
+            }
+        }
+    }
+
+    const BITS: u32 = 4;
+    const MINIMA: bool = true;
+
+    /// `scratch` becomes the scales of all blocks, then their minima.
+    #[inline(always)]
+    fn prepare<S: Simd>(self, s: S, row: &[u8], scratch: &mut [f32]) {
+        let (all_d, all_m) = scratch.split_at_mut(scratch.len() / BLOCK);
+        for (i, b) in row.chunks_exact(BYTES).enumerate() {
+            let (d, m) = scales(s, b);
+            all_d[8 * i..8 * i + 8].copy_from_slice(&d);
+            all_m[8 * i..8 * i + 8].copy_from_slice(&m);
+        }
+    }
+
+    #[inline(always)]
+    fn block<S: Simd>(self, _s: S, row: &[u8], scratch: &[f32], i: usize) -> ReducedBlock {
+        let pair = &row[BYTES * (i / 8) + CODES + BLOCK * (i % 8 / 2)..];
+        let mut codes: [u8; BLOCK] = *pair.first_chunk().expect("a block's codes");
+        for c in &mut codes {
+            *c = if i % 2 == 1 { *c >> 4 } else { *c & 15 };
+        }
+        ReducedBlock { codes, scale: scratch[i], minimum: scratch[scratch.len() / BLOCK + i] }
+    }
+
+    const GEMV: bool = true;
+
+    /// A step is a vector of bytes: the activations of their lower nibbles, then those of their upper ones. Scales and sums are those
+    /// of whole blocks, as a super-block's eight are multiplied at once.
+    #[inline(always)]
+    fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
+        let bytes = 4 * S::LANES;
+        let mut made = GemvActs::arrange(acts, 2 * bytes, None, |step, i| {
+            let (upper, byte) = (i * PIECE / bytes, step * bytes + i * PIECE % bytes);
+            Some(byte / BLOCK * 2 * BLOCK + upper * BLOCK + byte % BLOCK)
+        });
+        made.add_blocks(acts);
+        made
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
+        let mut acc = [[s.splat(0.0); 3]; T];
+        let (bytes, n_blocks) = (4 * S::LANES, acts.sums.len() / T);
+        let vectors = (2 * bytes).div_ceil(64);
+        let blocks = row.chunks_exact(BYTES).zip(acts.codes.chunks_exact(128 / bytes * vectors * T));
+        for (i, (b, x)) in blocks.enumerate() {
+            let (d, m) = scales(s, b);
+            let mut scales = [[0.0f32; 8]; T];
+            for (t, scales) in scales.iter_mut().enumerate() {
+                let at = t * n_blocks + 8 * i;
+                *scales = s.mul_eight(&d, &acts.scales[at..]);
+                acc[t][2] = s.fma_eight(&acts.sums[at..], &m, acc[t][2]);
+            }
+            for (step, (c, x)) in b[CODES..].chunks_exact(bytes).zip(x.chunks_exact(vectors * T)).enumerate() {
+                let c = s.load_i(c);
+                // The numbers of the blocks that the first and the second half of the bytes are of.
+                let (first, second) = (step * bytes / BLOCK * 2, (step * bytes + bytes / 2) / BLOCK * 2);
+                for (upper, c) in [s.low_nibbles(c), s.high_nibbles(c)].into_iter().enumerate() {
+                    for ((acc, x), scales) in acc.iter_mut().zip(x.chunks_exact(vectors)).zip(&scales) {
+                        let x = &x[upper * bytes / 64].0[upper * bytes % 64..];
+                        let dots = s.dot(s.splat_i(0), c, s.load_i(x));
+                        let d = s.two_of(scales, first + upper, second + upper);
+                        acc[upper] = s.fma(s.to_f(dots), d, acc[upper]);
+                    }
+                }
+            }
+        }
+        acc
+    }
+}

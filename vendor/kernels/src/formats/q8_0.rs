@@ -1,0 +1,86 @@
+//! Q8_0: blocks of 32 inputs in 34 bytes.
+//!
+//! ```text
+//! byte   0       2                               34
+//!        scale   code 0 | code 1 | ... | code 31
+//! ```
+//!
+//! The scale is a 16-bit float, codes are bytes with sign. A weight is `scale * code`. Panels do not use the codes as they are, since -128
+//! is among them: they quantise the decoded values.
+
+use super::{BLOCK, Block, ReducedBlock, Weight, excess};
+use crate::acts::Acts;
+use crate::gemv::{GemvActs, Lanes, PIECE, Step, Sums};
+use crate::isa::Simd;
+
+const BYTES: usize = 34;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Q8_0;
+
+impl Weight for Q8_0 {
+    const BLOCK: Option<Block> = Some(Block { inputs: BLOCK, bytes: BYTES });
+
+    #[inline(always)]
+    fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
+        for (b, out) in row.chunks_exact(BYTES).zip(out.chunks_exact_mut(BLOCK)) {
+            let d = s.splat(s.f16_at(b));
+            for (q, x) in b[2..].chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
+                s.store_f(s.mul(s.load_i8(q), d), x);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn prepare<S: Simd>(self, _s: S, _row: &[u8], _scratch: &mut [f32]) {}
+
+    #[inline(always)]
+    fn block<S: Simd>(self, s: S, row: &[u8], _scratch: &[f32], i: usize) -> ReducedBlock {
+        let b = &row[BYTES * i..];
+        let codes = *b[2..].first_chunk().expect("a block's codes");
+        ReducedBlock { codes, scale: s.f16_at(b), minimum: 0.0 }
+    }
+
+    const GEMV: bool = true;
+
+    /// A step is two blocks, in the order of inputs.
+    #[inline(always)]
+    fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
+        let lanes = Lanes { fours: 4, per_block: 8, excess: excess::<S, Q8_0>() };
+        GemvActs::arrange(acts, 2 * BLOCK, Some(lanes), |step, i| Some(step * 2 * BLOCK + i * PIECE))
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
+        let mut acc = [[s.splat(0.0); 3]; T];
+        let pairs = row.chunks_exact(2 * BYTES);
+        let rest = pairs.remainder();
+        let mut steps = acts.steps::<T>(1);
+        for (i, (pair, x)) in pairs.zip(&mut steps).enumerate() {
+            add_pair(s, pair, x, i % 2, &mut acc);
+        }
+        if let (Some(x), false) = (steps.next(), rest.is_empty()) {
+            // The second block of the last pair is missing: it is filled up with zeros.
+            let mut pair = [0u8; 2 * BYTES];
+            pair[..rest.len()].copy_from_slice(rest);
+            add_pair(s, &pair, x, 0, &mut acc);
+        }
+        acc
+    }
+}
+
+/// Adds the products with two blocks to the sums number `to`.
+#[inline(always)]
+fn add_pair<S: Simd, const T: usize>(s: S, pair: &[u8], (x, shared): Step, to: usize, acc: &mut Sums<S, T>) {
+    let (a, b) = pair.split_at(BYTES);
+    let codes = s.unpack_bytes([&a[2..], &b[2..]]);
+    for (v, codes) in codes.iter().enumerate().take(16 / S::LANES) {
+        let d = s.pair_f16(a, b, v);
+        for ((acc, x), shared) in acc.iter_mut().zip(x).zip(shared) {
+            let fours = v * S::LANES / 4;
+            let start = s.each_four_i(&shared.start[fours..]);
+            let dots = s.dot(start, *codes, s.load_i(&x.0[4 * v * S::LANES..]));
+            acc[to] = s.fma(s.to_f(dots), s.mul(d, s.each_four(&shared.scales[fours..])), acc[to]);
+        }
+    }
+}

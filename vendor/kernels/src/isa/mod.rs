@@ -1,0 +1,342 @@
+//! Instruction sets: what kernels ask of a processor, and which processor has what.
+//!
+//! A kernel is written once, over the trait [`Simd`]; each implementor is an instruction set. A value of an implementor is a proof that
+//! the processor has the set: only [`Isa`] makes such values, after asking the processor. How weights are stored is unknown here.
+//!
+//! To add an instruction set:
+//!
+//! 1. Write a file beside this one (`avx2.rs` is a good model), with its `mod` line below. It has a type whose values cannot be made
+//!    elsewhere (a private field), a function `detect` that returns one if the processor has **all** extensions that the file uses, and
+//!    `impl Simd`. [`Simd::run`] enables these same extensions with `#[target_feature]`.
+//! 2. Add a line to the list `instruction_sets!` below: the better set comes first, as [`Isa::best`] takes the first.
+//! 3. Add its extensions to [`features`], which tells users what their processor has.
+//!
+//! `tests.rs` compares every method of every set that the processor has with its definition, and `tests/` compares the results of all
+//! kernels; both go over the list. A build with `-C target-cpu=x86-64` also tests that no vector instruction is left un-inlined.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
+mod portable;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::OnceLock;
+
+/// An instruction set that the processor has.
+#[derive(Debug, Clone, Copy)]
+pub struct Isa(InstructionSet);
+
+/// [`InstructionSet`] has a variant for each line: its implementor, its name, and whether a build that names a baseline with AVX2 may
+/// use it.
+macro_rules! instruction_sets {
+    ($($(#[$attribute:meta])* $set:ident($implementor:ty), $name:literal, $allowed:expr;)*) => {
+        #[derive(Debug, Clone, Copy)]
+        enum InstructionSet {
+            $($(#[$attribute])* $set($implementor),)*
+        }
+
+        impl InstructionSet {
+            /// The sets that the processor has.
+            fn all() -> Vec<InstructionSet> {
+                let sets = [$($(#[$attribute])* <$implementor>::detect().map(InstructionSet::$set),)*];
+                sets.into_iter().flatten().collect()
+            }
+
+            fn name(self) -> &'static str {
+                match self {
+                    $($(#[$attribute])* InstructionSet::$set(_) => $name,)*
+                }
+            }
+
+            fn is_allowed(self) -> bool {
+                match self {
+                    $($(#[$attribute])* InstructionSet::$set(_) => !cfg!(target_feature = "avx2") || $allowed,)*
+                }
+            }
+
+            fn run<K: Kernel>(self, kernel: K) -> K::Out {
+                match self {
+                    $($(#[$attribute])* InstructionSet::$set(s) => s.run(kernel),)*
+                }
+            }
+        }
+    };
+}
+
+// Best first.
+instruction_sets! {
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512), "AVX-512", cfg!(target_feature = "avx512f");
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(avx2::Avx2<avx2::AvxVnni>), "AVX-VNNI", cfg!(target_feature = "avxvnni");
+    // This set is never the best one. It tests the code of AVX-VNNI on processors that have AVX-512 only.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(avx2::Avx2<avx2::Avx512Vnni>), "AVX-512 VNNI of 256 bits", cfg!(target_feature = "avx512f");
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2<avx2::Plain>), "AVX2", true;
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    Neon(neon::Neon), "NEON", true;
+    Portable(portable::Portable), "portable", true;
+}
+
+impl Isa {
+    /// The best instruction set that the processor has and the build allows.
+    ///
+    /// A build for any x86-64 finds out at run time what it may use. A build that names a newer baseline, with AVX2
+    /// (`-C target-cpu=x86-64-v3`), is held to it: AVX-512 and AVX-VNNI are used only if the baseline has them.
+    pub fn best() -> Isa {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        let find = || InstructionSet::all().into_iter().find(|set| set.is_allowed()).expect("portable code always is");
+        *BEST.get_or_init(|| Isa(find()))
+    }
+
+    /// All instruction sets that the processor has, whatever the build allows, best first: for tests and benchmarks.
+    pub fn all() -> Vec<Isa> {
+        InstructionSet::all().into_iter().map(Isa).collect()
+    }
+
+    /// Runs a kernel with the instruction set.
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        self.0.run(kernel)
+    }
+}
+
+/// The name of the instruction set.
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.name())
+    }
+}
+
+/// An extension of the processor's instructions that kernels use.
+#[derive(Debug, Clone, Copy)]
+pub struct Feature {
+    /// The name as in `-C target-feature`
+    pub name: &'static str,
+    /// Whether the processor has it
+    pub detected: bool,
+    /// Whether the build takes it for granted: ggml, which does not look at run time, uses it only then
+    pub compiled: bool,
+}
+
+/// The extensions that decide which instruction sets run.
+pub fn features() -> Vec<Feature> {
+    #[cfg(target_arch = "aarch64")]
+    use std::arch::is_aarch64_feature_detected as detected;
+    #[cfg(target_arch = "x86_64")]
+    use std::arch::is_x86_feature_detected as detected;
+    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+    macro_rules! features {
+        ($($name:tt),*) => {
+            vec![$(Feature { name: $name, detected: detected!($name), compiled: cfg!(target_feature = $name) }),*]
+        };
+    }
+    #[cfg(target_arch = "x86_64")]
+    return features!("avx2", "fma", "f16c", "avxvnni", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni");
+    #[cfg(target_arch = "aarch64")]
+    return features!("neon", "dotprod");
+    #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
+    Vec::new()
+}
+
+/// A computation that is written over instruction sets.
+pub(crate) trait Kernel {
+    type Out;
+
+    /// Computes; implementations are marked `#[inline(always)]`, see [`Simd`].
+    fn call<S: Simd>(self, s: S) -> Self::Out;
+}
+
+/// Vectors of `LANES` lanes of 32 bits: integers ([`Simd::I`]) or floats ([`Simd::F`]).
+///
+/// Every method is inlined into [`Simd::run`], which enables the instruction set. In a build for any x86-64 a function that the compiler
+/// does not inline there is compiled without the instruction set, and is many times slower. Therefore every function that takes an
+/// implementor is marked `#[inline(always)]`, and no closure handles vectors, as a closure cannot be marked.
+///
+/// Methods that read or write a slice use its first elements, as many as they say, and panic if it is shorter.
+pub(crate) trait Simd: Copy + Send + Sync {
+    /// Lanes of a vector: 4, 8 or 16.
+    const LANES: usize;
+    /// Tokens that a gemm multiplies at once: as many as the registers allow.
+    const GEMM_TOKENS: usize;
+    /// Vectors of sums that attention keeps in registers for each of six queries.
+    const ATTEND_VECS: usize;
+    /// What is added to an 8-bit code of a weight before it is stored: 128 where [`Simd::dot`] takes weights without sign, else 0.
+    const OFFSET: i32;
+    /// A vector of integers.
+    type I: Copy;
+    /// A vector of floats.
+    type F: Copy;
+
+    /// Runs a kernel with the instruction set enabled.
+    fn run<K: Kernel>(self, kernel: K) -> K::Out;
+
+    /// The same integer in every lane.
+    fn splat_i(self, x: i32) -> Self::I;
+    /// Reads `4 * LANES` bytes, four for each lane.
+    fn load_i(self, bytes: &[u8]) -> Self::I;
+    /// Reads `LANES` integers.
+    fn load_lanes(self, x: &[i32]) -> Self::I;
+    /// Adds to each lane of `acc` the dot product of the lane's four weights and four activations.
+    ///
+    /// The weights are bytes without sign where `OFFSET` is 128, else with sign. The activations are bytes with sign, none of them -128.
+    fn dot(self, acc: Self::I, weights: Self::I, x: Self::I) -> Self::I;
+    /// The lanes' bits as floats.
+    fn as_f(self, x: Self::I) -> Self::F;
+    /// The lanes' bits as integers.
+    fn as_i(self, x: Self::F) -> Self::I;
+    /// Converts integers to floats.
+    fn to_f(self, x: Self::I) -> Self::F;
+    /// The nearest integers, ties to even. A float that no integer of 32 bits is near becomes any integer.
+    fn round(self, x: Self::F) -> Self::I;
+    /// Writes the lanes, which are within -128 and 127, as `LANES` bytes with sign.
+    fn store_bytes(self, x: Self::I, out: &mut [u8]);
+    /// Writes the lanes, four bytes each.
+    fn store_i(self, x: Self::I, out: &mut [u8]);
+    /// `a + b`, byte by byte, wrapping.
+    fn add_bytes(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The lower four bits of each byte.
+    fn low_nibbles(self, x: Self::I) -> Self::I;
+    /// The upper four bits of each byte.
+    fn high_nibbles(self, x: Self::I) -> Self::I;
+    /// Looks up the 4-bit codes of two blocks of 32, each in the table of its block, and writes 64 bytes.
+    ///
+    /// Each block is 16 bytes: the lower nibbles are its first 16 codes, the upper ones the others.
+    fn look_up(self, blocks: [&[u8]; 2], tables: &[[u8; 16]; 2], out: &mut [u8]);
+    /// Looks up the 4-bit codes of two blocks of 32, each in the table of its block, and writes 64 bytes.
+    ///
+    /// The blocks are 32 bytes: the lower nibbles are the first block, the upper ones the second.
+    fn look_up_interleaved(self, codes: &[u8], tables: &[[u8; 16]; 2], out: &mut [u8]);
+    /// The 8-bit codes of two blocks of 32, plus `OFFSET`, in the first `16 / LANES` vectors: what [`Simd::dot`] takes as weights.
+    fn unpack_bytes(self, blocks: [&[u8]; 2]) -> [Self::I; 4];
+    /// The scales that belong to vector `v` of [`Simd::unpack_bytes`]: in lanes of the first block the 16-bit float at the start of `a`,
+    /// in lanes of the second that of `b`.
+    fn pair_f16(self, a: &[u8], b: &[u8], v: usize) -> Self::F;
+    /// The scales of `LANES / 4` blocks of `BYTES` bytes, each in four lanes: the 16-bit float at the block's start. If blocks have
+    /// `MINIMA`, the second vector holds the 16-bit floats that follow.
+    #[inline(always)]
+    fn spread<const BYTES: usize, const MINIMA: bool>(self, blocks: &[u8]) -> [Self::F; 2] {
+        let mut floats = [[0.0f32; 16]; 2];
+        for (i, b) in blocks.chunks_exact(BYTES).enumerate().take(Self::LANES / 4) {
+            for (which, floats) in floats.iter_mut().enumerate().take(if MINIMA { 2 } else { 1 }) {
+                floats[4 * i..4 * i + 4].fill(self.f16_at(&b[2 * which..]));
+            }
+        }
+        [self.load_f(&floats[0]), self.load_f(&floats[1])]
+    }
+    /// Reads `LANES / 4` floats, each into four lanes.
+    #[inline(always)]
+    fn each_four(self, x: &[f32]) -> Self::F {
+        let mut lanes = [0.0f32; 16];
+        for (lanes, x) in lanes.chunks_exact_mut(4).zip(x) {
+            lanes.fill(*x);
+        }
+        self.load_f(&lanes)
+    }
+    /// Reads `LANES / 4` integers, each into four lanes.
+    #[inline(always)]
+    fn each_four_i(self, x: &[i32]) -> Self::I {
+        let mut lanes = [0i32; 16];
+        for (lanes, x) in lanes.chunks_exact_mut(4).zip(x) {
+            lanes.fill(*x);
+        }
+        self.load_lanes(&lanes)
+    }
+    /// Reads `LANES / 4` pieces of 16 bytes, each into four lanes; from one piece to the next it is `STRIDE` bytes.
+    #[inline(always)]
+    fn load_pieces<const STRIDE: usize>(self, bytes: &[u8]) -> Self::I {
+        let mut all = [0u8; 64];
+        for i in 0..Self::LANES / 4 {
+            all[16 * i..16 * i + 16].copy_from_slice(&bytes[STRIDE * i..STRIDE * i + 16]);
+        }
+        self.load_i(&all)
+    }
+    /// With 16 lanes `x[a]` in the first eight and `x[b]` in the others; with fewer lanes `x[a]` in all.
+    #[inline(always)]
+    fn two_of(self, x: &[f32; 8], a: usize, b: usize) -> Self::F {
+        let mut lanes = [x[a]; 16];
+        if Self::LANES == 16 {
+            lanes[8..].fill(x[b]);
+        }
+        self.load_f(&lanes)
+    }
+    /// Transposes `LANES` vectors, which are the rows of a square.
+    fn transpose(self, rows: &mut [Self::I]);
+
+    /// Reads a 16-bit float, little-endian.
+    #[inline(always)]
+    fn f16_at(self, bytes: &[u8]) -> f32 {
+        self.f16(u16::from_le_bytes([bytes[0], bytes[1]]))
+    }
+    /// The 16-bit float that has these bits.
+    fn f16(self, bits: u16) -> f32;
+    /// Reads `LANES` 16-bit floats, little-endian.
+    fn load_f16(self, x: &[u8]) -> Self::F;
+    /// Writes `LANES` 16-bit floats, little-endian: the nearest ones, ties to even.
+    fn store_f16(self, x: Self::F, out: &mut [u8]);
+    /// Reads `LANES` bytes with sign.
+    fn load_i8(self, x: &[u8]) -> Self::F;
+    /// Eight bytes without sign, times a factor.
+    fn scale_bytes(self, bytes: [u8; 8], factor: f32) -> [f32; 8];
+    /// Writes `d * code + m` for the lower nibbles of 16 bytes to `low` and for the upper ones to `high`; `d` and `m` have an element
+    /// for each of the two.
+    fn decode_nibbles(self, codes: &[u8], d: [f32; 2], m: [f32; 2], low: &mut [f32], high: &mut [f32]);
+    /// Reads `LANES` floats.
+    fn load_f(self, x: &[f32]) -> Self::F;
+    /// Writes `LANES` floats.
+    fn store_f(self, x: Self::F, out: &mut [f32]);
+    /// The same float in every lane.
+    fn splat(self, x: f32) -> Self::F;
+    /// `a + b`
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b`
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The products of eight floats of `a` and of `b`.
+    #[inline(always)]
+    fn mul_eight(self, a: &[f32; 8], b: &[f32]) -> [f32; 8] {
+        let mut out = [0.0; 8];
+        for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+            *out = a * b;
+        }
+        out
+    }
+    /// Adds the products of eight floats to lanes of `c`. Which lanes these are is open: only the sum of all lanes counts.
+    fn fma_eight(self, a: &[f32], b: &[f32; 8], c: Self::F) -> Self::F;
+    /// The larger of `a` and `b`; `b` if one is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller of `a` and `b`; `b` if one is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The larger of `a`, which is not negative, and the magnitude of `x`; NaN if one is NaN.
+    fn max_abs(self, a: Self::F, x: Self::F) -> Self::F;
+    /// `2^n` for `n` within -126 and 127.
+    fn exp2_i(self, n: Self::I) -> Self::F;
+    /// Writes the codes whose bit in `mask` is set, one after the other. Up to 32 bytes are written: what is behind the codes is open.
+    #[inline(always)]
+    fn compress_codes(self, codes: &[u8; 32], mask: u32, out: &mut [u8]) {
+        let mut n = 0;
+        for (i, c) in codes.iter().enumerate() {
+            out[n] = *c;
+            n += (mask >> i & 1) as usize;
+        }
+    }
+    /// Writes the lanes whose bit in `mask` is set, one after the other. Up to `LANES` floats are written: what is behind the lanes is
+    /// open.
+    fn compress(self, x: Self::F, mask: u32, out: &mut [f32]);
+    /// The sum of the lanes.
+    fn reduce_sum(self, x: Self::F) -> f32;
+    /// The largest of the lanes. A lane that is NaN may be ignored.
+    fn reduce_max(self, x: Self::F) -> f32;
+    /// The largest of the lanes, none of which is negative; NaN if one is NaN.
+    fn reduce_max_or_nan(self, x: Self::F) -> f32;
+}

@@ -1,0 +1,111 @@
+//! What makes activations.
+
+use fastrand::Rng;
+use kernels::{GROUP, token_bytes};
+
+use crate::common::*;
+
+/// Checks activations of `x`, whose largest magnitude may be off by `rounding` of itself.
+fn check_acts(x: &[f64], token: &[u8], rounding: f64) {
+    let k = x.len();
+    let (codes, tail) = (&token[..k.next_multiple_of(2 * GROUP)], tail(token, k));
+    assert!(codes[k..].iter().all(|&c| c == 0), "zeros behind the last input");
+    for (g, (codes, (scale, sum))) in codes.chunks_exact(GROUP).zip(tail).enumerate() {
+        let x = &x[k.min(g * GROUP)..k.min((g + 1) * GROUP)];
+        if x.iter().any(|x| !x.is_finite()) {
+            assert!(scale.is_nan(), "group {g}: {scale}");
+            continue;
+        }
+        let largest = x.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+        assert!((f64::from(scale) * 127.0 - largest).abs() <= largest * (rounding + 1e-6) + 1e-35);
+        assert_eq!(sum, codes.iter().map(|&c| i32::from(c as i8)).sum::<i32>());
+        for (x, &code) in x.iter().zip(codes) {
+            assert_ne!(code as i8, -128);
+            let error = (x - f64::from(scale) * f64::from(code as i8)).abs();
+            let bound = f64::from(scale) * 0.5 * (1.0 + 1e-4) + x.abs() * rounding + 1e-35;
+            assert!(error <= bound, "group {g}: {x} as {code} of {scale}");
+        }
+    }
+}
+
+/// Rows of inputs that are hard: zeros, tiny, huge, of all sizes, with NaN or infinity.
+fn hard_floats(rng: &mut Rng, n: usize) -> Vec<Vec<f32>> {
+    let mut rows: Vec<Vec<f32>> = [1.0, 0.0, 1e-30, 1e-38, 1e-45, 1e30, 3e38].map(|s| any_floats(rng, n, s)).to_vec();
+    rows.push((0..n).map(|_| 10f32.powi(rng.i32(-36..38)) * (rng.f32() - 0.5)).collect());
+    for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut row = any_floats(rng, n, 1.0);
+        row[rng.usize(..n)] = special;
+        rows.push(row);
+    }
+    rows
+}
+
+#[test]
+fn quantize() {
+    let mut rng = Rng::with_seed(1);
+    for n in [1, 3, 31, 63, 64, 65, 127, 128, 200, 576] {
+        for x in hard_floats(&mut rng, n) {
+            let exact: Vec<f64> = x.iter().map(|&x| x.into()).collect();
+            let all: Vec<Vec<u8>> = isas().iter().map(|&isa| quantized(isa, std::slice::from_ref(&x))).collect();
+            for token in &all {
+                check_acts(&exact, token, 0.0);
+                assert_eq!(*token, all[0], "the same bytes everywhere");
+            }
+        }
+    }
+}
+
+#[test]
+fn rms_norm_quantize() {
+    let mut rng = Rng::with_seed(2);
+    for n in [1, 7, 64, 65, 100, 576, 1000] {
+        for x in hard_floats(&mut rng, n) {
+            let (gain, eps) = (any_floats(&mut rng, n, 2.0), 1e-5f32);
+            let mean = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / n as f64;
+            if mean > 1e36 && mean.is_finite() {
+                // The sum of squares is beyond what floats hold.
+                continue;
+            }
+            let factor = 1.0 / (mean + f64::from(eps)).sqrt();
+            let exact: Vec<f64> = x.iter().zip(&gain).map(|(&x, &g)| f64::from(x) * factor * f64::from(g)).collect();
+            for isa in isas() {
+                let mut token = vec![0xaa; token_bytes(n)];
+                isa.rms_norm_quantize(&x, &gain, eps, &mut token);
+                if mean.is_finite() {
+                    check_acts(&exact, &token, ROUNDING);
+                } else {
+                    let special = x.iter().position(|x| !x.is_finite()).unwrap();
+                    assert!(tail(&token, n)[special / GROUP].0.is_nan());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn swiglu() {
+    let mut rng = Rng::with_seed(10);
+    for n in [1, 4, 15, 16, 17, 100, 576] {
+        for size in [1.0, 10.0, 100.0, 1e-30, 1e30] {
+            let (gate, up) = (any_floats(&mut rng, n, size), any_floats(&mut rng, n, 2.0));
+            for isa in isas() {
+                let mut out = vec![UNTOUCHED; n];
+                isa.swiglu(&gate, &up, &mut out);
+                for ((&g, &u), x) in gate.iter().zip(&up).zip(out) {
+                    let exact = silu(f64::from(g)) * f64::from(u);
+                    assert!(close(x, (exact, exact.abs() * ROUNDING)), "{isa}: silu({g}) * {u} = {exact}, not {x}");
+                }
+            }
+        }
+    }
+    for isa in isas() {
+        // As a vector and as what is left behind the last.
+        for n in [1, 16] {
+            let mut out = vec![0.0; n];
+            isa.swiglu(&vec![f32::NAN; n], &vec![1.0; n], &mut out);
+            assert!(out.iter().all(|x| x.is_nan()), "{isa}");
+            isa.swiglu(&vec![1.0; n], &vec![f32::NAN; n], &mut out);
+            assert!(out.iter().all(|x| x.is_nan()), "{isa}");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Attention.
+
+use fastrand::Rng;
+use kernels::{Cells, Isa, Query};
+
+use crate::common::*;
+
+/// Attention by its definition.
+fn attention(q: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>], scale: f32) -> Vec<f64> {
+    let dot =
+        |k: &Vec<f32>| q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * f64::from(scale);
+    let scores: Vec<f64> = keys.iter().map(dot).collect();
+    let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    let value = |i: usize| weights.iter().zip(values).map(|(w, v)| w / sum * f64::from(v[i])).sum();
+    (0..q.len()).map(value).collect()
+}
+
+/// Cells of 16-bit floats, or of floats that a function reads: their bytes, and their values.
+fn any_cells(rng: &mut Rng, halves: bool, n: usize, d: usize) -> (Vec<Vec<u8>>, Vec<Vec<f32>>) {
+    let mut cell = |_| {
+        if halves {
+            let bytes: Vec<u8> = (0..d).flat_map(|_| any_half(rng)).collect();
+            let floats = bytes.chunks_exact(2).map(half).collect();
+            (bytes, floats)
+        } else {
+            let floats = any_floats(rng, d, 2.0);
+            (bytes_of(&floats), floats)
+        }
+    };
+    (0..n).map(&mut cell).unzip()
+}
+
+/// The bytes of cells with something between them, and how far it is from one to the next.
+fn apart(cells: &[Vec<u8>]) -> (Vec<u8>, usize) {
+    let between = [0xffu8; 10];
+    (cells.iter().flat_map(|c| c.iter().chain(&between)).copied().collect(), cells[0].len() + between.len())
+}
+
+/// Results of all queries.
+fn attended(
+    isa: Isa,
+    queries: &[Query],
+    keys: &[Vec<u8>],
+    values: &[Vec<u8>],
+    halves: bool,
+    scale: f32,
+) -> Vec<Vec<f32>> {
+    let read = (!halves).then_some(&read_floats as &dyn Fn(&[u8], &mut [f32]));
+    let [(keys, k_stride), (values, v_stride)] = [apart(keys), apart(values)];
+    let len = queries[0].q.len() * if halves { 2 } else { 4 };
+    let keys = Cells { bytes: &keys, stride: k_stride, len, decode: read };
+    let values = Cells { bytes: &values, stride: v_stride, len, decode: read };
+    let mut results = Vec::new();
+    isa.attend(queries, &keys, &values, scale, &mut |i, out| {
+        assert_eq!(i, results.len(), "query by query");
+        results.push(out.to_vec());
+    });
+    results
+}
+
+#[test]
+fn attend() {
+    let mut rng = Rng::with_seed(9);
+    for (number, d) in [1, 3, 12, 20, 64, 80, 100, 128].into_iter().cycle().take(128).enumerate() {
+        // Few queries take another way, and those of equal sight together.
+        let n_queries = if number % 2 == 0 { rng.usize(1..6) } else { rng.usize(1..20) };
+        let (n_cells, halves) = (rng.usize(1..200), number % 3 != 0);
+        let (keys, key_floats) = any_cells(&mut rng, halves, n_cells, d);
+        let (values, value_floats) = any_cells(&mut rng, halves, n_cells, d);
+        let q: Vec<Vec<f32>> = (0..n_queries).map(|_| any_floats(&mut rng, d, 2.0)).collect();
+        let mut visible = rng.usize(1..=n_cells);
+        let mut query = |q| {
+            if rng.u8(0..3) == 0 {
+                visible = rng.usize(1..=n_cells);
+            }
+            Query { q, visible }
+        };
+        let queries: Vec<Query> = q.iter().map(|q| query(q)).collect();
+        let scale = rng.choice([1.0 / (d as f32).sqrt(), 3.0]).unwrap();
+        for isa in isas() {
+            let out = attended(isa, &queries, &keys, &values, halves, scale);
+            assert_eq!(out.len(), n_queries);
+            for (query, out) in queries.iter().zip(out) {
+                let n = query.visible;
+                let exact = attention(query.q, &key_floats[..n], &value_floats[..n], scale);
+                let close = |(x, exact): (&f32, &f64)| (f64::from(*x) - exact).abs() < 1e-3 * (1.0 + exact.abs());
+                assert!(out.len() == d && out.iter().zip(&exact).all(close), "{isa} d {d}, {n}: {out:?} {exact:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_stays() {
+    for isa in isas() {
+        for (q, k, v) in [(f32::NAN, 1.0, 1.0), (1.0, f32::NAN, 1.0), (1.0, 1.0, f32::NAN), (1.0, f32::INFINITY, 1.0)] {
+            let cell = |special: f32, i: usize| bytes_of(&[if i == 66 { special } else { 0.5 }; 16]);
+            let cells = |special: f32| (0..70).map(|i| cell(special, i)).collect::<Vec<_>>();
+            let q = [q; 16];
+            for n_queries in [1, 7] {
+                let queries = vec![Query { q: &q, visible: 70 }; n_queries];
+                let out = attended(isa, &queries, &cells(k), &cells(v), false, 1.0);
+                assert!(out.iter().flatten().all(|x| x.is_nan()), "{isa} {q:?} {k} {v}: {out:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Weights of all types, activations, and products of both, by their definitions.
+
+use fastrand::Rng;
+use kernels::{Acts, Format, GROUP, Isa, Row, token_bytes};
+
+/// Relative to a sum of magnitudes: what floats lose on the way.
+pub const ROUNDING: f64 = 1e-5;
+
+pub fn isas() -> Vec<Isa> {
+    let all = Isa::all();
+    assert_eq!(all.last().unwrap().to_string(), "portable");
+    all
+}
+
+/// A 16-bit float, by its definition.
+pub fn half(bytes: &[u8]) -> f32 {
+    let bits = u16::from_le_bytes([bytes[0], bytes[1]]);
+    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f32::from(bits & 0x3ff));
+    let size = match exponent {
+        0 => fraction * 2f32.powi(-24),
+        31 if fraction == 0.0 => f32::INFINITY,
+        31 => f32::NAN,
+        e => (1024.0 + fraction) * 2f32.powi(e - 25),
+    };
+    if bits >> 15 == 1 { -size } else { size }
+}
+
+/// A 16-bit float of ordinary size.
+pub fn any_half(rng: &mut Rng) -> [u8; 2] {
+    let exponent = rng.u16(8..18);
+    (exponent << 10 | rng.u16(0..1024) | u16::from(rng.bool()) << 15).to_le_bytes()
+}
+
+/// Mostly ordinary floats; `size` is their scale.
+pub fn any_floats(rng: &mut Rng, n: usize, size: f32) -> Vec<f32> {
+    (0..n).map(|_| (rng.f32() + rng.f32() - 1.0) * size).collect()
+}
+
+pub fn bytes_of(x: &[f32]) -> Vec<u8> {
+    x.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+pub fn read_floats(bytes: &[u8], out: &mut [f32]) {
+    for (out, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
+        *out = f32::from_le_bytes(b.try_into().unwrap());
+    }
+}
+
+/// Types whose definition is written here, and one that a function reads. (`formats/tests.rs` has the tests for all types.)
+pub const FORMATS: [Format; 5] = [Format::Q4_0, Format::Q4_1, Format::Q4K, Format::Q8_0, Format::Other(&read_floats)];
+
+/// Inputs and bytes of a block.
+pub fn block(format: Format) -> (usize, usize) {
+    match format {
+        Format::Q4_0 => (32, 18),
+        Format::Q4_1 => (32, 20),
+        Format::Q4K => (256, 144),
+        Format::Q8_0 => (32, 34),
+        Format::Other(_) => (1, 4),
+        _ => unreachable!("see FORMATS"),
+    }
+}
+
+pub fn row_bytes(format: Format, n_in: usize) -> usize {
+    n_in / block(format).0 * block(format).1
+}
+
+/// A row as a file might have it.
+pub fn any_row(rng: &mut Rng, format: Format, n_in: usize) -> Vec<u8> {
+    if let Format::Other(_) = format {
+        return bytes_of(&any_floats(rng, n_in, 3.0));
+    }
+    let mut row: Vec<u8> = (0..row_bytes(format, n_in)).map(|_| rng.u8(..)).collect();
+    for b in row.chunks_exact_mut(block(format).1) {
+        b[..2].copy_from_slice(&any_half(rng));
+        if matches!(format, Format::Q4_1 | Format::Q4K) {
+            b[2..4].copy_from_slice(&any_half(rng));
+        }
+    }
+    row
+}
+
+/// A row's values, by the definition of its format.
+pub fn values(row: &Row, n_in: usize) -> Vec<f32> {
+    let mut out = vec![0.0; n_in];
+    for (b, out) in row.bytes.chunks_exact(block(row.format).1).zip(out.chunks_exact_mut(block(row.format).0)) {
+        for (i, x) in out.iter_mut().enumerate() {
+            let nibble = |codes: &[u8], half: usize| {
+                f32::from(if i % (2 * half) < half { codes[i % half] & 15 } else { codes[i % half] >> 4 })
+            };
+            *x = match row.format {
+                Format::Q4_0 => half(b) * (nibble(&b[2..], 16) - 8.0),
+                Format::Q4_1 => half(b) * nibble(&b[4..], 16) + half(&b[2..]),
+                Format::Q8_0 => half(b) * f32::from(b[2 + i] as i8),
+                Format::Q4K => {
+                    let (q, j) = (&b[4..16], i / 32);
+                    let (scale, min) = match j {
+                        0..4 => (q[j] & 63, q[j + 4] & 63),
+                        _ => (q[j + 4] & 15 | q[j - 4] >> 6 << 4, q[j + 4] >> 4 | q[j] >> 6 << 4),
+                    };
+                    let code = nibble(&b[16 + i / 64 * 32..], 32);
+                    half(b) * f32::from(scale) * code - half(&b[2..]) * f32::from(min)
+                }
+                Format::Other(_) => f32::from_le_bytes(b.try_into().unwrap()),
+                _ => unreachable!("see FORMATS"),
+            };
+        }
+    }
+    out
+}
+
+/// Activations of tokens, one after the other.
+pub fn quantized(isa: Isa, tokens: &[Vec<f32>]) -> Vec<u8> {
+    let bytes = token_bytes(tokens[0].len());
+    let mut out = vec![0xaa; tokens.len() * bytes];
+    tokens.iter().zip(out.chunks_exact_mut(bytes)).for_each(|(x, out)| isa.quantize(x, out));
+    out
+}
+
+/// Scale and sum of each group of a token's activations.
+pub fn tail(token: &[u8], k: usize) -> Vec<(f32, i32)> {
+    let tail = &token[k.next_multiple_of(2 * GROUP)..];
+    let word = |b: &[u8]| [b[0], b[1], b[2], b[3]];
+    tail.chunks_exact(8).map(|b| (f32::from_le_bytes(word(b)), i32::from_le_bytes(word(&b[4..])))).collect()
+}
+
+/// What a token's activations stand for.
+pub fn dequantized(token: &[u8], k: usize) -> Vec<f32> {
+    let scales = tail(token, k);
+    (0..k).map(|i| scales[i / GROUP].0 * f32::from(token[i] as i8)).collect()
+}
+
+/// What is in places that are not to be written.
+pub const UNTOUCHED: f32 = -12345.0;
+
+pub fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+pub fn close(x: f32, (exact, bound): (f64, f64)) -> bool {
+    // Beyond the range of floats there is nothing to compare; below it all is zero.
+    exact.abs() + bound > 1e38 || (f64::from(x) - exact).abs() <= bound + 1e-35
+}
+
+/// Weights of a row's kept inputs, and the step of the codes that each group of them becomes.
+pub struct Weights {
+    pub values: Vec<f32>,
+    pub steps: Vec<f64>,
+}
+
+/// A product, and by how much it may be off as weights become codes.
+pub fn dot(w: &Weights, x: &[f32]) -> (f64, f64) {
+    let (mut sum, mut bound) = (0.0, 0.0);
+    for ((w, step), x) in w.values.chunks(GROUP).zip(&w.steps).zip(x.chunks(GROUP)) {
+        for (&w, &x) in w.iter().zip(x) {
+            let (w, x) = (f64::from(w), f64::from(x));
+            sum += w * x;
+            bound += (step * 0.5 * (1.0 + 1e-4) + w.abs() * ROUNDING) * x.abs();
+        }
+    }
+    (sum, bound)
+}
+
+/// Sum of the magnitudes of what is added up: scale times code, and minimum.
+pub fn magnitude(format: Format, row: &[u8], values: &[f32], x: &[f32]) -> f64 {
+    let mut bare = row.to_vec();
+    for b in bare.chunks_exact_mut(block(format).1) {
+        match format {
+            Format::Q4_1 => b[4..].fill(0),
+            Format::Q4K => b[16..].fill(0),
+            _ => b.fill(0),
+        }
+    }
+    let minima = self::values(&Row { bytes: &bare, format }, values.len());
+    let terms = values.iter().zip(&minima).zip(x);
+    terms.map(|((w, m), x)| (f64::from((w - m).abs()) + f64::from(m.abs())) * f64::from(x.abs())).sum()
+}
+
+/// A row of whole numbers up to 127 that 8 bits hold exactly, and 127 or -127 among each eight.
+pub fn whole_row(rng: &mut Rng, format: Format, n_in: usize) -> Vec<u8> {
+    let (one, eight, seven) = (0x3c00u16.to_le_bytes(), 0x4800u16.to_le_bytes(), 0x4700u16.to_le_bytes());
+    let mut row = vec![0; row_bytes(format, n_in)];
+    for b in row.chunks_exact_mut(block(format).1) {
+        match format {
+            // 8 * code + 7: 15 makes 127.
+            Format::Q4_1 => {
+                b[..4].copy_from_slice(&[eight, seven].concat());
+                b[4..].iter_mut().enumerate().for_each(|(i, b)| *b = if i % 8 == 3 { 0xff } else { rng.u8(..) });
+            }
+            // The same of scales 8, minima 7 and a factor of -1 on these.
+            Format::Q4K => {
+                b[..4].copy_from_slice(&[one, 0xbc00u16.to_le_bytes()].concat());
+                b[4..8].fill(8);
+                b[8..12].fill(7);
+                b[12..16].fill(0x78);
+                b[16..].iter_mut().enumerate().for_each(|(i, b)| *b = if i % 8 == 3 { 0xff } else { rng.u8(..) });
+            }
+            Format::Q8_0 => {
+                b[..2].copy_from_slice(&one);
+                let code =
+                    |i, rng: &mut Rng| if i % 8 == 3 { rng.choice([127, -127]).unwrap() } else { rng.i8(-127..) };
+                b[2..].iter_mut().enumerate().for_each(|(i, b)| *b = code(i, rng) as u8);
+            }
+            _ => unreachable!("{format:?} has no such rows"),
+        }
+    }
+    row
+}
+
+/// Whole activations with 127 or -127 among each eight.
+pub fn whole_acts(rng: &mut Rng, k: usize) -> Vec<f32> {
+    (0..k).map(|i| if i % 8 == 5 { rng.choice([127.0, -127.0]).unwrap() } else { rng.i32(-127..=127) as f32 }).collect()
+}
+
+pub fn whole_dot(w: &[f32], x: &[f32]) -> f32 {
+    w.iter().zip(x).map(|(w, x)| (w * x) as i32).sum::<i32>() as f32
+}
+
+/// Products of few tokens with rows where they are, `[row][token]`.
+pub fn products(isa: Isa, format: Format, rows: &[Vec<u8>], acts: Acts) -> Vec<Vec<f32>> {
+    let mut out = Vec::new();
+    let row = |i: usize| Row { bytes: &rows[i], format };
+    isa.gemv(&isa.gemv_acts(acts, format), row, rows.len(), |i, x| {
+        assert_eq!(i, out.len(), "row by row");
+        out.push(x.to_vec());
+    });
+    out
+}
