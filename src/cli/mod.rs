@@ -686,6 +686,7 @@ fn context(a: ContextArgs) -> Result<engine::Options> {
         cache_type_v: cache_type("-ctv", a.cache_type_v.as_deref().unwrap_or("f16"))?,
         // Every backend of ours has it: auto is on.
         flash_attn: tristate("-fa", &a.flash_attn)? != Tristate::Off,
+        exact: false,
     })
 }
 

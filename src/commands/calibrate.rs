@@ -67,6 +67,7 @@ pub fn run(options: &Options) -> Result<()> {
 
     let mut context = options.context.clone();
     context.n_ctx = Some(u32::try_from(seq_len).unwrap_or(u32::MAX));
+    context.exact = true;
     (context.n_batch, context.n_ubatch) = (u32::MAX, u32::try_from(batch * seq_len).unwrap_or(u32::MAX));
     let mut session = Session::new(&model, &context, batch, batch * seq_len, signals.interrupt.clone())?;
     let bar = log.progress("calibrating", (n_seqs * seq_len) as u64, "tokens");

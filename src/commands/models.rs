@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::print;
 use crate::error::{Error, Result, escape, shown};
 use crate::gguf::Gguf;
-use crate::model::{Hparams, RopeOptions, description};
+use crate::model::{RopeOptions, description, read_hparams};
 use crate::system::memory;
 use crate::system::places::{self, Env, env};
 
@@ -97,7 +97,7 @@ struct Model {
 fn describe(path: &Path) -> Result<Model, String> {
     let read = || {
         let gguf = Gguf::open(path)?;
-        Hparams::read(&gguf, &RopeOptions::default())?;
+        read_hparams(&gguf, &RopeOptions::default())?;
         let name = gguf.metadata().lossy("general.name").map(|n| shown(&n).into_owned());
         Ok(Model { n_bytes: gguf.file_bytes(), name, description: description(&gguf) })
     };

@@ -171,6 +171,8 @@ pub fn run(options: &Options) -> Result<()> {
     let mut context = options.context.clone();
     context.n_ctx = Some(u32::try_from(n_ctx).unwrap_or(u32::MAX));
     if options.batch.is_some() {
+        // Scores decide between near equals: as exact as in the reference.
+        context.exact = true;
         // What is pruned together runs together.
         context.n_ubatch = u32::try_from(n_seq * n_ctx).unwrap_or(u32::MAX);
         context.n_batch = context.n_ubatch;

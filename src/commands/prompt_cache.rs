@@ -1,7 +1,7 @@
 //! `--prompt-cache FILE`: what a session takes over from the file, and what is left in it.
 
 use crate::error::Result;
-use crate::model::CacheParams;
+use crate::graph::CacheParams;
 use crate::engine::prompt_cache::{Found, n_tokens};
 use crate::engine::Session;
 use crate::tokenizer::Token;
@@ -16,7 +16,7 @@ pub struct Held(Vec<Token>);
 pub fn saved_tokens(run: &Run) -> u64 {
     let context = &run.options.context;
     let (type_k, type_v) = (context.cache_type_k, context.cache_type_v);
-    let cell = CacheParams { n_cells: 1, n_seq: 1, type_k, type_v, flash_attn: true }.bytes(run.model.hparams());
+    let cell = CacheParams { n_cells: 1, n_seq: 1, type_k, type_v, flash_attn: true, exact: false }.bytes(&run.model.dims());
     run.options.prompt_cache.as_deref().map_or(0, |path| n_tokens(path, cell))
 }
 

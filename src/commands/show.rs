@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::print;
 use crate::error::{Error, Result, escape};
 use crate::gguf::{Gguf, TensorInfo};
-use crate::model::{Hparams, RopeOptions};
+use crate::model::{RopeOptions, read_hparams};
 use crate::system::memory;
 
 #[derive(Debug, Clone)]
@@ -77,7 +77,7 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// What the pruning pass can leave out, block by block; alike layers share a line.
 pub fn prunable(gguf: &Gguf) -> Result<String> {
-    let h = Hparams::read(gguf, &RopeOptions::default())?;
+    let (_, h) = read_hparams(gguf, &RopeOptions::default())?;
     let ty =
         |il: usize, name: &str| gguf.tensor(&format!("blk.{il}.{name}.weight")).map_or("none".into(), |t| t.ty.name());
     let columns = |il: usize, name: &str| {

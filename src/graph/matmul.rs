@@ -12,7 +12,7 @@ use super::states::States;
 use crate::prune::{
     Block, GatherColumns, GatherRows, Reduced, ReducedLinear, ReducedMatrix, Role, column_type,
 };
-use crate::weights::{Activation, Kernel, Linear, Norm, Weight, format};
+use crate::weights::{Activation, Kernel, Linear, Norm, Weight, has_gemv};
 
 /// Which part of a matrix is multiplied.
 #[derive(Debug, Clone, Copy)]
@@ -158,7 +158,7 @@ impl<'g> GraphBuilder<'_, 'g> {
         kept: Option<&Kept<'_, 'g>>,
     ) -> Tensor<'g> {
         let n = states.n();
-        let is_direct = operands.iter().all(|o| format(o.matrix.ty()).is_some());
+        let is_direct = operands.iter().all(|o| has_gemv(o.matrix.ty()));
         // Kept units need not be named where their rows were made in advance.
         let kept = kept.filter(|_| operands.iter().any(|o| o.unit_rows.is_some()));
         let n_kept = kept.map_or(0, |k| k.n);

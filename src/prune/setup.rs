@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::block::{Block, BlockKind, Masks};
 use super::calibration::{Calibration, path_for};
-use super::options::{HistoryKind, Method, Options};
+use super::options::{HistoryKind, Options};
 use super::plan::Plan;
 use super::pruning::Pruning;
 use super::record::Record;

@@ -3,6 +3,8 @@
 //! No decision is made by timing. A machine that does something else meanwhile would decide otherwise, and other kernels round
 //! otherwise: the same file, flags and seed would not give the same answer.
 
+use std::sync::LazyLock;
+
 use ggml::Type;
 use kernels::{Format, Isa, MAX_GEMV_TOKENS};
 
@@ -39,12 +41,12 @@ impl Kernel {
             Kernels::Native => true,
             Kernels::Auto => is_faster(),
         };
-        match format(ty) {
+        match has_gemv(ty) {
             _ if !is_own || !ty.is_quantized() => Kernel::Ggml,
-            Some(_) => Kernel::Own,
-            // What is multiplied with few tokens only would never be ours.
-            None if is_head => Kernel::Ggml,
-            None => Kernel::OwnGemm,
+            true => Kernel::Own,
+            // An answer's logits are of few tokens, and a text is to be scored by what answers.
+            false if is_head => Kernel::Ggml,
+            false => Kernel::OwnGemm,
         }
     }
 }
@@ -56,13 +58,16 @@ fn is_faster() -> bool {
     cfg!(target_arch = "x86_64") && !Isa::best().is_portable()
 }
 
-/// Our kernels' format of a type whose rows they can read where they are.
+/// Our kernels' format of a type, if they decode it themselves.
 pub fn format(ty: Type) -> Option<Format<'static>> {
-    match ty {
-        Type::Q4_0 => Some(Format::Q4_0),
-        Type::Q4_1 => Some(Format::Q4_1),
-        Type::Q4_K => Some(Format::Q4K),
-        Type::Q8_0 => Some(Format::Q8_0),
-        _ => None,
-    }
+    static KNOWN: LazyLock<Vec<(Type, Format<'static>)>> = LazyLock::new(|| {
+        let types = (0..u32::from(u8::MAX)).filter_map(Type::from_id);
+        types.filter_map(|ty| Some((ty, Format::from_name(&ty.name())?))).collect()
+    });
+    KNOWN.iter().find(|known| known.0 == ty).map(|known| known.1)
+}
+
+/// Whether our kernels multiply rows of a type where they are.
+pub fn has_gemv(ty: Type) -> bool {
+    format(ty).is_some_and(Format::has_gemv)
 }

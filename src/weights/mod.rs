@@ -10,7 +10,7 @@ mod packed;
 mod placement;
 mod tensors;
 
-pub use kernel::{Kernel, format};
+pub use kernel::{Kernel, format, has_gemv};
 pub use loader::{Loaded, Loader};
 pub use matrix::Matrix;
 pub use options::{Kernels, Options, Pack};

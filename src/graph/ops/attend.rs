@@ -56,7 +56,7 @@ impl Op for Attend {
                         tokens.iter().flat_map(|&(t, _)| heads.iter().map(move |&h| (t, h))).collect();
                     let queries: Vec<Query> = (tokens.iter())
                         .flat_map(|(t, sight)| {
-                            heads.iter().map(|&h| Query { q: q.elements([h, *t, 0]), cells: sight.cells.clone() })
+                            heads.iter().map(|&h| Query { q: q.elements([h, *t, 0]), visible: sight.cells.clone() })
                         })
                         .collect();
                     let decode = |ty: Type| move |b: &[u8], o: &mut [f32]| dequantize_row(ty, b, o);
@@ -76,5 +76,5 @@ impl Op for Attend {
 /// Keys or values of one head of a sequence; our kernels read 16-bit floats themselves.
 fn cells<'a>(source: &Source<'a>, head: usize, seq: usize, decode: &'a dyn Fn(&[u8], &mut [f32])) -> Cells<'a> {
     let (bytes, stride, len) = source.along(head, seq);
-    Cells { bytes, stride, len, values: (source.ty() != Type::F16).then_some(decode) }
+    Cells { bytes, stride, len, decode: (source.ty() != Type::F16).then_some(decode) }
 }

@@ -29,7 +29,7 @@ impl Op for ColumnProduct {
         while let Some(mut out) = parts.next() {
             let first = out.columns().start;
             for (t, acts) in acts.iter().enumerate() {
-                isa.multiply_columns(layout, self.columns.bytes(), acts, first, out.row::<f32>(t));
+                isa.gemv_columns(layout, self.columns.bytes(), acts, first, out.row::<f32>(t));
             }
         }
     }

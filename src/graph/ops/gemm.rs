@@ -139,12 +139,13 @@ impl PanelProduct {
                 if let Some(clock) = &self.clock {
                     clock.add_pack(began.elapsed());
                 }
-                let panels: [&[u8]; 2] = std::array::from_fn(|i| match i < n_panels {
-                    true => packed(i).unwrap_or(&scratch[i]),
-                    false => &[],
-                });
+                let panel = |which: usize| packed(which).unwrap_or(&scratch[which]);
+                let (acts, tokens) = (shared.acts, &shared.tokens[..]);
                 let mut out = Tokens { part: out, at: at + start - rows.start };
-                isa.multiply(&panels[..n_panels], n, shared.acts, &shared.tokens, &mut out);
+                match self.combine {
+                    Combine::Stack => isa.gemm(panel(0), n, acts, tokens, &mut out),
+                    Combine::SwiGlu => isa.gemm_swiglu(panel(0), panel(1), n, acts, tokens, &mut out),
+                }
             }
         });
     }

@@ -1,7 +1,7 @@
 //! Products of a few tokens, with rows of weights where they are.
 
 use ggml::{Division, Op, Part, Parts, Source};
-use kernels::{Acts, Few, Isa};
+use kernels::{Acts, GemvActs, Isa};
 
 use super::operand::{Combine, Operand, Rows};
 use super::quantize::quantize_rows;
@@ -45,8 +45,8 @@ impl Op for RowProduct {
         let acts = quantize_rows(&sources[0], self.gain.map(|i| &sources[i]), self.eps);
         let rows = Rows::new(&self.operands);
         // The tokens for each operand's format, once for all parts of this thread.
-        let ready = |i: usize| Isa::best().few(Acts::new(&acts, k), rows.format(i));
-        let tokens: Vec<Few> = (0..self.operands.len()).map(ready).collect();
+        let ready = |i: usize| Isa::best().gemv_acts(Acts::new(&acts, k), rows.format(i));
+        let tokens: Vec<GemvActs> = (0..self.operands.len()).map(ready).collect();
         while let Some(mut out) = parts.next() {
             let range = out.columns();
             let mut first = 0;
@@ -59,7 +59,7 @@ impl Op for RowProduct {
                         let number = number + which;
                         let row = |i: usize| rows.row(number, share.start - first + i, ids);
                         let mut all = vec![0.0f32; n * share.len()];
-                        Isa::best().multiply_few(&tokens[number], row, share.len(), |i, x| {
+                        Isa::best().gemv(&tokens[number], row, share.len(), |i, x| {
                             x.iter().enumerate().for_each(|(t, x)| all[t * share.len() + i] = *x);
                         });
                         all

@@ -16,12 +16,12 @@ const BLOCK: usize = 64;
 const ROWS: usize = 6;
 
 /// One query of a head.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Query<'a> {
     /// `[d]`
     pub q: &'a [f32],
-    /// How many cells it sees, from the first on; at least one
-    pub visible: usize,
+    /// The cells that it sees; at least one
+    pub visible: Range<usize>,
 }
 
 /// Keys or values of one head.
@@ -189,10 +189,10 @@ fn read<S: Simd>(s: S, cells: &Cells, range: Range<usize>, d: usize, width: usiz
 const MAX_IN_PLACE_QUERIES: usize = 4;
 
 impl Attend<'_, '_> {
-    /// `R` queries from number `first_query` on, which see as many cells. Their `d` elements are whole vectors.
+    /// `R` queries from number `first_query` on, which see the same cells. Their `d` elements are whole vectors.
     #[inline(always)]
     fn in_place<S: Simd, const R: usize>(&mut self, s: S, first_query: usize) {
-        let Query { q, visible } = self.queries[first_query];
+        let Query { q, visible } = &self.queries[first_query];
         let d = q.len();
         let Buffers { cells, out, q: scaled, .. } = &mut *self.buffers;
         cells.resize(S::LANES * d, 0.0);
@@ -204,8 +204,8 @@ impl Attend<'_, '_> {
         }
         let mut softmax = [Softmax::NONE; R];
         let mut scores = [[f32::NEG_INFINITY; BLOCK]; R];
-        for first in (0..visible).step_by(BLOCK) {
-            let range = first..visible.min(first + BLOCK);
+        for first in visible.clone().step_by(BLOCK) {
+            let range = first..visible.end.min(first + BLOCK);
             score::<S, R>(s, self.keys, range.clone(), scaled, cells, d, &mut scores);
             for r in 0..R {
                 weights_in_place(s, range.len(), &mut softmax[r], &mut scores[r], &mut out[r * d..(r + 1) * d]);
@@ -239,7 +239,7 @@ impl Attend<'_, '_> {
         }
     }
 
-    /// Any number of queries, each with its own number of visible cells.
+    /// Any number of queries, each with cells of its own that it sees.
     #[inline(always)]
     fn by_blocks<S: Simd>(self, s: S) {
         let Attend { queries, keys, values, scale, done, buffers } = self;
@@ -257,22 +257,25 @@ impl Attend<'_, '_> {
         buffers.out.resize(n * width, 0.0);
         buffers.softmax.clear();
         buffers.softmax.resize(n, Softmax::NONE);
-        let most = queries.iter().map(|q| q.visible).max().unwrap_or(0);
-        for first in (0..most).step_by(BLOCK) {
-            let range = first..most.min(first + BLOCK);
+        let start = queries.iter().map(|q| q.visible.start).min().unwrap_or(0);
+        let end = queries.iter().map(|q| q.visible.end).max().unwrap_or(0);
+        for first in (start..end).step_by(BLOCK) {
+            let range = first..end.min(first + BLOCK);
             read(s, keys, range.clone(), d, width, &mut buffers.cells);
             read(s, values, range, d, width, &mut buffers.values);
             transpose(s, &buffers.cells, width, &mut buffers.keys);
             for start in (0..n).step_by(ROWS) {
                 let end = n.min(start + ROWS);
-                if queries[start..end].iter().all(|q| q.visible <= first) {
+                let sees_none = |q: &Query| q.visible.end <= first || q.visible.start >= first + BLOCK;
+                if queries[start..end].iter().all(sees_none) {
                     continue;
                 }
                 let mut weights = [0.0f32; ROWS * BLOCK];
                 let q = &buffers.q[start * width..];
                 add_product_all(s, q, width, &buffers.keys, d, BLOCK, end - start, &mut weights);
                 for (i, w) in weights.chunks_exact_mut(BLOCK).enumerate().take(end - start) {
-                    let visible = queries[start + i].visible.saturating_sub(first).min(BLOCK);
+                    let Range { start: from, end: to } = queries[start + i].visible;
+                    let visible = from.saturating_sub(first).min(BLOCK)..to.saturating_sub(first).min(BLOCK);
                     let out = &mut buffers.out[(start + i) * width..][..width];
                     weights_of_block(s, visible, &mut buffers.softmax[start + i], w, out);
                 }
@@ -348,15 +351,16 @@ fn weights_in_place<S: Simd>(s: S, n: usize, softmax: &mut Softmax, scores: &mut
     softmax.total += s.reduce_sum(sum);
 }
 
-/// Changes a block's first `n` scores to weights, and the others to zeros; `out` is the query's result so far. Unlike
+/// Changes the scores of a block's visible cells to weights, and the others to zeros; `out` is the query's result so far. Unlike
 /// [`weights_in_place`] it sums weights up as it computes them.
 #[inline(always)]
-fn weights_of_block<S: Simd>(s: S, n: usize, softmax: &mut Softmax, scores: &mut [f32], out: &mut [f32]) {
-    if n == 0 {
+fn weights_of_block<S: Simd>(s: S, visible: Range<usize>, softmax: &mut Softmax, scores: &mut [f32], out: &mut [f32]) {
+    if visible.is_empty() {
         scores.fill(0.0);
         return;
     }
-    scores[n..].fill(f32::NEG_INFINITY);
+    scores[..visible.start].fill(f32::NEG_INFINITY);
+    scores[visible.end..].fill(f32::NEG_INFINITY);
     let mut largest = s.splat(softmax.largest);
     for v in scores.chunks_exact(S::LANES) {
         largest = s.max(s.load_f(v), largest);
@@ -369,7 +373,8 @@ fn weights_of_block<S: Simd>(s: S, n: usize, softmax: &mut Softmax, scores: &mut
         s.store_f(p, v);
     }
     // What `exp` makes of minus infinity is small, but not zero.
-    scores[n..].fill(0.0);
+    scores[..visible.start].fill(0.0);
+    scores[visible.end..].fill(0.0);
     softmax.total += s.reduce_sum(sum);
 }
 
@@ -483,7 +488,7 @@ impl Kernel for Attend<'_, '_> {
         }
         let mut i = 0;
         while i < self.queries.len() {
-            let visible = self.queries[i].visible;
+            let visible = self.queries[i].visible.clone();
             let n = self.queries[i..].iter().take_while(|q| q.visible == visible).count();
             match n {
                 4.. => self.in_place::<S, 4>(s, i),

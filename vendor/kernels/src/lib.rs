@@ -169,8 +169,8 @@ impl Isa {
         self.run(columns::GemvColumns { w, tiles, acts, first, out });
     }
 
-    /// Attention of queries to the cells of one key and value head: for each query `softmax(q k^T * scale) v` over the first
-    /// [`Query::visible`] cells. `done(i, result)` gets the result of query `i`, query by query.
+    /// Attention of queries to the cells of one key and value head: for each query `softmax(q k^T * scale) v` over the cells of
+    /// [`Query::visible`]. `done(i, result)` gets the result of query `i`, query by query.
     ///
     /// # Panics
     /// If there are no queries, or a query sees more cells than there are.

@@ -100,6 +100,11 @@ impl Isa {
         InstructionSet::all().into_iter().map(Isa).collect()
     }
 
+    /// Whether it has no vector instructions that the kernels know.
+    pub fn is_portable(self) -> bool {
+        matches!(self.0, InstructionSet::Portable(_))
+    }
+
     /// Runs a kernel with the instruction set.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
         self.0.run(kernel)
