@@ -31,7 +31,6 @@ pub enum ComputeError {
 
 /// An element that moves between the program and a tensor.
 pub trait Element: Copy + fmt::Debug + sealed::Sealed {
-    /// The tensor's type.
     const TYPE: Type;
 }
 
@@ -72,17 +71,13 @@ elements! {
 /// When a node of a graph was computed.
 #[derive(Debug, Clone)]
 pub struct NodeTime {
-    /// Its name.
     pub name: String,
-    /// Its operation, as ggml names it.
+    /// The operation, as ggml names it.
     pub op: String,
-    /// Its shape.
     pub ne: [usize; 4],
-    /// When its computation began.
     pub start: Instant,
-    /// How long it took.
     pub duration: Duration,
-    /// Whether all of its floats are finite; `true` for what is no F32 in the program's memory.
+    /// Whether all elements are finite; `true` for nodes that are not F32 or not in the program's memory.
     pub finite: bool,
 }
 

@@ -30,7 +30,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -107,7 +107,10 @@ pub(crate) fn computes(op: sys::ggml_op) -> bool {
     )
 }
 
-/// Builds one graph.
+/// Makes the tensors of one graph.
+///
+/// Shapes are in ggml's order `[ne0, ne1, ne2, ne3]`; a row is what lies along the first dimension. Every operation panics with
+/// its own name if its arguments are not as it documents.
 #[derive(Debug)]
 pub struct Builder<'g> {
     context: Context,
@@ -117,6 +120,8 @@ pub struct Builder<'g> {
     max_tensors: usize,
     /// Tensors of stores that were used.
     leaves: RefCell<HashSet<NonNull<sys::ggml_tensor>>>,
+    /// Those of them that only `mul_mat` reads, as its first matrix.
+    packed: RefCell<HashSet<NonNull<sys::ggml_tensor>>>,
     row_limits: RefCell<HashMap<NonNull<sys::ggml_tensor>, usize>>,
     slots: RefCell<Vec<NonNull<sys::ggml_tensor>>>,
     #[allow(clippy::vec_box, reason = "addresses must not change")]
@@ -129,8 +134,6 @@ pub struct Builder<'g> {
 #[derive(Debug, Clone, Copy)]
 pub struct Tensor<'g> {
     ptr: NonNull<sys::ggml_tensor>,
-    /// Whether the bytes are in a layout that only `mul_mat` reads (see `Store`).
-    packed: bool,
     brand: PhantomData<fn(&'g ()) -> &'g ()>,
 }
 
@@ -176,6 +179,7 @@ impl Graph {
             room: Cell::new(max_tensors),
             max_tensors,
             leaves: RefCell::default(),
+            packed: RefCell::default(),
             row_limits: RefCell::default(),
             slots: RefCell::default(),
             ops: RefCell::default(),
@@ -257,7 +261,6 @@ impl<'g> Tensor<'g> {
         self.ptr.as_ptr()
     }
 
-    /// Shape.
     pub fn ne(&self) -> [usize; 4] {
         self.raw().ne.map(|n| usize::try_from(n).unwrap_or(0))
     }
@@ -267,12 +270,10 @@ impl<'g> Tensor<'g> {
         self.raw().nb
     }
 
-    /// Element type.
     pub fn ty(&self) -> Type {
         Type::from_id(self.raw().type_).expect("tensors have types of this ggml")
     }
 
-    /// Number of elements.
     pub fn n_elements(&self) -> usize {
         self.ne().iter().product()
     }
@@ -315,15 +316,12 @@ fn int(n: usize) -> i64 {
 /// Asserts what element by element operations ask for: `a` of floats in contiguous rows, `b` of the same type or F32, and
 /// a shape of `b` that goes into that of `a` a whole number of times.
 fn assert_elementwise(operation: &str, a: Tensor, b: Tensor) {
-    assert!(!a.packed && !b.packed, "{operation}: {PACKED}");
     let floats = [Type::F32, Type::F16, Type::BF16].contains(&a.ty());
     assert!(floats && [a.ty(), Type::F32].contains(&b.ty()), "{operation}: types {:?} and {:?}", a.ty(), b.ty());
     let repeats = a.ne().iter().zip(b.ne()).all(|(a, b)| a.is_multiple_of(b));
     assert!(repeats, "{operation}: {:?} does not repeat to {:?}", b.ne(), a.ne());
     assert!(a.rows_are_contiguous(), "{operation}: the rows are not contiguous");
 }
-
-const PACKED: &str = "the tensor is in a layout that only mul_mat reads, as its weight";
 
 impl<'g> Builder<'g> {
     fn ctx(&self) -> *mut sys::ggml_context {
@@ -339,8 +337,20 @@ impl<'g> Builder<'g> {
 
     fn wrap(&self, ptr: *mut sys::ggml_tensor) -> Tensor<'g> {
         self.take();
-        let ptr = NonNull::new(ptr).expect("ggml returns a tensor or aborts");
-        Tensor { ptr, packed: false, brand: PhantomData }
+        let t = Tensor { ptr: NonNull::new(ptr).expect("ggml returns a tensor or aborts"), brand: PhantomData };
+        // The first matrix of mul_mat may be packed.
+        let first = usize::from(t.raw().op == sys::GGML_OP_MUL_MAT);
+        let packed = t.raw().src[first..].iter().any(|&s| NonNull::new(s).is_some_and(|s| self.is_packed(s)));
+        if packed {
+            // SAFETY: the tensor is live; the name of its operation is a constant.
+            let op = unsafe { CStr::from_ptr(sys::ggml_op_desc(t.as_ptr())) }.to_string_lossy().to_lowercase();
+            panic!("{op}: a tensor is in a layout that only mul_mat reads");
+        }
+        t
+    }
+
+    fn is_packed(&self, tensor: NonNull<sys::ggml_tensor>) -> bool {
+        self.packed.borrow().contains(&tensor)
     }
 
     /// Notes that `ids` chooses among `n_rows` rows. ggml's kernels end the process on a number that is no row: those of an
@@ -376,7 +386,11 @@ impl<'g> Builder<'g> {
     }
 
     /// Marks a result that is read after each computation.
+    ///
+    /// # Panics
+    /// If it is a tensor of a store in a layout of its own (see [`Store::read`]).
     pub fn output(&self, t: Tensor<'g>) -> Slot {
+        assert!(!self.is_packed(t.ptr), "output: the tensor is in a layout of its own");
         // SAFETY: the tensor is live.
         unsafe { sys::ggml_set_output(t.as_ptr()) };
         self.expand(t);
@@ -396,7 +410,10 @@ impl<'g> Builder<'g> {
         if !stores.iter().any(|s| Rc::ptr_eq(s, store)) {
             stores.push(store.clone());
         }
-        Tensor { ptr, packed: store.is_packed(id), brand: PhantomData }
+        if store.is_packed(id) {
+            self.packed.borrow_mut().insert(ptr);
+        }
+        Tensor { ptr, brand: PhantomData }
     }
 
     /// Adds the operations that `t` needs, and `t`, to the graph, in this order.
@@ -421,7 +438,6 @@ impl<'g> Builder<'g> {
     /// Numbers that an input holds are checked when it is set. Where the graph computes them, they must be below `ne1`: ggml
     /// ends the process otherwise.
     pub fn get_rows(&self, a: Tensor<'g>, ids: Tensor<'g>) -> Tensor<'g> {
-        assert!(!a.packed, "get_rows: {PACKED}");
         assert!(a.ty() == Type::I32 || can_dequantize(a.ty()), "get_rows: type {:?}", a.ty());
         assert!(a.ne()[2..] == [1, 1] && a.rows_are_contiguous(), "get_rows: of {:?} {:?}", a.ne(), a.nb());
         assert!(ids.ty() == Type::I32 && ids.ne()[1..] == [1, 1, 1], "get_rows: ids {:?} {:?}", ids.ty(), ids.ne());
@@ -440,9 +456,8 @@ impl<'g> Builder<'g> {
             m[0] == n[0] && n[2].is_multiple_of(m[2]) && n[3].is_multiple_of(m[3]),
             "mul_mat: shapes {m:?} and {n:?}"
         );
-        assert!(!x.packed, "mul_mat: {PACKED}");
         assert!(a.ty().multiplies(x.ty()), "mul_mat: types {:?} and {:?}", a.ty(), x.ty());
-        assert!(!a.packed || x.ty() == Type::F32, "mul_mat: type {:?} with a packed weight", x.ty());
+        assert!(!self.is_packed(a.ptr) || x.ty() == Type::F32, "mul_mat: type {:?} with a packed weight", x.ty());
         assert!(
             a.rows_are_contiguous() && a.nb()[0] <= a.nb()[1] && x.rows_are_contiguous(),
             "mul_mat: the rows are not contiguous"
@@ -554,7 +569,6 @@ impl<'g> Builder<'g> {
 
     /// The elements of `a`, which is contiguous, in another shape. Nothing is copied.
     pub fn reshape(&self, a: Tensor<'g>, ne: [usize; 4]) -> Tensor<'g> {
-        assert!(!a.packed, "reshape: {PACKED}");
         assert!(a.is_contiguous(), "reshape: the tensor is not contiguous");
         assert!(a.ty().n_bytes(ne) == Some(a.n_bytes()), "reshape: {:?} to {ne:?} of {:?}", a.ne(), a.ty());
         // SAFETY: a is contiguous and has as many elements, in whole blocks along each row.
@@ -567,7 +581,6 @@ impl<'g> Builder<'g> {
     /// are contiguous, and strides and offset are multiples of the size of `a`'s blocks. The view lies within `a`, and has no
     /// more elements than `a` from the offset on.
     pub fn view(&self, a: Tensor<'g>, ne: [usize; 4], nb: [usize; 3], offset: usize) -> Tensor<'g> {
-        assert!(!a.packed, "view: {PACKED}");
         let (ty, wanted) = (a.ty(), format_args!("{ne:?} {nb:?} from {offset} on").to_string());
         let bytes = ty.n_bytes(ne).unwrap_or_else(|| panic!("view: shape {wanted} of {ty:?}"));
         let block = ty.block_bytes();
@@ -603,7 +616,6 @@ impl<'g> Builder<'g> {
     /// `a` with its dimensions in another order: dimension `i` becomes dimension `axes[i]`. Nothing is copied. The first
     /// dimension of a quantised tensor stays the first, as its blocks lie along it.
     pub fn permute(&self, a: Tensor<'g>, axes: [u8; 4]) -> Tensor<'g> {
-        assert!(!a.packed, "permute: {PACKED}");
         let mut seen = axes;
         seen.sort_unstable();
         assert!(seen == [0, 1, 2, 3], "permute: axes {axes:?}");
@@ -615,7 +627,6 @@ impl<'g> Builder<'g> {
 
     /// A contiguous copy of `a` in the given shape, which has as many elements.
     pub fn cont(&self, a: Tensor<'g>, ne: [usize; 4]) -> Tensor<'g> {
-        assert!(!a.packed, "cont: {PACKED}");
         assert!(
             a.ty().n_bytes(ne).is_some() && a.ty().n_bytes(ne) == a.ty().n_bytes(a.ne()),
             "cont: {:?} to {ne:?} of {:?}",
@@ -629,7 +640,6 @@ impl<'g> Builder<'g> {
     /// A contiguous copy of `a` in another type: F32, F16 and BF16 to each other, and from contiguous rows to what can be
     /// quantised without more than the values; F32 to I32 and back; anything that can be dequantised to F32.
     pub fn cast(&self, a: Tensor<'g>, ty: Type) -> Tensor<'g> {
-        assert!(!a.packed, "cast: {PACKED}");
         let from = a.ty();
         let floats = [Type::F32, Type::F16, Type::BF16];
         let known = from == ty
@@ -651,7 +661,6 @@ impl<'g> Builder<'g> {
     /// ends the process otherwise.
     pub fn set_rows(&self, a: Tensor<'g>, rows: Tensor<'g>, ids: Tensor<'g>) -> Tensor<'g> {
         let (m, n) = (a.ne(), rows.ne());
-        assert!(!a.packed, "set_rows: {PACKED}");
         assert!(m[0] == n[0] && m[2..] == n[2..] && m[3] == 1, "set_rows: shapes {m:?} and {n:?}");
         let buffer = a.root().buffer;
         // SAFETY: a tensor's buffer is live while the tensor is.
@@ -672,7 +681,6 @@ impl<'g> Builder<'g> {
     /// `[n_kv, n_tokens, 1, n_seq]` and contiguous. Returns F32 `[n_embd_head, n_head, n_tokens, n_seq]`.
     pub fn flash_attn(&self, q: Tensor<'g>, k: Tensor<'g>, v: Tensor<'g>, mask: Tensor<'g>, scale: f32) -> Tensor<'g> {
         let (nq, nk, nv, nm) = (q.ne(), k.ne(), v.ne(), mask.ne());
-        assert!(![q, k, v, mask].iter().any(|t| t.packed), "flash_attn: {PACKED}");
         assert!(nq[0] == nk[0] && nk[1..] == nv[1..] && nq[3] == nk[3], "flash_attn: q {nq:?}, k {nk:?}, v {nv:?}");
         assert!(nq[2].is_multiple_of(nk[2]), "flash_attn: {} heads on {}", nq[2], nk[2]);
         let types = [q.ty(), k.ty(), v.ty()];
@@ -705,7 +713,6 @@ impl<'g> Builder<'g> {
     /// dimensions, and have contiguous rows.
     pub fn concat(&self, a: Tensor<'g>, b: Tensor<'g>, dim: usize) -> Tensor<'g> {
         let (m, n) = (a.ne(), b.ne());
-        assert!(!a.packed && !b.packed, "concat: {PACKED}");
         assert!(dim < 4, "concat: dimension {dim}");
         assert!(a.ty() == b.ty(), "concat: types {:?} and {:?}", a.ty(), b.ty());
         assert!((0..4).all(|d| d == dim || m[d] == n[d]), "concat: shapes {m:?} and {n:?} along dimension {dim}");
@@ -738,12 +745,12 @@ impl<'g> Builder<'g> {
     }
 
     /// The result, of type `ty` and shape `ne`, of an operation of the caller's on one to nine sources. Computed on the CPU.
+    /// Parts of some columns ([`Op::division`]) are for types without blocks.
     pub fn custom(&self, ty: Type, ne: [usize; 4], sources: &[Tensor<'g>], op: impl Op + 'static) -> Tensor<'g> {
         assert!(ty.n_bytes(ne).is_some(), "custom: shape {ne:?} of {ty:?}");
         // ggml's own limit on sources of a node, less the one that it keeps.
         assert!((1..=9).contains(&sources.len()), "custom: {} sources", sources.len());
-        assert!(!sources.iter().any(|s| s.packed), "custom: {PACKED}");
-        let op = Box::new(Custom::new(op, sources.len()));
+        let op = Box::new(Custom::new(op, sources.len(), ty, ne));
         let data: *const Custom = &*op;
         let mut args: Vec<_> = sources.iter().map(|s| s.as_ptr()).collect();
         let [ne0, ne1, ne2, ne3] = ne.map(int);

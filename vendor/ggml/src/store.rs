@@ -20,7 +20,6 @@ use crate::types::Type;
 pub struct TensorSpec {
     /// Name in graph dumps; at most 63 bytes are kept.
     pub name: String,
-    /// Element type.
     pub ty: Type,
     /// Shape; unused dimensions are 1.
     pub ne: [u64; 4],
@@ -75,7 +74,6 @@ impl Specs {
         TensorId { specs: self.number, index: self.list.len() - 1 }
     }
 
-    /// Number of tensors.
     #[allow(clippy::len_without_is_empty, reason = "nobody asks")]
     pub fn len(&self) -> usize {
         self.list.len()
