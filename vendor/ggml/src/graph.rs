@@ -638,11 +638,12 @@ impl<'g> Builder<'g> {
     }
 
     /// A contiguous copy of `a` in another type: F32, F16 and BF16 to each other, and from contiguous rows to what can be
-    /// quantised without more than the values; F32 to I32 and back; anything that can be dequantised to F32.
+    /// quantised without more than the values; F32 to I32 and back; anything that can be
+    /// dequantised to F32.
     pub fn cast(&self, a: Tensor<'g>, ty: Type) -> Tensor<'g> {
         let from = a.ty();
         let floats = [Type::F32, Type::F16, Type::BF16];
-        let known = from == ty
+        let known = from == ty && (ty.takes_floats() || !ty.is_quantized())
             || floats.contains(&from) && floats.contains(&ty)
             || floats.contains(&from) && ty.is_quantized() && ty.takes_floats()
             || [(Type::F32, Type::I32), (Type::I32, Type::F32)].contains(&(from, ty))

@@ -22,6 +22,9 @@ pub struct Schedule {
     sched: NonNull<sys::ggml_backend_sched>,
     max_tensors: usize,
     graph: Option<Graph>,
+    /// Whether ggml's allocator has the memory that it believes it has. Measuring and running out of memory take it away, which
+    /// the allocator does not notice when the next graph is like the last one.
+    has_memory: bool,
     /// How many nodes of the graph compute something.
     n_operations: usize,
     backends: Rc<Backends>,
@@ -45,7 +48,7 @@ impl Schedule {
             sys::ggml_backend_sched_new(pointers.as_mut_ptr(), std::ptr::null_mut(), n, max_tensors, false, true)
         };
         let sched = NonNull::new(sched).expect("ggml_backend_sched_new never fails");
-        Schedule { sched, max_tensors, graph: None, n_operations: 0, backends: backends.clone() }
+        Schedule { sched, max_tensors, graph: None, has_memory: false, n_operations: 0, backends: backends.clone() }
     }
 
     pub(crate) fn as_ptr(&self) -> *mut sys::ggml_backend_sched {
@@ -68,13 +71,14 @@ impl Schedule {
         self.n_operations
     }
 
-    /// Bytes of memory for intermediate results that `graph` needs, summed over the devices. Reserves nothing, and unloads
-    /// the loaded graph.
+    /// Bytes of memory for intermediate results that `graph` needs, summed over the devices. Reserves nothing, gives back what
+    /// is reserved and too small, and unloads the loaded graph.
     ///
     /// # Panics
     /// If the graph has more tensors than the schedule was made for.
     pub fn measure(&mut self, graph: &Graph) -> usize {
         self.make_ready_for(graph);
+        self.has_memory = false;
         let mut sizes = vec![0usize; self.backends.pointers().len()];
         graph.lend(|graph| {
             // SAFETY: scheduler and graph are live; sizes has one element per backend.
@@ -101,6 +105,7 @@ impl Schedule {
         });
         // SAFETY: the scheduler is live; where it failed it still knows the graph's tensors.
         unsafe { sys::ggml_backend_sched_reset(self.sched.as_ptr()) };
+        self.has_memory = reserved;
         if reserved { Ok(()) } else { Err(ComputeError::OutOfMemory) }
     }
 
@@ -113,9 +118,13 @@ impl Schedule {
     /// If the graph has more tensors than the schedule was made for.
     pub fn load(&mut self, graph: Graph) -> Result<(), ComputeError> {
         self.make_ready_for(&graph);
+        if !self.has_memory {
+            self.reserve(&graph)?;
+        }
         // SAFETY: scheduler and graph are live; the graph is kept until the scheduler is reset or freed.
         if !unsafe { sys::ggml_backend_sched_alloc_graph(self.sched.as_ptr(), graph.as_ptr()) } {
             self.unload();
+            self.has_memory = false;
             return Err(ComputeError::OutOfMemory);
         }
         for ids in graph.row_ids() {
