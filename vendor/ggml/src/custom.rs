@@ -1,4 +1,7 @@
-//! Operations of the caller's own, computed on the CPU by ggml's threads, inside a graph.
+//! Operations of the caller's own inside a graph, computed on the CPU by ggml's threads.
+//!
+//! ggml calls an operation on all of its threads at once. Each call takes parts of the result from one counter until none is
+//! left, so that every part is computed exactly once, and threads that are fast take more of them.
 
 #![allow(clippy::unnecessary_cast, reason = "C enums are signed on Windows")]
 
@@ -16,12 +19,13 @@ use crate::types::Type;
 
 /// An operation of which parts of the result are independent of each other.
 pub trait Op: Send + Sync {
-    /// How the result `[ne0, ne1, ..]` is divided into parts for the threads to take.
+    /// How the result `[ne0, ne1, ..]` is divided into parts for the threads to take. Asked once, when the graph is built.
     fn division(&self, ne: [usize; 4]) -> Division {
         Division { rows: 0, columns: ne[0] }
     }
 
-    /// Computes parts of the result from the sources, as long as there are any. Several threads call this at once.
+    /// Computes parts of the result from the sources, as long as there are any. Several threads call this at once. A panic
+    /// comes out of [`Executor::compute`](crate::Executor::compute).
     fn compute(&self, sources: &[Source], parts: &mut Parts);
 }
 
@@ -40,9 +44,9 @@ pub struct Parts<'a> {
 /// Size of the parts of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Division {
-    /// Rows of a part, counted over all dimensions above the first; 0 = a few parts for each thread
+    /// Rows of a part, counted over all dimensions above the first. 0 makes a few parts for each thread.
     pub rows: usize,
-    /// Elements of each of its rows
+    /// Elements of each row of a part: all, or fewer if the result's type has no blocks.
     pub columns: usize,
 }
 
@@ -71,6 +75,8 @@ pub struct Part<'a> {
 pub(crate) struct Custom {
     op: Box<dyn Op>,
     n_sources: usize,
+    /// Kept here, as no two threads may go by different ones.
+    division: Division,
     failed: AtomicBool,
     /// The next part to take, and the threads that found none left.
     next: AtomicUsize,
@@ -84,10 +90,18 @@ impl std::fmt::Debug for Custom {
 }
 
 impl Custom {
-    pub(crate) fn new(op: impl Op + 'static, n_sources: usize) -> Custom {
+    /// An operation with a result of this type and shape.
+    pub(crate) fn new(op: impl Op + 'static, n_sources: usize, ty: Type, ne: [usize; 4]) -> Custom {
+        let division = op.division(ne);
+        let columns = division.columns;
+        assert!(
+            columns == ne[0] || (columns > 0 && ty.block_size() == 1),
+            "custom: parts of {columns} columns of {ne:?} of {ty:?}"
+        );
         Custom {
             op: Box::new(op),
             n_sources,
+            division,
             failed: AtomicBool::new(false),
             next: AtomicUsize::new(0),
             done: AtomicUsize::new(0),
@@ -104,8 +118,7 @@ impl Custom {
         let ne = dst.ne.map(|n| usize::try_from(n).expect("dimensions are not negative"));
         let row_bytes = ty.row_bytes(ne[0]).expect("whole blocks");
         let n_rows = ne[1] * ne[2] * ne[3];
-        let Division { rows, columns } = self.op.division(ne);
-        assert!(columns == ne[0] || (columns > 0 && ty.block_size() == 1), "parts are of whole blocks");
+        let Division { rows, columns } = self.division;
         let rows = if rows == 0 { n_rows.div_ceil(4 * nth) } else { rows };
         let sources: Vec<Source> = dst.src[..self.n_sources]
             .iter()
@@ -143,17 +156,19 @@ pub(crate) unsafe extern "C" fn call(dst: *mut sys::ggml_tensor, _ith: i32, nth:
 }
 
 impl<'a> Source<'a> {
-    /// Shape.
     pub fn ne(&self) -> [usize; 4] {
         self.tensor.ne.map(|n| usize::try_from(n).unwrap_or(0))
     }
 
     /// The bytes of row `[i1, i2, i3]`.
+    ///
+    /// # Panics
+    /// If there is no such row, or its elements are not neighbours.
     pub fn bytes(&self, [i1, i2, i3]: [usize; 3]) -> &'a [u8] {
         let [ne0, ne1, ne2, ne3] = self.ne();
-        assert!(i1 < ne1 && i2 < ne2 && i3 < ne3, "a row of the source");
-        let ty = Type::from_id(self.tensor.type_ as u32).expect("sources have types of this ggml");
-        assert!(self.tensor.nb[0] == ty.block_bytes(), "rows are contiguous");
+        assert!(i1 < ne1 && i2 < ne2 && i3 < ne3, "row {:?} of a source of {:?}", [i1, i2, i3], self.ne());
+        let ty = self.ty();
+        assert!(self.tensor.nb[0] == ty.block_bytes(), "the rows of a source are not contiguous");
         let nb = self.tensor.nb;
         // SAFETY: the row is within the tensor, by its shape and strides.
         let start = unsafe { self.tensor.data.cast::<u8>().add(i1 * nb[1] + i2 * nb[2] + i3 * nb[3]) };
@@ -163,41 +178,55 @@ impl<'a> Source<'a> {
 
     /// The rows `[i1, .., i3]` along the third dimension: the bytes from the first to the last, how far it is from one to the next, and
     /// the bytes of each.
+    ///
+    /// # Panics
+    /// If there is no such row, its elements are not neighbours, or the rows overlap.
     pub fn along(&self, i1: usize, i3: usize) -> (&'a [u8], usize, usize) {
         let (n, row) = (self.ne()[2], self.bytes([i1, 0, i3]));
         let stride = self.tensor.nb[2];
-        assert!(n > 0 && stride >= row.len(), "rows one after the other");
+        assert!(n > 0 && stride >= row.len(), "the rows of a source overlap");
         // SAFETY: the rows lie within the tensor, by its shape and strides, and what is between them within the same array; nothing
         // writes them while the operation runs.
         let all = unsafe { std::slice::from_raw_parts(row.as_ptr(), (n - 1) * stride + row.len()) };
         (all, stride, row.len())
     }
 
-    /// The bytes of all rows of a contiguous array.
+    /// The bytes of all rows.
+    ///
+    /// # Panics
+    /// If the array is not contiguous.
     pub fn all_bytes(&self) -> &'a [u8] {
         let [ne0, ne1, ne2, ne3] = self.ne();
         let row = self.bytes([0; 3]).len();
         let nb = self.tensor.nb;
-        assert!(ne0 > 0 && nb[1] == row && nb[2] == row * ne1 && nb[3] == row * ne1 * ne2, "a contiguous source");
+        assert!(
+            ne0 > 0 && nb[1] == row && nb[2] == row * ne1 && nb[3] == row * ne1 * ne2,
+            "a source is not contiguous"
+        );
         // SAFETY: the array is contiguous and has this many rows; nothing writes it while the operation runs.
         unsafe { std::slice::from_raw_parts(self.tensor.data.cast::<u8>(), row * ne1 * ne2 * ne3) }
     }
 
-    /// Element type.
     pub fn ty(&self) -> Type {
         Type::from_id(self.tensor.type_ as u32).expect("sources have types of this ggml")
     }
 
     /// The elements of row `[i1, i2, i3]`.
+    ///
+    /// # Panics
+    /// If there is no such row, its elements are not neighbours, or they are of another type.
     pub fn elements<T: Element>(&self, row: [usize; 3]) -> &'a [T] {
         assert_eq!(self.tensor.type_, T::TYPE.raw(), "element type of a source");
         // SAFETY: every bit pattern is a valid element; the split is checked below.
         let (before, row, after) = unsafe { self.bytes(row).align_to::<T>() };
-        assert!(before.is_empty() && after.is_empty(), "elements are aligned");
+        assert!(before.is_empty() && after.is_empty(), "elements are not aligned");
         row
     }
 
-    /// Row `i1` of a matrix.
+    /// The elements of row `i1` of a matrix.
+    ///
+    /// # Panics
+    /// As [`Source::elements`].
     pub fn row<T: Element>(&self, i1: usize) -> &'a [T] {
         self.elements([i1, 0, 0])
     }
@@ -239,7 +268,7 @@ impl Part<'_> {
     /// # Panics
     /// If the part is some columns only.
     pub fn bytes(&mut self) -> &mut [u8] {
-        assert!(self.columns == (0..self.ne0), "whole rows");
+        assert!(self.columns == (0..self.ne0), "the part has columns {:?} of {}", self.columns, self.ne0);
         let n = self.rows.len() * self.row_bytes;
         // SAFETY: the result is contiguous (made by `Builder::custom`) and has the part's rows.
         let start = unsafe { self.data.add(self.rows.start * self.row_bytes) };
@@ -249,25 +278,28 @@ impl Part<'_> {
     }
 
     /// The elements of whole rows, one row after the other.
+    ///
+    /// # Panics
+    /// If the part is some columns only, or the result is of another type.
     pub fn elements<T: Element>(&mut self) -> &mut [T] {
         assert_eq!(self.ty, T::TYPE, "element type of a result");
         // SAFETY: every bit pattern is a valid element; the split is checked below.
         let (before, elements, after) = unsafe { self.bytes().align_to_mut::<T>() };
-        assert!(before.is_empty() && after.is_empty(), "elements are aligned");
+        assert!(before.is_empty() && after.is_empty(), "elements are not aligned");
         elements
     }
 
     /// The part's elements of row `i`, counted over the whole result.
     ///
     /// # Panics
-    /// If the row is not the part's.
+    /// If the row is not the part's, or the result is of another type.
     pub fn row<T: Element>(&mut self, i: usize) -> &mut [T] {
         assert_eq!(self.ty, T::TYPE, "element type of a result");
-        assert!(self.rows.contains(&i), "a row of the part");
+        assert!(self.rows.contains(&i), "row {i} of a part of rows {:?}", self.rows);
         // SAFETY: the result is contiguous and has row i, and the part's columns are within it.
         let start = unsafe { self.data.add(i * self.row_bytes + self.columns.start * size_of::<T>()) };
         let start = start.cast::<T>();
-        assert!(start.is_aligned(), "elements are aligned");
+        assert!(start.is_aligned(), "elements are not aligned");
         // SAFETY: as in `bytes`: elements of this part alone, valid for every bit pattern.
         unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), self.columns.len()) }
     }

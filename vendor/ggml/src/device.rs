@@ -138,7 +138,15 @@ impl Device {
     }
 
     /// Whether the device can use a weight of this type and shape `[ne0, ne1]` from that memory.
+    ///
+    /// # Panics
+    /// If the weight has no elements, rows that are not whole blocks of its type, or more bytes than any memory.
     pub fn supports(self, memory: BufferType, ty: Type, ne: [u64; 2], usage: Usage) -> bool {
+        let shape = ne.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+        assert!(ty.n_bytes([shape[0], shape[1], 1, 1]).is_some(), "supports: shape {ne:?} of {ty:?}");
+        if usage == Usage::Rope && ty != Type::F32 {
+            return false;
+        }
         let context = init_context(8);
         let ctx = context.as_ptr();
         let ne = ne.map(|n| i64::try_from(n).expect("a tensor's dimensions fit in i64"));

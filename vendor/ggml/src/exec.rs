@@ -4,6 +4,7 @@
 //! loaded, and the memory of its intermediate results, are the [`Schedule`]'s.
 
 use std::ffi::{CStr, c_char, c_void};
+use std::fmt;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,19 +30,25 @@ pub enum ComputeError {
 }
 
 /// An element that moves between the program and a tensor.
-pub trait Element: Copy + sealed::Sealed {
-    /// The tensor's type.
+pub trait Element: Copy + fmt::Debug + sealed::Sealed {
     const TYPE: Type;
 }
 
 mod sealed {
-    pub trait Sealed {}
+    pub trait Sealed {
+        /// The row that an integer chooses; none for one that is negative, and for floats.
+        fn row(self) -> Option<usize>;
+    }
 }
 
 macro_rules! elements {
-    ($($t:ty => $ty:expr),* $(,)?) => {
+    ($($t:ty => $ty:expr, $row:expr);* $(;)?) => {
         $(
-            impl sealed::Sealed for $t {}
+            impl sealed::Sealed for $t {
+                fn row(self) -> Option<usize> {
+                    $row(self)
+                }
+            }
             impl Element for $t {
                 const TYPE: Type = $ty;
             }
@@ -54,22 +61,23 @@ macro_rules! elements {
 #[repr(transparent)]
 pub struct F16(pub u16);
 
-elements! { f32 => Type::F32, i32 => Type::I32, i64 => Type::I64, F16 => Type::F16 }
+elements! {
+    f32 => Type::F32, |_| None;
+    i32 => Type::I32, |id| usize::try_from(id).ok();
+    i64 => Type::I64, |id| usize::try_from(id).ok();
+    F16 => Type::F16, |_| None;
+}
 
 /// When a node of a graph was computed.
 #[derive(Debug, Clone)]
 pub struct NodeTime {
-    /// Its name.
     pub name: String,
-    /// Its operation, as ggml names it.
+    /// The operation, as ggml names it.
     pub op: String,
-    /// Its shape.
     pub ne: [usize; 4],
-    /// When its computation began.
     pub start: Instant,
-    /// How long it took.
     pub duration: Duration,
-    /// Whether all of its floats are finite; `true` for what is no F32 in the program's memory.
+    /// Whether all elements are finite; `true` for nodes that are not F32 or not in the program's memory.
     pub finite: bool,
 }
 
@@ -98,6 +106,8 @@ pub struct Executor {
 pub(crate) struct Backends {
     /// The CPU is the last one.
     list: Vec<Backend>,
+    /// How many threads the pool has.
+    n_threads: usize,
     pool: NonNull<sys::ggml_threadpool>,
     watch: Arc<Watch>,
 }
@@ -203,7 +213,7 @@ const MAX_THREADS: usize = 512;
 /// The most devices that ggml's schedulers take (GGML_SCHED_MAX_BACKENDS).
 const MAX_BACKENDS: usize = 16;
 
-fn thread_count(n_threads: usize) -> i32 {
+pub(crate) fn thread_count(n_threads: usize) -> i32 {
     assert!((1..=MAX_THREADS).contains(&n_threads), "a computation takes 1 to {MAX_THREADS} threads, not {n_threads}");
     n_threads as i32
 }
@@ -217,7 +227,7 @@ impl Executor {
     /// # Panics
     /// If `n_threads` is 0 or above 512, or if there are more than 15 `gpus`: ggml's limits.
     pub fn new(gpus: &[Device], n_threads: usize, interrupt: Arc<AtomicBool>) -> Result<Executor, ComputeError> {
-        let n_threads = thread_count(n_threads);
+        let n = thread_count(n_threads);
         assert!(gpus.len() < MAX_BACKENDS, "an executor has up to {MAX_BACKENDS} devices");
         let mut list = Vec::new();
         for device in gpus.iter().copied().chain([Device::cpu()]) {
@@ -226,12 +236,12 @@ impl Executor {
             list.push(Backend { ptr: NonNull::new(ptr).ok_or(ComputeError::Failed)? });
         }
         // SAFETY: takes a number, returns a struct by value.
-        let mut params = unsafe { sys::ggml_threadpool_params_default(n_threads) };
+        let mut params = unsafe { sys::ggml_threadpool_params_default(n) };
         // SAFETY: params is a live local.
         let pool = unsafe { sys::ggml_threadpool_new(&mut params) };
         let Some(pool) = NonNull::new(pool) else { return Err(ComputeError::Failed) };
         let watch = Arc::new(Watch { interrupt, done: AtomicUsize::new(0), all: AtomicUsize::new(0) });
-        let backends = Backends { list, pool, watch };
+        let backends = Backends { list, n_threads, pool, watch };
         let cpu = backends.cpu();
         // SAFETY: cpu is a live CPU backend; the pool outlives it (see the `Drop` of `Backends`).
         unsafe { sys::ggml_backend_cpu_set_threadpool(cpu, pool.as_ptr()) };
@@ -285,7 +295,7 @@ impl Executor {
     fn run(&mut self, schedule: &mut Schedule, n_threads: usize) -> sys::ggml_status {
         assert!(schedule.is_of(&self.backends), "compute: the schedule is of another executor");
         let graph = schedule.graph().as_ptr();
-        let n_threads = thread_count(n_threads);
+        let n_threads = thread_count(n_threads).min(thread_count(self.backends.n_threads));
         let Watch { done, all, .. } = &*self.backends.watch;
         done.store(0, Ordering::Relaxed);
         all.store(schedule.n_operations(), Ordering::Relaxed);

@@ -1,13 +1,36 @@
 //! Building graphs.
 //!
-//! [`Graph::build`] hands a [`Builder`] to a closure; the tensors that its operations return carry the builder's brand
-//! (an invariant lifetime), so that tensors of different graphs cannot be mixed and none outlives its graph. What the
-//! caller keeps are [`Slot`]s: inputs to set and outputs to get. Every operation checks the shapes that ggml would
-//! otherwise abort on.
+//! [`Graph::build`] hands a [`Builder`] to a closure. The tensors that the builder's operations return carry its brand, a
+//! lifetime that no other builder has: tensors of different graphs cannot be mixed, and none outlives its graph. What the
+//! caller keeps are [`Slot`]s: inputs to set and outputs to get.
+//!
+//! Shapes are in ggml's order `[ne0, ne1, ne2, ne3]`, of which the elements along `ne0` are neighbours in memory. A row is
+//! what lies along the first dimension. Every operation checks the types, shapes and strides that ggml's kernels for the CPU
+//! ask for, and panics with its own name where ggml would end the process: what it documents of its arguments is what it
+//! checks.
+//!
+//! Each graph has its own brand:
+//! ```compile_fail
+//! use ggml::{Graph, Type};
+//! Graph::build(8, |one| {
+//!     let (x, _) = one.input("x", Type::F32, [4, 1, 1, 1]);
+//!     Graph::build(8, |other| other.output(x));
+//! });
+//! ```
+//! and its tensors stay in the closure:
+//! ```compile_fail
+//! use ggml::{Graph, Type};
+//! let (graph, x) = Graph::build(8, |b| b.input("x", Type::F32, [4, 1, 1, 1]).0);
+//! ```
+//! as opposed to its slots:
+//! ```
+//! use ggml::{Graph, Type};
+//! let (graph, x) = Graph::build(8, |b| b.input("x", Type::F32, [4, 1, 1, 1]).1);
+//! ```
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
-use std::ffi::CString;
+use std::collections::{HashMap, HashSet};
+use std::ffi::{CStr, CString};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -15,6 +38,7 @@ use std::rc::Rc;
 use llama_cpp_sys_2 as sys;
 
 use crate::custom::{self, Custom, Op};
+use crate::quantize::can_dequantize;
 use crate::store::{Store, TensorId};
 use crate::types::Type;
 
@@ -25,8 +49,11 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// A context of `bytes` for headers, without data.
-    fn new(bytes: usize) -> Context {
+    /// A context for the headers of `n` tensors, and `more` bytes.
+    fn new(n: usize, more: usize) -> Context {
+        // SAFETY: returns a constant.
+        let overhead = unsafe { sys::ggml_tensor_overhead() };
+        let bytes = overhead.checked_mul(n + 1).and_then(|b| b.checked_add(more)).expect("few tensors");
         let params = sys::ggml_init_params { mem_size: bytes, mem_buffer: std::ptr::null_mut(), no_alloc: true };
         // SAFETY: the parameters are valid; ggml allocates the memory itself.
         let ptr = unsafe { sys::ggml_init(params) };
@@ -45,14 +72,9 @@ impl Drop for Context {
     }
 }
 
-fn tensor_overhead() -> usize {
-    // SAFETY: returns a constant.
-    unsafe { sys::ggml_tensor_overhead() }
-}
-
 /// A context for up to `n` tensors and no graph.
 pub(crate) fn init_context(n: usize) -> Context {
-    Context::new((n + 1) * tensor_overhead())
+    Context::new(n, 0)
 }
 
 /// An input or output of a graph.
@@ -65,12 +87,17 @@ pub struct Graph {
     graph: NonNull<sys::ggml_cgraph>,
     _context: Context,
     n_tensors: usize,
+    /// How many rows there are to choose from, of the inputs that choose rows.
+    row_limits: HashMap<NonNull<sys::ggml_tensor>, usize>,
     slots: Vec<NonNull<sys::ggml_tensor>>,
     // Boxed: nodes of the graph point to them.
     #[allow(clippy::vec_box, reason = "addresses must not change")]
     ops: Vec<Box<Custom>>,
     _stores: Vec<Rc<Store>>,
 }
+
+/// More tensors than any graph has, and few enough for every number that ggml computes from it.
+pub(crate) const MOST_TENSORS: usize = 1 << 20;
 
 /// Whether an operation has anything to compute.
 pub(crate) fn computes(op: sys::ggml_op) -> bool {
@@ -80,7 +107,10 @@ pub(crate) fn computes(op: sys::ggml_op) -> bool {
     )
 }
 
-/// Builds one graph.
+/// Makes the tensors of one graph.
+///
+/// Shapes are in ggml's order `[ne0, ne1, ne2, ne3]`; a row is what lies along the first dimension. Every operation panics with
+/// its own name if its arguments are not as it documents.
 #[derive(Debug)]
 pub struct Builder<'g> {
     context: Context,
@@ -90,6 +120,9 @@ pub struct Builder<'g> {
     max_tensors: usize,
     /// Tensors of stores that were used.
     leaves: RefCell<HashSet<NonNull<sys::ggml_tensor>>>,
+    /// Those of them that only `mul_mat` reads, as its first matrix.
+    packed: RefCell<HashSet<NonNull<sys::ggml_tensor>>>,
+    row_limits: RefCell<HashMap<NonNull<sys::ggml_tensor>, usize>>,
     slots: RefCell<Vec<NonNull<sys::ggml_tensor>>>,
     #[allow(clippy::vec_box, reason = "addresses must not change")]
     ops: RefCell<Vec<Box<Custom>>>,
@@ -129,10 +162,15 @@ pub struct Rope {
 
 impl Graph {
     /// Builds a graph of up to `max_tensors` tensors, counting views and inputs, and up to as many tensors of stores.
+    /// Returns it with what `f` returns.
+    ///
+    /// # Panics
+    /// If `max_tensors` is above a million, or if `f` makes more tensors or uses more tensors of stores.
     pub fn build<R>(max_tensors: usize, f: impl for<'g> FnOnce(&Builder<'g>) -> R) -> (Graph, R) {
+        assert!(max_tensors <= MOST_TENSORS, "a graph of {max_tensors} tensors: ggml counts them in 32 bits");
         // SAFETY: returns a size computed from the number.
         let overhead = unsafe { sys::ggml_graph_overhead_custom(max_tensors, false) };
-        let context = Context::new((max_tensors + 1) * tensor_overhead() + overhead);
+        let context = Context::new(max_tensors, overhead);
         // SAFETY: the context is live and has room for the graph.
         let graph = unsafe { sys::ggml_new_graph_custom(context.as_ptr(), max_tensors, false) };
         let builder = Builder {
@@ -141,6 +179,8 @@ impl Graph {
             room: Cell::new(max_tensors),
             max_tensors,
             leaves: RefCell::default(),
+            packed: RefCell::default(),
+            row_limits: RefCell::default(),
             slots: RefCell::default(),
             ops: RefCell::default(),
             stores: RefCell::default(),
@@ -148,9 +188,10 @@ impl Graph {
         };
         let result = f(&builder);
         let n_tensors = max_tensors - builder.room.get() + builder.leaves.borrow().len();
-        let Builder { context, graph, slots, ops, stores, .. } = builder;
+        let Builder { context, graph, slots, ops, stores, row_limits, .. } = builder;
         let (slots, ops, _stores) = (slots.into_inner(), ops.into_inner(), stores.into_inner());
-        (Graph { graph, _context: context, n_tensors, slots, ops, _stores }, result)
+        let row_limits = row_limits.into_inner();
+        (Graph { graph, _context: context, n_tensors, row_limits, slots, ops, _stores }, result)
     }
 
     pub(crate) fn as_ptr(&self) -> *mut sys::ggml_cgraph {
@@ -159,11 +200,8 @@ impl Graph {
 
     /// Number of nodes that compute something.
     pub(crate) fn n_operations(&self) -> usize {
-        // SAFETY: the graph is live.
-        let n = unsafe { sys::ggml_graph_n_nodes(self.graph.as_ptr()) };
-        // SAFETY: the number is below that of the graph's nodes, which are live with it.
-        let op = |i: i32| unsafe { (*sys::ggml_graph_node(self.graph.as_ptr(), i)).op };
-        (0..n).filter(|&i| computes(op(i))).count()
+        // SAFETY: the nodes are live with the graph.
+        self.nodes().iter().filter(|n| computes(unsafe { n.as_ref() }.op)).count()
     }
 
     /// Number of tensors: those made for the graph, and those of stores.
@@ -177,7 +215,39 @@ impl Graph {
     }
 
     pub(crate) fn slot(&self, slot: Slot) -> NonNull<sys::ggml_tensor> {
-        self.slots[slot.0]
+        *self.slots.get(slot.0).expect("the slot is of another graph")
+    }
+
+    /// How many rows there are to choose from, if the tensor is an input that chooses rows.
+    pub(crate) fn row_limit(&self, tensor: NonNull<sys::ggml_tensor>) -> Option<usize> {
+        self.row_limits.get(&tensor).copied()
+    }
+
+    /// The inputs that choose rows.
+    pub(crate) fn row_ids(&self) -> impl Iterator<Item = NonNull<sys::ggml_tensor>> {
+        self.row_limits.keys().copied()
+    }
+
+    /// Lets `f` give the graph to a scheduler, and undoes what that changed in it. Where a node reads what another device
+    /// computed, a scheduler replaces the source by a copy of its own, which it overwrites when it splits the next graph.
+    pub(crate) fn lend<R>(&self, f: impl FnOnce(*mut sys::ggml_cgraph) -> R) -> R {
+        let nodes = self.nodes();
+        // SAFETY: the nodes are live with the graph, and nothing else refers to them now.
+        let sources: Vec<_> = nodes.iter().map(|n| unsafe { n.as_ref() }.src).collect();
+        let result = f(self.graph.as_ptr());
+        for (mut node, sources) in nodes.into_iter().zip(sources) {
+            // SAFETY: as above; `f` is over.
+            unsafe { node.as_mut() }.src = sources;
+        }
+        result
+    }
+
+    fn nodes(&self) -> Vec<NonNull<sys::ggml_tensor>> {
+        // SAFETY: the graph is live.
+        let n = unsafe { sys::ggml_graph_n_nodes(self.graph.as_ptr()) };
+        // SAFETY: the graph is live and has n nodes.
+        let node = |i| unsafe { sys::ggml_graph_node(self.graph.as_ptr(), i) };
+        (0..n).map(|i| NonNull::new(node(i)).expect("nodes are tensors")).collect()
     }
 }
 
@@ -191,7 +261,6 @@ impl<'g> Tensor<'g> {
         self.ptr.as_ptr()
     }
 
-    /// Shape.
     pub fn ne(&self) -> [usize; 4] {
         self.raw().ne.map(|n| usize::try_from(n).unwrap_or(0))
     }
@@ -201,12 +270,10 @@ impl<'g> Tensor<'g> {
         self.raw().nb
     }
 
-    /// Element type.
     pub fn ty(&self) -> Type {
         Type::from_id(self.raw().type_).expect("tensors have types of this ggml")
     }
 
-    /// Number of elements.
     pub fn n_elements(&self) -> usize {
         self.ne().iter().product()
     }
@@ -221,8 +288,24 @@ impl<'g> Tensor<'g> {
         unsafe { sys::ggml_is_contiguous(self.as_ptr()) }
     }
 
+    /// Whether the elements of each row are neighbours, and the rows lie one after the other at equal distances.
+    fn rows_are_even(&self) -> bool {
+        // SAFETY: the tensor is live.
+        self.rows_are_contiguous() && unsafe { sys::ggml_is_contiguous_1(self.as_ptr()) }
+    }
+
     fn rows_are_contiguous(&self) -> bool {
         self.raw().nb[0] == self.ty().block_bytes()
+    }
+
+    /// The tensor that this one is a view of, or itself.
+    fn root(&self) -> &sys::ggml_tensor {
+        // SAFETY: the tensor that a view is of lives as long as the view.
+        unsafe { self.raw().view_src.as_ref() }.unwrap_or(self.raw())
+    }
+
+    fn is_input(&self) -> bool {
+        self.raw().flags & sys::GGML_TENSOR_FLAG_INPUT as i32 != 0
     }
 }
 
@@ -230,9 +313,14 @@ fn int(n: usize) -> i64 {
     i64::try_from(n).expect("dimensions fit in i64")
 }
 
-/// Whether `b` can be broadcast onto `a`.
-fn repeats_to(b: Tensor, a: Tensor) -> bool {
-    a.ne().iter().zip(b.ne()).all(|(&a, b)| b > 0 && a.is_multiple_of(b))
+/// Asserts what element by element operations ask for: `a` of floats in contiguous rows, `b` of the same type or F32, and
+/// a shape of `b` that goes into that of `a` a whole number of times.
+fn assert_elementwise(operation: &str, a: Tensor, b: Tensor) {
+    let floats = [Type::F32, Type::F16, Type::BF16].contains(&a.ty());
+    assert!(floats && [a.ty(), Type::F32].contains(&b.ty()), "{operation}: types {:?} and {:?}", a.ty(), b.ty());
+    let repeats = a.ne().iter().zip(b.ne()).all(|(a, b)| a.is_multiple_of(b));
+    assert!(repeats, "{operation}: {:?} does not repeat to {:?}", b.ne(), a.ne());
+    assert!(a.rows_are_contiguous(), "{operation}: the rows are not contiguous");
 }
 
 impl<'g> Builder<'g> {
@@ -249,7 +337,34 @@ impl<'g> Builder<'g> {
 
     fn wrap(&self, ptr: *mut sys::ggml_tensor) -> Tensor<'g> {
         self.take();
-        Tensor { ptr: NonNull::new(ptr).expect("ggml returns a tensor or aborts"), brand: PhantomData }
+        let t = Tensor { ptr: NonNull::new(ptr).expect("ggml returns a tensor or aborts"), brand: PhantomData };
+        // The first matrix of mul_mat may be packed.
+        let first = usize::from(t.raw().op == sys::GGML_OP_MUL_MAT);
+        let packed = t.raw().src[first..].iter().any(|&s| NonNull::new(s).is_some_and(|s| self.is_packed(s)));
+        if packed {
+            // SAFETY: the tensor is live; the name of its operation is a constant.
+            let op = unsafe { CStr::from_ptr(sys::ggml_op_desc(t.as_ptr())) }.to_string_lossy().to_lowercase();
+            panic!("{op}: a tensor is in a layout that only mul_mat reads");
+        }
+        t
+    }
+
+    fn is_packed(&self, tensor: NonNull<sys::ggml_tensor>) -> bool {
+        self.packed.borrow().contains(&tensor)
+    }
+
+    /// Notes that `ids` chooses among `n_rows` rows. ggml's kernels end the process on a number that is no row: those of an
+    /// input are checked when it is set.
+    fn choose_rows(&self, ids: Tensor<'g>, n_rows: usize) {
+        if !ids.is_input() {
+            return;
+        }
+        let mut limits = self.row_limits.borrow_mut();
+        let limit = limits.entry(ids.ptr).or_insert(n_rows);
+        *limit = n_rows.min(*limit);
+        // Its memory is not used for results then, so that it holds numbers of rows in each computation.
+        // SAFETY: the tensor is live.
+        unsafe { sys::ggml_set_output(ids.as_ptr()) };
     }
 
     fn slot(&self, t: Tensor<'g>) -> Slot {
@@ -258,9 +373,9 @@ impl<'g> Builder<'g> {
         Slot(slots.len() - 1)
     }
 
-    /// A tensor that is set before each run.
+    /// A tensor that is set before each computation.
     pub fn input(&self, name: &str, ty: Type, ne: [usize; 4]) -> (Tensor<'g>, Slot) {
-        assert!(ty.row_bytes(ne[0]).is_some() && ne.iter().all(|&n| n > 0), "shape of input {name}");
+        assert!(ty.n_bytes(ne).is_some(), "input {name}: shape {ne:?} of {ty:?}");
         let ne = ne.map(int);
         // SAFETY: the context is live and has room (checked by `wrap` for the next one, with one spare).
         let t = self.wrap(unsafe { sys::ggml_new_tensor(self.ctx(), ty.raw(), 4, ne.as_ptr()) });
@@ -270,8 +385,12 @@ impl<'g> Builder<'g> {
         (t, self.slot(t))
     }
 
-    /// Marks a result that is read after each run.
+    /// Marks a result that is read after each computation.
+    ///
+    /// # Panics
+    /// If it is a tensor of a store in a layout of its own (see [`Store::read`]).
     pub fn output(&self, t: Tensor<'g>) -> Slot {
+        assert!(!self.is_packed(t.ptr), "output: the tensor is in a layout of its own");
         // SAFETY: the tensor is live.
         unsafe { sys::ggml_set_output(t.as_ptr()) };
         self.expand(t);
@@ -291,6 +410,9 @@ impl<'g> Builder<'g> {
         if !stores.iter().any(|s| Rc::ptr_eq(s, store)) {
             stores.push(store.clone());
         }
+        if store.is_packed(id) {
+            self.packed.borrow_mut().insert(ptr);
+        }
         Tensor { ptr, brand: PhantomData }
     }
 
@@ -300,33 +422,61 @@ impl<'g> Builder<'g> {
         unsafe { sys::ggml_build_forward_expand(self.graph.as_ptr(), t.as_ptr()) }
     }
 
-    /// Names a tensor in dumps.
+    /// Names a tensor in dumps; at most 63 bytes are kept.
+    ///
+    /// # Panics
+    /// If there is a NUL in the name.
     pub fn name(&self, t: Tensor<'g>, name: &str) {
-        let name = CString::new(name).expect("names of nodes are literals");
+        let name = CString::new(name).expect("name: a NUL");
         // SAFETY: the tensor is live; ggml copies at most 63 bytes.
         unsafe { sys::ggml_set_name(t.as_ptr(), name.as_ptr()) };
     }
 
-    /// `[ne0, n_ids]`: rows of the matrix `a` by the I32 vector `ids`, as F32.
+    /// `[ne0, n_ids, 1, 1]`: the rows `ids` (I32 `[n_ids, 1, 1, 1]`) of the matrix `a` `[ne0, ne1, 1, 1]`, as F32; an I32
+    /// matrix stays I32.
+    ///
+    /// Numbers that an input holds are checked when it is set. Where the graph computes them, they must be below `ne1`: ggml
+    /// ends the process otherwise.
     pub fn get_rows(&self, a: Tensor<'g>, ids: Tensor<'g>) -> Tensor<'g> {
-        assert!(ids.ty() == Type::I32 && ids.ne()[1..] == [1, 1, 1] && a.ne()[2..] == [1, 1], "get_rows");
+        assert!(a.ty() == Type::I32 || can_dequantize(a.ty()), "get_rows: type {:?}", a.ty());
+        assert!(a.ne()[2..] == [1, 1] && a.rows_are_contiguous(), "get_rows: of {:?} {:?}", a.ne(), a.nb());
+        assert!(ids.ty() == Type::I32 && ids.ne()[1..] == [1, 1, 1], "get_rows: ids {:?} {:?}", ids.ty(), ids.ne());
+        let ne = [a.ne()[0], ids.ne()[0], 1, 1];
+        assert!(Type::F32.n_bytes(ne).is_some(), "get_rows: result {ne:?}");
+        self.choose_rows(ids, a.ne()[1]);
         // SAFETY: a matrix and a vector of row numbers, of this graph.
         self.wrap(unsafe { sys::ggml_get_rows(self.ctx(), a.as_ptr(), ids.as_ptr()) })
     }
 
-    /// `[a.ne1, x.ne1, x.ne2, x.ne3]`: `a` (its rows broadcast over ne2 and ne3) times `x`.
+    /// F32 `[a.ne1, x.ne1, x.ne2, x.ne3]`: the products of the rows of `a` `[n, ..]` and of `x` `[n, ..]`. `a` is repeated
+    /// over ne2 and ne3. `x` is F32, or of the type that ggml converts it to for `a`'s.
     pub fn mul_mat(&self, a: Tensor<'g>, x: Tensor<'g>) -> Tensor<'g> {
         let (m, n) = (a.ne(), x.ne());
-        assert!(m[0] == n[0] && n[2].is_multiple_of(m[2]) && n[3].is_multiple_of(m[3]), "mul_mat {m:?} {n:?}");
-        assert!(a.nb()[0] <= a.nb()[1], "mul_mat: the first matrix is transposed");
+        assert!(
+            m[0] == n[0] && n[2].is_multiple_of(m[2]) && n[3].is_multiple_of(m[3]),
+            "mul_mat: shapes {m:?} and {n:?}"
+        );
+        assert!(a.ty().multiplies(x.ty()), "mul_mat: types {:?} and {:?}", a.ty(), x.ty());
+        assert!(!self.is_packed(a.ptr) || x.ty() == Type::F32, "mul_mat: type {:?} with a packed weight", x.ty());
+        assert!(
+            a.rows_are_contiguous() && a.nb()[0] <= a.nb()[1] && x.rows_are_contiguous(),
+            "mul_mat: the rows are not contiguous"
+        );
+        let ne = [m[1], n[1], n[2], n[3]];
+        assert!(Type::F32.n_bytes(ne).is_some(), "mul_mat: result {ne:?}");
         // SAFETY: the shapes are as ggml_can_mul_mat asks.
         self.wrap(unsafe { sys::ggml_mul_mat(self.ctx(), a.as_ptr(), x.as_ptr()) })
     }
 
-    /// `x` multiplied, in runs of `rot.ne0`, with the symmetric Hadamard matrix `rot`. Same shape as `x`.
+    /// `x` (F32) multiplied, in runs of `n` elements, with the symmetric Hadamard matrix `rot` (F32 `[n, n, 1, 1]`, of which
+    /// `n` is a power of two). Same shape as `x`.
     pub fn mul_mat_hadamard(&self, x: Tensor<'g>, rot: Tensor<'g>) -> Tensor<'g> {
         let n = rot.ne()[0];
         let ne = x.ne();
+        assert!(n.is_power_of_two() && rot.ne() == [n, n, 1, 1], "mul_mat_hadamard: matrix {:?}", rot.ne());
+        assert!(x.n_elements().is_multiple_of(n), "mul_mat_hadamard: {ne:?} in runs of {n}");
+        let types = [x.ty(), rot.ty()];
+        assert!(types == [Type::F32; 2], "mul_mat_hadamard: types {types:?}");
         let runs = x.n_elements() / n;
         let flat = if x.is_contiguous() { self.reshape(x, [n, runs, 1, 1]) } else { self.cont(x, [n, runs, 1, 1]) };
         let res = self.mul_mat(rot, flat);
@@ -335,41 +485,68 @@ impl<'g> Builder<'g> {
         self.reshape(res, ne)
     }
 
-    /// `a + b`, `b` broadcast.
+    /// `a + b`, of `a`'s type and shape. `a` is F32, F16 or BF16; `b`, of the same type or F32, is repeated to `a`'s shape.
     pub fn add(&self, a: Tensor<'g>, b: Tensor<'g>) -> Tensor<'g> {
-        assert!(repeats_to(b, a), "add {:?} {:?}", a.ne(), b.ne());
-        // SAFETY: b repeats to a's shape.
+        assert_elementwise("add", a, b);
+        // SAFETY: b repeats to a's shape, and ggml has a kernel for the types.
         self.wrap(unsafe { sys::ggml_add(self.ctx(), a.as_ptr(), b.as_ptr()) })
     }
 
-    /// `a * b` element by element, `b` broadcast.
+    /// `a * b` element by element, of `a`'s type and shape. `a` is F32, F16 or BF16; `b`, of the same type or F32, is
+    /// repeated to `a`'s shape.
     pub fn mul(&self, a: Tensor<'g>, b: Tensor<'g>) -> Tensor<'g> {
-        assert!(repeats_to(b, a), "mul {:?} {:?}", a.ne(), b.ne());
-        // SAFETY: b repeats to a's shape.
+        assert_elementwise("mul", a, b);
+        // SAFETY: b repeats to a's shape, and ggml has a kernel for the types.
         self.wrap(unsafe { sys::ggml_mul(self.ctx(), a.as_ptr(), b.as_ptr()) })
     }
 
-    /// Rows of `a` divided by their root mean square.
+    /// Each row of `a` (F32) divided by its root mean square: `x / sqrt(mean(x * x) + eps)`.
     pub fn rms_norm(&self, a: Tensor<'g>, eps: f32) -> Tensor<'g> {
         assert!(eps >= 0.0, "rms_norm: eps {eps}");
-        // SAFETY: any F32 tensor of this graph.
+        assert!(a.ty() == Type::F32, "rms_norm: type {:?}", a.ty());
+        assert!(a.rows_are_contiguous(), "rms_norm: the rows are not contiguous");
+        // SAFETY: an F32 tensor of this graph with contiguous rows.
         self.wrap(unsafe { sys::ggml_rms_norm(self.ctx(), a.as_ptr(), eps) })
     }
 
-    /// `silu(gate) * up`.
+    /// `silu(gate) * up`, of two tensors of one shape and type (F32, F16 or BF16), of which the rows lie one after the other.
     pub fn swiglu(&self, gate: Tensor<'g>, up: Tensor<'g>) -> Tensor<'g> {
-        assert!(gate.ne() == up.ne() && gate.ty() == up.ty(), "swiglu");
-        // SAFETY: equal shapes and types.
+        let floats = [Type::F32, Type::F16, Type::BF16].contains(&gate.ty());
+        assert!(floats && gate.ty() == up.ty(), "swiglu: types {:?} and {:?}", gate.ty(), up.ty());
+        assert!(gate.ne() == up.ne(), "swiglu: shapes {:?} and {:?}", gate.ne(), up.ne());
+        assert!(gate.rows_are_even() && up.rows_are_even(), "swiglu: the rows are not one after the other");
+        // SAFETY: equal shapes and types, rows one after the other.
         self.wrap(unsafe { sys::ggml_swiglu_split(self.ctx(), gate.as_ptr(), up.as_ptr()) })
     }
 
-    /// Rotary position embedding of `a` `[n_embd_head, n_head, n_tokens]`; `pos` is I32 `[n_tokens]`, `factors` F32
-    /// `[n_dims / 2]`.
+    /// Rotary position embedding of `a`, F32 or F16 `[n_embd_head, n_head, n_tokens, n]` with an even `n_embd_head`. `pos` is
+    /// I32 `[n_tokens, 1, 1, 1]`. `factors`, F32, divide the frequencies: there is at least one for each pair of elements of
+    /// a head, also of those that are not rotated, as ggml reads them all.
     pub fn rope(&self, a: Tensor<'g>, pos: Tensor<'g>, factors: Option<Tensor<'g>>, rope: &Rope) -> Tensor<'g> {
         let n_dims = rope.n_dims as usize;
-        assert!(pos.ty() == Type::I32 && pos.ne() == [a.ne()[2], 1, 1, 1], "rope: positions");
-        assert!(n_dims <= a.ne()[0] && n_dims.is_multiple_of(2), "rope: n_dims");
-        assert!(factors.is_none_or(|f| f.ty() == Type::F32 && f.ne()[0] >= n_dims / 2), "rope: factors");
+        let ne = a.ne();
+        assert!([Type::F32, Type::F16].contains(&a.ty()), "rope: type {:?}", a.ty());
+        assert!(ne[0].is_multiple_of(2) && a.rows_are_contiguous(), "rope: heads of {ne:?} {:?}", a.nb());
+        assert!(
+            pos.ty() == Type::I32 && pos.ne() == [ne[2], 1, 1, 1] && pos.is_contiguous(),
+            "rope: positions {:?} {:?} of {ne:?}",
+            pos.ty(),
+            pos.ne()
+        );
+        assert!(
+            n_dims <= ne[0] && n_dims > 0 && n_dims.is_multiple_of(2),
+            "rope: {n_dims} dimensions of heads of {}",
+            ne[0]
+        );
+        if let Some(f) = factors {
+            assert!(
+                f.ty() == Type::F32 && f.ne()[0] >= ne[0] / 2 && f.is_contiguous(),
+                "rope: factors {:?} {:?} of heads of {}",
+                f.ty(),
+                f.ne(),
+                ne[0]
+            );
+        }
         // SAFETY: positions, factors and n_dims are as ggml asks; all of this graph.
         self.wrap(unsafe {
             sys::ggml_rope_ext(
@@ -390,21 +567,35 @@ impl<'g> Builder<'g> {
         })
     }
 
-    /// The same elements in another shape.
+    /// The elements of `a`, which is contiguous, in another shape. Nothing is copied.
     pub fn reshape(&self, a: Tensor<'g>, ne: [usize; 4]) -> Tensor<'g> {
-        assert!(a.is_contiguous() && a.n_elements() == ne.iter().product(), "reshape {:?} {ne:?}", a.ne());
-        // SAFETY: a is contiguous and has as many elements.
+        assert!(a.is_contiguous(), "reshape: the tensor is not contiguous");
+        assert!(a.ty().n_bytes(ne) == Some(a.n_bytes()), "reshape: {:?} to {ne:?} of {:?}", a.ne(), a.ty());
+        // SAFETY: a is contiguous and has as many elements, in whole blocks along each row.
         self.wrap(unsafe {
             sys::ggml_reshape_4d(self.ctx(), a.as_ptr(), int(ne[0]), int(ne[1]), int(ne[2]), int(ne[3]))
         })
     }
 
-    /// Part of `a`: shape, strides of dimensions 1 to 3 in bytes, offset in bytes.
+    /// Part of `a` in place: its shape, the strides of its dimensions 1 to 3 in bytes, and where it begins, in bytes. The rows
+    /// are contiguous, and strides and offset are multiples of the size of `a`'s blocks. The view lies within `a`, and has no
+    /// more elements than `a` from the offset on.
     pub fn view(&self, a: Tensor<'g>, ne: [usize; 4], nb: [usize; 3], offset: usize) -> Tensor<'g> {
-        let row = a.ty().row_bytes(ne[0]).expect("view: whole blocks");
-        assert!(ne.iter().all(|&n| n > 0), "view: empty");
-        let last = nb.iter().zip(&ne[1..]).map(|(nb, n)| nb * (n - 1)).sum::<usize>();
-        assert!(offset + last + row <= a.n_bytes(), "view: beyond the tensor");
+        let (ty, wanted) = (a.ty(), format_args!("{ne:?} {nb:?} from {offset} on").to_string());
+        let bytes = ty.n_bytes(ne).unwrap_or_else(|| panic!("view: shape {wanted} of {ty:?}"));
+        let block = ty.block_bytes();
+        assert!(
+            offset.is_multiple_of(block) && nb.iter().all(|nb| nb.is_multiple_of(block)),
+            "view: {wanted} cuts blocks of {block} bytes"
+        );
+        let row = ty.row_bytes(ne[0]).expect("checked above");
+        let reach = nb.iter().zip(&ne[1..]).try_fold(row, |sum, (nb, n)| nb.checked_mul(n - 1)?.checked_add(sum));
+        let end = reach.and_then(|reach| reach.checked_add(offset));
+        assert!(end.is_some_and(|end| end <= a.n_bytes()), "view: {wanted} is beyond {:?} {:?}", a.ne(), a.nb());
+        // ggml compares the size that the view would have if it were contiguous.
+        // SAFETY: the root is live.
+        let room = unsafe { sys::ggml_nbytes(a.root()) } - a.raw().view_offs;
+        assert!(bytes <= room - offset, "view: {wanted} has more elements than {:?}", a.ne());
         // SAFETY: the view lies within a.
         self.wrap(unsafe {
             sys::ggml_view_4d(
@@ -422,58 +613,95 @@ impl<'g> Builder<'g> {
         })
     }
 
-    /// Dimension i of `a` becomes dimension `axes[i]`.
+    /// `a` with its dimensions in another order: dimension `i` becomes dimension `axes[i]`. Nothing is copied. The first
+    /// dimension of a quantised tensor stays the first, as its blocks lie along it.
     pub fn permute(&self, a: Tensor<'g>, axes: [u8; 4]) -> Tensor<'g> {
         let mut seen = axes;
         seen.sort_unstable();
-        assert!(seen == [0, 1, 2, 3], "permute {axes:?}");
+        assert!(seen == [0, 1, 2, 3], "permute: axes {axes:?}");
+        assert!(axes[0] == 0 || a.ty().block_size() == 1, "permute: blocks of {:?} by {axes:?}", a.ty());
         let [x, y, z, w] = axes.map(i32::from);
         // SAFETY: the axes are a permutation.
         self.wrap(unsafe { sys::ggml_permute(self.ctx(), a.as_ptr(), x, y, z, w) })
     }
 
-    /// A contiguous copy of `a` in the given shape.
+    /// A contiguous copy of `a` in the given shape, which has as many elements.
     pub fn cont(&self, a: Tensor<'g>, ne: [usize; 4]) -> Tensor<'g> {
-        assert!(a.n_elements() == ne.iter().product::<usize>(), "cont {:?} {ne:?}", a.ne());
-        // SAFETY: the shape has as many elements.
+        assert!(
+            a.ty().n_bytes(ne).is_some() && a.ty().n_bytes(ne) == a.ty().n_bytes(a.ne()),
+            "cont: {:?} to {ne:?} of {:?}",
+            a.ne(),
+            a.ty()
+        );
+        // SAFETY: the shape has as many elements, in whole blocks along each row.
         self.wrap(unsafe { sys::ggml_cont_4d(self.ctx(), a.as_ptr(), int(ne[0]), int(ne[1]), int(ne[2]), int(ne[3])) })
     }
 
-    /// A copy of `a` in another type.
+    /// A contiguous copy of `a` in another type: F32, F16 and BF16 to each other, and from contiguous rows to what can be
+    /// quantised without more than the values; F32 to I32 and back; anything that can be
+    /// dequantised to F32.
     pub fn cast(&self, a: Tensor<'g>, ty: Type) -> Tensor<'g> {
-        assert!(ty.row_bytes(a.ne()[0]).is_some(), "cast: whole blocks");
-        // SAFETY: the type is ggml's and its blocks divide the rows.
+        let from = a.ty();
+        let floats = [Type::F32, Type::F16, Type::BF16];
+        let known = from == ty && (ty.takes_floats() || !ty.is_quantized())
+            || floats.contains(&from) && floats.contains(&ty)
+            || floats.contains(&from) && ty.is_quantized() && ty.takes_floats()
+            || [(Type::F32, Type::I32), (Type::I32, Type::F32)].contains(&(from, ty))
+            || from.is_quantized() && can_dequantize(from) && ty == Type::F32;
+        assert!(known, "cast: from {from:?} to {ty:?}");
+        assert!(ty.n_bytes(a.ne()).is_some(), "cast: {:?} to {ty:?}", a.ne());
+        assert!(from == ty || !ty.is_quantized() || a.rows_are_contiguous(), "cast: the rows are not contiguous");
+        // SAFETY: ggml has a kernel for the types, and the type's blocks divide the rows.
         self.wrap(unsafe { sys::ggml_cast(self.ctx(), a.as_ptr(), ty.raw()) })
     }
 
-    /// `a` `[n, m, k]` with its rows `ids` (I64) replaced by `rows` (F32 `[n, n_ids, k]`), in each of the `k` matrices.
+    /// `a` `[n, m, k, 1]` with its rows `ids` (I64 `[n_ids, 1, 1, 1]`) replaced by `rows` (F32 `[n, n_ids, k, 1]`), in each of
+    /// the `k` matrices. This changes `a` itself, which is no weight, and is of a type that floats can be converted to.
+    ///
+    /// Numbers that an input holds are checked when it is set. Where the graph computes them, they must be below `m`: ggml
+    /// ends the process otherwise.
     pub fn set_rows(&self, a: Tensor<'g>, rows: Tensor<'g>, ids: Tensor<'g>) -> Tensor<'g> {
         let (m, n) = (a.ne(), rows.ne());
-        assert!(m[0] == n[0] && m[2..] == n[2..] && m[3] == 1, "set_rows {m:?} {n:?}");
-        // SAFETY: the tensor that a view is of lives as long as the view.
-        let root = unsafe { a.raw().view_src.as_ref() }.unwrap_or(a.raw());
+        assert!(m[0] == n[0] && m[2..] == n[2..] && m[3] == 1, "set_rows: shapes {m:?} and {n:?}");
+        let buffer = a.root().buffer;
         // SAFETY: a tensor's buffer is live while the tensor is.
-        let weights = !root.buffer.is_null()
-            && unsafe { sys::ggml_backend_buffer_get_usage(root.buffer) } == sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+        let weights = !buffer.is_null()
+            && unsafe { sys::ggml_backend_buffer_get_usage(buffer) } == sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
         assert!(!weights, "set_rows: weights may be mapped and are read-only");
-        assert!(rows.ty() == Type::F32 && rows.rows_are_contiguous(), "set_rows: rows");
-        assert!(ids.ty() == Type::I64 && ids.ne() == [n[1], 1, 1, 1], "set_rows: ids");
-        // SAFETY: shapes and types are as ggml asks; ids are checked by the kernel against ne1.
+        assert!(a.ty().takes_floats(), "set_rows: type {:?}", a.ty());
+        assert!(rows.ty() == Type::F32, "set_rows: rows of {:?}", rows.ty());
+        assert!(a.rows_are_contiguous() && rows.rows_are_contiguous(), "set_rows: the rows are not contiguous");
+        assert!(ids.ty() == Type::I64 && ids.ne() == [n[1], 1, 1, 1], "set_rows: ids {:?} {:?}", ids.ty(), ids.ne());
+        self.choose_rows(ids, m[1]);
+        // SAFETY: shapes and types are as ggml asks.
         self.wrap(unsafe { sys::ggml_set_rows(self.ctx(), a.as_ptr(), rows.as_ptr(), ids.as_ptr()) })
     }
 
     /// Attention in one operation: `q` F32 `[n_embd_head, n_tokens, n_head, n_seq]`, `k` and `v`
-    /// `[n_embd_head, n_kv, n_head_kv, n_seq]`, `mask` F16 `[n_kv, n_tokens, 1, n_seq]`. Returns
-    /// `[n_embd_head, n_head, n_tokens, n_seq]`.
+    /// `[n_embd_head, n_kv, n_head_kv, n_seq]` of any types that ggml multiplies and dequantises, `mask` F16
+    /// `[n_kv, n_tokens, 1, n_seq]` and contiguous. Returns F32 `[n_embd_head, n_head, n_tokens, n_seq]`.
     pub fn flash_attn(&self, q: Tensor<'g>, k: Tensor<'g>, v: Tensor<'g>, mask: Tensor<'g>, scale: f32) -> Tensor<'g> {
         let (nq, nk, nv, nm) = (q.ne(), k.ne(), v.ne(), mask.ne());
-        assert!(nq[0] == nk[0] && nk[1] == nv[1] && nk[2] == nv[2] && nk[3] == nv[3], "flash_attn: k, v");
-        assert!(nq[2].is_multiple_of(nk[2]) && nq[3].is_multiple_of(nk[3]), "flash_attn: heads");
-        assert!(mask.ty() == Type::F16 && mask.is_contiguous(), "flash_attn: mask");
+        assert!(nq[0] == nk[0] && nk[1..] == nv[1..] && nq[3] == nk[3], "flash_attn: q {nq:?}, k {nk:?}, v {nv:?}");
+        assert!(nq[2].is_multiple_of(nk[2]), "flash_attn: {} heads on {}", nq[2], nk[2]);
+        let types = [q.ty(), k.ty(), v.ty()];
         assert!(
-            nm[0] == nk[1] && nm[1] >= nq[1] && nq[2].is_multiple_of(nm[2]) && nq[3].is_multiple_of(nm[3]),
-            "flash_attn: mask"
+            q.ty() == Type::F32 && k.ty().multiplies(Type::F32) && can_dequantize(v.ty()),
+            "flash_attn: types {types:?}"
         );
+        assert!([q, k, v].iter().all(|t| t.rows_are_contiguous()), "flash_attn: the rows are not contiguous");
+        assert!(
+            mask.ty() == Type::F16
+                && mask.is_contiguous()
+                && nm[0] == nk[1]
+                && nm[1] >= nq[1]
+                && nq[2].is_multiple_of(nm[2])
+                && nq[3].is_multiple_of(nm[3]),
+            "flash_attn: mask {:?} {nm:?} for q {nq:?}, k {nk:?}",
+            mask.ty()
+        );
+        let ne = [nv[0], nq[2], nq[1], nq[3]];
+        assert!(Type::F32.n_bytes(ne).is_some(), "flash_attn: result {ne:?}");
         // SAFETY: shapes and types are as ggml asks.
         let t = self.wrap(unsafe {
             sys::ggml_flash_attn_ext(self.ctx(), q.as_ptr(), k.as_ptr(), v.as_ptr(), mask.as_ptr(), scale, 0.0, 0.0)
@@ -482,34 +710,48 @@ impl<'g> Builder<'g> {
         t
     }
 
-    /// `a` and then `b`, one after the other along dimension `dim`; in all other dimensions they are equally long.
+    /// `a` and then `b`, one after the other along dimension `dim`. They are of one type, equally long in all other
+    /// dimensions, and have contiguous rows.
     pub fn concat(&self, a: Tensor<'g>, b: Tensor<'g>, dim: usize) -> Tensor<'g> {
         let (m, n) = (a.ne(), b.ne());
         assert!(dim < 4, "concat: dimension {dim}");
-        assert!(a.ty() == b.ty(), "concat: {:?} and {:?}", a.ty(), b.ty());
-        assert!((0..4).all(|d| d == dim || m[d] == n[d]), "concat {m:?} {n:?} along dimension {dim}");
+        assert!(a.ty() == b.ty(), "concat: types {:?} and {:?}", a.ty(), b.ty());
+        assert!((0..4).all(|d| d == dim || m[d] == n[d]), "concat: shapes {m:?} and {n:?} along dimension {dim}");
         assert!(a.rows_are_contiguous() && b.rows_are_contiguous(), "concat: the rows are not contiguous");
+        let mut ne = m;
+        ne[dim] += n[dim];
+        assert!(a.ty().n_bytes(ne).is_some(), "concat: result {ne:?}");
         let dim = i32::try_from(dim).expect("below 4");
         // SAFETY: equal types, and shapes that differ in dim at most; the kernels copy whole rows of any type.
         self.wrap(unsafe { sys::ggml_concat(self.ctx(), a.as_ptr(), b.as_ptr(), dim) })
     }
 
-    /// Softmax of `scale * a + mask` along rows; `mask` F32 or F16 `[ne0, ne1, 1, ne3]`.
+    /// Softmax of `scale * a + mask` along rows. `a` is F32 and contiguous, `mask` F32 or F16 `[ne0, ne1, 1, ne3]` and
+    /// contiguous; it may have more rows than `a`, and is repeated over ne2 and ne3.
     pub fn soft_max(&self, a: Tensor<'g>, mask: Tensor<'g>, scale: f32) -> Tensor<'g> {
         let (n, m) = (a.ne(), mask.ne());
-        assert!(mask.is_contiguous() && m[0] == n[0] && m[1] >= n[1], "soft_max: mask");
-        assert!(n[2].is_multiple_of(m[2]) && n[3].is_multiple_of(m[3]), "soft_max: mask");
-        assert!(a.is_contiguous(), "soft_max: input");
-        // SAFETY: shapes are as ggml asks.
+        assert!(a.ty() == Type::F32 && a.is_contiguous(), "soft_max: input {:?} {n:?} {:?}", a.ty(), a.nb());
+        assert!(
+            [Type::F32, Type::F16].contains(&mask.ty())
+                && mask.is_contiguous()
+                && m[0] == n[0]
+                && m[1] >= n[1]
+                && n[2].is_multiple_of(m[2])
+                && n[3].is_multiple_of(m[3]),
+            "soft_max: mask {:?} {m:?} for {n:?}",
+            mask.ty()
+        );
+        // SAFETY: shapes and types are as ggml asks.
         self.wrap(unsafe { sys::ggml_soft_max_ext(self.ctx(), a.as_ptr(), mask.as_ptr(), scale, 0.0) })
     }
 
-    /// The result, of type `ty` and shape `ne`, of an operation of the caller's on up to nine sources. Computed on the CPU.
+    /// The result, of type `ty` and shape `ne`, of an operation of the caller's on one to nine sources. Computed on the CPU.
+    /// Parts of some columns ([`Op::division`]) are for types without blocks.
     pub fn custom(&self, ty: Type, ne: [usize; 4], sources: &[Tensor<'g>], op: impl Op + 'static) -> Tensor<'g> {
-        assert!(ty.row_bytes(ne[0]).is_some() && ne.iter().all(|&n| n > 0), "custom: shape {ne:?}");
+        assert!(ty.n_bytes(ne).is_some(), "custom: shape {ne:?} of {ty:?}");
         // ggml's own limit on sources of a node, less the one that it keeps.
-        assert!((1..=9).contains(&sources.len()), "custom: sources");
-        let op = Box::new(Custom::new(op, sources.len()));
+        assert!((1..=9).contains(&sources.len()), "custom: {} sources", sources.len());
+        let op = Box::new(Custom::new(op, sources.len(), ty, ne));
         let data: *const Custom = &*op;
         let mut args: Vec<_> = sources.iter().map(|s| s.as_ptr()).collect();
         let [ne0, ne1, ne2, ne3] = ne.map(int);
@@ -534,7 +776,7 @@ impl<'g> Builder<'g> {
         t
     }
 
-    /// Asks devices that could use less to accumulate in 32-bit floats.
+    /// Asks devices that could accumulate a product of matrices in less than 32-bit floats not to.
     pub fn accumulate_in_f32(&self, t: Tensor<'g>) {
         // SAFETY: t is a node of this graph; operations without the setting ignore it.
         unsafe { sys::ggml_prec_set_acc(t.as_ptr(), sys::GGML_PREC_F32) };

@@ -8,6 +8,7 @@ use std::sync::{Mutex, Once};
 
 use llama_cpp_sys_2 as sys;
 
+use crate::exec::thread_count;
 use crate::types::Type;
 
 /// What libllama and ggml last called an error.
@@ -55,7 +56,7 @@ pub struct LlamaError(pub String);
 /// Number of a token.
 pub type Token = i32;
 
-/// A tokenizer.
+/// The tokenizer of a model.
 #[derive(Debug)]
 pub struct Vocab {
     model: NonNull<sys::llama_model>,
@@ -97,7 +98,6 @@ impl Vocab {
         unsafe { sys::llama_model_get_vocab(self.model.as_ptr()) }
     }
 
-    /// Number of tokens.
     pub fn n_tokens(&self) -> usize {
         // SAFETY: the vocabulary is live.
         usize::try_from(unsafe { sys::llama_vocab_n_tokens(self.as_ptr()) }).unwrap_or(0)
@@ -229,21 +229,17 @@ impl Drop for Model {
 pub struct ContextParams {
     /// Context of all sequences together.
     pub n_ctx: u32,
-    /// Logical batch.
+    /// The most tokens that [`Context::decode`] takes.
     pub n_batch: u32,
-    /// Micro-batch.
+    /// The most tokens that are computed at once.
     pub n_ubatch: u32,
-    /// Number of sequences.
     pub n_seq_max: u32,
-    /// Threads for one token.
+    /// Threads for batches of one token.
     pub n_threads: u32,
-    /// Threads for more.
+    /// Threads for longer batches.
     pub n_threads_batch: u32,
-    /// Type of cached keys.
     pub type_k: Type,
-    /// Type of cached values.
     pub type_v: Type,
-    /// Flash attention.
     pub flash_attn: bool,
 }
 
@@ -290,6 +286,12 @@ impl Drop for Context<'_> {
 
 impl<'m> Context<'m> {
     /// A context with an empty cache.
+    ///
+    /// # Errors
+    /// If libllama refuses the settings, or memory cannot be had.
+    ///
+    /// # Panics
+    /// If a number of threads is 0 or above 512.
     pub fn new(model: &'m Model, params: &ContextParams) -> Result<Context<'m>, LlamaError> {
         clear_error();
         // SAFETY: returns a struct by value.
@@ -298,8 +300,8 @@ impl<'m> Context<'m> {
         p.n_batch = params.n_batch;
         p.n_ubatch = params.n_ubatch;
         p.n_seq_max = params.n_seq_max;
-        p.n_threads = i32::try_from(params.n_threads).expect("thread counts are small");
-        p.n_threads_batch = i32::try_from(params.n_threads_batch).expect("thread counts are small");
+        p.n_threads = thread_count(params.n_threads as usize);
+        p.n_threads_batch = thread_count(params.n_threads_batch as usize);
         p.type_k = params.type_k.raw();
         p.type_v = params.type_v.raw();
         p.flash_attn_type =
@@ -320,7 +322,13 @@ impl<'m> Context<'m> {
     }
 
     /// Computes tokens `(token, position, sequence, logits wanted)`. Returns whether libllama succeeded.
+    ///
+    /// # Panics
+    /// If there are more tokens than [`ContextParams::n_batch`].
     pub fn decode(&mut self, batch: &[(Token, i32, i32, bool)]) -> bool {
+        // SAFETY: the context is live.
+        let n_batch = unsafe { sys::llama_n_batch(self.ptr.as_ptr()) };
+        assert!(batch.len() <= n_batch as usize, "decode: {} tokens in a batch of {n_batch}", batch.len());
         let mut tokens: Vec<Token> = batch.iter().map(|b| b.0).collect();
         let mut pos: Vec<i32> = batch.iter().map(|b| b.1).collect();
         let mut seqs: Vec<i32> = batch.iter().map(|b| b.2).collect();

@@ -26,7 +26,7 @@ impl Drop for Map {
 }
 
 impl Map {
-    /// Maps the file. An empty file cannot be mapped.
+    /// Maps the file.
     ///
     /// The file must not be changed while it is mapped ([`Map::changed`] tells afterwards); when one that is cut short meanwhile is read
     /// where it was, the process ends with a line on stderr and exit code 74.

@@ -11,16 +11,24 @@ pub fn can_quantize(ty: Type) -> bool {
     ty.is_quantized() && !needs_importance && ![Type::Q8_1, Type::Q8_K].contains(&ty)
 }
 
-/// `values`, rows of `n_per_row`, in the given type: plain floats, or ggml's own quantisation without importance matrix.
+/// `values`, rows of `n_per_row`, in the given type: plain floats, or what [`can_quantize`] says, as ggml quantises it without
+/// an importance matrix.
 ///
 /// # Panics
-/// If the values are not whole rows, or rows not whole blocks, or the type needs an importance matrix.
+/// If the values are not whole rows, if rows are not whole blocks, if the type is another, or if a value that is to be
+/// quantised is not finite.
 pub fn quantize(ty: Type, values: &[f32], n_per_row: usize) -> Vec<u8> {
-    assert!(n_per_row > 0 && values.len().is_multiple_of(n_per_row), "whole rows");
+    assert!(
+        n_per_row > 0 && values.len().is_multiple_of(n_per_row),
+        "quantize: {} values are not whole rows of {n_per_row}",
+        values.len()
+    );
     let n_rows = values.len() / n_per_row;
-    let bytes = ty.row_bytes(n_per_row).expect("whole blocks") * n_rows;
-    // SAFETY: the type is ggml's.
-    assert!(!unsafe { sys::ggml_quantize_requires_imatrix(ty.raw()) }, "{ty:?} needs an importance matrix");
+    let row = ty.row_bytes(n_per_row);
+    let bytes = n_rows * row.unwrap_or_else(|| panic!("quantize: {n_per_row} values are not whole blocks of {ty:?}"));
+    let plain = [Type::F32, Type::F16, Type::BF16].contains(&ty);
+    assert!(plain || can_quantize(ty), "quantize: to {ty:?}");
+    assert!(plain || values.iter().all(|v| v.is_finite()), "quantize: a value is not finite");
     if ty == Type::F32 {
         return values.iter().flat_map(|v| v.to_le_bytes()).collect();
     }
@@ -38,7 +46,7 @@ pub fn quantize(ty: Type, values: &[f32], n_per_row: usize) -> Vec<u8> {
             std::ptr::null(),
         )
     };
-    assert_eq!(written, bytes, "bytes written");
+    assert_eq!(written, bytes, "quantize: bytes written");
     out
 }
 
@@ -54,7 +62,8 @@ pub fn can_dequantize(ty: Type) -> bool {
 /// # Panics
 /// If `row` is not the bytes of `out.len()` values of the type, or the type has no values.
 pub fn dequantize_row(ty: Type, row: &[u8], out: &mut [f32]) {
-    assert_eq!(ty.row_bytes(out.len()), Some(row.len()), "bytes of a row");
+    assert_eq!(ty.row_bytes(out.len()), Some(row.len()), "dequantize_row: bytes of a row");
+    assert!(can_dequantize(ty), "dequantize_row: from {ty:?}");
     if ty == Type::F32 {
         for (out, bytes) in out.iter_mut().zip(row.chunks_exact(4)) {
             *out = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
@@ -74,8 +83,8 @@ pub fn dequantize_row(ty: Type, row: &[u8], out: &mut [f32]) {
 /// # Panics
 /// If `out` is not of the size of a row, or the type is another.
 pub fn quantize_row(ty: Type, values: &[f32], out: &mut [u8]) {
-    assert_eq!(ty.row_bytes(values.len()), Some(out.len()), "bytes of a row");
-    assert!([Type::F32, Type::F16, Type::BF16, Type::Q8_0].contains(&ty), "{ty:?} takes more than one row at a time");
+    assert_eq!(ty.row_bytes(values.len()), Some(out.len()), "quantize_row: bytes of a row");
+    assert!([Type::F32, Type::F16, Type::BF16, Type::Q8_0].contains(&ty), "quantize_row: to {ty:?}");
     if ty == Type::F32 {
         for (out, v) in out.chunks_exact_mut(4).zip(values) {
             out.copy_from_slice(&v.to_le_bytes());

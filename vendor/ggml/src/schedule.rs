@@ -6,7 +6,7 @@ use std::rc::Rc;
 use llama_cpp_sys_2 as sys;
 
 use crate::exec::{Backends, ComputeError, Element};
-use crate::graph::{Graph, Slot};
+use crate::graph::{Graph, MOST_TENSORS, Slot};
 
 /// One of ggml's schedulers: holds at most one loaded graph, and the memory that it is computed in, which stays for the
 /// next graph. Made by [`Executor::schedule`](crate::Executor::schedule), and computed by that executor only.
@@ -22,6 +22,9 @@ pub struct Schedule {
     sched: NonNull<sys::ggml_backend_sched>,
     max_tensors: usize,
     graph: Option<Graph>,
+    /// Whether ggml's allocator has the memory that it believes it has. Measuring and running out of memory take it away, which
+    /// the allocator does not notice when the next graph is like the last one.
+    has_memory: bool,
     /// How many nodes of the graph compute something.
     n_operations: usize,
     backends: Rc<Backends>,
@@ -37,7 +40,7 @@ impl Drop for Schedule {
 
 impl Schedule {
     pub(crate) fn new(backends: &Rc<Backends>, max_tensors: usize) -> Schedule {
-        assert!(max_tensors > 0, "schedule: graphs of no tensors");
+        assert!((1..=MOST_TENSORS).contains(&max_tensors), "schedule: graphs of {max_tensors} tensors");
         let mut pointers = backends.pointers();
         let n = i32::try_from(pointers.len()).expect("devices are few");
         // SAFETY: the array holds n live backends, the CPU last as ggml asks; null selects their own buffer types.
@@ -45,7 +48,7 @@ impl Schedule {
             sys::ggml_backend_sched_new(pointers.as_mut_ptr(), std::ptr::null_mut(), n, max_tensors, false, true)
         };
         let sched = NonNull::new(sched).expect("ggml_backend_sched_new never fails");
-        Schedule { sched, max_tensors, graph: None, n_operations: 0, backends: backends.clone() }
+        Schedule { sched, max_tensors, graph: None, has_memory: false, n_operations: 0, backends: backends.clone() }
     }
 
     pub(crate) fn as_ptr(&self) -> *mut sys::ggml_backend_sched {
@@ -68,16 +71,19 @@ impl Schedule {
         self.n_operations
     }
 
-    /// Bytes of memory for intermediate results that `graph` needs, summed over the devices. Reserves nothing, and unloads
-    /// the loaded graph.
+    /// Bytes of memory for intermediate results that `graph` needs, summed over the devices. Reserves nothing, gives back what
+    /// is reserved and too small, and unloads the loaded graph.
     ///
     /// # Panics
     /// If the graph has more tensors than the schedule was made for.
     pub fn measure(&mut self, graph: &Graph) -> usize {
         self.make_ready_for(graph);
+        self.has_memory = false;
         let mut sizes = vec![0usize; self.backends.pointers().len()];
-        // SAFETY: scheduler and graph are live; sizes has one element per backend.
-        unsafe { sys::ggml_backend_sched_reserve_size(self.sched.as_ptr(), graph.as_ptr(), sizes.as_mut_ptr()) };
+        graph.lend(|graph| {
+            // SAFETY: scheduler and graph are live; sizes has one element per backend.
+            unsafe { sys::ggml_backend_sched_reserve_size(self.sched.as_ptr(), graph, sizes.as_mut_ptr()) };
+        });
         // SAFETY: the scheduler is live.
         unsafe { sys::ggml_backend_sched_reset(self.sched.as_ptr()) };
         sizes.iter().sum()
@@ -93,8 +99,13 @@ impl Schedule {
     /// If the graph has more tensors than the schedule was made for.
     pub fn reserve(&mut self, graph: &Graph) -> Result<(), ComputeError> {
         self.make_ready_for(graph);
-        // SAFETY: scheduler and graph are live.
-        let reserved = unsafe { sys::ggml_backend_sched_reserve(self.sched.as_ptr(), graph.as_ptr()) };
+        let reserved = graph.lend(|graph| {
+            // SAFETY: scheduler and graph are live.
+            unsafe { sys::ggml_backend_sched_reserve(self.sched.as_ptr(), graph) }
+        });
+        // SAFETY: the scheduler is live; where it failed it still knows the graph's tensors.
+        unsafe { sys::ggml_backend_sched_reset(self.sched.as_ptr()) };
+        self.has_memory = reserved;
         if reserved { Ok(()) } else { Err(ComputeError::OutOfMemory) }
     }
 
@@ -107,9 +118,22 @@ impl Schedule {
     /// If the graph has more tensors than the schedule was made for.
     pub fn load(&mut self, graph: Graph) -> Result<(), ComputeError> {
         self.make_ready_for(&graph);
+        if !self.has_memory {
+            self.reserve(&graph)?;
+        }
         // SAFETY: scheduler and graph are live; the graph is kept until the scheduler is reset or freed.
         if !unsafe { sys::ggml_backend_sched_alloc_graph(self.sched.as_ptr(), graph.as_ptr()) } {
+            self.unload();
+            self.has_memory = false;
             return Err(ComputeError::OutOfMemory);
+        }
+        for ids in graph.row_ids() {
+            // SAFETY: the graph is live.
+            let t = unsafe { ids.as_ref() };
+            if !t.buffer.is_null() {
+                // SAFETY: the tensor is live and has memory. Until it is set, it chooses the first row, which is there.
+                unsafe { sys::ggml_backend_tensor_memset(ids.as_ptr(), 0, 0, sys::ggml_nbytes(t)) };
+            }
         }
         self.n_operations = graph.n_operations();
         self.graph = Some(graph);
@@ -133,15 +157,21 @@ impl Schedule {
     /// may use their memory for results once they have been read.
     ///
     /// # Panics
-    /// If no graph is loaded, or `data` is not of the input's type and size.
+    /// If no graph is loaded, if the slot is not an input, if `data` is not of the input's type and size, or if it chooses a
+    /// row ([`Builder::get_rows`](crate::Builder::get_rows)) that is not there.
     pub fn set<T: Element>(&mut self, slot: Slot, data: &[T]) {
         let tensor = self.graph().slot(slot);
         // SAFETY: the tensor is live while its graph is.
         let t = unsafe { tensor.as_ref() };
-        assert_eq!(t.type_, T::TYPE.raw(), "element type of an input");
+        assert!(t.flags & sys::GGML_TENSOR_FLAG_INPUT as i32 != 0, "set: the slot is not an input");
+        assert_eq!(t.type_, T::TYPE.raw(), "set: element type of an input");
         // SAFETY: as above.
         let bytes = unsafe { sys::ggml_nbytes(tensor.as_ptr()) };
-        assert_eq!(bytes, size_of_val(data), "size of an input");
+        assert_eq!(bytes, size_of_val(data), "set: size of an input");
+        if let Some(limit) = self.graph().row_limit(tensor) {
+            let wrong = data.iter().find(|id| id.row().is_none_or(|row| row >= limit));
+            assert!(wrong.is_none(), "set: {wrong:?} is not one of {limit} rows");
+        }
         if t.buffer.is_null() {
             // Nothing in the graph reads it.
             return;
@@ -158,11 +188,11 @@ impl Schedule {
         let tensor = self.graph().slot(slot);
         // SAFETY: the tensor is live while its graph is.
         let t = unsafe { tensor.as_ref() };
-        assert_eq!(t.type_, T::TYPE.raw(), "element type of an output");
+        assert_eq!(t.type_, T::TYPE.raw(), "get: element type of an output");
         let bytes = size_of_val(data);
         // SAFETY: as above.
-        assert!(bytes <= unsafe { sys::ggml_nbytes(tensor.as_ptr()) }, "size of an output");
-        assert!(!t.buffer.is_null(), "the output was computed");
+        assert!(bytes <= unsafe { sys::ggml_nbytes(tensor.as_ptr()) }, "get: size of an output");
+        assert!(!t.buffer.is_null(), "get: the slot has no memory");
         // SAFETY: the tensor has memory of at least this many bytes; every bit pattern is a valid element.
         unsafe { sys::ggml_backend_tensor_get(tensor.as_ptr(), data.as_mut_ptr().cast(), 0, bytes) };
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
-use crate::device::{BufferType, Device};
+use crate::device::{BufferType, Device, Usage};
 use crate::graph::{Context, init_context};
 use crate::map::Map;
 use crate::types::Type;
@@ -20,7 +20,6 @@ use crate::types::Type;
 pub struct TensorSpec {
     /// Name in graph dumps; at most 63 bytes are kept.
     pub name: String,
-    /// Element type.
     pub ty: Type,
     /// Shape; unused dimensions are 1.
     pub ne: [u64; 4],
@@ -75,7 +74,6 @@ impl Specs {
         TensorId { specs: self.number, index: self.list.len() - 1 }
     }
 
-    /// Number of tensors.
     #[allow(clippy::len_without_is_empty, reason = "nobody asks")]
     pub fn len(&self) -> usize {
         self.list.len()
@@ -109,6 +107,9 @@ pub struct Store {
     maps: Vec<Arc<Map>>,
     /// Which tensors are in a map, by id: these are read-only.
     mapped: Vec<bool>,
+    /// Which tensors are in memory where the CPU keeps weights in a layout of its own, such as CPU_REPACK: only `mul_mat`
+    /// reads these, and they are written as a whole.
+    packed: Vec<bool>,
     /// No graph has used the store yet.
     fresh: Cell<bool>,
 }
@@ -126,25 +127,37 @@ impl Drop for Buffer {
 }
 
 impl Store {
-    /// Makes the tensors. Those in buffers hold anything until they are filled.
+    /// Makes the tensors. Those in buffers hold anything until they are filled. `maps` are what the numbers in
+    /// [`Place::Mapped`] count.
+    ///
+    /// # Errors
+    /// If a buffer cannot be had.
     ///
     /// # Panics
-    /// If a mapped tensor is not inside its map or not aligned to [`MAPPED_ALIGNMENT`], if a shape is not whole blocks
-    /// of its type, or if sizes overflow: the caller has checked them.
+    /// If a tensor has no elements, rows that are not whole blocks of its type, or more bytes than any memory; if it is in
+    /// memory with a layout of its own that has none for its type and shape (see [`Device::supports`]); if a mapped tensor is
+    /// not inside its map, not aligned to [`MAPPED_ALIGNMENT`], or of a device that does not compute in place.
     pub fn new(specs: Specs, maps: Vec<Arc<Map>>) -> Result<Store, AllocError> {
         let Specs { number, list: specs } = specs;
         let context = init_context(specs.len());
         let mapped = specs.iter().map(|s| matches!(s.place, Place::Mapped(..))).collect();
+        let layouts = Device::cpu().extra_buffer_types();
+        let packed: Vec<bool> =
+            specs.iter().map(|s| matches!(s.place, Place::Buffer(kind) if layouts.contains(&kind))).collect();
+        for (spec, &packed) in specs.iter().zip(&packed) {
+            let TensorSpec { name, ty, ne, place } = spec;
+            let shape = ne.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+            assert!(ty.n_bytes(shape).is_some(), "tensor {name}: shape {ne:?} of {ty:?}");
+            if let (true, &Place::Buffer(kind)) = (packed, place) {
+                let fits = ne[2..] == [1, 1] && Device::cpu().supports(kind, *ty, [ne[0], ne[1]], Usage::MulMat);
+                assert!(fits, "tensor {name}: {kind:?} has no layout for {ne:?} of {ty:?}");
+            }
+        }
         let (tensors, buffers) = Default::default();
-        let mut store = Store { specs: number, tensors, buffers, context, maps, mapped, fresh: Cell::new(true) };
+        let mut store =
+            Store { specs: number, tensors, buffers, context, maps, mapped, packed, fresh: Cell::new(true) };
         for spec in &specs {
-            assert!(
-                spec.ty.row_bytes(usize::try_from(spec.ne[0]).unwrap()).is_some(),
-                "{}: ne0 is not whole blocks",
-                spec.name
-            );
-            spec.ne.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).expect("number of elements overflows");
-            let ne = spec.ne.map(|n| i64::try_from(n).expect("a dimension overflows"));
+            let ne = spec.ne.map(|n| i64::try_from(n).expect("checked above"));
             // SAFETY: the context is live, has room for all tensors, and allocates no data; the type is ggml's.
             let tensor = unsafe { sys::ggml_new_tensor(store.context.as_ptr(), spec.ty.raw(), 4, ne.as_ptr()) };
             let tensor = NonNull::new(tensor).expect("the context has room for all tensors");
@@ -172,8 +185,11 @@ impl Store {
             }
         }
         for (device, map, first, last, largest) in spans {
-            let bytes = &self.maps[map][first..last];
+            let all: &[u8] =
+                self.maps.get(map).unwrap_or_else(|| panic!("a mapped tensor is in map {map}, which is not there"));
+            let bytes = all.get(first..last).expect("a mapped tensor is beyond its map");
             assert!(first.is_multiple_of(MAPPED_ALIGNMENT), "a mapped tensor is not aligned");
+            assert!(device.computes_in_place(), "a mapped tensor is of {device:?}, which does not compute in place");
             // SAFETY: the bytes belong to the map, which the store keeps for as long as the buffer; they are only read,
             // as weights are never the target of an operation.
             let buffer = unsafe {
@@ -263,10 +279,18 @@ impl Store {
     }
 
     /// A tensor for use in a graph.
+    ///
+    /// # Panics
+    /// If it is of another store.
     pub(crate) fn leaf(&self, id: TensorId) -> NonNull<sys::ggml_tensor> {
         let index = self.index(id, "leaf");
         self.fresh.set(false);
         self.tensors[index]
+    }
+
+    /// Whether only `mul_mat` can read the tensor.
+    pub(crate) fn is_packed(&self, id: TensorId) -> bool {
+        self.packed[self.index(id, "leaf")]
     }
 
     /// Marks the buffers as weights, which ggml's scheduler runs operations next to.
@@ -327,6 +351,10 @@ impl Store {
         self.tensors[index]
     }
 
+    fn assert_plain(&self, id: TensorId, operation: &str) {
+        assert!(!self.packed[self.index(id, operation)], "{operation}: the tensor is in a layout of its own");
+    }
+
     fn assert_writable(&self, id: TensorId, operation: &str) {
         assert!(!self.mapped[self.index(id, operation)], "{operation}: a mapped tensor is read-only");
     }
@@ -334,9 +362,11 @@ impl Store {
     /// Writes zeros into `length` bytes of a tensor from `offset` on.
     ///
     /// # Panics
-    /// If the tensor is of another store, or mapped, which is read-only, or if the bytes are not the tensor's.
+    /// If the tensor is of another store, mapped, which is read-only, or in a layout of its own, or if the bytes are not the
+    /// tensor's.
     pub fn zero(&self, id: TensorId, offset: usize, length: usize) {
         self.assert_writable(id, "zero");
+        self.assert_plain(id, "zero");
         let tensor = self.bytes(id, "zero", offset, length);
         // SAFETY: the tensor is live, in memory of its own, and holds the bytes; the store is used by one thread, and no
         // graph runs while it is here.
@@ -346,8 +376,9 @@ impl Store {
     /// Copies bytes of a tensor, from `offset` on.
     ///
     /// # Panics
-    /// If the tensor is of another store, or if the bytes are not the tensor's.
+    /// If the tensor is of another store, or in a layout of its own, or if the bytes are not the tensor's.
     pub fn read(&self, id: TensorId, offset: usize, out: &mut [u8]) {
+        self.assert_plain(id, "read");
         let tensor = self.bytes(id, "read", offset, out.len());
         // SAFETY: the tensor is live, has a buffer and holds the bytes; `out` is as long and exclusively borrowed; the store
         // is used by one thread, and no graph runs while it is here.
@@ -357,10 +388,14 @@ impl Store {
     /// Replaces bytes of a tensor, from `offset` on.
     ///
     /// # Panics
-    /// If the tensor is of another store, or mapped, which is read-only, or if the bytes are not the tensor's.
+    /// If the tensor is of another store, or mapped, which is read-only, if the bytes are not the tensor's, or if they are
+    /// some only of a tensor that is in a layout of its own.
     pub fn write(&self, id: TensorId, offset: usize, bytes: &[u8]) {
         self.assert_writable(id, "write");
         let tensor = self.bytes(id, "write", offset, bytes.len());
+        if bytes.len() < self.n_bytes(id) {
+            self.assert_plain(id, "write");
+        }
         // SAFETY: the tensor is live, in memory of its own, and holds the bytes; the store is used by one thread, and no
         // graph runs while it is here.
         unsafe { sys::ggml_backend_tensor_set(tensor.as_ptr(), bytes.as_ptr().cast(), offset, bytes.len()) };

@@ -123,6 +123,32 @@ impl Type {
         ne0.is_multiple_of(b).then(|| (ne0 / b).checked_mul(s))?
     }
 
+    /// Bytes of a contiguous tensor. `None` if it has no elements, if its rows are not whole blocks, or if it is larger than
+    /// any memory (64 TiB), so that no sum of the sizes of a graph overflows.
+    pub(crate) fn n_bytes(self, ne: [usize; 4]) -> Option<usize> {
+        const MOST: u64 = 1 << 46;
+        let bytes = ne[1..].iter().try_fold(self.row_bytes(ne[0])?, |bytes, &n| bytes.checked_mul(n))?;
+        (bytes > 0 && bytes as u64 <= MOST).then_some(bytes)
+    }
+
+    fn cpu_traits(self) -> &'static sys::ggml_type_traits_cpu {
+        // SAFETY: the type is ggml's: its traits are static.
+        unsafe { sys::ggml_get_type_traits_cpu(self.raw()).as_ref() }.expect("every type has traits")
+    }
+
+    /// Whether ggml's CPU kernels convert rows of floats to the type.
+    pub(crate) fn takes_floats(self) -> bool {
+        // ggml has a conversion to I32 too, which set_rows and cast do not need.
+        self != Type::I32 && self.cpu_traits().from_float.is_some()
+    }
+
+    /// Whether ggml's CPU kernels multiply rows of this type with rows of the other.
+    pub(crate) fn multiplies(self, x: Type) -> bool {
+        let traits = self.cpu_traits();
+        let dot = Type::from_id(traits.vec_dot_type as u32);
+        traits.vec_dot.is_some() && (x == Type::F32 || dot == Some(x) || (x == Type::BF16 && dot == Some(Type::F32)))
+    }
+
     /// Whether `data`, whole blocks of this type, holds no NaN and no infinity. (ggml's own check prints what it finds.)
     pub fn is_finite(self, data: &[u8]) -> bool {
         let half = |b: &[u8]| b[1] & 0x7c != 0x7c;
