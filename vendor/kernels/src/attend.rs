@@ -204,9 +204,10 @@ impl Attend<'_, '_> {
         }
         let mut softmax = [Softmax::NONE; R];
         let mut scores = [[f32::NEG_INFINITY; BLOCK]; R];
+        let mut squares = [[s.splat_i(0); 16]; R];
         for first in (0..visible).step_by(BLOCK) {
             let range = first..visible.min(first + BLOCK);
-            score::<S, R>(s, self.keys, range.clone(), scaled, cells, d, &mut scores);
+            score(s, self.keys, range.clone(), scaled, cells, d, &mut squares, &mut scores);
             for r in 0..R {
                 weights_in_place(s, range.len(), &mut softmax[r], &mut scores[r], &mut out[r * d..(r + 1) * d]);
             }
@@ -288,7 +289,8 @@ impl Attend<'_, '_> {
     }
 }
 
-/// Writes the scores of up to [`BLOCK`] keys for `R` queries `[R][d]`. Behind them there is anything. `cells` has room for `[LANES][d]`.
+/// Writes the scores of up to [`BLOCK`] keys for `R` queries `[R][d]`. Behind them there is anything. `cells` has room for
+/// `[LANES][d]`; `squares` is room for [`compare`].
 #[inline(always)]
 fn score<S: Simd, const R: usize>(
     s: S,
@@ -297,9 +299,9 @@ fn score<S: Simd, const R: usize>(
     queries: &[f32],
     cells: &mut [f32],
     d: usize,
+    squares: &mut [[S::I; 16]; R],
     scores: &mut [[f32; BLOCK]; R],
 ) {
-    let mut squares = [[s.splat_i(0); 16]; R];
     for start in (0..range.len()).step_by(S::LANES) {
         let range = range.start + start..range.end.min(range.start + start + S::LANES);
         if let Some(decode) = keys.decode {
@@ -310,8 +312,8 @@ fn score<S: Simd, const R: usize>(
         let mut i = 0;
         while i < d {
             match (d - i) / S::LANES {
-                4.. => i += compare::<S, R, 4>(s, keys, range.clone(), i, queries, cells, d, &mut squares),
-                _ => i += compare::<S, R, 1>(s, keys, range.clone(), i, queries, cells, d, &mut squares),
+                4.. => i += compare::<S, R, 4>(s, keys, range.clone(), i, queries, cells, d, squares),
+                _ => i += compare::<S, R, 1>(s, keys, range.clone(), i, queries, cells, d, squares),
             }
         }
         // A key's score is the sum of a row of the square: after transposing, the sum of a lane.
