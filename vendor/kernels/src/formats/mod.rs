@@ -5,10 +5,11 @@
 //!
 //! To add a type:
 //!
-//! 1. Write a file beside this one with its `mod` line below: a unit struct that implements [`Weight`]. [`Weight::BLOCK`] and
+//! 1. Write a file beside this one, with its `mod` line below: a unit struct that implements [`Weight`]. [`Weight::BLOCK`] and
 //!    [`Weight::decode`] are enough for products of many tokens and for reduced columns: both then quantise the decoded values anew.
-//! 2. Add a line to the list `formats!` below. This makes the variant of [`Format`] and all dispatch. The tests in `tests.rs` go over the
-//!    list, and compare all products with what [`Weight::decode`] writes; that this is right, only a comparison with ggml can say.
+//! 2. Add a line to the list `formats!` below. It makes the variant of [`Format`] and all dispatch, and callers find the type by its name
+//!    in GGUF. The tests in `tests.rs` go over the list, and compare all products with what [`Weight::decode`] writes. Whether that is
+//!    right they cannot say: compare it with ggml, or with a definition in `tests/properties/common.rs`.
 //! 3. Where the type's own codes are 4 or 8 bits wide, use them: implement [`Weight::panel_row`] (packs faster), then `BITS`, `MINIMA`,
 //!    `ZERO`, [`Weight::prepare`] and [`Weight::reduce`] (reduced columns take half the memory with 4 bits), then `GEMV`,
 //!    [`Weight::gemv_acts`] and [`Weight::dot`] (single tokens need no packing). `q8_0.rs` is the simplest model with all of these;
@@ -176,6 +177,7 @@ formats! {
     q8_0::Q8_0, "Q8_0";
 }
 pub(crate) use other::Other;
+#[allow(clippy::single_component_path_imports, reason = "other modules use the macro by this path")]
 pub(crate) use with_weight;
 
 impl Format<'_> {
