@@ -107,7 +107,7 @@ impl Weight for Q4K {
             let (upper, byte) = (i * PIECE / bytes, step * bytes + i * PIECE % bytes);
             Some(byte / BLOCK * 2 * BLOCK + upper * BLOCK + byte % BLOCK)
         });
-        made.add_blocks(acts);
+        made.add_groups(acts);
         made
     }
 
