@@ -204,15 +204,41 @@ impl Attend<'_, '_> {
         }
         let mut softmax = [Softmax::NONE; R];
         let mut scores = [[f32::NEG_INFINITY; BLOCK]; R];
+        let mut squares = [[s.splat_i(0); 16]; R];
         for first in visible.clone().step_by(BLOCK) {
-            let range = first..visible.end.min(first + BLOCK);
-            score::<S, R>(s, self.keys, range.clone(), scaled, cells, d, &mut scores);
+            let n = BLOCK.min(visible.end - first);
+            for start in (0..n).step_by(S::LANES) {
+                let range = first + start..first + n.min(start + S::LANES);
+                if let Some(decode) = self.keys.decode {
+                    for (cell, floats) in range.clone().zip(cells.chunks_exact_mut(d)) {
+                        decode(self.keys.cell(cell), floats);
+                    }
+                }
+                let mut i = 0;
+                while i < d {
+                    match (d - i) / S::LANES {
+                        4.. => i += compare::<S, R, 4>(s, self.keys, range.clone(), i, scaled, cells, d, &mut squares),
+                        _ => i += compare::<S, R, 1>(s, self.keys, range.clone(), i, scaled, cells, d, &mut squares),
+                    }
+                }
+                // A key's score is the sum of a row of the square: after transposing, the sum of a lane. What belongs to no key is not
+                // used.
+                for (square, scores) in squares.iter_mut().zip(&mut scores) {
+                    let square = &mut square[..S::LANES];
+                    s.transpose(square);
+                    let mut sum = s.as_f(square[0]);
+                    for x in &square[1..] {
+                        sum = s.add(sum, s.as_f(*x));
+                    }
+                    s.store_f(sum, &mut scores[start..]);
+                }
+            }
             for r in 0..R {
-                weights_in_place(s, range.len(), &mut softmax[r], &mut scores[r], &mut out[r * d..(r + 1) * d]);
+                weights_in_place(s, n, &mut softmax[r], &mut scores[r], &mut out[r * d..(r + 1) * d]);
             }
             if let Some(decode) = self.values.decode {
-                for (j, cell) in range.enumerate() {
-                    decode(self.values.cell(cell), &mut cells[..d]);
+                for j in 0..n {
+                    decode(self.values.cell(first + j), &mut cells[..d]);
                     for i in (0..d).step_by(S::LANES) {
                         let v = s.load_f(&cells[i..]);
                         for (r, weights) in scores.iter().enumerate() {
@@ -227,8 +253,8 @@ impl Attend<'_, '_> {
             let mut i = 0;
             while i < d {
                 match (d - i) / S::LANES {
-                    4.. => i += weigh::<S, R, 4>(s, self.values, range.clone(), i, &scores, d, out),
-                    _ => i += weigh::<S, R, 1>(s, self.values, range.clone(), i, &scores, d, out),
+                    4.. => i += weigh::<S, R, 4>(s, self.values, first..first + n, i, &scores, d, out),
+                    _ => i += weigh::<S, R, 1>(s, self.values, first..first + n, i, &scores, d, out),
                 }
             }
         }
@@ -287,45 +313,6 @@ impl Attend<'_, '_> {
             let inverse = 1.0 / softmax.total;
             out.iter_mut().for_each(|x| *x *= inverse);
             done(i, &out[..d]);
-        }
-    }
-}
-
-/// Writes the scores of up to [`BLOCK`] keys for `R` queries `[R][d]`. Behind them there is anything. `cells` has room for `[LANES][d]`.
-#[inline(always)]
-fn score<S: Simd, const R: usize>(
-    s: S,
-    keys: &Cells,
-    range: Range<usize>,
-    queries: &[f32],
-    cells: &mut [f32],
-    d: usize,
-    scores: &mut [[f32; BLOCK]; R],
-) {
-    let mut squares = [[s.splat_i(0); 16]; R];
-    for start in (0..range.len()).step_by(S::LANES) {
-        let range = range.start + start..range.end.min(range.start + start + S::LANES);
-        if let Some(decode) = keys.decode {
-            for (cell, floats) in range.clone().zip(cells.chunks_exact_mut(d)) {
-                decode(keys.cell(cell), floats);
-            }
-        }
-        let mut i = 0;
-        while i < d {
-            match (d - i) / S::LANES {
-                4.. => i += compare::<S, R, 4>(s, keys, range.clone(), i, queries, cells, d, &mut squares),
-                _ => i += compare::<S, R, 1>(s, keys, range.clone(), i, queries, cells, d, &mut squares),
-            }
-        }
-        // A key's score is the sum of a row of the square: after transposing, the sum of a lane.
-        for (square, scores) in squares.iter_mut().zip(&mut *scores) {
-            let square = &mut square[..S::LANES];
-            s.transpose(square);
-            let mut sum = s.as_f(square[0]);
-            for x in &square[1..] {
-                sum = s.add(sum, s.as_f(*x));
-            }
-            s.store_f(sum, &mut scores[start..]);
         }
     }
 }

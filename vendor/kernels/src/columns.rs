@@ -207,10 +207,9 @@ fn reduce_row<S: Simd, W: Weight>(s: S, weight: W, row: &[u8], w: &ColumnLayout,
         for (kept, to) in pair.iter().zip(&mut codes) {
             // A block of which nothing is kept keeps its scale of 0, as its own may be NaN.
             if kept.n > 0 {
-                let block = weight.block(s, row, scratch, kept.block);
-                s.compress_codes(&block.codes, kept.mask, &mut to[at..]);
-                scales[lane] = block.scale;
-                scales[minima + lane] = block.minimum;
+                let (scale, minimum) = weight.reduce(s, row, scratch, kept.block, kept.mask, &mut to[at..]);
+                scales[lane] = scale;
+                scales[minima + lane] = minimum;
             }
             lane += S::LANES;
         }

@@ -43,9 +43,9 @@ pub struct GemvActs {
     pub(crate) codes: Vec<Codes>,
     /// Step by step, in each token by token, if the format's steps have lanes of one block each
     shared: Vec<Shared>,
-    /// Token by token the scale of each group, if [`GemvActs::add_blocks`] was called
+    /// Token by token the scale of each group, if [`GemvActs::add_groups`] was called
     pub(crate) scales: Vec<f32>,
-    /// Token by token the sum of each group's activations, if [`GemvActs::add_blocks`] was called
+    /// Token by token the sum of each group's activations, if [`GemvActs::add_groups`] was called
     pub(crate) sums: Vec<f32>,
 }
 
@@ -120,7 +120,7 @@ impl GemvActs {
     }
 
     /// Adds scale and sum of each group, token by token.
-    pub(crate) fn add_blocks(&mut self, acts: Acts) {
+    pub(crate) fn add_groups(&mut self, acts: Acts) {
         for t in 0..self.n_tokens {
             let token = acts.token(t);
             for g in 0..acts.n_groups() {

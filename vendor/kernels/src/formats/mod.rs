@@ -5,12 +5,13 @@
 //!
 //! To add a type:
 //!
-//! 1. Write a file beside this one with its `mod` line below: a unit struct that implements [`Weight`]. [`Weight::BLOCK`] and
+//! 1. Write a file beside this one, with its `mod` line below: a unit struct that implements [`Weight`]. [`Weight::BLOCK`] and
 //!    [`Weight::decode`] are enough for products of many tokens and for reduced columns: both then quantise the decoded values anew.
-//! 2. Add a line to the list `formats!` below. This makes the variant of [`Format`] and all dispatch. The tests in `tests.rs` go over the
-//!    list, and compare all products with what [`Weight::decode`] writes; that this is right, only a comparison with ggml can say.
+//! 2. Add a line to the list `formats!` below. It makes the variant of [`Format`] and all dispatch, and callers find the type by its name
+//!    in GGUF. The tests in `tests.rs` go over the list, and compare all products with what [`Weight::decode`] writes. Whether that is
+//!    right they cannot say: compare it with ggml, or with a definition in `tests/properties/common.rs`.
 //! 3. Where the type's own codes are 4 or 8 bits wide, use them: implement [`Weight::panel_row`] (packs faster), then `BITS`, `MINIMA`,
-//!    `ZERO`, [`Weight::prepare`] and [`Weight::block`] (reduced columns take half the memory with 4 bits), then `GEMV`,
+//!    `ZERO`, [`Weight::prepare`] and [`Weight::reduce`] (reduced columns take half the memory with 4 bits), then `GEMV`,
 //!    [`Weight::gemv_acts`] and [`Weight::dot`] (single tokens need no packing). `q8_0.rs` is the simplest model with all of these;
 //!    `nibbles.rs` has what types of 4 bits share.
 
@@ -40,14 +41,6 @@ pub(crate) struct Block {
     pub bytes: usize,
 }
 
-/// Codes of a block of 32 inputs, as the layout of reduced columns stores them. A weight is `scale * code + minimum`, see
-/// [`Weight::BITS`].
-pub(crate) struct ReducedBlock {
-    pub codes: [u8; BLOCK],
-    pub scale: f32,
-    pub minimum: f32,
-}
-
 /// A weight type. Slices `row` are the bytes of a whole row, as a file has them.
 ///
 /// All functions that take an instruction set are to be marked `#[inline(always)]`, see [`Simd`].
@@ -75,23 +68,24 @@ pub(crate) trait Weight: Copy {
     /// The 4-bit code that stands for zero.
     const ZERO: i32 = 0;
 
-    /// Computes what [`Weight::block`] needs of the whole row, once for each row. `scratch` has a float for each input.
+    /// Computes what [`Weight::reduce`] needs of the whole row, once for each row. `scratch` has a float for each input.
     #[inline(always)]
     fn prepare<S: Simd>(self, s: S, row: &[u8], scratch: &mut [f32]) {
         self.decode(s, row, scratch);
     }
 
-    /// Block number `i`, of 32 inputs, for reduced columns; `scratch` is what [`Weight::prepare`] left.
+    /// Reduces block number `i`, of 32 inputs: writes the codes of the inputs whose bit in `mask` is set, as [`Simd::compress_codes`] does,
+    /// and returns the block's scale and minimum (0 without [`Weight::MINIMA`]). `scratch` is what [`Weight::prepare`] left.
     #[inline(always)]
-    fn block<S: Simd>(self, _s: S, _row: &[u8], scratch: &[f32], i: usize) -> ReducedBlock {
+    fn reduce<S: Simd>(self, s: S, _row: &[u8], scratch: &[f32], i: usize, mask: u32, out: &mut [u8]) -> (f32, f32) {
         let mut x = [0.0f32; BLOCK];
         let inputs = &scratch[i * BLOCK..scratch.len().min((i + 1) * BLOCK)];
         x[..inputs.len()].copy_from_slice(inputs);
-        let largest = x.iter().fold(0.0, |a, x| if x.abs() > a || x.is_nan() { x.abs() } else { a });
-        let (scale, inverse) = acts::scales(largest);
-        let mut codes = [0u8; BLOCK];
-        codes.iter_mut().zip(x).for_each(|(to, x)| *to = (x * inverse).round() as i8 as u8);
-        ReducedBlock { codes, scale, minimum: 0.0 }
+        // The bits of magnitudes have the magnitudes' order, and NaN is above all.
+        let largest = x.iter().fold(0, |a, x| x.abs().to_bits().max(a));
+        let (scale, inverse) = acts::scales(f32::from_bits(largest));
+        s.compress_codes(&x.map(|x| (x * inverse).round() as i8 as u8), mask, out);
+        (scale, 0.0)
     }
 
     /// Whether rows can be multiplied where they are, by the two functions that follow.
@@ -183,6 +177,7 @@ formats! {
     q8_0::Q8_0, "Q8_0";
 }
 pub(crate) use other::Other;
+#[allow(clippy::single_component_path_imports, reason = "other modules use the macro by this path")]
 pub(crate) use with_weight;
 
 impl Format<'_> {

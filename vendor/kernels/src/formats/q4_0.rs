@@ -7,7 +7,7 @@
 //!
 //! The scale is a 16-bit float. A byte holds two codes of 4 bits, the first in its lower nibble. A weight is `scale * (code - 8)`.
 
-use super::{BLOCK, Block, ReducedBlock, Weight, nibbles};
+use super::{BLOCK, Block, Weight, nibbles};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
@@ -54,9 +54,10 @@ impl Weight for Q4_0 {
     fn prepare<S: Simd>(self, _s: S, _row: &[u8], _scratch: &mut [f32]) {}
 
     #[inline(always)]
-    fn block<S: Simd>(self, s: S, row: &[u8], _scratch: &[f32], i: usize) -> ReducedBlock {
+    fn reduce<S: Simd>(self, s: S, row: &[u8], _scratch: &[f32], i: usize, mask: u32, out: &mut [u8]) -> (f32, f32) {
         let b = &row[BYTES * i..];
-        ReducedBlock { codes: nibbles::codes(&b[2..]), scale: s.f16_at(b), minimum: 0.0 }
+        s.compress_codes(&nibbles::codes(&b[2..]), mask, out);
+        (s.f16_at(b), 0.0)
     }
 
     const GEMV: bool = true;

@@ -8,7 +8,7 @@
 //! Scale and minimum are 16-bit floats. A byte holds two codes of 4 bits, the first in its lower nibble. A weight is
 //! `scale * code + minimum`.
 
-use super::{BLOCK, Block, ReducedBlock, Weight, nibbles};
+use super::{BLOCK, Block, Weight, nibbles};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
@@ -57,9 +57,10 @@ impl Weight for Q4_1 {
     fn prepare<S: Simd>(self, _s: S, _row: &[u8], _scratch: &mut [f32]) {}
 
     #[inline(always)]
-    fn block<S: Simd>(self, s: S, row: &[u8], _scratch: &[f32], i: usize) -> ReducedBlock {
+    fn reduce<S: Simd>(self, s: S, row: &[u8], _scratch: &[f32], i: usize, mask: u32, out: &mut [u8]) -> (f32, f32) {
         let b = &row[BYTES * i..];
-        ReducedBlock { codes: nibbles::codes(&b[4..]), scale: s.f16_at(b), minimum: s.f16_at(&b[2..]) }
+        s.compress_codes(&nibbles::codes(&b[4..]), mask, out);
+        (s.f16_at(b), s.f16_at(&b[2..]))
     }
 
     const GEMV: bool = true;

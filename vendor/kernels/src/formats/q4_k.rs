@@ -9,7 +9,7 @@
 //! Scale and minimum are 16-bit floats, those of the blocks have 6 bits. Of the codes of two blocks a byte holds one of each, that of the
 //! first block in its lower nibble. A weight is `scale * block's scale * code - minimum * block's minimum`.
 
-use super::{BLOCK, Block, ReducedBlock, Weight, nibbles};
+use super::{BLOCK, Block, Weight, nibbles};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, PIECE, Sums};
 use crate::isa::Simd;
@@ -85,13 +85,15 @@ impl Weight for Q4K {
     }
 
     #[inline(always)]
-    fn block<S: Simd>(self, _s: S, row: &[u8], scratch: &[f32], i: usize) -> ReducedBlock {
+    fn reduce<S: Simd>(self, s: S, row: &[u8], scratch: &[f32], i: usize, mask: u32, out: &mut [u8]) -> (f32, f32) {
         let pair = &row[BYTES * (i / 8) + CODES + BLOCK * (i % 8 / 2)..];
-        let mut codes: [u8; BLOCK] = *pair.first_chunk().expect("a block's codes");
-        for c in &mut codes {
-            *c = if i % 2 == 1 { *c >> 4 } else { *c & 15 };
+        let mut codes = [0u8; BLOCK];
+        for (to, from) in codes.chunks_exact_mut(8).zip(pair.chunks_exact(8)) {
+            let eight = u64::from_le_bytes(from.try_into().expect("8 bytes")) >> (i % 2 * 4);
+            to.copy_from_slice(&(eight & 0x0f0f_0f0f_0f0f_0f0f).to_le_bytes());
         }
-        ReducedBlock { codes, scale: scratch[i], minimum: scratch[scratch.len() / BLOCK + i] }
+        s.compress_codes(&codes, mask, out);
+        (scratch[i], scratch[scratch.len() / BLOCK + i])
     }
 
     const GEMV: bool = true;
@@ -105,7 +107,7 @@ impl Weight for Q4K {
             let (upper, byte) = (i * PIECE / bytes, step * bytes + i * PIECE % bytes);
             Some(byte / BLOCK * 2 * BLOCK + upper * BLOCK + byte % BLOCK)
         });
-        made.add_blocks(acts);
+        made.add_groups(acts);
         made
     }
 

@@ -8,7 +8,7 @@
 //! The scale is a 16-bit float, codes are bytes with sign. A weight is `scale * code`. Panels do not use the codes as they are, since -128
 //! is among them: they quantise the decoded values.
 
-use super::{BLOCK, Block, ReducedBlock, Weight, excess};
+use super::{BLOCK, Block, Weight, excess};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Lanes, PIECE, Step, Sums};
 use crate::isa::Simd;
@@ -35,10 +35,10 @@ impl Weight for Q8_0 {
     fn prepare<S: Simd>(self, _s: S, _row: &[u8], _scratch: &mut [f32]) {}
 
     #[inline(always)]
-    fn block<S: Simd>(self, s: S, row: &[u8], _scratch: &[f32], i: usize) -> ReducedBlock {
+    fn reduce<S: Simd>(self, s: S, row: &[u8], _scratch: &[f32], i: usize, mask: u32, out: &mut [u8]) -> (f32, f32) {
         let b = &row[BYTES * i..];
-        let codes = *b[2..].first_chunk().expect("a block's codes");
-        ReducedBlock { codes, scale: s.f16_at(b), minimum: 0.0 }
+        s.compress_codes(b[2..].first_chunk().expect("a block's codes"), mask, out);
+        (s.f16_at(b), 0.0)
     }
 
     const GEMV: bool = true;
