@@ -7,7 +7,8 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 /// Runs a GGUF language model in the terminal, offline.
 ///
 /// With -p (or -f, or text on stdin) pp-run answers and exits; on a terminal without a prompt it chats. pp-run FILE.gguf
-/// is short for pp-run -m FILE.gguf, and pp-run alone lists the models that it finds.
+/// is short for pp-run -m FILE.gguf, and pp-run alone lists the models that it finds. pp-run help COMMAND shows the flags
+/// of a command. A link to pp-run that is named llama-bench, llama-perplexity or llama-tokenize runs that command.
 ///
 /// Flags are llama.cpp's and keep their names and meanings, single-dash ones (-ngl, -ctk), old spellings (--top_k) and a
 /// bare -fa included. Flags that llama.cpp has and pp-run does not are ignored with a note where they would change
@@ -24,55 +25,63 @@ pub struct Cli {
     pub run: RunArgs,
 }
 
-/// What a reader of the whole help needs beside the flags. Lines are short, and those that must not be joined are indented: the manual page
-/// fills the others.
+/// What a reader of the whole help needs beside the flags. Lines have 70 columns at most and are indented: the manual page would fill
+/// others.
 const AFTER_HELP: &str = "\
 EXAMPLES
-  pp-run -m model.gguf -p \"Why is the sea salty?\"    one answer
-  git diff | pp-run -m model.gguf -p \"Summarise:\"    stdin is added below it
-  pp-run -m model.gguf                                chat; /help lists commands
-  pp-run --continue                                   go on with the last chat
-  pp-run -m model.gguf -f long.txt --prune 0.2        leave out a fifth of heads
-                                                      and channels
-  pp-run -m model.gguf -f long.txt --prompt-cache long.cache
-                                                      a second time without
-                                                      processing the text again
-  pp-run help bench                                   the flags of a command
+  One answer; with a text from a pipe below the prompt:
+    pp-run -m model.gguf -p \"Why is the sea salty?\"
+    git diff | pp-run -m model.gguf -p \"Summarise:\"
+  A chat, in which /help lists the commands; the last one once more:
+    pp-run -m model.gguf
+    pp-run --continue
+  A long text, a fifth of heads and channels left out:
+    pp-run -m model.gguf -f long.txt --prune 0.2
+  The same text a second time, without processing it again:
+    pp-run -m model.gguf -f long.txt --prompt-cache long.cache
+  The flags of a command:
+    pp-run help bench
 
 STATISTICS
-  After an answer stderr has one line, such as
+  After an answer stderr has one line; here of -n 100 --prune 0.4:
 
-  prompt 811 tokens (810 cached), 95.1 tok/s (pack 3%, compute 97%) | generated
-  64 tokens, 150.2 tok/s | first token 0.011 s | context 875/1024 | peak memory
-  141.0 MiB | seed 1 | logits 0123456789abcdef | limit
+  prompt 1064 tokens, 341.2 tok/s (probe 8%, pack 6%, compute 86%) |
+  generated 100 tokens, 27.9 tok/s | first token 3.119 s |
+  context 1163/1280 | peak memory 198.6 MiB |
+  probe 104 of 1024 tokens, kept 66.2%; 40 tokens dense; answer on
+  34.5 MiB of reduced weights made in 0.11 s |
+  seed 1491112353 | logits fe6485c8ffba508d | limit
 
-  pack     share of the prompt's time in which weights were packed for our own
-           kernels; with --prune also probe, the share of the probes
-  logits   a hash of the last logits: equal where two runs computed the same
-  the end  end_of_text, stop_string, limit (-n), context_full or interrupted
-  With --prune it also says what ran on which share of the weights.
-  A chat has a shorter line; /set verbose shows all numbers there.
+  probe   share of the prompt's time that finding what is kept took
+  pack    share in which weights were packed for our own kernels
+  kept    share of the blocks' weights that the pruned tokens ran on
+  logits  a hash of the last ones: equal where runs computed the same
+  limit   why it ended: end_of_text, stop_string, limit (of -n),
+          context_full, interrupted
+
+  Tokens out of --prompt-cache or of earlier turns are counted as
+  cached. A chat has a shorter line; /set verbose shows all numbers.
 
 ENVIRONMENT
-  PP_ARG_NAME   any flag that the command line does not have, by its long name:
-                PP_ARG_TOP_K=20, PP_ARG_NO_SAVE=1, PP_ARG_MODEL=model.gguf
+  PP_ARG_NAME
+      any flag that the command line does not have, by its long name:
+      PP_ARG_TOP_K=20, PP_ARG_NO_SAVE=1, PP_ARG_MODEL=model.gguf
   LLAMA_ARG_NAME
-                after these, llama.cpp's own for MODEL, N_PREDICT, CTX_SIZE,
-                BATCH, UBATCH, THREADS, THREADS_BATCH, N_GPU_LAYERS,
-                FLASH_ATTN, CACHE_TYPE_K, CACHE_TYPE_V, LOAD_MODE, KERNELS,
-                CHAT_TEMPLATE, CHAT_TEMPLATE_FILE, TOP_K, TEMP,
-                ROPE_FREQ_BASE, ROPE_FREQ_SCALE
+      after these llama.cpp's own: MODEL, N_PREDICT, CTX_SIZE, BATCH,
+      UBATCH, THREADS, THREADS_BATCH, N_GPU_LAYERS, FLASH_ATTN,
+      CACHE_TYPE_K, CACHE_TYPE_V, LOAD_MODE, CHAT_TEMPLATE,
+      CHAT_TEMPLATE_FILE, TOP_K, TEMP, ROPE_FREQ_BASE, ROPE_FREQ_SCALE
   NO_COLOR, CLICOLOR_FORCE, TERM=dumb
-                no colours, colours, no cursor control
+      no colours; colours; no colours and no cursor control
   VISUAL, EDITOR
-                the editor of Ctrl-G and /edit in a chat
+      the editor of Ctrl-G and /edit in a chat
   HOME, XDG_CONFIG_HOME, XDG_DATA_HOME, XDG_STATE_HOME
-                where the files below are
+      where the files below are
 
 CONFIGURATION
-  Answers and chats take what neither the command line nor the environment says
-  from a TOML file with the flags' long names; the other commands do not read it.
-  A name that is no flag is an error.
+  Answers and chats take what neither the command line nor the
+  environment says from a TOML file with the flags' long names. Other
+  commands do not read it. A name that is no flag is an error.
 
   top-k = 20
   no-save = true
@@ -80,24 +89,26 @@ CONFIGURATION
   model = \"/path/model.gguf\"
 
 FILES
-  ~/.config/pp-run/config.toml        the configuration
-  ~/.local/share/pp-run/chats/        saved chats, one file each
-  ~/.local/share/pp-run/models/       one of the places where pp-run looks for
-                                      models, as are ./models and ~/models
-  ~/.local/state/pp-run/history       what was typed in chats
-  MODEL.ppcal                         statistics of pp-run calibrate, by a model
+  ~/.config/pp-run/config.toml   the configuration
+  ~/.local/share/pp-run/chats/   saved chats, one file each
+  ~/.local/state/pp-run/history  what was typed in chats
+  MODEL.ppcal                    what pp-run calibrate found, beside
+                                 MODEL.gguf
+  Models are looked for in ./models, ., ~/models,
+  ~/.local/share/pp-run/models and the folders of llama.cpp, Hugging
+  Face, LM Studio, GPT4All, Jan and ollama.
 
 EXIT CODES
   0    success, or the reader of stdout closed the pipe
   1    the run failed
   2    wrong usage
-  65   a damaged file, or a prompt that is longer than the context
+  65   a damaged file, or a prompt longer than the context
   66   no such input, or it cannot be read
   69   a sound file that pp-run does not support
   70   a bug in pp-run
   71   not enough memory
   73   a file cannot be created
-  74   reading or writing failed, or a file changed while it was in use
+  74   reading or writing failed, or a file changed while in use
   130  interrupted (Ctrl-C)
   143  terminated";
 
@@ -124,11 +135,11 @@ pub enum Sub {
         after_long_help = "\
 EXAMPLES
   pp-run perplexity -m model.gguf -f text.txt -c 1024 --chunks 20
-  pp-run perplexity -m model.gguf -f text.txt -c 1024 --prune 0.2 --kl
-      against the dense model in the same run
-  pp-run perplexity -m model.gguf -f text.txt --batch 20 --seq 1024 --chunks 20 \\
-         --prune 0.4 --prune-paper
-      the paper's protocol and configuration"
+  Against the dense model in the same run:
+    pp-run perplexity -m model.gguf -f text.txt --prune 0.2 --kl
+  The paper's protocol and configuration:
+    pp-run perplexity -m model.gguf -f text.txt --batch 20 \\
+      --seq 1024 --chunks 20 --prune 0.4 --prune-paper"
     )]
     Perplexity(PerplexityArgs),
     /// Statistics of a model for pruning, written next to it
@@ -147,7 +158,9 @@ EXAMPLES
     #[command(after_long_help = "\
 EXAMPLES
   pp-run bench -m model.gguf -p 512 -n 128 --baseline llama.cpp
-  pp-run bench -m model.gguf -p 512 -n 128 -d 512 --prune 0,0.2,0.4 --baseline llama.cpp")]
+  All ratios in one process, alternately:
+    pp-run bench -m model.gguf -p 512 -n 128 -d 512 \\
+      --prune 0,0.2,0.4 --baseline llama.cpp")]
     Bench(BenchArgs),
     /// Saved chats: lists them; shows one as text, or deletes
     ///
@@ -452,6 +465,8 @@ pub struct RunArgs {
     #[arg(long, alias = "reverse-prompt", short = 'r', value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true)]
     pub stop: Vec<String>,
     /// Use the chat template [-cnv] [default: if the model has one]
+    ///
+    /// With a prompt and on a terminal, the chat begins with the prompt and goes on.
     #[arg(long, visible_alias = "instruct", alias = "chatml", overrides_with = "no_conversation")]
     pub conversation: bool,
     /// Complete the raw prompt, without a chat template [-no-cnv]
@@ -546,7 +561,8 @@ pub struct RunArgs {
     pub prompt_cache_ro: bool,
     /// Write when each node of the prompt's graphs was computed, as a Chrome trace
     ///
-    /// For ui.perfetto.dev or chrome://tracing. Nodes are computed one by one then, which takes somewhat longer.
+    /// It is of one answer, not of a chat, for ui.perfetto.dev or chrome://tracing. Nodes are computed one by one then, which
+    /// takes somewhat longer.
     #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     pub trace: Option<PathBuf>,
     /// Text before each input
