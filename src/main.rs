@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use pp_run::cli::{self, Parsed};
 use pp_run::commands;
-use pp_run::error::{Error, Result};
+use pp_run::error::{Error, Kind, Result};
 
 #[global_allocator]
 static ALLOCATOR: limit::Limited = limit::Limited;
@@ -26,8 +26,24 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             say(&format!("error: {e}"));
-            ExitCode::from(e.kind().exit_code())
+            ExitCode::from(exit_code(e.kind()))
         }
+    }
+}
+
+const fn exit_code(kind: Kind) -> u8 {
+    match kind {
+        Kind::Failed => 1,
+        Kind::Usage => 2,
+        Kind::Malformed => 65,
+        Kind::Input => 66,
+        Kind::Unsupported => 69,
+        Kind::Internal => 70,
+        Kind::Memory => 71,
+        Kind::CannotCreate => 73,
+        Kind::Io => 74,
+        Kind::Interrupted => 130,
+        Kind::Terminated => 143,
     }
 }
 
@@ -39,7 +55,7 @@ fn start() -> Result<()> {
         }
         Parsed::Command(command, warnings) => {
             warn(&warnings);
-            commands::run(&command)
+            commands::run(&command, exit_code)
         }
     }
 }

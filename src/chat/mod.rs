@@ -6,13 +6,15 @@ mod saved;
 mod slash;
 pub mod template;
 pub mod terminal;
+mod watch;
 
 pub use editor::{Editor, Input};
 pub use render::{Look, Render};
 pub use saved::{How, Listed, Past, Saved, delete, list, newest, read};
 pub use slash::{SLASHES, parse_slash};
 pub use template::{Message, Role, Template};
-pub use terminal::{Hush, Style, Watch, ending_signals, width};
+pub use terminal::{Hush, Style, width};
+pub use watch::{Watch, ending_signals};
 
 use std::cell::OnceCell;
 

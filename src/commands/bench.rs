@@ -229,9 +229,8 @@ impl Row {
 }
 
 /// Runs the tests on every model.
-pub fn run(options: &Options) -> Result<()> {
+pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let log = Log::new(&options.log, false)?;
-    let signals = Signals::catch()?;
     let mut tests = Vec::new();
     for &n_depth in &options.n_depth {
         let mut add =
@@ -252,7 +251,7 @@ pub fn run(options: &Options) -> Result<()> {
     for path in &options.models {
         let mut model_options = options.model.clone();
         model_options.path = path.clone();
-        let (model, _) = load(&model_options, &options.context, &log, &signals)?;
+        let (model, _) = load(&model_options, &options.context, &log, signals)?;
         let n_gpu_layers = options.model.weights.n_gpu_layers.unwrap_or(u32::MAX);
         let llama = if options.baseline {
             let refused = |e: ggml::llama::LlamaError| Error::failed(format!("llama.cpp: {}", e.0)).in_file(path);
@@ -262,7 +261,7 @@ pub fn run(options: &Options) -> Result<()> {
         };
         for &n_threads in &options.n_threads {
             for test in &tests {
-                for row in measure(options, &model, llama.as_ref(), n_threads, *test, &log, &signals)? {
+                for row in measure(options, &model, llama.as_ref(), n_threads, *test, &log, signals)? {
                     table.add(&row, &model, options)?;
                 }
             }

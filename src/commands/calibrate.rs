@@ -36,11 +36,10 @@ pub struct Options {
 }
 
 /// Runs the dense model over the windows and writes what its blocks did.
-pub fn run(options: &Options) -> Result<()> {
+pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let log = Log::new(&options.log, false)?;
-    let signals = Signals::catch()?;
     let text = options.file.as_deref().map(read_text).transpose()?;
-    let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
+    let (model, tokenizer) = load(&options.model, &options.context, &log, signals)?;
     let &Options { n_seqs, seq_len, positions, .. } = options;
     // FLAP's fluctuation begins with the second batch.
     let batch = options.batch.min(n_seqs.div_ceil(2));

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::chat::{Watch, ending_signals};
 use crate::engine;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::gguf::Gguf;
 use crate::log::Log;
 use crate::model::{self, Model, RopeOptions, check_values};
@@ -26,29 +26,34 @@ pub struct Signals {
     pub impatient: Arc<AtomicBool>,
     /// What ends the process at a second Ctrl-C
     second: signal_hook::SigId,
+    exit_code: fn(Kind) -> u8,
 }
 
 impl Signals {
     /// Catches Ctrl-C and SIGTERM. A second Ctrl-C while the first has not been heard ends the process.
-    pub fn catch() -> Result<Signals> {
+    pub fn catch(exit_code: fn(Kind) -> u8) -> Result<Signals> {
         use signal_hook::consts::SIGINT;
         use signal_hook::flag;
         let register = || -> std::io::Result<Signals> {
             let (interrupt, terminate, impatient): (Arc<AtomicBool>, Arc<AtomicBool>, _) = Default::default();
-            let second = flag::register_conditional_shutdown(SIGINT, 130, interrupt.clone())?;
+            let second = flag::register_conditional_shutdown(
+                SIGINT,
+                i32::from(exit_code(Kind::Interrupted)),
+                interrupt.clone(),
+            )?;
             flag::register(SIGINT, interrupt.clone())?;
             for &signal in ending_signals() {
                 flag::register(signal, terminate.clone())?;
                 flag::register(signal, interrupt.clone())?;
             }
-            Ok(Signals { interrupt, terminate, impatient, second })
+            Ok(Signals { interrupt, terminate, impatient, second, exit_code })
         };
         register().map_err(|e| Error::failed(format!("signals cannot be handled: {e}")))
     }
 
     /// For a chat, whose terminal must be put right before the process ends.
     pub fn watch(&self) -> Result<Watch> {
-        let watch = Watch::start(self.interrupt.clone(), self.impatient.clone())?;
+        let watch = Watch::start(self.interrupt.clone(), self.impatient.clone(), self.exit_code)?;
         if cfg!(unix) {
             signal_hook::low_level::unregister(self.second);
         }
@@ -57,7 +62,6 @@ impl Signals {
 
     /// The error that ends an interrupted run.
     pub fn error(&self) -> Error {
-        use crate::error::Kind;
         match self.terminate.load(Ordering::Relaxed) {
             true => Error::new(Kind::Terminated, "terminated"),
             false => Error::new(Kind::Interrupted, "interrupted"),

@@ -20,8 +20,9 @@ use std::io::{self, Read, Write, stdin, stdout};
 use std::path::Path;
 
 use crate::chat::{Render, Style, terminal, width};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::system::places::replace_file;
+use load::Signals;
 
 /// One invocation of the program.
 #[derive(Debug)]
@@ -48,17 +49,18 @@ pub enum Command {
     Doctor,
 }
 
-/// Runs a command.
-pub fn run(command: &Command) -> Result<()> {
+/// Runs a command. `exit_code` is for signals that end the process at once.
+pub fn run(command: &Command, exit_code: fn(Kind) -> u8) -> Result<()> {
+    let signals = || Signals::catch(exit_code);
     match command {
-        Command::Run(o) => run::run(o),
+        Command::Run(o) => run::run(o, signals()?),
         Command::Models => models::run(),
         Command::NoModel => Err(models::missing()),
         Command::Show(o) => show::run(o),
         Command::Tokenize(o) => tokenize::run(o),
-        Command::Perplexity(o) => perplexity::run(o),
-        Command::Calibrate(o) => calibrate::run(o),
-        Command::Bench(o) => bench::run(o),
+        Command::Perplexity(o) => perplexity::run(o, &signals()?),
+        Command::Calibrate(o) => calibrate::run(o, &signals()?),
+        Command::Bench(o) => bench::run(o, &signals()?),
         Command::Chats(o) => chats::run(o),
         Command::Doctor => doctor::run(),
     }

@@ -158,11 +158,10 @@ fn protocol(options: &Options, tokens: &[Token], bos: Option<Token>, n_ctx_train
 }
 
 /// Scores a text. With `--kl` the dense model scores it too, batch by batch.
-pub fn run(options: &Options) -> Result<()> {
+pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let log = Log::new(&options.log, false)?;
-    let signals = Signals::catch()?;
     let text = read_text(&options.file)?;
-    let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
+    let (model, tokenizer) = load(&options.model, &options.context, &log, signals)?;
     let tokens = tokenizer.encode(&text, true, false)?;
     let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
     let Protocol { windows, n_seq, first } = protocol(options, &tokens, bos, model.hparams().n_ctx_train as usize)?;

@@ -28,9 +28,8 @@ use crate::tokenizer::{Token, Tokenizer};
 pub use options::{ContextFull, Options, OutputFormat, Resume, Settings};
 
 /// Answers, or chats.
-pub fn run(options: &Options) -> Result<()> {
+pub fn run(options: &Options, signals: Signals) -> Result<()> {
     let log = Log::new(&options.log, options.look.simple_io)?;
-    let signals = Signals::catch()?;
     let interactive = stdin().is_terminal() && stdout().is_terminal() && options.output_format == OutputFormat::Text;
     let prompt = prompt(options, &log)?;
     let resumed = options.resume.as_ref().map(chat::open).transpose()?;
