@@ -16,7 +16,7 @@ use crate::commands::{
     Printer, chat, drop_line_break, print, prompt_cache, prompt_text, pruning, read_prompt, trace, write_file,
 };
 use crate::error::{Error, Kind, Result};
-use crate::generate::{Generate, Predict, StopReason};
+use crate::generate::{Predict, Pull, StopReason};
 use crate::log::Log;
 use crate::model::Model;
 use crate::sampler::Sampler;
@@ -354,16 +354,16 @@ pub fn answer(
         Predict::Unlimited | Predict::FillContext => usize::MAX,
     });
     let mut text = String::new();
-    let mut generate =
-        Generate::new(session, run.tokenizer, sampler, run.options.limits.clone(), run.signals.interrupt.clone());
-    for piece in generate.by_ref() {
+    let mut pull =
+        Pull::new(session, run.tokenizer, sampler, run.options.limits.clone(), run.signals.interrupt.clone());
+    for piece in pull.by_ref() {
         let piece = piece?;
         show(&piece)?;
         text.push_str(&piece);
     }
     let total = start.elapsed();
-    let first = generate.first_token().map(|at| at - start);
-    let (tokens, stop) = generate.finish();
+    let first = pull.first_token().map(|at| at - start);
+    let (tokens, stop) = pull.finish();
     stats.generated_tokens = tokens.len();
     stats.first_token_time = first;
     stats.generation_time = total - first.unwrap_or(total);
