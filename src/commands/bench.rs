@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use ggml::llama::{Context, ContextParams, Model as LlamaModel};
 use serde_json::{Value, json};
 
-use super::load::{Signals, load};
-use super::{print, pruning};
+use super::load::load;
+use super::output::print;
+use super::pruning;
+use super::signals::Signals;
 use crate::error::{Error, Kind, Result};
 use crate::log::{self, Log};
 use crate::model::{self, Model};

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::load::{Signals, load};
-use super::{read_text, write_file};
+use super::input::read_text;
+use super::load::load;
+use super::output::write_file;
+use super::signals::Signals;
 use crate::calibration::{Calibration, all_blocks, fingerprint, path_for};
 use crate::error::{Error, Kind, Result};
 use crate::log::{self, Log};

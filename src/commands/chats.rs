@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::chat::{directory, listing};
-use super::print;
+use super::output::print;
 use crate::chat::{Role, delete, list, read};
 use crate::error::{Result, escape};
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use ggml::Device;
 use kernels::{Feature, Isa};
 
-use super::print;
+use super::output::print;
 use crate::error::{Result, escape};
 use crate::system::cpus::Cpus;
 use crate::system::{memory, places};

@@ -9,7 +9,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::print;
+use super::output::print;
 use crate::error::{Error, Result, escape, shown};
 use crate::gguf::Gguf;
 use crate::model::{Hparams, RopeOptions, description};

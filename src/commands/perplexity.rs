@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::load::{Signals, load};
-use super::{print, pruning, read_text};
+use super::input::read_text;
+use super::load::load;
+use super::output::print;
+use super::pruning;
+use super::signals::Signals;
 use crate::error::{Error, Kind, Result};
 use crate::log::{self, Log};
 use crate::session::{OUTPUT_ROWS, Session};

@@ -1,12 +1,11 @@
 //! `--prompt-cache FILE`: what a session takes over from the file, and what is left in it.
 
+use super::answer::Run;
 use crate::error::Result;
 use crate::model::CacheParams;
 use crate::prompt_cache::{Found, n_tokens};
 use crate::session::Session;
 use crate::tokenizer::Token;
-
-use super::run::Run;
 
 /// The tokens that the file holds.
 #[derive(Debug, Default)]

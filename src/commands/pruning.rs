@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::{read_text, write_file};
+use super::input::read_text;
+use super::output::write_file;
 use crate::calibration::{Calibration, fingerprint, path_for};
 use crate::error::{Error, Result};
 use crate::model::Model;

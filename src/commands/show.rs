@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use gguf_rs::{ByteOrder, GGUFContainer};
 use serde_json::{Value, json};
 
-use super::print;
+use super::output::print;
 use crate::error::{Error, Result, escape};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::model::{Hparams, RopeOptions};

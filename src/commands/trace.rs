@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::write_file;
+use super::output::write_file;
 use crate::error::Result;
 use crate::session::TracedBatch;
 

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Run;
 use crate::chat::{How, Listed, Past, Role, Saved, Template, Turn, list, newest};
+use crate::commands::answer::Run;
 use crate::commands::run::Resume;
 use crate::error::{Error, Result, escape};
 use crate::log::Log;

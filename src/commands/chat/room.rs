@@ -2,10 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
-use super::Chat;
+use super::picture::bar;
+use super::state::Chat;
 use crate::chat::{Input, Role};
-use crate::commands::run::{Answer, ContextFull, answer};
-use crate::commands::{Printer, print};
+use crate::commands::answer::{Answer, answer};
+use crate::commands::output::{Printer, print};
+use crate::commands::run::ContextFull;
 use crate::error::{Error, Result};
 use crate::generate::{Predict, StopReason};
 use crate::stats::Stats;
@@ -20,7 +22,7 @@ const SUMMARISE: &str = "Summarise our conversation so far in at most 150 words,
                          numbers, decisions and open questions.";
 
 impl Chat<'_> {
-    /// Told at [`super::NEARLY_FULL`], before it is too late.
+    /// Told at the time when the context is nearly full, before it is too late.
     pub fn tell_nearly_full(&self, stats: &Stats) {
         let then = match self.run.options.context_full {
             ContextFull::Ask => {
@@ -185,7 +187,7 @@ impl Chat<'_> {
         let Answer { text, stop, .. } = result?;
         shown?;
         if stop == StopReason::Interrupted {
-            self.run.take_interrupt();
+            self.run.signals.take_interrupt();
             self.run.log.note("stopped: the conversation is as it was");
             return Ok(None);
         }
@@ -218,7 +220,7 @@ impl Chat<'_> {
         let used = self.conversation.timeline().len();
         let line = |what: &str, n: usize| {
             let share = 100.0 * n as f64 / n_ctx as f64;
-            format!("{what:<24} {n:>7}  {share:>5.1}%  {}\n", super::picture::bar(n as f64 / n_ctx as f64, 30))
+            format!("{what:<24} {n:>7}  {share:>5.1}%  {}\n", bar(n as f64 / n_ctx as f64, 30))
         };
         let mut out = String::new();
         let (mut texts, mut exchange) = (0, 0);
