@@ -19,9 +19,9 @@ use rustyline::{
     KeyEvent, Modifiers, RepeatCount,
 };
 
-use super::Style;
 use super::saved::names;
 use super::slash::{Completes, SLASHES, parse_slash};
+use super::terminal::Style;
 use crate::error::{Error, Result};
 use crate::system::places;
 

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, stdout};
 
 use crossterm::style::{Attribute, Color, ContentStyle, Stylize};
 
-use super::Look;
+use super::render::Look;
 use crate::system::terminal::columns;
 
 /// `on | off | auto`

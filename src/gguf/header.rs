@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use ggml::Type;
 
-use super::TensorInfo;
 use super::metadata::{Array, Entry, MAX_TEXT, Value, ValueType};
+use super::tensor::TensorInfo;
 use crate::error::{Error, Result, shown};
 
 /// What a header says.
