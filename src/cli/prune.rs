@@ -114,7 +114,44 @@ pub fn options_for(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<Strin
         return Err(out_of_range("--prune", ratio, "0 to 0.8"));
     }
     let mut o = if a.prune_paper { Options::paper(ratio) } else { Options::new(ratio) };
-    o.method = match a.prune_method.as_deref() {
+    o.method = method(a.prune_method.as_deref())?;
+    if o.method != Method::Pp {
+        check_method(o.method, &given)?;
+        // The published metric, unless another is asked for.
+        o.metric = Metric::Ppsp;
+        o.history = HistoryKind::None;
+    }
+    choose(&mut o, &a)?;
+    let share = |flag: &str, x: f64| {
+        if x > 0.0 && x <= 1.0 { Ok(x) } else { Err(out_of_range(flag, x, "more than 0, at most 1")) }
+    };
+    o.tokens = share("--prune-tokens", a.prune_tokens.unwrap_or(o.tokens))?;
+    o.samples = share("--prune-samples", a.prune_samples.unwrap_or(o.samples))?;
+    o.momentum = match a.prune_momentum.unwrap_or(o.momentum) {
+        x if (0.0..=1.0).contains(&x) => x,
+        x => return Err(out_of_range("--prune-momentum", x, "0 to 1")),
+    };
+    o.skip = a.prune_skip.unwrap_or(o.skip);
+    o.mlp_only = a.prune_mlp_only;
+    o.multiple = match a.prune_multiple.unwrap_or(o.multiple) {
+        0 => return Err(out_of_range("--prune-multiple", 0, "1 or more")),
+        n => n,
+    };
+    o.min_tokens = match min_tokens.as_deref() {
+        None | Some("auto") => None,
+        Some(n) => Some(n.parse().map_err(|_| not_one_of("--prune-min-tokens", n, "a number, auto"))?),
+    };
+    if a.prune_calibration.is_some() && !o.needs_calibration() {
+        return Err(Error::usage(
+            "--prune-calibration has no effect: neither the method nor its history uses statistics (see --prune-history)",
+        ));
+    }
+    o.calibration = a.prune_calibration;
+    Ok((ratio > 0.0).then_some(o))
+}
+
+fn method(name: Option<&str>) -> Result<Method> {
+    Ok(match name {
         None | Some("pp") => Method::Pp,
         Some("full-batch") => Method::FullBatch,
         Some("static") => Method::Static,
@@ -124,25 +161,28 @@ pub fn options_for(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<Strin
         Some(other) => {
             return Err(not_one_of("--prune-method", other, "pp, full-batch, static, wanda-sp, flap, flap-as-coded"));
         }
+    })
+}
+
+/// Refuses flags that have no effect on a method other than Probe Pruning.
+fn check_method(method: Method, given: &[(&str, bool)]) -> Result<()> {
+    let why = match method {
+        Method::FullBatch => "its probe is the whole batch, without history",
+        _ => "it never looks at the batch",
     };
-    if o.method != Method::Pp {
-        let why = match o.method {
-            Method::FullBatch => "its probe is the whole batch, without history",
-            _ => "it never looks at the batch",
-        };
-        let of_the_probe =
-            ["--prune-picker", "--prune-tokens", "--prune-samples", "--prune-history", "--prune-momentum"];
-        if let Some((flag, _)) = given.iter().find(|(flag, set)| *set && of_the_probe.contains(flag)) {
-            return Err(Error::usage(format!("{flag} has no effect on --prune-method {}: {why}", o.method.name())));
-        }
-        if o.method != Method::FullBatch && a.prune_metric.is_some() {
-            let name = o.method.name();
-            return Err(Error::usage(format!("--prune-metric has no effect on --prune-method {name}: it has its own")));
-        }
-        // The published metric, unless another is asked for.
-        o.metric = Metric::Ppsp;
-        o.history = HistoryKind::None;
+    let of_the_probe = ["--prune-picker", "--prune-tokens", "--prune-samples", "--prune-history", "--prune-momentum"];
+    if let Some((flag, _)) = given.iter().find(|(flag, set)| *set && of_the_probe.contains(flag)) {
+        return Err(Error::usage(format!("{flag} has no effect on --prune-method {}: {why}", method.name())));
     }
+    if method != Method::FullBatch && given.contains(&("--prune-metric", true)) {
+        let name = method.name();
+        return Err(Error::usage(format!("--prune-metric has no effect on --prune-method {name}: it has its own")));
+    }
+    Ok(())
+}
+
+/// The probe's picker, the metric and the history, which must fit together.
+fn choose(o: &mut Options, a: &PruneHowArgs) -> Result<()> {
     match a.prune_picker.as_deref() {
         None => {}
         Some("even") => o.picker = Picker::Even,
@@ -175,30 +215,5 @@ pub fn options_for(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<Strin
             "--prune-momentum has no effect without a history (--prune-history channel or position)",
         ));
     }
-    let share = |flag: &str, x: f64| {
-        if x > 0.0 && x <= 1.0 { Ok(x) } else { Err(out_of_range(flag, x, "more than 0, at most 1")) }
-    };
-    o.tokens = share("--prune-tokens", a.prune_tokens.unwrap_or(o.tokens))?;
-    o.samples = share("--prune-samples", a.prune_samples.unwrap_or(o.samples))?;
-    o.momentum = match a.prune_momentum.unwrap_or(o.momentum) {
-        x if (0.0..=1.0).contains(&x) => x,
-        x => return Err(out_of_range("--prune-momentum", x, "0 to 1")),
-    };
-    o.skip = a.prune_skip.unwrap_or(o.skip);
-    o.mlp_only = a.prune_mlp_only;
-    o.multiple = match a.prune_multiple.unwrap_or(o.multiple) {
-        0 => return Err(out_of_range("--prune-multiple", 0, "1 or more")),
-        n => n,
-    };
-    o.min_tokens = match min_tokens.as_deref() {
-        None | Some("auto") => None,
-        Some(n) => Some(n.parse().map_err(|_| not_one_of("--prune-min-tokens", n, "a number, auto"))?),
-    };
-    if a.prune_calibration.is_some() && !o.needs_calibration() {
-        return Err(Error::usage(
-            "--prune-calibration has no effect: neither the method nor its history uses statistics (see --prune-history)",
-        ));
-    }
-    o.calibration = a.prune_calibration;
-    Ok((ratio > 0.0).then_some(o))
+    Ok(())
 }
