@@ -12,12 +12,12 @@ use pp_run::error::{Error, Kind, Result};
 static ALLOCATOR: limit::Limited = limit::Limited;
 
 fn main() -> ExitCode {
-    // The message of a panic is part of the one line that ends the run.
+    // A panic prints nothing itself: its message becomes part of the one error line below.
     panic::set_hook(Box::new(|_| {}));
     let result = panic::catch_unwind(start).unwrap_or_else(|cause| {
         let message = cause.downcast_ref::<String>().map(String::as_str).or(cause.downcast_ref::<&str>().copied());
         Err(match message {
-            // Rust's own threads are started without a way to fail.
+            // std::thread::spawn panics where the system allows no more threads.
             Some(m) if m.contains("failed to spawn thread") => Error::memory(format!("{m}: use fewer threads (-t)")),
             _ => Error::internal(format!("internal error, please report it: {}", message.unwrap_or("no message"))),
         })
@@ -66,7 +66,7 @@ fn warn(warnings: &[String]) {
     }
 }
 
-/// One line on stderr; if nobody reads it, so be it.
+/// Writes one line to stderr. If that fails there is nobody to tell.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "pp-run: {line}");
 }

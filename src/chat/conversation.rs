@@ -16,7 +16,7 @@ const SUMMARY: &str = "What was said before, in short:\n";
 pub struct Conversation<'a> {
     template: &'a Template,
     tokenizer: &'a Tokenizer,
-    /// The user may name special tokens.
+    /// The user's text may name special tokens.
     parse_special: bool,
     turns: Vec<Turn>,
 }
@@ -31,7 +31,7 @@ impl<'a> Conversation<'a> {
         Conversation { template, tokenizer, parse_special, turns }
     }
 
-    /// The template around its turns.
+    /// The template that the turns are rendered with.
     pub fn template(&self) -> &Template {
         self.template
     }
@@ -93,7 +93,7 @@ impl<'a> Conversation<'a> {
         self.prompt().inspect_err(|_| drop(self.turns.pop()))
     }
 
-    /// Takes the last exchange back: what the user had said; `None` if there is none.
+    /// Takes the last exchange back and returns what the user had said; `None` if there is none.
     pub fn undo(&mut self) -> Option<String> {
         self.turns.pop_if(|t| t.message.role == Role::Assistant);
         self.turns.pop_if(|t| t.message.role == Role::User).map(|t| t.message.content)
@@ -172,7 +172,7 @@ impl<'a> Conversation<'a> {
         self.forget_tokens();
     }
 
-    /// Goes on from turns that were saved. Tokens count only if they are this model's (`same_model`); what does not fit together is made
+    /// Goes on from turns that were saved. Their tokens are kept only if they are those of this model (`same_model`); otherwise they are made
     /// anew from the texts.
     pub fn resume(&mut self, turns: Vec<Turn>, same_model: bool) {
         let n_vocab = self.tokenizer.n_vocab();
@@ -184,7 +184,7 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// The text of a turn, which is not saved: it follows from the turns before it.
+    /// Renders the text of a turn again: it is not saved, as it follows from the turns.
     fn recall(&mut self, i: usize) {
         let turn = &self.turns[i];
         if turn.message.role == Role::User && !turn.tokens.is_empty() && turn.text.is_empty() {
@@ -193,12 +193,12 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// What was said before is another text now: all tokens are made anew with the next prompt.
+    /// Drops the tokens of all turns, because an earlier text has changed: they are made anew with the next prompt.
     fn forget_tokens(&mut self) {
         self.turns.iter_mut().for_each(Turn::forget_tokens);
     }
 
-    /// The last turn, the user's, gets its tokens; those of the whole prompt.
+    /// Makes the tokens of the last turn, which is the user's, and returns those of the whole prompt.
     fn prompt(&mut self) -> Result<Vec<Token>> {
         // Turns that name special tokens are rendered as marks, so that their text can be tokenised as text.
         let (hidden, n) = (self.hidden(self.turns.len()), self.turns.len());
@@ -232,7 +232,7 @@ impl<'a> Conversation<'a> {
         Ok([&before[..from], &turn.tokens].concat())
     }
 
-    /// Of the first `n` turns those that name special tokens, if the user may not.
+    /// Those of the first `n` turns that name special tokens, unless the user may name them.
     fn hidden(&self, n: usize) -> Vec<usize> {
         let special = |i: &usize| *self.turns[*i].special.get_or_init(|| self.names_special(*i));
         (0..n).filter(|i| !self.parse_special && special(i)).collect()
@@ -250,7 +250,7 @@ impl<'a> Conversation<'a> {
         tokens.iter().any(|&t| self.tokenizer.piece(t, false).is_empty() && !self.tokenizer.piece(t, true).is_empty())
     }
 
-    /// The text of turns, with a mark for each `hidden` one; these ascend.
+    /// The text of the turns, with a mark in the place of each `hidden` turn; `hidden` is ascending.
     fn render(&self, messages: &[Message], hidden: &[usize]) -> Result<String> {
         let mut messages = messages.to_vec();
         for &i in hidden {
@@ -297,12 +297,12 @@ impl<'a> Conversation<'a> {
     }
 }
 
-/// Stands for turn `i`.
+/// The mark that stands for turn `i`.
 fn mark(i: usize) -> String {
     format!("{}{i}{}", MARK[0], MARK[1])
 }
 
-/// Where in a text which of the turns `hidden`, in ascending order, are marked.
+/// The marks in a text: where each begins, and for which of the turns `hidden` it stands; `hidden` is ascending.
 fn marks<'t>(text: &'t str, hidden: &'t [usize]) -> impl Iterator<Item = (usize, usize)> + 't {
     text.match_indices(MARK[0]).filter_map(move |(at, open)| {
         let rest = &text[at + open.len()..];

@@ -11,7 +11,7 @@ use super::turn::{Message, Role};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 
-/// Where a chat template comes from, if not from the model.
+/// Where a chat template comes from, if it is not the model's own.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
     /// `--chat-template`: the template's text, or the name of a well-known one (`chatml`, `llama2`, `llama3`, ...)
@@ -160,7 +160,7 @@ impl Template {
         &self.source
     }
 
-    /// XXH3 of that.
+    /// XXH3 of the template's text.
     pub fn fingerprint(&self) -> u64 {
         xxhash_rust::xxh3::xxh3_64(self.source.as_bytes())
     }

@@ -16,13 +16,13 @@ pub enum Tristate {
     Auto,
 }
 
-/// What the user wants of the looks.
+/// How the user wants answers to look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Options {
     pub color: Tristate,
-    /// Show Markdown as what it means.
+    /// Markdown is rendered.
     pub markdown: Tristate,
-    /// Keep words whole at the terminal's right edge.
+    /// Words stay whole at the terminal's right edge.
     pub wrap: Tristate,
     /// Control characters of an answer reach the terminal.
     pub raw: bool,
@@ -52,7 +52,7 @@ impl Style {
             Tristate::Auto if set("NO_COLOR") || options.simple_io => false,
             Tristate::Auto => screen || forced,
         };
-        // crossterm would ask the environment again.
+        // Otherwise crossterm would decide by the environment itself.
         crossterm::style::force_color_output(color);
         Style { color, screen }
     }
@@ -84,19 +84,20 @@ impl Style {
     }
 }
 
-/// Columns of the terminal that answers go to, of now.
+/// Columns that the terminal behind stdout has now.
 pub fn width() -> Option<usize> {
     columns(stdout())
 }
 
-/// Keys that are pressed during an answer do not appear in the midst of it; they wait for the next prompt. As it was when this is dropped.
+/// While this lives, keys that are pressed do not appear in the midst of an answer; they wait for the next prompt. Dropping it restores the
+/// terminal.
 #[cfg(unix)]
 #[derive(Debug)]
 pub struct Hush(Option<rustix::termios::Termios>);
 
 #[cfg(unix)]
 impl Hush {
-    /// From now on.
+    /// Turns the echo of keys off.
     pub fn begin() -> Hush {
         use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
         let saved = tcgetattr(std::io::stdin()).ok();
@@ -117,14 +118,14 @@ impl Drop for Hush {
     }
 }
 
-/// Consoles that do not echo need no hushing.
+/// On other systems the console does not echo, so there is nothing to turn off.
 #[cfg(not(unix))]
 #[derive(Debug)]
 pub struct Hush;
 
 #[cfg(not(unix))]
 impl Hush {
-    /// Nothing to do.
+    /// Does nothing.
     pub fn begin() -> Hush {
         Hush
     }

@@ -41,22 +41,22 @@ pub struct Message {
 /// A turn, and what it added to the timeline of tokens.
 #[derive(Debug, Clone)]
 pub struct Turn {
-    /// Who says what
     pub message: Message,
-    /// How much of the timeline before it stays: all of it, unless the prompt was made anew
+    /// How many tokens of the timeline before this turn stay: all of them, unless the prompt was made anew
     pub from: usize,
-    /// What comes then: of a user's turn, all up to where the answer begins; of an answer, what was drawn, less the token that ended it
+    /// The tokens after those. A user's turn has all tokens up to where the answer begins; an answer has those that were drawn, without the
+    /// one that ended it
     pub tokens: Vec<Token>,
-    /// Of a user's turn, the text that the timeline stands for, with marks for turns that name special tokens; empty if it was not
-    /// needed yet
+    /// In a user's turn: the rendered text that the whole timeline stands for, with marks for turns that name special tokens. It is empty
+    /// until it is needed.
     pub(super) text: String,
-    /// Of an answer: its tokens are what its text says
+    /// In an answer: its tokens spell exactly its text.
     pub(super) exact: bool,
-    /// Whether its text would be read as control tokens; not known before it is needed
+    /// Whether its text names control tokens; this is found out when it is needed.
     pub(super) special: OnceCell<bool>,
 }
 
-/// What follows from a turn is no part of it.
+/// The rendered text and `special` follow from the rest, so they are not compared.
 impl PartialEq for Turn {
     fn eq(&self, other: &Turn) -> bool {
         let all = |t: &Turn| (t.message.clone(), t.from, t.exact);
@@ -71,7 +71,7 @@ impl Turn {
         Turn { message, from: 0, tokens: Vec::new(), text: String::new(), exact: false, special: OnceCell::new() }
     }
 
-    /// Its tokens are made anew when they are needed.
+    /// Drops the tokens: they are made anew when they are needed.
     pub(super) fn forget_tokens(&mut self) {
         *self = Turn::new(self.message.role, &self.message.content);
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
 
-/// Signals that end the program: SIGTERM, and SIGHUP, as a closed terminal is an end like another, unless it was started to outlive its
-/// terminal (`nohup`).
+/// Signals that end the program: SIGTERM, and SIGHUP, which comes when the terminal is closed. A program that was started to outlive its
+/// terminal (`nohup`) ignores SIGHUP.
 #[cfg(unix)]
 pub fn ending_signals() -> &'static [i32] {
     use signal_hook::consts::{SIGHUP, SIGTERM};
@@ -25,13 +25,13 @@ pub fn ending_signals() -> &'static [i32] {
     &[signal_hook::consts::SIGTERM]
 }
 
-/// A thread that ends a chat when a signal says so, and puts the terminal right before: line editing and answers change its settings, and
-/// the line editor waits in a system call that no flag reaches.
+/// What a thread is told that ends the chat at a signal and puts the terminal right first. A flag would not do: the line editor waits in a
+/// system call that no flag ends, and the terminal's settings are changed meanwhile.
 #[derive(Debug, Clone, Default)]
 pub struct Watch {
-    /// A line is being read: there is nothing to wait for.
+    /// A line is being read, so there is no answer whose end is waited for.
     pub reading: Arc<AtomicBool>,
-    /// Another program has the terminal, and Ctrl-C is for it.
+    /// Another program has the terminal, and Ctrl-C is meant for that.
     pub away: Arc<AtomicBool>,
 }
 
@@ -40,8 +40,8 @@ pub struct Watch {
 const GRACE: Duration = Duration::from_secs(3);
 
 impl Watch {
-    /// Watches for [`ending_signals`], and for a Ctrl-C while an earlier one, `interrupt`, has not been heard; who hears one clears
-    /// `impatient`. The process ends with the `exit_code` of the kind.
+    /// Starts the thread. It ends the process at [`ending_signals`], and at a Ctrl-C if nothing has reacted to an earlier one (`interrupt` is
+    /// set); who reacts to a Ctrl-C clears `impatient`. The process ends with the `exit_code` of the kind.
     #[cfg(unix)]
     pub fn start(interrupt: Arc<AtomicBool>, impatient: Arc<AtomicBool>, exit_code: fn(Kind) -> u8) -> Result<Watch> {
         use signal_hook::consts::SIGINT;
@@ -60,7 +60,7 @@ impl Watch {
                     }
                     SIGINT => continue,
                     _ => {
-                        // What came of an answer is kept.
+                        // The answer ends first, so that what came of it is kept.
                         if !reading.load(Ordering::Relaxed) {
                             std::thread::sleep(GRACE);
                         }
@@ -71,14 +71,14 @@ impl Watch {
                     let _ = rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Now, saved);
                 }
                 let _ = crossterm::execute!(std::io::stderr(), crossterm::event::DisableBracketedPaste);
-                // Without handlers that run at exit: other threads may be computing.
+                // Handlers that run at exit are left out, as other threads may be computing.
                 signal_hook::low_level::exit(i32::from(exit_code(kind)));
             }
         });
         Ok(watch)
     }
 
-    /// The console is no terminal with modes of a line: there is nothing to put right.
+    /// On other systems the console has no settings to put right.
     #[cfg(not(unix))]
     pub fn start(_: Arc<AtomicBool>, _: Arc<AtomicBool>, _: fn(Kind) -> u8) -> Result<Watch> {
         Ok(Watch::default())

@@ -90,7 +90,7 @@ pub fn options(mut a: BenchArgs) -> Result<Options> {
         let all = if list.is_empty() && either { vec![default] } else { numbers(flag, list)? };
         Ok(all.into_iter().filter(|&n| n > 0).collect())
     };
-    // As llama-bench: a list that is not given has its default, unless only -pg is.
+    // As in llama-bench, a list that is not given has its default, unless -pg alone is given.
     let default_prompt =
         if prompt_gen.is_empty() && a.n_prompt.is_empty() { vec![512] } else { tests(&a.n_prompt, 512, "-p")? };
     let default_gen = if prompt_gen.is_empty() && a.n_gen.is_empty() { vec![128] } else { tests(&a.n_gen, 128, "-n")? };

@@ -67,7 +67,7 @@ pub fn options(a: ContextArgs) -> Result<Options> {
         },
         cache_type_k: cache_type("-ctk", a.cache_type_k.as_deref().unwrap_or("f16"))?,
         cache_type_v: cache_type("-ctv", a.cache_type_v.as_deref().unwrap_or("f16"))?,
-        // Every backend of ours has it: auto is on.
+        // All backends that we use have flash attention, so `auto` means on.
         flash_attn: tristate("-fa", &a.flash_attn)? != Tristate::Off,
     })
 }

@@ -144,7 +144,7 @@ fn rope_options(a: RopeArgs) -> Result<RopeOptions> {
         Some(x) if !(x.is_finite() && x > 0.0) => Err(out_of_range(flag, x, "more than 0")),
         x => Ok(x),
     };
-    // llama.cpp's "not set" is a negative number (or 0 for the context).
+    // For llama.cpp a negative number means that the flag is not set (and so does 0 for the context).
     let unless_negative = |x: Option<f32>| x.filter(|x| *x >= 0.0);
     Ok(RopeOptions {
         freq_base: positive("--rope-freq-base", a.rope_freq_base.filter(|&x| x != 0.0))?,

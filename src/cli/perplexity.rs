@@ -45,7 +45,7 @@ pub struct PerplexityArgs {
 
 pub fn options(mut a: PerplexityArgs) -> Result<Options> {
     if a.batch.is_some() {
-        // Scores decide between near equals: floats throughout, as in the reference.
+        // The scores of nearly equal channels decide what is kept, so the cache holds 32-bit floats, as in the reference.
         a.context.cache_type_k.get_or_insert_with(|| "f32".to_owned());
         a.context.cache_type_v.get_or_insert_with(|| "f32".to_owned());
     }
@@ -59,7 +59,7 @@ pub fn options(mut a: PerplexityArgs) -> Result<Options> {
         }
         _ => None,
     };
-    // What is scored is pruned, whether it pays or not.
+    // The pruned model is what is measured here: even short windows are pruned, whether that saves time or not.
     let prune = prune::options(a.prune, None)?.map(|p| PruneOptions { min_tokens: Some(2), ..p });
     if a.kl && prune.is_none() {
         return Err(Error::usage("--kl compares the pruned model with the dense one: it needs --prune R"));

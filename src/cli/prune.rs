@@ -117,7 +117,7 @@ pub fn options_for(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<Strin
     o.method = method(a.prune_method.as_deref())?;
     if o.method != Method::Pp {
         check_method(o.method, &given)?;
-        // The published metric, unless another is asked for.
+        // These methods score with the published metric, unless another is asked for.
         o.metric = Metric::Ppsp;
         o.history = HistoryKind::None;
     }

@@ -45,8 +45,9 @@ pub const SETTABLE: &[&str] = &[
     "in-suffix",
 ];
 
-/// The options `base` with other values for some flags of [`SETTABLE`], and the flags' names. Names are those of the command line, with or
-/// without dashes, or ollama's. `off` takes a flag back that has no value, and ends pruning; nothing at all empties texts.
+/// The options `base` with other values for some flags of [`SETTABLE`], and the long names of these flags. A flag can be named as on the
+/// command line, with or without dashes, or as ollama names it. The value `off` takes back a flag that has no value, and ends pruning. An
+/// empty value takes back all texts of `stop`, `in-prefix` and `in-suffix`.
 pub fn set(base: &Options, settings: &[(&str, &str)]) -> Result<(Options, Vec<&'static str>)> {
     let command = Cli::command();
     let mut args = base.settings.args.clone();
@@ -65,7 +66,7 @@ pub fn set(base: &Options, settings: &[(&str, &str)]) -> Result<(Options, Vec<&'
             }
             (false, "off" | "false" | "0" | "no") => args.retain(|a| !is_it(a)),
             (false, other) => return Err(not_one_of(&flag, other, "on, off")),
-            // What depends on the ratio goes with it.
+            // The other pruning flags are refused without a ratio, so they go with it.
             (true, "off") if name == "prune" => {
                 args.retain(|a| a.to_str().is_none_or(|a| !a.starts_with("--prune")));
             }

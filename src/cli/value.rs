@@ -20,7 +20,7 @@ pub fn not_one_of(flag: &str, got: &str, expected: &str) -> Error {
     Error::usage(format!("{flag}: '{got}' is not one of: {expected}"))
 }
 
-/// A number of tokens: of a batch or a context.
+/// The size of a batch or a context, in tokens.
 pub fn size(flag: &str, n: i64) -> Result<u32> {
     u32::try_from(n).ok().filter(|&n| (1..=1 << 24).contains(&n)).ok_or_else(|| out_of_range(flag, n, "1 to 16777216"))
 }

@@ -17,7 +17,7 @@ use crate::tokenizer::{Token, Tokenizer};
 /// How often the bar of a prompt moves.
 const TICK: Duration = Duration::from_millis(100);
 
-/// What one answer needs.
+/// What all answers of a run have in common.
 pub struct Run<'a> {
     pub options: Options,
     pub log: Log,
@@ -41,7 +41,7 @@ pub fn sampler(run: &Run, session: &Session) -> Sampler {
     Sampler::new(&run.options.sampling, run.model.n_vocab(), session.n_ctx(), &run.tokenizer.eog_tokens())
 }
 
-/// Processes the prompt and generates; `show` gets the text as it comes. An interruption ends the answer, it is no error.
+/// Processes the prompt and generates an answer; `show` is given the text as it comes. An interruption ends the answer and is no error.
 pub fn answer(
     run: &Run,
     session: &mut Session,
@@ -78,7 +78,7 @@ pub fn answer(
     }
 
     session.expect(match run.options.limits.predict {
-        // The last one drawn is not decoded.
+        // The last token that is drawn is not decoded.
         Predict::AtMost(n) => usize::try_from(n).unwrap_or(usize::MAX).saturating_sub(1),
         Predict::Unlimited | Predict::FillContext => usize::MAX,
     });
@@ -104,14 +104,14 @@ pub fn answer(
     Ok(Answer { text, tokens, stop, stats })
 }
 
-/// Processes the prompt under a progress bar; how that went, and how many tokens were processed.
+/// Processes the prompt with a progress bar. Returns how that went, and how many tokens were processed.
 fn read(run: &Run, session: &mut Session, prompt: &[Token]) -> (Result<usize>, usize) {
     let bar = run.log.progress("reading the prompt", prompt.len() as u64, "tokens");
     let processed = AtomicUsize::new(0);
     let within = session.batch_progress();
     let n_ubatch = run.options.context.n_ubatch as usize;
     let synced = std::thread::scope(|scope| {
-        // Batches may take long: the bar goes on in between.
+        // One batch may take long: a thread moves the bar while it is computed.
         let ticker = (!bar.is_hidden()).then(|| {
             let (bar, processed) = (&bar, &processed);
             scope.spawn(move || {

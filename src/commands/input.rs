@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// Longest prompt: many times what any context holds.
+/// Longest prompt in bytes: many times what any context holds.
 const MAX_PROMPT: u64 = 256 << 20;
 
 /// The text of a file, or of stdin for `-`, less one final line break. It must be UTF-8.

@@ -15,10 +15,10 @@ use crate::model::{self, Model, RopeOptions, check_values};
 use crate::system::memory;
 use crate::tokenizer::Tokenizer;
 
-/// Files up to this size have their values looked at without being asked: it takes less time than loading the tokenizer.
+/// The values of files up to this size are always checked: that takes less time than loading the tokenizer.
 const MAX_CHECKED: u64 = 2 << 30;
 
-/// What a thread returned; its panic goes on here.
+/// Waits for a thread and returns its result; a panic of the thread goes on in this one.
 fn joined<T>(thread: ScopedJoinHandle<T>) -> T {
     thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e))
 }

@@ -23,24 +23,24 @@ pub struct Printer {
     wraps: bool,
     /// Something was written.
     pub begun: bool,
-    /// What was written last ends a line.
+    /// The text that was written last ends with a line break.
     line_ended: bool,
 }
 
 impl Printer {
-    /// For one answer; `reasoning` if its prompt has opened that.
+    /// A printer for one answer. `reasoning`: the prompt has opened the tag of reasoning, so the answer begins inside of it.
     pub fn new(style: &Style, options: &terminal::Options, reasoning: bool) -> Printer {
         let look = style.look(options);
         Printer { render: Render::new(look, reasoning), wraps: look.width.is_some(), begun: false, line_ended: false }
     }
 
     pub fn show(&mut self, text: &str) -> Result<()> {
-        // Whoever is no terminal has no width to be asked for.
+        // Only a terminal whose lines are wrapped is asked for its width, which may have changed.
         let shown = self.render.push(text, if self.wraps { width() } else { None });
         self.write(&shown)
     }
 
-    /// What was held back, and the end of the line; an answer without a text is an empty line.
+    /// Writes the text that was held back and ends the line. An answer without any text becomes an empty line.
     pub fn end(&mut self) -> Result<()> {
         let shown = self.render.finish();
         self.write(&shown)?;

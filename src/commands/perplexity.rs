@@ -220,7 +220,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let mut context = options.context.clone();
     context.n_ctx = Some(u32::try_from(n_ctx).unwrap_or(u32::MAX));
     if options.batch.is_some() {
-        // What is pruned together runs together.
+        // One pass prunes all windows together, so all of their tokens are one micro-batch.
         context.n_ubatch = u32::try_from(n_seq * n_ctx).unwrap_or(u32::MAX);
         context.n_batch = context.n_ubatch;
     }
@@ -245,7 +245,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
         let pruned = states(true, &mut time)?;
         let n_embd = model.hparams().n_embd;
         for (i, window) in group.iter().enumerate() {
-            // State i predicts the token after its own; nothing is known to follow the last.
+            // The state of token i predicts token i + 1; for the state of the last token there is nothing to compare with.
             let n = n_ctx - 1 - first;
             let row = i * (n_ctx - first);
             let next = &window[first + 1..];

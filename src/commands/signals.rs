@@ -13,15 +13,15 @@ pub struct Signals {
     pub interrupt: Arc<AtomicBool>,
     /// SIGTERM, or SIGHUP
     pub terminate: Arc<AtomicBool>,
-    /// A chat's: Ctrl-C that nobody has heard yet; the next one ends it
+    /// In a chat: a Ctrl-C came that nothing has reacted to yet. Another one ends the chat.
     pub impatient: Arc<AtomicBool>,
-    /// What ends the process at a second Ctrl-C
+    /// The handler that ends the process at a second Ctrl-C
     second: signal_hook::SigId,
     exit_code: fn(Kind) -> u8,
 }
 
 impl Signals {
-    /// Catches Ctrl-C and SIGTERM. A second Ctrl-C while the first has not been heard ends the process.
+    /// Catches Ctrl-C and SIGTERM. A second Ctrl-C ends the process if nothing has reacted to the first.
     pub fn catch(exit_code: fn(Kind) -> u8) -> Result<Signals> {
         use signal_hook::consts::SIGINT;
         use signal_hook::flag;
@@ -42,7 +42,7 @@ impl Signals {
         register().map_err(|e| Error::failed(format!("signals cannot be handled: {e}")))
     }
 
-    /// For a chat, whose terminal must be put right before the process ends.
+    /// The same for a chat, whose terminal must be put right before the process ends.
     pub fn watch(&self) -> Result<Watch> {
         let watch = Watch::start(self.interrupt.clone(), self.impatient.clone(), self.exit_code)?;
         if cfg!(unix) {
@@ -59,7 +59,7 @@ impl Signals {
         }
     }
 
-    /// Whether Ctrl-C or SIGTERM came; the flag is ready for the next one.
+    /// Whether Ctrl-C or SIGTERM came. The flag is taken back, so that the next signal is seen.
     pub fn take_interrupt(&self) -> bool {
         self.impatient.store(false, Ordering::Relaxed);
         self.interrupt.swap(false, Ordering::Relaxed)

@@ -74,7 +74,7 @@ impl<'a> Reader<'a> {
         if text.is_empty() {
             return Err(Error::malformed(format!("{what} is empty")));
         }
-        // ggml's names end at a NUL: two that differ behind one would be the same to it.
+        // For ggml a name ends at its first NUL: two names that differ only after it would be the same.
         if text.contains(char::is_control) {
             return Err(Error::malformed(format!("{what} holds control characters: '{}'", shown(text))));
         }

@@ -10,7 +10,6 @@ pub(super) const MAX_TEXT: usize = 1 << 20;
 
 /// Type of a value, with the ids of the GGUF specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names are the types")]
 #[repr(u32)]
 pub enum ValueType {
     U8 = 0,
@@ -70,7 +69,6 @@ impl ValueType {
 
 /// A value of the metadata.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs, reason = "the names are the types")]
 pub enum Value {
     U8(u8),
     I8(i8),
@@ -179,16 +177,12 @@ impl Value {
     }
 }
 
-/// Value of an `--override-kv`.
+/// A value that replaces one of the file's (`--override-kv`).
 #[derive(Debug, Clone, PartialEq)]
 pub enum OverrideValue {
-    /// `int:`
     Int(i64),
-    /// `float:`
     Float(f64),
-    /// `bool:`
     Bool(bool),
-    /// `str:`
     Str(String),
 }
 

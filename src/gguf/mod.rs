@@ -28,7 +28,7 @@ use split::Split;
 pub use tensor::TensorInfo;
 pub use vocab::Twins;
 
-pub use metadata::{Array, Metadata, OverrideValue, Value, ValueType};
+pub use metadata::{Metadata, OverrideValue, ValueType};
 
 /// An open GGUF file whose header was checked.
 #[derive(Debug)]

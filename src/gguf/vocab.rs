@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::metadata::{Array, Metadata, Value, ValueType};
 use crate::error::{Error, Result, shown};
 
-/// Tokens whose text an earlier token has too, and that token: real vocabularies have some.
+/// Tokens whose text an earlier token has too, each with that earlier token. Real vocabularies have some.
 pub type Twins = BTreeMap<i32, i32>;
 
 /// The key of the tokens' texts.
@@ -91,7 +91,7 @@ pub fn require(meta: &Metadata, file: &[u8]) -> Result<Twins> {
 
 /// Tokens by their texts, and those whose text an earlier one has.
 fn texts<'f>(tokens: &Array, file: &'f [u8]) -> Result<(HashMap<&'f [u8], i32>, Twins)> {
-    // To libllama a text ends at a NUL, and one that is empty then is [EMPTY_id].
+    // For libllama a text ends at its first NUL, and a token whose text is empty is named [EMPTY_id].
     let mut seen: HashMap<&[u8], i32> = HashMap::with_capacity(tokens.len);
     let mut twins = Twins::new();
     let mut empty = Vec::new();
@@ -115,7 +115,7 @@ fn texts<'f>(tokens: &Array, file: &'f [u8]) -> Result<(HashMap<&'f [u8], i32>, 
     Ok((seen, twins))
 }
 
-/// SentencePiece writes a byte that no other token holds as the token of that byte.
+/// SentencePiece needs a token for each byte, for text that no other token holds.
 fn check_bytes(seen: &HashMap<&[u8], i32>) -> Result<()> {
     for byte in 0..=u8::MAX {
         if !seen.contains_key(format!("<0x{byte:02X}>").as_bytes()) && !seen.contains_key(&[byte][..]) {
@@ -177,11 +177,11 @@ fn check_merges(meta: &Metadata, kind: Kind, file: &[u8]) -> Result<()> {
     }
 }
 
-/// Keys that name a token name one of the `n` that there are.
+/// Checks that each key that names a token names one of the `n` tokens.
 fn check_special(meta: &Metadata, kind: Kind, n: usize) -> Result<()> {
     for name in SPECIAL {
         let key = format!("tokenizer.ggml.{name}_token_id");
-        // libllama has tokens in mind where a file names none.
+        // Where a file names no such token, libllama takes these.
         let default = match (*name, kind) {
             ("bos", Kind::Spm) => 1,
             ("eos", Kind::Spm) => 2,

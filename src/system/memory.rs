@@ -50,7 +50,7 @@ struct Cgroup {
     left: u64,
 }
 
-/// Of version 2, else of version 1.
+/// The limits of control groups, of version 2 or 1.
 fn cgroup() -> Option<Cgroup> {
     let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
@@ -66,7 +66,7 @@ fn cgroup() -> Option<Cgroup> {
             _ => continue,
         };
         let mut dir = PathBuf::from(format!("{root}{path}"));
-        // Inside a container the path may be the host's: then the root of the mount is the group itself.
+        // Inside a container the path may be that of the host: then the root of the mount is the group itself.
         if !dir.is_dir() {
             dir = PathBuf::from(root);
         }
@@ -112,11 +112,11 @@ pub fn require(bytes: u64, what: &str, advice: &str) -> Result<()> {
     }
 }
 
-/// Bytes that an array begins at a multiple of: a line of the processor's cache.
+/// Each array begins at a multiple of so many bytes, the length of a line of the processor's cache.
 const ALIGNMENT: usize = 64;
 
-/// Makes arrays of these sizes, one by one on `n_threads` threads, in one piece of memory: `fill` writes that of a number. Where they
-/// are. [`crate::error::Kind::Memory`] if they do not fit.
+/// Makes arrays of these sizes in one piece of memory, on `n_threads` threads: `fill` writes the array of a number. Returns the memory and
+/// the place of each array in it. The error is of kind [`crate::error::Kind::Memory`] if they do not fit.
 pub fn make(
     sizes: &[usize],
     n_threads: usize,
@@ -145,7 +145,7 @@ pub fn make(
     let n_threads = n_threads.min(jobs.len());
     let jobs = Mutex::new(jobs.into_iter());
     let work = || {
-        // In a block of its own: the lock must not be held during the work.
+        // The block ends the lock before the work begins.
         while let Some((i, out)) = { jobs.lock().expect("no holder panics").next() } {
             fill(i, out);
         }

@@ -31,10 +31,10 @@ impl Fence {
     }
 
     pub fn push(&mut self, wrap: &mut Wrap, text: &str) {
-        // How far a tab goes is the terminal's business, and it would have to be known.
+        // The width of a tab depends on the terminal, and the width of the line must be known.
         let text = text.replace('\t', "    ");
         self.line.push_str(&text);
-        // Elsewhere than on a terminal nothing can be written over: the line comes when it is whole.
+        // Only on a terminal can the line be written over in colours later; elsewhere it is written when it is whole.
         if self.parser.is_none() || wrap.width.is_some() {
             wrap.write(ContentStyle::new(), &text);
         }
@@ -47,7 +47,7 @@ impl Fence {
             let runs = (line.len() <= MAX_CODE).then(|| colours(state, stack, &line)).flatten();
             let runs = runs.unwrap_or_else(|| vec![(ContentStyle::new(), line.clone())]);
             if let Some(width) = wrap.width {
-                // Over what is there.
+                // The coloured line is written over the plain one.
                 let rows = rows_below(&line, width);
                 wrap.out.push('\r');
                 if rows > 0 {
@@ -63,11 +63,11 @@ impl Fence {
     }
 }
 
-/// Rows that a text takes below its first on a terminal. A cursor behind the last column is still in that row.
+/// Rows that a text takes below its first one on a terminal. A cursor that is behind the last column has not begun a new row.
 fn rows_below(text: &str, width: usize) -> usize {
     let (mut rows, mut column) = (0, 0);
     for n in text.chars().map(|c| c.width().unwrap_or(0)) {
-        // A wide character does not begin in the last column.
+        // A wide character that would begin in the last column goes to the next row.
         if column + n > width && column > 0 {
             (rows, column) = (rows + 1, 0);
         }

@@ -21,7 +21,7 @@ pub fn read(path: &Path, must_exist: bool, cli: &Command, flags: &Flags, given: 
     match fs::File::open(path).and_then(|f| f.take(MAX_CONFIG + 1).read_to_string(&mut text)) {
         Ok(n) if n as u64 > MAX_CONFIG => return Err(Error::malformed("is no configuration: too long").in_file(path)),
         Ok(_) => {}
-        // A home that is somebody else's has no configuration for this user.
+        // HOME may be a folder of somebody else, which this user cannot read: then there is no configuration.
         Err(e) if matches!(e.kind(), NotFound | PermissionDenied | NotADirectory) && !must_exist => return Ok(out),
         Err(e) => return Err(Error::input(format!("cannot be read: {e}")).in_file(path)),
     }

@@ -14,9 +14,9 @@ pub type Flags = HashMap<String, Flag>;
 pub struct Flag {
     pub long: String,
     pub takes_value: bool,
-    /// The value may be left out.
+    /// The flag's value may be left out.
     pub optional_value: bool,
-    /// Several values may follow.
+    /// Several values may follow the flag.
     pub many_values: bool,
     pub repeatable: bool,
 }
@@ -44,7 +44,7 @@ pub fn flags(command: &Command) -> Flags {
     flags
 }
 
-/// The flag that was given and leaves nothing for `name` to say: itself, or its opposite.
+/// The flag that settles what `name` would say, if one was given: the same flag, or one that says the opposite.
 pub fn settled<'g>(given: &'g [String], name: &str) -> Option<&'g String> {
     let same = OPPOSITES.iter().find(|group| group.contains(&name));
     given.iter().find(|g| *g == name || same.is_some_and(|group| group.contains(&g.as_str())))
@@ -58,7 +58,7 @@ pub fn letters<'f>(name: &str, flags: &'f Flags) -> Option<Vec<(&'f Flag, Option
         let flag = flags.get(&format!("-{c}"))?;
         letters = &letters[c.len_utf8()..];
         if flag.takes_value {
-            // The value of a flag with a number follows at once; other texts are more likely a misspelt name.
+            // `-n64` is a flag with its number; a letter with other text behind it is more likely a misspelt name.
             let fits = letters.starts_with(|c: char| c.is_ascii_digit() || "-./".contains(c));
             found.push((flag, Some(letters.to_owned())));
             return fits.then_some(found);
@@ -75,7 +75,7 @@ pub fn unknown_flag(name: &str, typed: &str, flags: &Flags) -> Error {
     Error::usage(format!("unknown flag '{typed}': {hint}"))
 }
 
-/// The most similar name, if one is similar at all; the first in the alphabet of equals.
+/// The name that is most similar to the word, if one is similar at all; of equally similar names the first in the alphabet.
 pub fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     names
         .map(|n| (n, strsim::jaro_winkler(word, n)))

@@ -18,12 +18,12 @@ pub use flags::nearest;
 use flags::{Flag, Flags, letters, settled, unknown_flag};
 use names::{ENVIRONMENT, IGNORED, NOT_YET, SHORT};
 
-/// An argument list for clap, and notes for the user.
+/// An argument list for clap, and what was noticed while it was made.
 #[derive(Debug)]
 pub struct Normalised {
     /// Arguments, the program's name first.
     pub args: Vec<OsString>,
-    /// One line each.
+    /// Notes for the user, one line each.
     pub warnings: Vec<String>,
     /// Long names of the flags of the command line itself.
     pub given: Vec<String>,
@@ -45,7 +45,7 @@ pub fn normalise(cli: &Command, args: Vec<OsString>, env: Env) -> Result<Normali
     walk.arguments(rest)?;
     let given = walk.given.clone();
     walk.environment(env)?;
-    // Measurements must not depend on what somebody once wrote into a file: it is for answers and chats.
+    // The configuration is for answers and chats only: measurements must not depend on what somebody once wrote into a file.
     if std::ptr::eq(command, cli) {
         let named = walk.out.iter().rev().find_map(|a| a.to_str()?.strip_prefix("--config=").map(PathBuf::from));
         let must_exist = named.is_some();
@@ -66,7 +66,7 @@ fn subcommand<'c>(cli: &'c Command, out: &mut Vec<OsString>, rest: &mut Vec<OsSt
                 out.push(rest.remove(0));
                 command = sub;
             }
-            // The default command by name.
+            // These words name the default command, which has no name for clap.
             None if ["run", "chat", "complete", "completion", "cli"].contains(&word) => drop(rest.remove(0)),
             None if word == "help" => {
                 rest.remove(0);
@@ -80,17 +80,17 @@ fn subcommand<'c>(cli: &'c Command, out: &mut Vec<OsString>, rest: &mut Vec<OsSt
             None => return Err(unknown_command(cli, word)),
         }
     }
-    // A model where a command could be.
+    // A file where a command could be is the model to run.
     if out.len() == 1 && rest.first().is_some_and(is_model) {
         rest.insert(0, "--model".into());
     }
     Ok(command)
 }
 
-/// One flag of a word, and its value if the word holds that too.
+/// A flag that was found in a word, and its value if the same word holds that too.
 type Found<'f> = (&'f Flag, Option<String>);
 
-/// The list for clap as it grows: by the command line first, then by the environment and the configuration.
+/// The list for clap while it grows: the command line adds to it first, then the environment, then the configuration.
 struct Walk<'f> {
     flags: &'f Flags,
     /// Prompts must be UTF-8.
@@ -139,7 +139,7 @@ impl<'f> Walk<'f> {
     fn long_name(&self, typed: &str) -> String {
         let long = SHORT.iter().find(|(short, _)| *short == typed).map(|(_, long)| *long);
         match (long, typed.strip_prefix("--")) {
-            // A letter that this command uses otherwise keeps its meaning there.
+            // If the command has a short flag of its own that is spelt so, that one is meant.
             (Some(_), _) if self.flags.contains_key(typed) => typed.to_owned(),
             (Some(long), _) => long.to_owned(),
             (None, Some(long)) => format!("--{}", long.replace('_', "-")),
@@ -147,7 +147,8 @@ impl<'f> Walk<'f> {
         }
     }
 
-    /// The flags of a word: one, or several letters, the last of which may have its value behind it; none where clap knows the word itself.
+    /// The flags of a word: one, or several letters, the last of which may have its value behind it. There are none if the word is one that
+    /// clap itself answers, such as `--help`.
     fn find(&mut self, name: &str, value: Option<&str>, typed: &str) -> Result<Vec<Found<'f>>> {
         if let Some(flag) = self.flags.get(name) {
             return Ok(vec![(flag, value.map(str::to_owned))]);
@@ -173,7 +174,7 @@ impl<'f> Walk<'f> {
             self.warnings.push(format!("--{} is given more than once: the last one counts", flag.long));
         }
         self.given.push(flag.long.clone());
-        // A value that may be left out is none that looks like a flag.
+        // Where a value may be left out, a next word that looks like a flag is not the value.
         let is_flag = |v: &OsString| v.to_str().is_some_and(|v| v.starts_with('-') && v.parse::<f64>().is_err());
         let value = match value {
             Some(value) => Some(value.into()),
@@ -240,7 +241,7 @@ fn switch(value: &str, name: &str) -> Result<bool> {
 /// Flags whose value is a text for the model.
 const PROMPTS: [&str; 2] = ["prompt", "system-prompt"];
 
-/// A text for the model, which a shell may give in any bytes.
+/// A text for the model. A shell may hand over any bytes: what is not UTF-8 is replaced, or with `strict` refused.
 fn prompt(value: OsString, strict: bool, flag: &str, warnings: &mut Vec<String>) -> Result<OsString> {
     if value.to_str().is_some() {
         return Ok(value);

@@ -62,7 +62,7 @@ pub const IGNORED: &[(&str, bool)] = &[
     ("--log-colors", true),
     ("--log-prefix", false),
     ("--log-timestamps", false),
-    // What is kept when the context shifts, which it does not by default.
+    // llama.cpp keeps so many tokens when the context shifts; here it does not shift by default.
     ("--keep", true),
     ("--no-context-shift", false),
     ("--warmup", false),

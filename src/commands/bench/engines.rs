@@ -36,7 +36,7 @@ impl Test {
     }
 }
 
-/// Ours at some ratio, or the baseline.
+/// Our engine at some pruning ratio, or llama.cpp's as the baseline.
 pub enum Engine<'m> {
     Ours { session: Box<Session<'m>>, ratio: f64 },
     Llama { context: Context<'m>, n_batch: usize },
@@ -50,7 +50,7 @@ impl Engine<'_> {
         }
     }
 
-    /// What is left out; 0 = nothing.
+    /// The pruning ratio; 0 = nothing is left out.
     pub fn ratio(&self) -> f64 {
         match self {
             Engine::Ours { ratio, .. } => *ratio,
@@ -105,7 +105,7 @@ impl Engine<'_> {
         }
     }
 
-    /// The threads sleep while another engine runs.
+    /// Lets the engine's threads sleep while another engine runs.
     fn pause(&self) {
         match self {
             Engine::Ours { session, .. } => session.pause(),

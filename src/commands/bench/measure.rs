@@ -22,7 +22,7 @@ use crate::weights::Kernels;
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
     pub time: Duration,
-    /// Of this, the time in which the weights that the answer ran on were reduced
+    /// The part of that time in which weights were reduced for the answer
     pub freeze: Duration,
 }
 
@@ -32,17 +32,17 @@ pub struct Row {
     pub kernels: Kernels,
     pub test: Test,
     pub n_threads: usize,
-    /// What was to be left out; 0 = nothing
+    /// The pruning ratio that was asked for; 0 = nothing is left out
     pub prune: f64,
     /// What pruning did, in the last repetition
     pub report: Option<PruneReport>,
     pub samples: Vec<Sample>,
-    /// Median over the repetitions of the baseline's time by ours.
+    /// The baseline's time divided by ours: the median over the repetitions
     pub ratio: Option<f64>,
 }
 
 impl Row {
-    /// Share of the blocks' weights that it ran on.
+    /// Share of the blocks' weights that the test ran on
     pub fn kept(&self) -> f64 {
         match &self.report {
             Some(r) if r.is_fixed || r.pruned_tokens > 0 || r.frozen.is_some() => r.kept,
@@ -73,7 +73,7 @@ pub fn measure(
     let n_ctx = u32::try_from(test.n_depth + test.n_tokens()).unwrap_or(u32::MAX);
     let context =
         engine::Options { n_ctx: Some(n_ctx), n_threads, n_threads_batch: n_threads, ..options.context.clone() };
-    // The baseline first, then what is compared with it.
+    // The baseline comes first, then the engines that are compared with it.
     let mut engines = Vec::new();
     if let Some(llama) = llama {
         let params = llama_params(&context);
@@ -87,7 +87,7 @@ pub fn measure(
         pruning::apply(&mut session, model, pruned.as_ref(), n_threads)?;
         engines.push(Engine::Ours { session: Box::new(session), ratio: pruned.as_ref().map_or(0.0, |p| p.ratio) });
     }
-    // Any tokens will do; these are spread over the vocabulary.
+    // The tokens are spread over the vocabulary; which ones they are does not matter.
     let n_vocab = model.n_vocab() as u64;
     let tokens: Vec<Token> =
         (0..n_ctx as u64).map(|i| ((i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % n_vocab) as Token).collect();

@@ -18,9 +18,9 @@ pub enum Format {
 #[derive(Debug, Clone)]
 pub struct Options {
     pub log: log::Options,
-    /// The models, one after the other (`path` of the base options is each of these).
+    /// The models, which are measured one after the other
     pub models: Vec<PathBuf>,
-    /// Everything else about the model.
+    /// Options of each model; their `path` is replaced by each of `models`.
     pub model: model::Options,
     pub context: engine::Options,
     /// `-p`: prompt lengths

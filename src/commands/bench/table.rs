@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::system::memory;
 
-/// Rows as they come (Markdown, CSV) or all at once (JSON).
+/// The table: Markdown and CSV are printed row by row, JSON when all rows are there.
 pub struct Table {
     pub format: Format,
     pub baseline: bool,

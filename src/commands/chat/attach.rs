@@ -11,7 +11,7 @@ use crate::system::places::env;
 /// Longest text that goes with a message.
 const MAX_ATTACHED: u64 = 16 << 20;
 
-/// Most files of a pattern.
+/// Most files that a pattern may match.
 const MAX_FILES: usize = 500;
 
 impl Chat<'_> {
@@ -22,14 +22,14 @@ impl Chat<'_> {
         for path in paths {
             let content = match read_text_file(path) {
                 Ok(content) => content,
-                // Of a pattern's files some are no text.
+                // A pattern may match files that are no text: they are skipped.
                 Err(_) if paths.len() > 1 => {
                     skipped += 1;
                     continue;
                 }
                 Err(e) => return Err(e.in_file(path)),
             };
-            // A fence that the text does not hold.
+            // The fence must be longer than any in the text.
             let mut fence = "```".to_owned();
             while content.contains(&fence) {
                 fence.push('`');
@@ -55,7 +55,7 @@ impl Chat<'_> {
         Ok(())
     }
 
-    /// The files of a pattern.
+    /// The files that a pattern matches.
     pub fn files_of(&self, pattern: &str) -> Result<Vec<PathBuf>> {
         let path = file_name(pattern);
         let bad = |e: glob::PatternError| Error::usage(format!("'{pattern}' is no pattern: {e}"));

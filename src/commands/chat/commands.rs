@@ -121,7 +121,7 @@ impl Chat<'_> {
             "-" => self.conversation.set_system(""),
             text => self.conversation.set_system(text),
         }
-        // What was remembered began otherwise.
+        // The conversations that /push remembered begin with the old system prompt.
         let marks = if self.marks.is_empty() { "" } else { "; what /push remembered is forgotten" };
         self.marks.clear();
         self.keep_turns(None);
@@ -164,14 +164,14 @@ impl Chat<'_> {
         Ok(())
     }
 
-    /// Changes a setting, or nothing; returns its name.
+    /// Changes a setting and returns its name. If that fails, nothing is changed.
     fn change(&mut self, name: &str, value: &str) -> Result<&'static str> {
         let (options, names) = (self.run.options.settings.change)(&self.run.options, &[(name, value)])?;
         let name = names[0];
         let Options { show_timings, .. } = self.run.options;
         let before = std::mem::replace(&mut self.run.options, Options { show_timings, ..options });
         if let Err(e) = self.apply_settings(Some(&before)) {
-            // As it was: what worked before works again.
+            // The settings are put back as they were; they worked before, so they work again.
             self.run.options = before;
             self.apply_settings(None)?;
             return Err(e);

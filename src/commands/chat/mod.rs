@@ -20,7 +20,7 @@ use commands::Next;
 pub use keep::{Opened, directory, listing, open};
 use state::Chat;
 
-/// Chats until the user leaves. `once`: one turn, then the end.
+/// Chats until the user leaves, or with `once` for one turn.
 pub fn chat(
     run: Run,
     template: &Template,
@@ -53,16 +53,16 @@ pub fn chat(
         Some(path) => write_conversation(path, &chat.conversation.messages()),
         None => Ok(()),
     };
-    // What ended the chat says more than what failed afterwards.
+    // If several things failed, the one that ended the chat is the error to report.
     result.and(stored).and(copied)
 }
 
-/// The command that a line is, if it is no message.
+/// The line as a command, or `None` if it is a message for the model.
 fn as_command(line: &str) -> Option<&str> {
     if ["exit", "quit", "bye"].iter().any(|w| line.eq_ignore_ascii_case(w)) {
         return Some("/exit");
     }
-    // A text of several lines may begin with the path of a file.
+    // A text of several lines that begins with a slash may begin with the path of a file: it is a message.
     let slash = line.starts_with('/') && !line.starts_with("//");
     let several = line.contains('\n') && !line.to_lowercase().starts_with("/system");
     (slash && !several).then_some(line)
@@ -78,7 +78,7 @@ impl Chat<'_> {
             let replaces = std::mem::take(&mut self.replaces);
             let input = match next.take() {
                 Some(input) => input,
-                // Pressed when nobody was reading.
+                // Ctrl-C was pressed while no line was being read.
                 None if self.run.signals.take_interrupt() => Input::Interrupt,
                 None => self.read()?,
             };
@@ -113,7 +113,7 @@ impl Chat<'_> {
             match done {
                 Ok(Next::Turn) => {}
                 Ok(Next::Leave) => return Ok(()),
-                // What concerns one turn does not end the chat.
+                // An error of one turn does not end the chat.
                 Err(e)
                     if !self.once
                         && !matches!(

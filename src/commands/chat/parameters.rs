@@ -39,7 +39,7 @@ pub fn parameters(o: &Options) -> Vec<String> {
     });
     let others: Vec<String> = others.map(str::to_owned).collect();
     for (i, other) in others.iter().enumerate() {
-        // The last one counts.
+        // Of a flag that is there several times the last one counts.
         let name = other.split('=').next();
         if !others[i + 1..].iter().any(|o| o.split('=').next() == name) {
             lines.push(other.clone());

@@ -26,10 +26,10 @@ impl Chat<'_> {
             .settings
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
-            // What was asked for just now counts more.
+            // A flag on the command line counts more than the chat's setting.
             .filter(|(name, _)| !self.start.settings.given.iter().any(|g| g == name))
             .collect();
-        // At once, as one may need another; else each that can be.
+        // All settings are changed at once, as some need others. If that fails, they are changed one by one, without those that fail.
         self.run.options = match (self.start.settings.change)(&self.start, &settings) {
             Ok((options, _)) => options,
             Err(_) => settings.iter().fold(self.start.clone(), |options, &(name, value)| {
@@ -64,7 +64,7 @@ impl Chat<'_> {
         self.attached.clear();
         self.marks.clear();
         self.conversation.resume(past.turns, same_model && !past.by_hand);
-        // A configuration is for chats that begin.
+        // A system prompt of the configuration is for chats that begin, not for this one.
         let asked_for = self.start.settings.given.iter().any(|g| g.starts_with("system-prompt"));
         if let Some(system) = system.filter(|s| asked_for && self.conversation.system() != Some(s)) {
             self.conversation.set_system(system);
@@ -79,7 +79,7 @@ impl Chat<'_> {
         Ok(())
     }
 
-    /// Shows where the conversation is.
+    /// Shows the last exchange, so that the user sees where the conversation is.
     fn show_last(&mut self) -> Result<()> {
         let messages = self.conversation.messages();
         let Some(at) = messages.iter().rposition(|m| m.role == Role::User) else { return Ok(()) };

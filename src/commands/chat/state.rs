@@ -1,4 +1,4 @@
-//! What a chat is at any moment, and what all of its parts do with it.
+//! The state of a chat, and the methods that all other parts of the chat use.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -25,24 +25,26 @@ pub struct Chat<'a> {
     pub session: Session<'a>,
     pub sampler: Sampler,
     pub conversation: Conversation<'a>,
-    /// What `/push` remembers
+    /// The conversations that `/push` remembers
     pub marks: Vec<Conversation<'a>>,
     pub keep: Keep,
-    /// What goes with the next message
+    /// Text of files that go with the next message
     pub attached: String,
-    /// What the line editor begins with
+    /// The text that the line editor begins with
     pub initial: String,
-    /// What is typed next takes the last exchange's place
+    /// The next message takes the place of the last exchange.
     pub replaces: bool,
-    /// Options before any setting of a chat
+    /// The options of the command line, before any setting of a chat
     pub start: Options,
     pub watch: Watch,
     pub totals: Totals,
     /// The user knows that the context is nearly full.
     pub told: bool,
-    /// All numbers after an answer
+    /// All numbers are shown after an answer.
     pub verbose: bool,
+    /// Made when the user types for the first time
     pub editor: Option<Editor>,
+    /// The chat ends after one turn.
     pub once: bool,
 }
 
@@ -58,7 +60,7 @@ pub struct Totals {
 }
 
 impl<'a> Chat<'a> {
-    /// A chat that begins. `once`: one turn, then the end.
+    /// A chat that begins. `once`: it ends after one turn.
     pub fn new(
         run: Run<'a>,
         session: Session<'a>,
@@ -107,7 +109,7 @@ impl<'a> Chat<'a> {
         input
     }
 
-    /// Does what the settings say now; only what differs from those `before`, if there were any.
+    /// Makes what the settings describe: the style, the sampler, the pruning. Of settings that are the same as `before` nothing is made anew.
     pub fn apply_settings(&mut self, before: Option<&Options>) -> Result<()> {
         self.style = Style::new(&self.run.options.look);
         let options = &self.run.options;
@@ -121,7 +123,7 @@ impl<'a> Chat<'a> {
         Ok(())
     }
 
-    /// What the user typed of a turn, as it would be typed again.
+    /// The part of a user's turn that the user typed, as it would have to be typed again.
     pub fn typed(&self, content: &str) -> String {
         let options = &self.run.options;
         let text = content.strip_prefix(options.in_prefix.as_str()).unwrap_or(content);
@@ -142,7 +144,7 @@ impl<'a> Chat<'a> {
             }
             printer.show(text)
         });
-        // Where none began there is nothing to end.
+        // If no text was printed there is no line to end.
         let came = answer.as_ref().is_ok_and(|a| !a.tokens.is_empty());
         let ended = if came || printer.begun { printer.end() } else { Ok(()) };
         let answer = answer?;

@@ -13,7 +13,7 @@ use crate::stats::Stats;
 const NEARLY_FULL: f64 = 0.8;
 
 impl<'a> Chat<'a> {
-    /// One turn of the user's, and the answer; it `replaces` the last exchange, or comes after it.
+    /// Asks and answers one question. It `replaces` the last exchange, or comes after it.
     pub fn ask(&mut self, text: &str, replaces: bool) -> Result<()> {
         self.run.signals.take_interrupt();
         let options = &self.run.options;
@@ -29,7 +29,7 @@ impl<'a> Chat<'a> {
                 other.map(|_| false)
             }
         };
-        // What did not go with this message goes with the next.
+        // If no answer came, the attached files go with the next message instead.
         if let Ok(true) = done {
             self.attached.clear();
         }
@@ -45,7 +45,7 @@ impl<'a> Chat<'a> {
         }
         let content = self.conversation.undo().ok_or_else(nothing)?;
         match self.fitting(&content) {
-            // The file has the old answer until there is another.
+            // The chat's file keeps the old answer until there is a new one.
             Ok(Some(tokens)) => self.answer(&tokens, before, false).map(drop),
             other => {
                 self.conversation = before;
@@ -54,7 +54,8 @@ impl<'a> Chat<'a> {
         }
     }
 
-    /// Answers the prompt, and returns whether anything came; `before` is the conversation if not. A question that is `new` is kept at once.
+    /// Answers the prompt and returns whether anything came; if nothing did, `before` is the conversation again. A `new` question is written to
+    /// the chat's file at once.
     fn answer(&mut self, tokens: &[i32], before: Conversation<'a>, new: bool) -> Result<bool> {
         if new {
             self.keep_turns(None);

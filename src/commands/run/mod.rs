@@ -19,7 +19,7 @@ use crate::log::Log;
 use crate::model::Model;
 use crate::tokenizer::{Token, Tokenizer};
 use one_shot::one_shot;
-pub use options::{Change, ContextFull, Options, OutputFormat, Resume, Settings};
+pub use options::{ContextFull, Options, OutputFormat, Resume, Settings};
 
 /// Answers, or chats.
 pub fn run(options: &Options, signals: Signals) -> Result<()> {
@@ -28,7 +28,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
     let prompt = prompt(options, &log)?;
     let resumed = options.resume.as_ref().map(chat::open).transpose()?;
     let mut options = options.clone();
-    // A saved chat knows its model; only the command line knows better.
+    // A saved chat says which model it was with, unless the command line names one.
     let known = resumed
         .as_ref()
         .map(|opened| &opened.past.model)
@@ -44,7 +44,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
     };
     // -cnv with a prompt is llama.cpp's way to ask for a chat that begins with it.
     let stays = interactive && (prompt.is_none() || (options.conversation == Tristate::On && !options.single_turn));
-    // A chat that goes on takes a turn from a pipe too.
+    // A chat that is continued takes a turn from a pipe too.
     let chats = stays || resumed.is_some();
     if prompt.is_none() && !interactive {
         return Err(Error::usage("no prompt: give one with -p or -f, or on stdin"));

@@ -50,7 +50,7 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
         run.log.note(&answer.stats.line());
     }
     prompt_cache::taken(run, answer.stats.cached_tokens, &held);
-    // If it fails, that is told when everything else is done.
+    // If this fails, it is reported when everything else is done.
     let stored = prompt_cache::store(run, &session, tokens.len(), &mut held);
     if let Some(path) = &options.trace {
         trace::write(path, run.start, load_time, session.traced())?;
@@ -95,7 +95,7 @@ struct Prompt {
 fn tokens(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: &str) -> Result<Prompt> {
     let options = &run.options;
     let content = format!("{}{prompt}{}", options.in_prefix, options.in_suffix);
-    // What cannot fit is not tokenized: that may take minutes.
+    // A text that cannot fit is not tokenized, as that may take minutes.
     let n_ctx = options.context.n_ctx.filter(|&n| n > 0).unwrap_or(run.model.hparams().n_ctx_train) as usize;
     let most = if content.len() > n_ctx { n_ctx.saturating_mul(run.tokenizer.longest_piece()) } else { n_ctx };
     if content.len() > most {
@@ -125,12 +125,12 @@ fn tokens(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: 
     Ok(Prompt { content, tokens, reasoning })
 }
 
-/// The sizes of the session: no larger than this prompt and its answer need, if that is known.
+/// The options of the session; its context is no larger than the prompt and the answer need, if that is known.
 fn context(run: &Run, n_tokens: usize) -> engine::Options {
     let options = &run.options;
     let mut context = options.context.clone();
     if let (None, Predict::AtMost(n)) = (context.n_ctx, options.limits.predict) {
-        // What the answer can need is known: no more memory than that.
+        // The length of the answer is limited, so a smaller context will do.
         let needed = (n_tokens as u64).saturating_add(n).max(prompt_cache::saved_tokens(run));
         let needed = needed.min(u64::from(run.model.hparams().n_ctx_train));
         context.n_ctx = Some(u32::try_from(needed.max(1)).unwrap_or(u32::MAX).next_multiple_of(256));
