@@ -1,7 +1,7 @@
 //! The command line: from arguments to every module's own options, resolved and checked. Nothing below knows of it.
 //!
-//! [`normalise`] turns what the user typed, the environment and the configuration into one list of long flags; clap reads the list into
-//! the `Args` of [`args`]; each file named after a command or a module has the flags of that and makes its options of them.
+//! `normalise` turns what the user typed, the environment and the configuration into one list of long flags; clap reads the list into
+//! the `Args` of `args`; each file named after a command or a module has the flags of that and makes its options of them.
 
 mod args;
 mod bench;

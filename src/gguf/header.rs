@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use ggml::Type;
 
-use super::metadata::{Array, Entry, MAX_TEXT, Value, ValueType};
+use super::metadata::Entry;
 use super::tensor::TensorInfo;
+use super::value::{Array, MAX_TEXT, Value, ValueType};
 use crate::error::{Error, Result, shown};
 
 /// What a header says.

@@ -11,6 +11,7 @@ mod look;
 mod metadata;
 mod split;
 mod tensor;
+mod value;
 mod vocab;
 
 use std::collections::HashMap;
@@ -28,7 +29,8 @@ use split::Split;
 pub use tensor::TensorInfo;
 pub use vocab::Twins;
 
-pub use metadata::{Metadata, OverrideValue, ValueType};
+pub use metadata::{Metadata, OverrideValue};
+pub use value::ValueType;
 
 /// An open GGUF file whose header was checked.
 #[derive(Debug)]

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::metadata::{Array, Metadata, Value, ValueType};
+use super::metadata::Metadata;
+use super::value::{Array, Value, ValueType};
 use crate::error::{Error, Result, shown};
 
 /// Tokens whose text an earlier token has too, each with that earlier token. Real vocabularies have some.

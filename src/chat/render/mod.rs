@@ -65,7 +65,7 @@ impl Render {
         }
     }
 
-    /// What of the answer can be shown after this piece too; `width` as in [`Look`], of now.
+    /// The part of the answer that can be shown now that this piece has come. `width`: columns that the terminal has now.
     pub fn push(&mut self, text: &str, width: Option<usize>) -> String {
         if self.look.raw {
             return text.to_owned();

@@ -36,7 +36,7 @@ pub struct Past {
 }
 
 impl Past {
-    /// What lines say. [`Kind::Malformed`] with the number of the line that is damaged.
+    /// Reads the lines of a file. If one is damaged, the error is of kind [`crate::error::Kind::Malformed`] and names the line.
     pub fn parse(bytes: &[u8]) -> Result<Past> {
         if bytes.len() as u64 > MAX_BYTES {
             return Err(Error::malformed(format!("is longer than {MAX_BYTES} bytes: no chat")));
