@@ -1,4 +1,4 @@
-//! The one error type of the program: what went wrong in one line, and the exit code that goes with it.
+//! The one error type of the program: what went wrong in one line, and of which kind it is.
 
 use std::fmt;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a run ended without success; decides the exit code.
+/// Why a run ended without success. The program has an exit code for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The run failed for a reason that has no code of its own.
@@ -31,25 +31,6 @@ pub enum Kind {
     Interrupted,
     /// SIGTERM ended the run.
     Terminated,
-}
-
-impl Kind {
-    /// Exit code of the process.
-    pub const fn exit_code(self) -> u8 {
-        match self {
-            Kind::Failed => 1,
-            Kind::Usage => 2,
-            Kind::Malformed => 65,
-            Kind::Input => 66,
-            Kind::Unsupported => 69,
-            Kind::Internal => 70,
-            Kind::Memory => 71,
-            Kind::CannotCreate => 73,
-            Kind::Io => 74,
-            Kind::Interrupted => 130,
-            Kind::Terminated => 143,
-        }
-    }
 }
 
 /// What went wrong: one line for the user.
@@ -149,7 +130,7 @@ mod tests {
     fn text_from_a_file_cannot_steer_a_terminal() {
         let e = Error::malformed("name '\u{1b}[2J\n\u{202e}x'").in_file(Path::new("a.gguf"));
         assert_eq!(e.to_string(), "a.gguf: name '\\x1b[2J\\x0a\\u{202e}x'");
-        assert_eq!(e.kind().exit_code(), 65);
+        assert_eq!(e.kind(), Kind::Malformed);
         assert_eq!(shown("short"), "short");
         assert_eq!(shown(&"\u{e9}".repeat(100)), format!("{}... (200 bytes)", "\u{e9}".repeat(64)));
     }

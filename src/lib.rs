@@ -6,6 +6,7 @@
 //! main      parse, run, print the error, exit code
 //! cli       argv -> every module's own options, resolved and checked
 //! commands  one file per command; the only code that writes to stdout
+//! log       messages on stderr, progress bars
 //! chat      turns, template, line editor, terminal, how answers look, chats on disk
 //! generate  tokens out: an answer that is pushed logits, stop rules, UTF-8 stream
 //! engine    a model at work: sessions, scores of texts, the policy of pruning, prompt caches
@@ -19,7 +20,7 @@
 //! kernels   (vendor) our CPU kernels
 //! ```
 //!
-//! `log`, `sampler`, `stats`, `tokenizer` and `error` are leaves.
+//! `sampler`, `stats`, `tokenizer` and `error` are leaves.
 pub mod chat;
 pub mod cli;
 pub mod commands;
@@ -28,11 +29,11 @@ pub mod error;
 pub mod generate;
 pub mod gguf;
 pub mod graph;
-pub mod log;
+mod log;
 pub mod model;
 pub mod prune;
 pub mod sampler;
-pub mod stats;
-pub mod system;
+mod stats;
+mod system;
 pub mod tokenizer;
 pub mod weights;

@@ -6,18 +6,18 @@ use std::process::ExitCode;
 
 use pp_run::cli::{self, Parsed};
 use pp_run::commands;
-use pp_run::error::{Error, Result};
+use pp_run::error::{Error, Kind, Result};
 
 #[global_allocator]
 static ALLOCATOR: limit::Limited = limit::Limited;
 
 fn main() -> ExitCode {
-    // The message of a panic is part of the one line that ends the run.
+    // A panic prints nothing itself: its message becomes part of the one error line below.
     panic::set_hook(Box::new(|_| {}));
     let result = panic::catch_unwind(start).unwrap_or_else(|cause| {
         let message = cause.downcast_ref::<String>().map(String::as_str).or(cause.downcast_ref::<&str>().copied());
         Err(match message {
-            // Rust's own threads are started without a way to fail.
+            // std::thread::spawn panics where the system allows no more threads.
             Some(m) if m.contains("failed to spawn thread") => Error::memory(format!("{m}: use fewer threads (-t)")),
             _ => Error::internal(format!("internal error, please report it: {}", message.unwrap_or("no message"))),
         })
@@ -26,8 +26,24 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             say(&format!("error: {e}"));
-            ExitCode::from(e.kind().exit_code())
+            ExitCode::from(exit_code(e.kind()))
         }
+    }
+}
+
+const fn exit_code(kind: Kind) -> u8 {
+    match kind {
+        Kind::Failed => 1,
+        Kind::Usage => 2,
+        Kind::Malformed => 65,
+        Kind::Input => 66,
+        Kind::Unsupported => 69,
+        Kind::Internal => 70,
+        Kind::Memory => 71,
+        Kind::CannotCreate => 73,
+        Kind::Io => 74,
+        Kind::Interrupted => 130,
+        Kind::Terminated => 143,
     }
 }
 
@@ -39,7 +55,7 @@ fn start() -> Result<()> {
         }
         Parsed::Command(command, warnings) => {
             warn(&warnings);
-            commands::run(&command)
+            commands::run(&command, exit_code)
         }
     }
 }
@@ -50,7 +66,7 @@ fn warn(warnings: &[String]) {
     }
 }
 
-/// One line on stderr; if nobody reads it, so be it.
+/// Writes one line to stderr. If that fails there is nobody to tell.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "pp-run: {line}");
 }

@@ -1,17 +1,11 @@
-//! Conversations: which tokens the turns become, and answers drawn by a model that says what the test wants.
+//! Conversations: which tokens the turns become.
 
 mod common;
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::smollm2;
 use pp_run::chat::template::Source as TemplateSource;
 use pp_run::chat::{Conversation, Template};
-use pp_run::error::Result;
-use pp_run::generate::{Decode, Generate, Limits, Predict, StopReason};
 use pp_run::gguf::Gguf;
-use pp_run::sampler::{Options as SamplingOptions, Sampler};
 use pp_run::tokenizer::{Token, Tokenizer};
 
 fn tokenizer() -> (Gguf, Tokenizer) {
@@ -183,146 +177,4 @@ fn another_system_prompt_and_turns_that_are_forgotten() {
     c.resume(whole.turns().to_vec(), false);
     assert!(c.timeline().is_empty());
     again(&mut c, &[0, 1, 2, 3], Some("Be brief."));
-}
-
-/// A model whose every next token is known.
-struct Script {
-    tokens: Vec<Token>,
-    n_ctx: usize,
-    n_past: usize,
-    decoded: Vec<Token>,
-    logits: Vec<f32>,
-    /// Set when so many tokens were decoded.
-    interrupt: (usize, Arc<AtomicBool>),
-}
-
-impl Script {
-    fn predict(&mut self) {
-        self.logits.fill(0.0);
-        self.logits[self.tokens[self.decoded.len()] as usize] = 1.0;
-    }
-}
-
-impl Decode for Script {
-    fn decode(&mut self, token: Token) -> Result<()> {
-        assert!(self.n_past < self.n_ctx, "decoded beyond the context");
-        self.n_past += 1;
-        self.decoded.push(token);
-        if self.decoded.len() == self.interrupt.0 {
-            self.interrupt.1.store(true, Ordering::Relaxed);
-        }
-        self.predict();
-        Ok(())
-    }
-
-    fn logits(&self) -> &[f32] {
-        &self.logits
-    }
-
-    fn n_past(&self) -> usize {
-        self.n_past
-    }
-
-    fn n_ctx(&self) -> usize {
-        self.n_ctx
-    }
-}
-
-struct Case<'a> {
-    says: Vec<Token>,
-    predict: Predict,
-    stop: &'a [&'a str],
-    special: bool,
-    n_ctx: usize,
-    interrupt_after: usize,
-}
-
-impl Case<'_> {
-    fn saying(says: Vec<Token>) -> Case<'static> {
-        Case { says, predict: Predict::Unlimited, stop: &[], special: false, n_ctx: 4096, interrupt_after: usize::MAX }
-    }
-
-    /// The pieces shown, the tokens drawn and why it ended.
-    fn run(self, tokenizer: &Tokenizer) -> (Vec<String>, Vec<Token>, StopReason) {
-        let interrupt = Arc::new(AtomicBool::new(false));
-        let mut model = Script {
-            tokens: self.says,
-            n_ctx: self.n_ctx,
-            n_past: 10,
-            decoded: Vec::new(),
-            logits: vec![0.0; tokenizer.n_vocab()],
-            interrupt: (self.interrupt_after, interrupt.clone()),
-        };
-        model.predict();
-        let greedy = SamplingOptions { temperature: 0.0, ..Default::default() };
-        let mut sampler = Sampler::new(&greedy, tokenizer.n_vocab(), self.n_ctx, &[]);
-        let stop = self.stop.iter().map(|s| s.to_string()).collect();
-        let limits = Limits { predict: self.predict, stop, special: self.special };
-        let mut generate = Generate::new(&mut model, tokenizer, &mut sampler, limits, interrupt);
-        let pieces = generate.by_ref().map(|p| p.unwrap()).collect();
-        let (tokens, reason) = generate.finish();
-        let n = model.decoded.len();
-        assert!(tokens.starts_with(&model.decoded) && n < tokens.len().max(1), "the last token is not decoded");
-        (pieces, tokens, reason)
-    }
-}
-
-#[test]
-fn answers_end_with_the_text_a_limit_or_the_context() {
-    let (_, tokenizer) = tokenizer();
-    let says = || text_of(&tokenizer, "One two three four<|im_end|> more more");
-    let (pieces, tokens, reason) = Case::saying(says()).run(&tokenizer);
-    assert_eq!((pieces.concat().as_str(), tokens.len(), reason), ("One two three four", 5, StopReason::EndOfText));
-
-    let (pieces, ..) = Case { special: true, ..Case::saying(says()) }.run(&tokenizer);
-    assert_eq!(pieces.concat(), "One two three four<|im_end|>");
-
-    for n in 0..3 {
-        let (pieces, tokens, reason) = Case { predict: Predict::AtMost(n), ..Case::saying(says()) }.run(&tokenizer);
-        assert_eq!((pieces.len() as u64, tokens.len() as u64, reason), (n, n, StopReason::Limit));
-    }
-
-    // Two cells are free, and the last token needs none.
-    let (pieces, _, reason) = Case { n_ctx: 12, ..Case::saying(says()) }.run(&tokenizer);
-    assert_eq!((pieces.concat().as_str(), reason), ("One two three", StopReason::ContextFull));
-    let (pieces, _, reason) = Case { n_ctx: 16, predict: Predict::FillContext, ..Case::saying(says()) }.run(&tokenizer);
-    assert_eq!((pieces.concat().as_str(), reason), ("One two three four more more", StopReason::ContextFull));
-
-    let (pieces, _, reason) = Case { interrupt_after: 2, ..Case::saying(says()) }.run(&tokenizer);
-    assert_eq!((pieces.concat().as_str(), reason), ("One two three", StopReason::Interrupted));
-}
-
-#[test]
-fn stop_strings_may_span_pieces() {
-    let (_, tokenizer) = tokenizer();
-    let letters = |s: &str| s.chars().flat_map(|l| text_of(&tokenizer, &l.to_string())).collect::<Vec<_>>();
-    let stop = ["<end>", "dis"];
-    let (pieces, _, reason) = Case { stop: &stop, ..Case::saying(letters("ab<en<end>cd")) }.run(&tokenizer);
-    assert_eq!((pieces.concat().as_str(), reason), ("ab<en", StopReason::StopString("<end>".into())));
-    assert_eq!(pieces[..2], ["a", "b"], "what cannot be a beginning is not held back");
-
-    // The first in the text counts, and what came before it in the same piece is shown.
-    let (pieces, _, reason) =
-        Case { stop: &stop, ..Case::saying(text_of(&tokenizer, " pardis <end>")) }.run(&tokenizer);
-    assert_eq!((pieces.concat().as_str(), reason), (" par", StopReason::StopString("dis".into())));
-
-    // A beginning that leads nowhere is part of the answer.
-    let says = [letters("ab<en"), text_of(&tokenizer, "<|im_end|>")].concat();
-    let (pieces, _, reason) = Case { stop: &stop, ..Case::saying(says) }.run(&tokenizer);
-    assert_eq!((pieces.concat().as_str(), reason), ("ab<en", StopReason::EndOfText));
-}
-
-#[test]
-fn characters_that_span_pieces_come_whole() {
-    let (_, tokenizer) = tokenizer();
-    let text = "caf\u{e9} \u{1f9a9}\u{1f30b} \u{10348}";
-    let says = text_of(&tokenizer, &format!("{text}<|im_end|>"));
-    let split = says.iter().any(|&t| std::str::from_utf8(&tokenizer.piece(t, false)).is_err());
-    assert!(split, "some token holds a part of a character");
-    let (pieces, ..) = Case::saying(says.clone()).run(&tokenizer);
-    assert_eq!(pieces.concat(), text);
-    // Cut within the last character: what is there of it is shown as U+FFFD.
-    let n = says.len() as u64 - 2;
-    let (pieces, ..) = Case { predict: Predict::AtMost(n), ..Case::saying(says) }.run(&tokenizer);
-    assert!(pieces.concat().ends_with(" \u{fffd}"), "{pieces:?}");
 }

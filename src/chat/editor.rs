@@ -19,9 +19,9 @@ use rustyline::{
     KeyEvent, Modifiers, RepeatCount,
 };
 
-use super::Style;
 use super::saved::names;
 use super::slash::{Completes, SLASHES, parse_slash};
+use super::terminal::Style;
 use crate::error::{Error, Result};
 use crate::system::places;
 
@@ -30,7 +30,7 @@ use crate::system::places;
 pub enum Input {
     /// Entered a text, perhaps of several lines.
     Text(String),
-    /// Entered a text between `"""`: no command, whatever it begins with.
+    /// Entered a text between `"""`, which is a message whatever it begins with.
     Quoted(String),
     /// Ctrl-C
     Interrupt,
@@ -41,7 +41,7 @@ pub enum Input {
 /// Longest history.
 const MAX_HISTORY: usize = 1000;
 
-/// No history of [`MAX_HISTORY`] turns is near this.
+/// Largest history file that is read: no history of [`MAX_HISTORY`] turns is nearly as long.
 const MAX_HISTORY_BYTES: u64 = 16 << 20;
 
 /// Longest text that comes back from the user's editor.
@@ -57,15 +57,16 @@ pub struct Editor {
     elsewhere: Arc<AtomicBool>,
     /// Ctrl-C was pressed.
     interrupted: Arc<AtomicBool>,
-    /// Texts that Enter found to end with a `\`: that one is no part of the turn
+    /// Texts that ended with a `\` when Enter was pressed: that `\` is no part of the turn
     continued: Arc<Mutex<Vec<String>>>,
     /// Another program has the terminal.
     away: Arc<AtomicBool>,
 }
 
 impl Editor {
-    /// An editor with the history of earlier chats, and what to tell the user if that cannot be read. With `multiline` a text ends with a line that
-    /// holds only `/`. Without `keep_history` nothing that is typed is kept. `settings` are what `/set` changes. `away` says when another program has the terminal.
+    /// An editor with the history of earlier chats, and a message for the user if that cannot be read. With `multiline` a text ends with a
+    /// line that holds only `/`. Without `keep_history` nothing that is typed is kept. `settings` are the names that `/set` completes. `away`
+    /// is set while another program has the terminal.
     pub fn new(
         multiline: bool,
         keep_history: bool,
@@ -85,7 +86,7 @@ impl Editor {
         editor.bind_sequence(KeyEvent::ctrl('J'), newline());
         editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::ALT), newline());
         editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::NONE), EventHandler::Conditional(enter));
-        // rustyline would drop the keys that were pressed after a Ctrl-C: an interruption is no error to it here.
+        // At its own interruption rustyline would drop the keys that were pressed after Ctrl-C; so Ctrl-C ends the line like Enter here.
         let mut ends_with = |key: char| {
             let pressed = Arc::new(AtomicBool::new(false));
             let handler = EventHandler::Conditional(Box::new(Ends(pressed.clone())));
@@ -96,7 +97,7 @@ impl Editor {
         let mut note = None;
         let mut history = if keep_history { places::history(&places::env) } else { None };
         if let Some(path) = &history
-            // No history yet is no fault.
+            // At first there is no history, which is no fault.
             && let Ok(stat) = fs::metadata(path)
         {
             let usable = stat.is_file() && stat.len() <= MAX_HISTORY_BYTES;
@@ -108,7 +109,7 @@ impl Editor {
         Ok((Editor { editor, history, multiline, elsewhere, interrupted, continued, away }, note))
     }
 
-    /// One turn: a line; lines between `"""`; lines that end with `\` and the one after. `text` is there to begin with.
+    /// Reads one turn: a line, or lines between `"""`, or lines that end with `\` and the line after them. `text` is there to begin with.
     /// `failed` is told when the user's own editor fails.
     pub fn read(&mut self, style: &Style, text: &str, failed: &dyn Fn(&Error)) -> Result<Input> {
         let mut text = text.to_owned();
@@ -133,7 +134,7 @@ impl Editor {
                 });
                 continue;
             }
-            // A terminal without cursor control gives line by line.
+            // A terminal without cursor control hands over one line at a time.
             let whole = if more && line != text { text + &line } else { line };
             if unfinished(&whole, self.multiline) {
                 text = match whole.strip_suffix('\\') {
@@ -152,9 +153,9 @@ impl Editor {
         }
     }
 
-    /// The text without each `\` at which Enter began a new line; those of pasted lines are the text's own.
+    /// The text without each `\` at which Enter began a new line. A `\` at the end of a pasted line belongs to the text.
     fn without_marks(&self, mut text: String) -> String {
-        // The last first, so that what is before stays where it is.
+        // From the last one to the first, so that the places of earlier ones do not change.
         for begun in self.continued.lock().expect("no holder panics").drain(..).rev() {
             if text.starts_with(&begun) && text[begun.len()..].starts_with('\n') && !text.starts_with("\"\"\"") {
                 text.remove(begun.len() - 1);
@@ -163,7 +164,7 @@ impl Editor {
         text
     }
 
-    /// The text as it comes back from the user's editor.
+    /// Lets the user change the text in an editor of theirs, and returns the changed text.
     pub fn edit(&self, text: &str) -> Result<String> {
         let set = |name: &str| std::env::var(name).ok().filter(|v| !v.trim().is_empty());
         let program = set("VISUAL").or_else(|| set("EDITOR")).unwrap_or_else(|| "vi".to_owned());
@@ -171,8 +172,7 @@ impl Editor {
         let io = |e: std::io::Error| failed(format!("got no file: {e}"));
         let mut file = tempfile::Builder::new().prefix("pp-run-").suffix(".md").tempfile().map_err(io)?;
         file.write_all(text.as_bytes()).and_then(|()| file.flush()).map_err(io)?;
-        // The variable may have arguments for the editor, as a shell reads them.
-        // Ctrl-C is the editor's meanwhile.
+        // The variable may hold arguments too, so a shell reads it. Meanwhile Ctrl-C is for that editor.
         self.away.store(true, Ordering::Relaxed);
         let status = Command::new("sh").args(["-c", &format!("{program} \"$1\""), "sh"]).arg(file.path()).status();
         self.away.store(false, Ordering::Relaxed);
@@ -181,7 +181,7 @@ impl Editor {
             Ok(status) => return Err(failed(format!("failed ({status}): the text is as it was"))),
             Err(e) => return Err(failed(format!("cannot be run: {e}"))),
         }
-        // Editors may put a new file in its place.
+        // The editor may have put a new file in the place of the old one, so it is opened by its name.
         if fs::metadata(file.path()).map_err(io)?.len() > MAX_TEXT {
             return Err(failed(format!("left more than {MAX_TEXT} bytes")));
         }
@@ -216,19 +216,19 @@ fn unfinished(text: &str, multiline: bool) -> bool {
     }
 }
 
-/// What is between `"""`, if nothing is outside.
+/// The text between `"""`, if there is no text outside of it.
 fn quoted(text: &str) -> Option<&str> {
     let (inner, after) = text.strip_prefix("\"\"\"")?.split_once("\"\"\"")?;
     after.trim().is_empty().then_some(inner.strip_prefix('\n').unwrap_or(inner))
 }
 
-/// What was entered, without the marks of its end.
+/// The text that was entered, without what marked its end.
 fn content(text: &str, multiline: bool) -> &str {
     let text = text.strip_suffix('\n').unwrap_or(text);
     text.trim_end().strip_suffix("\n/").filter(|_| multiline).unwrap_or(text)
 }
 
-/// Enter: a new line where a text is not finished, else its end.
+/// The Enter key: it begins a new line in a text that is not finished, and ends a finished one.
 struct Enter {
     multiline: bool,
     continued: Arc<Mutex<Vec<String>>>,
@@ -246,7 +246,7 @@ impl ConditionalEventHandler for Enter {
     }
 }
 
-/// A key that ends the line, and is known to have done so.
+/// A key that ends the line and notes that it was pressed.
 struct Ends(Arc<AtomicBool>);
 
 impl ConditionalEventHandler for Ends {

@@ -5,9 +5,9 @@ use crate::error::{Error, Result};
 /// A command.
 #[derive(Debug)]
 pub struct Slash {
-    /// With its slash
+    /// The name, with its slash
     pub name: &'static str,
-    /// What follows, as help shows it
+    /// The argument, as help shows it
     pub argument: &'static str,
     /// What it does
     pub help: &'static str,

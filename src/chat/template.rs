@@ -6,44 +6,12 @@ use std::path::PathBuf;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value, context};
-use serde::{Deserialize, Serialize};
 
+use super::turn::{Message, Role};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 
-/// Who says something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Instructions that come first.
-    System,
-    /// The user.
-    User,
-    /// The model.
-    Assistant,
-}
-
-impl Role {
-    /// Name in templates.
-    pub fn name(self) -> &'static str {
-        match self {
-            Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-        }
-    }
-}
-
-/// One turn.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// Who.
-    pub role: Role,
-    /// What.
-    pub content: String,
-}
-
-/// Where a chat template comes from, if not from the model.
+/// Where a chat template comes from, if it is not the model's own.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
     /// `--chat-template`: the template's text, or the name of a well-known one (`chatml`, `llama2`, `llama3`, ...)
@@ -192,7 +160,7 @@ impl Template {
         &self.source
     }
 
-    /// XXH3 of that.
+    /// XXH3 of the template's text.
     pub fn fingerprint(&self) -> u64 {
         xxhash_rust::xxh3::xxh3_64(self.source.as_bytes())
     }

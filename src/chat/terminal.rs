@@ -1,14 +1,10 @@
-//! The terminal's state: colours, size, echo, and leaving it as it was found.
+//! The terminal: colours, size and echo.
 
 use std::io::{IsTerminal, stdout};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use crossterm::style::{Attribute, Color, ContentStyle, Stylize};
 
-use super::Look;
-use crate::error::{Error, Kind, Result};
+use super::render::Look;
 use crate::system::terminal::columns;
 
 /// `on | off | auto`
@@ -20,13 +16,13 @@ pub enum Tristate {
     Auto,
 }
 
-/// What the user wants of the looks.
+/// How the user wants answers to look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Options {
     pub color: Tristate,
-    /// Show Markdown as what it means.
+    /// Markdown is rendered.
     pub markdown: Tristate,
-    /// Keep words whole at the terminal's right edge.
+    /// Words stay whole at the terminal's right edge.
     pub wrap: Tristate,
     /// Control characters of an answer reach the terminal.
     pub raw: bool,
@@ -56,7 +52,7 @@ impl Style {
             Tristate::Auto if set("NO_COLOR") || options.simple_io => false,
             Tristate::Auto => screen || forced,
         };
-        // crossterm would ask the environment again.
+        // Otherwise crossterm would decide by the environment itself.
         crossterm::style::force_color_output(color);
         Style { color, screen }
     }
@@ -88,19 +84,20 @@ impl Style {
     }
 }
 
-/// Columns of the terminal that answers go to, of now.
+/// Columns that the terminal behind stdout has now.
 pub fn width() -> Option<usize> {
     columns(stdout())
 }
 
-/// Keys that are pressed during an answer do not appear in the midst of it; they wait for the next prompt. As it was when this is dropped.
+/// While this lives, keys that are pressed do not appear in the midst of an answer; they wait for the next prompt. Dropping it restores the
+/// terminal.
 #[cfg(unix)]
 #[derive(Debug)]
 pub struct Hush(Option<rustix::termios::Termios>);
 
 #[cfg(unix)]
 impl Hush {
-    /// From now on.
+    /// Turns the echo of keys off.
     pub fn begin() -> Hush {
         use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
         let saved = tcgetattr(std::io::stdin()).ok();
@@ -121,94 +118,15 @@ impl Drop for Hush {
     }
 }
 
-/// Consoles that do not echo need no hushing.
+/// On other systems the console does not echo, so there is nothing to turn off.
 #[cfg(not(unix))]
 #[derive(Debug)]
 pub struct Hush;
 
 #[cfg(not(unix))]
 impl Hush {
-    /// Nothing to do.
+    /// Does nothing.
     pub fn begin() -> Hush {
         Hush
-    }
-}
-
-/// Signals that end the program: SIGTERM, and SIGHUP, as a closed terminal is an end like another, unless it was started to outlive its
-/// terminal (`nohup`).
-#[cfg(unix)]
-pub fn ending_signals() -> &'static [i32] {
-    use signal_hook::consts::{SIGHUP, SIGTERM};
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("SigIgn:")?.trim(), 16).ok());
-    match ignored.unwrap_or(0) >> (SIGHUP - 1) & 1 {
-        0 => &[SIGTERM, SIGHUP],
-        _ => &[SIGTERM],
-    }
-}
-
-/// Signals that end the program.
-#[cfg(not(unix))]
-pub fn ending_signals() -> &'static [i32] {
-    &[signal_hook::consts::SIGTERM]
-}
-
-/// A thread that ends a chat when a signal says so, and puts the terminal right before: line editing and answers change its settings, and
-/// the line editor waits in a system call that no flag reaches.
-#[derive(Debug, Clone, Default)]
-pub struct Watch {
-    /// A line is being read: there is nothing to wait for.
-    pub reading: Arc<AtomicBool>,
-    /// Another program has the terminal, and Ctrl-C is for it.
-    pub away: Arc<AtomicBool>,
-}
-
-/// How long an answer may take to end after SIGTERM.
-#[cfg(unix)]
-const GRACE: Duration = Duration::from_secs(3);
-
-impl Watch {
-    /// Watches for [`ending_signals`] (143), and for a Ctrl-C (130) while an earlier one, `interrupt`, has not been heard; who hears one
-    /// clears `impatient`.
-    #[cfg(unix)]
-    pub fn start(interrupt: Arc<AtomicBool>, impatient: Arc<AtomicBool>) -> Result<Watch> {
-        use signal_hook::consts::SIGINT;
-        let failed = |e: std::io::Error| Error::failed(format!("signals cannot be handled: {e}"));
-        let saved = rustix::termios::tcgetattr(std::io::stdin()).ok();
-        let mut signals = signal_hook::iterator::Signals::new(ending_signals()).map_err(failed)?;
-        signals.add_signal(SIGINT).map_err(failed)?;
-        let watch = Watch::default();
-        let Watch { reading, away } = watch.clone();
-        std::thread::spawn(move || {
-            for signal in signals.forever() {
-                let kind = match signal {
-                    SIGINT if away.load(Ordering::Relaxed) => continue,
-                    SIGINT if impatient.swap(true, Ordering::Relaxed) && interrupt.load(Ordering::Relaxed) => {
-                        Kind::Interrupted
-                    }
-                    SIGINT => continue,
-                    _ => {
-                        // What came of an answer is kept.
-                        if !reading.load(Ordering::Relaxed) {
-                            std::thread::sleep(GRACE);
-                        }
-                        Kind::Terminated
-                    }
-                };
-                if let Some(saved) = &saved {
-                    let _ = rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Now, saved);
-                }
-                let _ = crossterm::execute!(std::io::stderr(), crossterm::event::DisableBracketedPaste);
-                // Without handlers that run at exit: other threads may be computing.
-                signal_hook::low_level::exit(i32::from(kind.exit_code()));
-            }
-        });
-        Ok(watch)
-    }
-
-    /// The console is no terminal with modes of a line: there is nothing to put right.
-    #[cfg(not(unix))]
-    pub fn start(_: Arc<AtomicBool>, _: Arc<AtomicBool>) -> Result<Watch> {
-        Ok(Watch::default())
     }
 }

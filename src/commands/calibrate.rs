@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::load::{Signals, load};
-use super::{read_text, write_file};
-use crate::prune::{Calibration, all_blocks, path_for};
+use super::input::read_text;
+use super::load::load;
+use super::output::write_file;
+use super::signals::Signals;
 use crate::error::{Error, Kind, Result};
 use crate::log::{self, Log};
-use crate::prune::BlockStats;
-use crate::prune::Block;
-use crate::sampler::{self, Sampler};
 use crate::engine::{Moments, Session};
+use crate::prune::{Block, BlockStats, Calibration, all_blocks, path_for};
+use crate::sampler::{self, Sampler};
 use crate::system::memory;
 use crate::tokenizer::{Token, Tokenizer};
 use crate::{engine, model};
@@ -36,13 +36,12 @@ pub struct Options {
 }
 
 /// Runs the dense model over the windows and writes what its blocks did.
-pub fn run(options: &Options) -> Result<()> {
+pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let log = Log::new(&options.log, false)?;
-    let signals = Signals::catch()?;
     let text = options.file.as_deref().map(read_text).transpose()?;
-    let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
+    let (model, tokenizer) = load(&options.model, &options.context, &log, signals)?;
     let &Options { n_seqs, seq_len, positions, .. } = options;
-    // FLAP's fluctuation begins with the second batch.
+    // FLAP needs two batches at least, as its fluctuation is that between batches.
     let batch = options.batch.min(n_seqs.div_ceil(2));
     let windows = match &text {
         None => None,
@@ -62,7 +61,7 @@ pub fn run(options: &Options) -> Result<()> {
     let dims = model.dims();
     let channels: usize = all_blocks(&dims).map(|b| b.kind.channels(&dims)).sum();
     let table = if positions { (channels * seq_len * 4) as u64 } else { 0 };
-    // The running means, and the same once more as a file.
+    // The table is needed twice: as running means, and as the bytes of the file.
     memory::require(2 * table, "the means by position", "use --no-positions or a smaller --seq-len")?;
 
     let mut context = options.context.clone();
@@ -114,7 +113,7 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Text of the model's own: `n` windows, drawn from its distribution, side by side.
+/// Text that the model itself writes: `n` windows side by side, drawn from its distribution.
 fn write(
     session: &mut Session,
     tokenizer: &Tokenizer,
@@ -126,7 +125,7 @@ fn write(
     let eog = tokenizer.eog_tokens();
     let sampler = |i: usize| {
         let seed = u32::try_from(first + i).unwrap_or(0);
-        // As the model speaks, without its unlikeliest words; a window does not end before its length.
+        // The model's own distribution without its unlikeliest tokens; no window ends before its length.
         let options = sampler::Options {
             seed: Some(seed),
             temperature: 1.0,
@@ -162,7 +161,7 @@ struct Running {
     positions: Vec<f32>,
 }
 
-/// FLAP's mean and fluctuation; both sums over positions follow the same recursion as their terms.
+/// FLAP's mean and fluctuation of each channel. The recursions hold for one position; summed over positions they have the same form.
 #[derive(Clone)]
 struct Flap {
     mean: Vec<f64>,
@@ -170,7 +169,7 @@ struct Flap {
 }
 
 impl Flap {
-    /// `weight` is what a batch's mean counts: the batch, or 1 as Probe Pruning's code has it.
+    /// `weight` says how much the mean of a batch counts: as much as its windows, or 1 as in Probe Pruning's code.
     fn add(&mut self, m: &Moments, done: f64, n: f64, weight: f64, rows: f64) {
         for k in 0..self.mean.len() {
             let (mean, energy) = (f64::from(m.mean[k]), f64::from(m.energy[k]));
@@ -192,7 +191,7 @@ impl Running {
         Running { energy: zeros, plain: flap.clone(), as_coded: flap, positions: vec![0.0; m.positions.len()] }
     }
 
-    /// Takes in a batch of `n` windows after `done`.
+    /// Adds a batch of `n` windows, of which `done` came before.
     fn add(&mut self, m: &Moments, done: usize, n: usize, seq_len: usize) {
         let (done, n, rows) = (done as f64, n as f64, (n * seq_len) as f64);
         let (old, new) = (done / (done + n), n / (done + n));

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::chat::{directory, listing};
-use super::print;
+use super::output::print;
 use crate::chat::{Role, delete, list, read};
 use crate::error::{Result, escape};
 
@@ -48,7 +48,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
 }
 
-/// Deletes what can be deleted; the first that cannot is the error.
+/// Deletes all chats that can be deleted. The first one that cannot is the error.
 fn delete_each<'a>(dir: &Path, names: impl Iterator<Item = &'a String>) -> Result<()> {
     names.map(|name| delete(dir, name)).fold(Ok(()), Result::and)
 }

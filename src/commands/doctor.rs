@@ -1,6 +1,6 @@
 //! `pp-run doctor`: what pp-run sees of this machine, what it makes of it, and what would make it faster.
 //!
-//! Nothing here is needed to run: what cannot be read is left out.
+//! Nothing that is read here is needed for a run, so what cannot be read is left out.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use ggml::Device;
 use kernels::{Feature, Isa};
 
-use super::print;
+use super::output::print;
 use crate::error::{Result, escape};
 use crate::system::cpus::Cpus;
 use crate::system::{memory, places};
@@ -47,7 +47,7 @@ pub fn run() -> Result<()> {
 
 fn processor(root: &Path) -> String {
     let info = read(root, "proc/cpuinfo").unwrap_or_default();
-    // ARM's has no such line.
+    // On ARM /proc/cpuinfo has no such line.
     let name = info.lines().filter_map(|l| l.split_once(':')).find(|(key, _)| key.trim() == "model name");
     name.map_or(std::env::consts::ARCH, |(_, name)| name.trim()).to_owned()
 }
@@ -67,7 +67,7 @@ fn device_line(device: Device) -> String {
     let (free, total) = device.memory();
     let of = match free < total {
         true => format!("{} of {} free", memory::human(free as u64), memory::human(total as u64)),
-        // All is free, says ggml of the CPU, whatever is in use.
+        // Of the CPU ggml says that all of its memory is free, whatever is in use.
         false => memory::human(total as u64),
     };
     format!("{}: {}, {of}", device.name(), device.description().trim())
@@ -172,7 +172,7 @@ fn gpu(root: &Path) -> Option<String> {
     let devices = fs::read_dir(root.join("sys/bus/pci/devices")).ok()?;
     let vendor = |device: PathBuf| {
         let displays = read(&device, "class")?.starts_with("0x03");
-        // Intel's on bus 0 are a part of the processor and no faster than it.
+        // Intel's GPUs on bus 0 are part of the processor, and no faster than its cores.
         let on_bus_0 = device.file_name()?.to_str()?.starts_with("0000:00:");
         match read(&device, "vendor")?.as_str() {
             "0x10de" if displays => Some(("NVIDIA", "cuda")),
@@ -181,7 +181,7 @@ fn gpu(root: &Path) -> Option<String> {
             _ => None,
         }
     };
-    // One from NVIDIA, if there are several.
+    // Of several GPUs one from NVIDIA is named, as its name is last in the alphabet.
     let (vendor, feature) = devices.flatten().filter_map(|d| vendor(d.path())).max_by_key(|v| v.0)?;
     Some(match cfg!(any(feature = "cuda", feature = "metal", feature = "vulkan")) {
         false => format!(
@@ -197,7 +197,7 @@ fn gpu(root: &Path) -> Option<String> {
 fn governor(root: &Path) -> Option<String> {
     const GOVERNOR: &str = "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor";
     let driver = read(root, "sys/devices/system/cpu/cpu0/cpufreq/scaling_driver").unwrap_or_default();
-    // With these two a governor of this name lets the processor go as fast as the load asks for.
+    // With these two drivers the governor 'powersave' lets the frequency follow the load.
     let adapts = ["intel_pstate", "amd-pstate-epp"].contains(&driver.as_str());
     (!adapts && read(root, GOVERNOR)? == "powersave").then(|| {
         format!(
@@ -209,7 +209,7 @@ fn governor(root: &Path) -> Option<String> {
 
 fn battery(root: &Path) -> Option<String> {
     let discharges = |supply: PathBuf| {
-        // That of a mouse or a headset is not the machine's.
+        // The battery of a mouse or a headset is not the machine's.
         let of_device = read(&supply, "scope").is_some_and(|s| s == "Device");
         !of_device && read(&supply, "status").is_some_and(|s| s == "Discharging")
     };
@@ -232,7 +232,7 @@ fn free_memory(available: u64) -> Option<String> {
 /// Other processes, as of the last minute.
 fn load(root: &Path, cpus: &Cpus) -> Option<String> {
     let load: f64 = read(root, "proc/loadavg")?.split_whitespace().next()?.parse().ok()?;
-    // The load is the whole machine's, of which the process may be kept to a part.
+    // The load is that of all processors of the machine; the process may be allowed only some of them.
     let all = read(root, "proc/cpuinfo").unwrap_or_default().lines().filter(|l| l.starts_with("processor")).count();
     let all = all.max(cpus.allowed);
     let advice = format!(

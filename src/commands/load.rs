@@ -2,11 +2,11 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
-use crate::chat::{Watch, ending_signals};
+use super::signals::Signals;
 use crate::engine;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -15,60 +15,10 @@ use crate::model::{self, Model, RopeOptions, check_values};
 use crate::system::memory;
 use crate::tokenizer::Tokenizer;
 
-/// Flags that signals set.
-#[derive(Debug, Clone)]
-pub struct Signals {
-    /// Ctrl-C or SIGTERM: stop what runs.
-    pub interrupt: Arc<AtomicBool>,
-    /// SIGTERM, or SIGHUP
-    pub terminate: Arc<AtomicBool>,
-    /// A chat's: Ctrl-C that nobody has heard yet; the next one ends it
-    pub impatient: Arc<AtomicBool>,
-    /// What ends the process at a second Ctrl-C
-    second: signal_hook::SigId,
-}
-
-impl Signals {
-    /// Catches Ctrl-C and SIGTERM. A second Ctrl-C while the first has not been heard ends the process.
-    pub fn catch() -> Result<Signals> {
-        use signal_hook::consts::SIGINT;
-        use signal_hook::flag;
-        let register = || -> std::io::Result<Signals> {
-            let (interrupt, terminate, impatient): (Arc<AtomicBool>, Arc<AtomicBool>, _) = Default::default();
-            let second = flag::register_conditional_shutdown(SIGINT, 130, interrupt.clone())?;
-            flag::register(SIGINT, interrupt.clone())?;
-            for &signal in ending_signals() {
-                flag::register(signal, terminate.clone())?;
-                flag::register(signal, interrupt.clone())?;
-            }
-            Ok(Signals { interrupt, terminate, impatient, second })
-        };
-        register().map_err(|e| Error::failed(format!("signals cannot be handled: {e}")))
-    }
-
-    /// For a chat, whose terminal must be put right before the process ends.
-    pub fn watch(&self) -> Result<Watch> {
-        let watch = Watch::start(self.interrupt.clone(), self.impatient.clone())?;
-        if cfg!(unix) {
-            signal_hook::low_level::unregister(self.second);
-        }
-        Ok(watch)
-    }
-
-    /// The error that ends an interrupted run.
-    pub fn error(&self) -> Error {
-        use crate::error::Kind;
-        match self.terminate.load(Ordering::Relaxed) {
-            true => Error::new(Kind::Terminated, "terminated"),
-            false => Error::new(Kind::Interrupted, "interrupted"),
-        }
-    }
-}
-
-/// Files up to this size have their values looked at without being asked: it takes less time than loading the tokenizer.
+/// The values of files up to this size are always checked: that takes less time than loading the tokenizer.
 const MAX_CHECKED: u64 = 2 << 30;
 
-/// What a thread returned; its panic goes on here.
+/// Waits for a thread and returns its result; a panic of the thread goes on in this one.
 fn joined<T>(thread: ScopedJoinHandle<T>) -> T {
     thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e))
 }

@@ -1,7 +1,7 @@
 //! `pp-run` without a model: which models are on this machine, and how to run one.
 //!
-//! Looks where people and other programs keep GGUF files. What is found is a stranger's: names are escaped, headers go through
-//! [`Gguf::open`], and walks end after so many levels and entries.
+//! It looks where people and other programs keep GGUF files. The files may be anybody's: names are escaped, headers are checked by
+//! [`Gguf::open`], and the search ends at a fixed depth and after a fixed number of entries.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs;
@@ -9,21 +9,21 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::print;
+use super::output::print;
 use crate::error::{Error, Result, escape, shown};
 use crate::gguf::Gguf;
 use crate::model::{RopeOptions, description, read_hparams};
 use crate::system::memory;
 use crate::system::places::{self, Env, env};
 
-/// Levels of directories below a place, and entries of all of them, that are looked at.
+/// How deep directories are searched, and how many of their entries are looked at.
 const MAX_DEPTH: usize = 5;
 const MAX_ENTRIES: usize = 20_000;
 
 /// Models that are listed.
 const MAX_LISTED: usize = 50;
 
-/// Time for the headers of all: who asks what is there does not wait for a slow disk.
+/// Time for reading all headers: a list of models must not wait for a slow disk.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Longest path that makes the column of paths wider.
@@ -103,7 +103,7 @@ fn describe(path: &Path) -> Result<Model, String> {
     };
     read().map_err(|e: Error| {
         let message = e.to_string();
-        // The line names the file already.
+        // The list names the file in the same line already.
         let reason = message.strip_prefix(&escape(&format!("{}: ", path.display()))).unwrap_or(&message);
         shown(reason).into_owned()
     })
@@ -112,7 +112,7 @@ fn describe(path: &Path) -> Result<Model, String> {
 /// A path as a shell reads it.
 fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy();
-    // A path has no NUL, the only thing that cannot be quoted.
+    // Only a NUL cannot be quoted, and a path has none.
     escape(&shlex::try_quote(&text).unwrap_or_default())
 }
 
@@ -223,7 +223,7 @@ fn weights(manifest: &Path) -> Option<String> {
     let is_model = |layer: &&serde_json::Value| layer["mediaType"] == "application/vnd.ollama.image.model";
     let layer = manifest["layers"].as_array()?.iter().find(is_model)?;
     let hash = layer["digest"].as_str()?.strip_prefix("sha256:")?;
-    // Part of a path: nothing that leads elsewhere.
+    // The hash becomes a part of a path: it must not lead elsewhere.
     hash.bytes().all(|b| b.is_ascii_hexdigit()).then(|| hash.to_owned())
 }
 

@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::load::{Signals, load};
-use super::{print, pruning, read_text};
+use super::input::read_text;
+use super::load::load;
+use super::output::print;
+use super::pruning;
+use super::signals::Signals;
 use crate::error::{Error, Kind, Result};
 use crate::log::{self, Log};
 use crate::engine::{OUTPUT_ROWS, Session};
@@ -157,12 +160,58 @@ fn protocol(options: &Options, tokens: &[Token], bos: Option<Token>, n_ctx_train
     Ok(Protocol { n_seq: n_seq.clamp(1, n_chunks), windows, first })
 }
 
+/// What was scored so far.
+#[derive(Debug, Default)]
+struct Scores {
+    sums: Sums,
+    /// `--kl`: the same of the dense model
+    dense: Sums,
+    /// `--kl`: divergences of both
+    kl: Sums,
+    /// `--kl`: tokens for which both have the same most likely token
+    agreed: usize,
+}
+
+impl Scores {
+    /// Scores the tokens `next` by the states before them, `[n_embd]` each; those of the `dense` model are compared with them.
+    fn add(
+        &mut self,
+        session: &mut Session,
+        states: &[f32],
+        dense: Option<&[f32]>,
+        next: &[Token],
+        n_threads: usize,
+    ) -> Result<()> {
+        let logits = session.outputs(states)?;
+        score_rows(&logits, next, n_threads).into_iter().for_each(|nll| self.sums.add(nll));
+        if let Some(dense) = dense {
+            let base = session.outputs(dense)?;
+            score_rows(&base, next, n_threads).into_iter().for_each(|nll| self.dense.add(nll));
+            for (kl, same) in compare_rows(&base, &logits, base.len() / next.len(), n_threads) {
+                self.kl.add(kl);
+                self.agreed += usize::from(same);
+            }
+        }
+        Ok(())
+    }
+
+    /// The comparison with the dense model.
+    fn comparison(&self) -> String {
+        let (dense, dense_error) = self.dense.estimate();
+        format!(
+            "Mean KL divergence: {:.5} +/- {:.5}\nTop-1 agreement: {:.2}%\nDense: PPL = {dense:.4} +/- {dense_error:.5}\n",
+            self.kl.mean(),
+            self.kl.error(),
+            100.0 * self.agreed as f64 / self.kl.count as f64
+        )
+    }
+}
+
 /// Scores a text. With `--kl` the dense model scores it too, batch by batch.
-pub fn run(options: &Options) -> Result<()> {
+pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let log = Log::new(&options.log, false)?;
-    let signals = Signals::catch()?;
     let text = read_text(&options.file)?;
-    let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
+    let (model, tokenizer) = load(&options.model, &options.context, &log, signals)?;
     let tokens = tokenizer.encode(&text, true, false)?;
     let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
     let Protocol { windows, n_seq, first } = protocol(options, &tokens, bos, model.hparams().n_ctx_train as usize)?;
@@ -171,9 +220,9 @@ pub fn run(options: &Options) -> Result<()> {
     let mut context = options.context.clone();
     context.n_ctx = Some(u32::try_from(n_ctx).unwrap_or(u32::MAX));
     if options.batch.is_some() {
-        // Scores decide between near equals: as exact as in the reference.
+        // Scores decide between near equals: they are as exact as those of the reference.
         context.exact = true;
-        // What is pruned together runs together.
+        // One pass prunes all windows together, so all of their tokens are one micro-batch.
         context.n_ubatch = u32::try_from(n_seq * n_ctx).unwrap_or(u32::MAX);
         context.n_batch = context.n_ubatch;
     }
@@ -182,9 +231,8 @@ pub fn run(options: &Options) -> Result<()> {
 
     log.note(&format!("{} windows of {n_ctx} tokens, {n_seq} at a time", windows.len()));
     let bar = log.progress("perplexity", (windows.len() * n_ctx) as u64, "tokens");
-    let (mut sums, mut dense_sums, mut kl_sums) = <(Sums, Sums, Sums)>::default();
+    let mut scores = Scores::default();
     let (mut time, mut dense_time) = (Duration::ZERO, Duration::ZERO);
-    let mut agreed = 0;
     let mut done = 0;
     let interrupted = |e: Error| if e.kind() == Kind::Interrupted { signals.error() } else { e };
     for group in windows.chunks(n_seq) {
@@ -199,33 +247,25 @@ pub fn run(options: &Options) -> Result<()> {
         let pruned = states(true, &mut time)?;
         let n_embd = model.hparams().n_embd;
         for (i, window) in group.iter().enumerate() {
-            // State i predicts the token after its own; nothing is known to follow the last.
+            // The state of token i predicts token i + 1; for the state of the last token there is nothing to compare with.
             let n = n_ctx - 1 - first;
             let row = i * (n_ctx - first);
             let next = &window[first + 1..];
             for start in (0..n).step_by(OUTPUT_ROWS) {
                 let end = n.min(start + OUTPUT_ROWS);
                 let part = (row + start) * n_embd..(row + end) * n_embd;
-                let next = &next[start..end];
-                let logits = session.outputs(&pruned[part.clone()]).map_err(interrupted)?;
-                score_rows(&logits, next, n_threads).into_iter().for_each(|nll| sums.add(nll));
-                if let Some(dense) = &dense {
-                    let base = session.outputs(&dense[part]).map_err(interrupted)?;
-                    score_rows(&base, next, n_threads).into_iter().for_each(|nll| dense_sums.add(nll));
-                    for (kl, same) in compare_rows(&base, &logits, model.n_vocab(), n_threads) {
-                        kl_sums.add(kl);
-                        agreed += usize::from(same);
-                    }
-                }
+                let dense = dense.as_ref().map(|d| &d[part.clone()]);
+                let scored = scores.add(&mut session, &pruned[part], dense, &next[start..end], n_threads);
+                scored.map_err(interrupted)?;
             }
             done += 1;
             bar.set_position((done * n_ctx) as u64);
-            bar.suspend(|| print(&format!("[{done}]{:.4},", sums.estimate().0)))?;
+            bar.suspend(|| print(&format!("[{done}]{:.4},", scores.sums.estimate().0)))?;
         }
     }
     bar.finish_and_clear();
     pruning::write_dump(&session, &model, options.prune.as_ref())?;
-    let (perplexity, error) = sums.estimate();
+    let (perplexity, error) = scores.sums.estimate();
     if !perplexity.is_finite() {
         print("\n")?;
         return Err(Error::failed("the perplexity is not a number: the model computes NaN (try --check-tensors)"));
@@ -240,13 +280,7 @@ pub fn run(options: &Options) -> Result<()> {
     });
     print("\n")?;
     if options.kl {
-        let (dense, dense_error) = dense_sums.estimate();
-        print(&format!(
-            "Mean KL divergence: {:.5} +/- {:.5}\nTop-1 agreement: {:.2}%\nDense: PPL = {dense:.4} +/- {dense_error:.5}\n",
-            kl_sums.mean(),
-            kl_sums.error(),
-            100.0 * agreed as f64 / kl_sums.count as f64
-        ))?;
+        print(&scores.comparison())?;
     }
     print(&format!("Final estimate: PPL = {perplexity:.4} +/- {error:.5}\n"))
 }

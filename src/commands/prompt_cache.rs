@@ -1,18 +1,17 @@
 //! `--prompt-cache FILE`: what a session takes over from the file, and what is left in it.
 
+use super::answer::Run;
 use crate::error::Result;
 use crate::graph::CacheParams;
 use crate::engine::prompt_cache::{Found, n_tokens};
 use crate::engine::Session;
 use crate::tokenizer::Token;
 
-use super::run::Run;
-
 /// The tokens that the file holds.
 #[derive(Debug, Default)]
 pub struct Held(Vec<Token>);
 
-/// Tokens of the file, for a context that takes them; 0 if there is none that could be of use.
+/// Number of tokens in the file, so that the context can be made large enough for them; 0 if there is no file of use.
 pub fn saved_tokens(run: &Run) -> u64 {
     let context = &run.options.context;
     let (type_k, type_v) = (context.cache_type_k, context.cache_type_v);
@@ -20,8 +19,8 @@ pub fn saved_tokens(run: &Run) -> u64 {
     run.options.prompt_cache.as_deref().map_or(0, |path| n_tokens(path, cell))
 }
 
-/// Before the first prompt: the session, which is empty, takes over what the file holds, as far as there is one. A file that is of no use is
-/// a warning; what is no file of ours is an error, as nothing could be stored there.
+/// Before the first prompt: the empty session takes over the tokens and cells of the file, if there is one. A file that is of no use here is
+/// ignored with a warning. A file of another kind is an error, as it must not be overwritten later.
 pub fn restore(run: &Run, session: &mut Session) -> Result<Held> {
     let Some(path) = &run.options.prompt_cache else { return Ok(Held::default()) };
     match session.restore_state(path)? {
@@ -32,15 +31,15 @@ pub fn restore(run: &Run, session: &mut Session) -> Result<Held> {
     Ok(Held(session.tokens().to_vec()))
 }
 
-/// After a prompt, of which `n` tokens were in the session already: says so.
+/// After a prompt: says how many of its tokens came from the file.
 pub fn taken(run: &Run, n: usize, held: &Held) {
     if let (Some(path), true) = (&run.options.prompt_cache, !held.0.is_empty()) {
         run.log.trace(&format!("{}: {n} of its {} tokens taken", path.display(), held.0.len()));
     }
 }
 
-/// At the end: the file holds the first `n_prompt` tokens of the session, or all with `--prompt-cache-all`, unless it did before, alone or
-/// with more behind them.
+/// At the end: writes the first `n_prompt` tokens of the session to the file, or with `--prompt-cache-all` all of them, unless the file
+/// begins with these tokens already.
 pub fn store(run: &Run, session: &Session, n_prompt: usize, held: &mut Held) -> Result<()> {
     let options = &run.options;
     let Some(path) = options.prompt_cache.as_deref().filter(|_| !options.prompt_cache_ro) else { return Ok(()) };

@@ -1,6 +1,7 @@
 //! What commands share about pruning: from options and files to a session that prunes, and the dumps.
 
-use super::{read_text, write_file};
+use super::input::read_text;
+use super::output::write_file;
 use crate::engine::Session;
 use crate::error::Result;
 use crate::model::Model;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use gguf_rs::{ByteOrder, GGUFContainer};
 use serde_json::{Value, json};
 
-use super::print;
+use super::output::print;
 use crate::error::{Error, Result, escape};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::model::{RopeOptions, read_hparams};
@@ -133,7 +133,7 @@ pub fn prunable(gguf: &Gguf) -> Result<String> {
 /// The metadata as gguf-rs decodes it, from a header that has passed our check.
 fn metadata(gguf: &Gguf) -> Result<BTreeMap<String, Value>> {
     let header = gguf.header_without_tensors();
-    // gguf-rs reads past the four bytes of the magic.
+    // gguf-rs begins to read behind the magic, which has four bytes.
     let mut container = GGUFContainer::new(ByteOrder::LE, Box::new(Cursor::new(header[4..].to_vec())), u64::MAX);
     let model = container.decode().map_err(|e| Error::malformed(format!("gguf-rs: {e}")).in_file(gguf.path()))?;
     Ok(model.metadata().clone())

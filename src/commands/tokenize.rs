@@ -3,7 +3,8 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use super::{print, read_text};
+use super::input::read_text;
+use super::output::print;
 use crate::error::{Error, Result, escape};
 use crate::gguf::Gguf;
 use crate::tokenizer::{Token, Tokenizer};

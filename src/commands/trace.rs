@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::write_file;
+use super::output::write_file;
 use crate::error::Result;
 use crate::engine::TracedBatch;
 
 /// Writes the load, which began at `start`, and the micro-batches with their nodes.
 pub fn write(path: &Path, start: Instant, load: Duration, batches: &[TracedBatch]) -> Result<()> {
     let microseconds = |t: Duration| t.as_nanos() as f64 / 1e3;
-    // A complete event; all are on one track, where an event is inside the one that encloses it in time.
+    // A complete event ("ph": "X"). All events are on one track; viewers nest them by their times.
     let event = |name: &str, category: &str, begin: Instant, duration: Duration, args: Value| {
         json!({
             "name": name,

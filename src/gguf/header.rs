@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use ggml::Type;
 
-use super::TensorInfo;
-use super::metadata::{Array, Entry, MAX_TEXT, Value, ValueType};
+use super::metadata::Entry;
+use super::tensor::TensorInfo;
+use super::value::{Array, MAX_TEXT, Value, ValueType};
 use crate::error::{Error, Result, shown};
 
 /// What a header says.
@@ -74,7 +75,7 @@ impl<'a> Reader<'a> {
         if text.is_empty() {
             return Err(Error::malformed(format!("{what} is empty")));
         }
-        // ggml's names end at a NUL: two that differ behind one would be the same to it.
+        // For ggml a name ends at its first NUL: two names that differ only after it would be the same.
         if text.contains(char::is_control) {
             return Err(Error::malformed(format!("{what} holds control characters: '{}'", shown(text))));
         }

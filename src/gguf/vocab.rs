@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::metadata::{Metadata, Value, ValueType};
+use super::metadata::Metadata;
+use super::value::{Array, Value, ValueType};
 use crate::error::{Error, Result, shown};
 
-/// Tokens whose text an earlier token has too, and that token: real vocabularies have some.
+/// Tokens whose text an earlier token has too, each with that earlier token. Real vocabularies have some.
 pub type Twins = BTreeMap<i32, i32>;
 
 /// The key of the tokens' texts.
@@ -74,8 +75,25 @@ pub fn require(meta: &Metadata, file: &[u8]) -> Result<Twins> {
         return Err(Error::malformed(format!("tokenizer.ggml.tokens has {n} entries, expected 1 to {}", i32::MAX)));
     }
 
-    // To libllama a text ends at a NUL, and one that is empty then is [EMPTY_id].
-    let mut seen: HashMap<&[u8], i32> = HashMap::with_capacity(n);
+    let (seen, twins) = texts(tokens, file)?;
+    if *kind == Kind::Spm {
+        check_bytes(&seen)?;
+    }
+    check_arrays(meta, tokens, file)?;
+    check_merges(meta, *kind, file)?;
+    check_special(meta, *kind, n)?;
+    for name in FLAGS {
+        meta.bool(&format!("tokenizer.ggml.{name}"))?;
+    }
+    meta.array("tokenizer.ggml.suppress_tokens", &[ValueType::I32])?;
+    meta.str("tokenizer.ggml.pre")?;
+    Ok(twins)
+}
+
+/// Tokens by their texts, and those whose text an earlier one has.
+fn texts<'f>(tokens: &Array, file: &'f [u8]) -> Result<(HashMap<&'f [u8], i32>, Twins)> {
+    // For libllama a text ends at its first NUL, and a token whose text is empty is named [EMPTY_id].
+    let mut seen: HashMap<&[u8], i32> = HashMap::with_capacity(tokens.len);
     let mut twins = Twins::new();
     let mut empty = Vec::new();
     for (id, token) in (0..).zip(tokens.strings(file)) {
@@ -95,16 +113,24 @@ pub fn require(meta: &Metadata, file: &[u8]) -> Result<Twins> {
             )));
         }
     }
-    if *kind == Kind::Spm {
-        for byte in 0..=u8::MAX {
-            if !seen.contains_key(format!("<0x{byte:02X}>").as_bytes()) && !seen.contains_key(&[byte][..]) {
-                return Err(Error::malformed(format!(
-                    "tokenizer.ggml.tokens lacks the byte token <0x{byte:02X}>: text with this byte could not be encoded"
-                )));
-            }
+    Ok((seen, twins))
+}
+
+/// SentencePiece needs a token for each byte, for text that no other token holds.
+fn check_bytes(seen: &HashMap<&[u8], i32>) -> Result<()> {
+    for byte in 0..=u8::MAX {
+        if !seen.contains_key(format!("<0x{byte:02X}>").as_bytes()) && !seen.contains_key(&[byte][..]) {
+            return Err(Error::malformed(format!(
+                "tokenizer.ggml.tokens lacks the byte token <0x{byte:02X}>: text with this byte could not be encoded"
+            )));
         }
     }
+    Ok(())
+}
 
+/// Scores and types, one for each token.
+fn check_arrays(meta: &Metadata, tokens: &Array, file: &[u8]) -> Result<()> {
+    let n = tokens.len;
     for (key, types) in [("scores", &[ValueType::F32, ValueType::I32][..]), ("token_type", &[ValueType::I32])] {
         let key = format!("tokenizer.ggml.{key}");
         if let Some(array) = meta.array(&key, types)?
@@ -131,23 +157,32 @@ pub fn require(meta: &Metadata, file: &[u8]) -> Result<Twins> {
             }
         }
     }
-    let merges = meta.array("tokenizer.ggml.merges", &[ValueType::Str])?;
-    if *kind == Kind::Bpe {
-        let Some(merges) = merges else {
-            return Err(Error::malformed("tokenizer.ggml.merges is missing, which the tokenizer 'gpt2' needs"));
-        };
-        if let Some((i, merge)) = merges.strings(file).enumerate().find(|(_, m)| !m.iter().skip(1).any(|&b| b == b' '))
-        {
-            return Err(Error::malformed(format!(
-                "tokenizer.ggml.merges[{i}] is '{}', expected two parts with a space between",
-                shown(&String::from_utf8_lossy(merge))
-            )));
-        }
-    }
+    Ok(())
+}
 
+/// The pairs that byte-level BPE merges; other tokenizers need none.
+fn check_merges(meta: &Metadata, kind: Kind, file: &[u8]) -> Result<()> {
+    let merges = meta.array("tokenizer.ggml.merges", &[ValueType::Str])?;
+    if kind != Kind::Bpe {
+        return Ok(());
+    }
+    let Some(merges) = merges else {
+        return Err(Error::malformed("tokenizer.ggml.merges is missing, which the tokenizer 'gpt2' needs"));
+    };
+    match merges.strings(file).enumerate().find(|(_, m)| !m.iter().skip(1).any(|&b| b == b' ')) {
+        Some((i, merge)) => Err(Error::malformed(format!(
+            "tokenizer.ggml.merges[{i}] is '{}', expected two parts with a space between",
+            shown(&String::from_utf8_lossy(merge))
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Checks that each key that names a token names one of the `n` tokens.
+fn check_special(meta: &Metadata, kind: Kind, n: usize) -> Result<()> {
     for name in SPECIAL {
         let key = format!("tokenizer.ggml.{name}_token_id");
-        // libllama has tokens in mind where a file names none.
+        // Where a file names no such token, libllama takes these.
         let default = match (*name, kind) {
             ("bos", Kind::Spm) => 1,
             ("eos", Kind::Spm) => 2,
@@ -164,12 +199,7 @@ pub fn require(meta: &Metadata, file: &[u8]) -> Result<Twins> {
             )));
         }
     }
-    for name in FLAGS {
-        meta.bool(&format!("tokenizer.ggml.{name}"))?;
-    }
-    meta.array("tokenizer.ggml.suppress_tokens", &[ValueType::I32])?;
-    meta.str("tokenizer.ggml.pre")?;
-    Ok(twins)
+    Ok(())
 }
 
 fn is_byte_token(token: &[u8]) -> bool {

@@ -36,7 +36,7 @@ impl Cpus {
             false => (cores(root, &cpus), cores(root, &performance(root, &cpus))),
         };
         let quota = (parallelism < allowed).then_some(parallelism);
-        // Hyper-threads share the units that matrices are multiplied with, and a slow core makes the fast ones wait.
+        // Hyper-threads share the units that multiply matrices, and a slow core makes the fast ones wait.
         let threads = performance.min(quota.unwrap_or(performance)).max(1);
         Cpus { allowed, physical, performance, quota, threads }
     }
@@ -56,15 +56,15 @@ fn cores(root: &Path, cpus: &BTreeSet<usize>) -> usize {
     cpus.iter().map(core).collect::<BTreeSet<_>>().len()
 }
 
-/// Those of the fast kind; all if the process is kept to the slow ones, or if there is one kind only.
+/// The processors of the fast kind; all of them if the process is kept to slow ones, or if there is only one kind.
 fn performance(root: &Path, cpus: &BTreeSet<usize>) -> BTreeSet<usize> {
-    // Intel's hybrid processors.
+    // Intel's hybrid processors have two kinds of cores.
     let fast = parse_list(&read(root, "sys/devices/cpu_core/cpus").unwrap_or_default());
     let fast: BTreeSet<usize> = fast.intersection(cpus).copied().collect();
     if !fast.is_empty() {
         return fast;
     }
-    // ARM's, which often have three kinds, of which the middle one is worth having.
+    // ARM's processors often have three kinds of cores; the middle kind is fast enough to help.
     let capacity = |cpu: usize| -> u64 {
         let text = read(root, &format!("sys/devices/system/cpu/cpu{cpu}/cpu_capacity"));
         text.and_then(|t| t.parse().ok()).unwrap_or(0)

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
 
-/// Looks a variable of the environment up.
+/// A function that looks up a variable of the environment.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// A variable of the process's environment; one that is empty is not set.
@@ -48,7 +48,7 @@ pub fn replace_file(path: &Path, mode: u32, write: impl FnOnce(&File) -> io::Res
     let temporary = Path::new(&name);
     let failed = |kind: Kind| move |e: io::Error| Error::new(kind, format!("cannot be written: {e}")).in_file(path);
     let replace = || -> Result<()> {
-        // One is there if a process of this number was killed. What others put there is not followed.
+        // A file of this name is left over if an earlier process with this number was killed. `create_new` follows no link that others made.
         let _ = fs::remove_file(temporary);
         let mut options = OpenOptions::new();
         options.write(true).create_new(true);

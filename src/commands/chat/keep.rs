@@ -1,9 +1,9 @@
-//! A chat on disk, and what the user hears of it.
+//! This chat's file, and messages to the user about it.
 
 use std::path::{Path, PathBuf};
 
-use super::Run;
 use crate::chat::{How, Listed, Past, Role, Saved, Template, Turn, list, newest};
+use crate::commands::answer::Run;
 use crate::commands::run::Resume;
 use crate::error::{Error, Result, escape};
 use crate::log::Log;
@@ -17,7 +17,7 @@ pub struct Opened {
     pub past: Past,
 }
 
-/// Where chats are. [`crate::error::Kind::Input`] if there can be none.
+/// The folder of chats. The error is of kind [`crate::error::Kind::Input`] if there can be none.
 pub fn directory() -> Result<PathBuf> {
     places::chats(&places::env)
         .ok_or_else(|| Error::input("chats have no place: neither HOME nor XDG_DATA_HOME is set"))
@@ -60,9 +60,9 @@ pub struct Keep {
     model: PathBuf,
     fingerprint: String,
     saved: Option<Saved>,
-    /// The user knows that it cannot be kept.
+    /// The user was told that the chat cannot be kept.
     failed: bool,
-    /// Settings that the file does not say yet
+    /// Settings that are not in the file yet
     settings: Vec<(String, String)>,
 }
 
@@ -93,13 +93,13 @@ impl Keep {
         self.saved.as_ref().map(Saved::name)
     }
 
-    /// From now on a new file will be this chat's.
+    /// The chat goes on in a new file, which is made when there is something to keep.
     pub fn begin(&mut self) {
         self.saved = None;
         self.settings.clear();
     }
 
-    /// The file of a chat that was read is this chat's from now on.
+    /// The chat goes on in the file that it was read from.
     pub fn go_on(&mut self, mut saved: Saved, past: &Past) {
         self.begin();
         if self.dir.is_some() {
@@ -108,7 +108,7 @@ impl Keep {
         }
     }
 
-    /// Brings the file to these turns; the first one makes it.
+    /// Writes what the file lacks of these turns. The first turn makes the file.
     pub fn sync(&mut self, turns: &[Turn], how: Option<How>, log: &Log) {
         let Some(dir) = self.dir.clone() else { return };
         if self.saved.is_none() && !turns.iter().any(|t| t.message.role == Role::User) {
@@ -118,7 +118,7 @@ impl Keep {
         self.heard(result, log);
     }
 
-    /// Notes more of an answer that comes.
+    /// Writes more of an answer that is not finished yet.
     pub fn part(&mut self, text: &str, log: &Log) {
         if let Some(saved) = &mut self.saved {
             let result = saved.part(text);
@@ -135,7 +135,7 @@ impl Keep {
         }
     }
 
-    /// Gives the chat a name; a chat that was not kept is from now on.
+    /// Gives the chat a name. A chat that was not kept is kept from now on.
     pub fn rename(&mut self, name: &str, turns: &[Turn]) -> Result<()> {
         let dir = match &self.dir {
             Some(dir) => dir.clone(),
@@ -161,7 +161,7 @@ impl Keep {
         f(saved)
     }
 
-    /// A chat that cannot be kept goes on, and its user knows.
+    /// Tells the user when the chat can no longer be kept, and when it can again; the chat goes on.
     fn heard(&mut self, result: Result<()>, log: &Log) {
         match result {
             Ok(()) if self.failed => {

@@ -1,16 +1,18 @@
-//! A context that is full: what is forgotten, and that the user decides it.
+//! What happens when the context is full: the user decides what is forgotten.
 
 use std::sync::atomic::Ordering;
 
-use super::Chat;
+use super::picture::bar;
+use super::state::Chat;
 use crate::chat::{Input, Role};
-use crate::commands::run::{Answer, ContextFull, answer};
-use crate::commands::{Printer, print};
+use crate::commands::answer::{Answer, answer};
+use crate::commands::output::{Printer, print};
+use crate::commands::run::ContextFull;
 use crate::error::{Error, Result};
 use crate::generate::{Predict, StopReason};
 use crate::stats::Stats;
 
-/// Share of the context that a shift leaves in use, so that it is some turns until the next.
+/// Share of the context that a shift leaves in use, so that the next shift is some turns away.
 const SHIFTED: f64 = 0.5;
 
 /// Longest summary, in tokens.
@@ -20,7 +22,7 @@ const SUMMARISE: &str = "Summarise our conversation so far in at most 150 words,
                          numbers, decisions and open questions.";
 
 impl Chat<'_> {
-    /// Told at [`super::NEARLY_FULL`], before it is too late.
+    /// Tells the user that the context is nearly full, while there is still time to choose.
     pub fn tell_nearly_full(&self, stats: &Stats) {
         let then = match self.run.options.context_full {
             ContextFull::Ask => {
@@ -40,10 +42,10 @@ impl Chat<'_> {
         ));
     }
 
-    /// Adds a turn and returns the prompt's tokens, after room was made for it if need be; `None` if the user would rather not.
+    /// Adds a turn and returns the tokens of the prompt. If they do not fit, room is made first; `None` if the user stopped that.
     pub fn fitting(&mut self, content: &str) -> Result<Option<Vec<i32>>> {
         let n_ctx = self.session.n_ctx();
-        // What cannot fit is not tokenized: that may take minutes.
+        // A text that cannot fit is not tokenized, as that may take minutes.
         if content.len() > n_ctx.saturating_mul(self.run.tokenizer.longest_piece()) {
             let n = content.len();
             return Err(Error::malformed(format!(
@@ -85,7 +87,7 @@ impl Chat<'_> {
         }
     }
 
-    /// Whether a prompt leaves room for an answer that is worth it.
+    /// Whether a prompt of `n` tokens leaves enough room for an answer.
     fn fits(&self, n: usize) -> bool {
         let n_ctx = self.session.n_ctx();
         let room = match self.run.options.limits.predict {
@@ -95,7 +97,7 @@ impl Chat<'_> {
         n + room.min(n_ctx / 32).max(1) <= n_ctx
     }
 
-    /// Asks what to do.
+    /// Asks the user what to do about a full context.
     fn choose(&mut self, full: &str) -> Result<ContextFull> {
         self.run.log.note(full);
         self.run.log.note(
@@ -128,7 +130,7 @@ impl Chat<'_> {
             if !self.fits(without(kept, all)?.1.len()) {
                 continue;
             }
-            // The least that is enough, by halves.
+            // Bisection for the least number of forgotten exchanges that is enough.
             let (mut few, mut many) = (0, all);
             while many - few > 1 {
                 let middle = few.midpoint(many);
@@ -161,7 +163,7 @@ impl Chat<'_> {
     fn summarise(&mut self, content: &str) -> Result<Option<Vec<i32>>> {
         let n = self.conversation.n_exchanges();
         let n_ctx = self.session.n_ctx();
-        // As much of the beginning as leaves room for the summary.
+        // The exchanges from the beginning on that become the summary: as many as leave room for it.
         let mut old = self.conversation.clone();
         let mut kept = n.div_ceil(2);
         let tokens = loop {
@@ -185,11 +187,11 @@ impl Chat<'_> {
         let Answer { text, stop, .. } = result?;
         shown?;
         if stop == StopReason::Interrupted {
-            self.run.take_interrupt();
+            self.run.signals.take_interrupt();
             self.run.log.note("stopped: the conversation is as it was");
             return Ok(None);
         }
-        // What the model thought on the way is no part of it.
+        // Reasoning is no part of the summary.
         let thinks = old.opens_reasoning() || text.contains("<think>");
         let summary = match text.rsplit_once("</think>") {
             Some((_, after)) => after.trim(),
@@ -212,13 +214,13 @@ impl Chat<'_> {
         Ok(Some(tokens))
     }
 
-    /// `/context`: what it is full of.
+    /// `/context`: how many tokens each turn takes.
     pub fn context(&self) -> Result<()> {
         let n_ctx = self.session.n_ctx();
         let used = self.conversation.timeline().len();
         let line = |what: &str, n: usize| {
             let share = 100.0 * n as f64 / n_ctx as f64;
-            format!("{what:<24} {n:>7}  {share:>5.1}%  {}\n", super::picture::bar(n as f64 / n_ctx as f64, 30))
+            format!("{what:<24} {n:>7}  {share:>5.1}%  {}\n", bar(n as f64 / n_ctx as f64, 30))
         };
         let mut out = String::new();
         let (mut texts, mut exchange) = (0, 0);

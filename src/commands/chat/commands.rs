@@ -1,68 +1,23 @@
 //! The commands of a chat.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
-
-use super::keep::{directory, listing};
-use super::{Chat, Next, picture};
-use crate::chat::{How, Role, SLASHES, parse_slash, width};
+use super::attach::file_name;
+use super::keep::{directory, listing, open};
+use super::parameters::parameters;
+use super::picture;
+use super::state::Chat;
+use crate::chat::{Role, SLASHES, parse_slash, width};
+use crate::commands::output::print;
 use crate::commands::run::{Options, Resume};
-use crate::commands::{print, show};
+use crate::commands::show;
 use crate::error::{Error, Result, escape};
-use crate::generate::Predict;
-use crate::stats::{Stats, per_second};
+use crate::stats::per_second;
 use crate::system::memory;
-use crate::system::places::env;
 use crate::system::terminal::fill;
 
-/// Longest text that goes with a message.
-const MAX_ATTACHED: u64 = 16 << 20;
-
-/// Most files of a pattern.
-const MAX_FILES: usize = 500;
-
-/// How an answer came about, for the file of the chat.
-pub fn how(options: &Options, stats: &Stats) -> How {
-    let prune = stats.prune.as_ref().map(|p| format!("{}: {p}", options.prune.as_ref().map_or(0.0, |o| o.ratio)));
-    How { seed: stats.seed, stop: stats.stop_reason.to_owned(), prune, flags: parameters(options) }
-}
-
-/// The settings in force, as flags.
-fn parameters(o: &Options) -> Vec<String> {
-    let s = &o.sampling;
-    let predict = match o.limits.predict {
-        Predict::AtMost(n) => n.to_string(),
-        Predict::Unlimited => "-1".to_owned(),
-        Predict::FillContext => "-2".to_owned(),
-    };
-    let mut lines = vec![
-        format!("temp={}", s.temperature),
-        format!("top-k={}", s.top_k),
-        format!("top-p={}", s.top_p),
-        format!("min-p={}", s.min_p),
-        format!("repeat-penalty={}", s.repeat_penalty),
-        format!("repeat-last-n={}", s.repeat_last_n),
-        format!("presence-penalty={}", s.presence_penalty),
-        format!("frequency-penalty={}", s.frequency_penalty),
-        format!("seed={}", s.seed.map_or(-1, i64::from)),
-        format!("predict={predict}"),
-    ];
-    lines.extend(o.limits.stop.iter().map(|s| format!("stop={s}")));
-    let others = o.settings.args.iter().filter_map(|a| a.to_str()?.strip_prefix("--"));
-    let others = others.filter(|a| {
-        let name = a.split('=').next().unwrap_or(a);
-        o.settings.names.contains(&name) && !lines.iter().any(|l| l.split('=').next() == Some(name))
-    });
-    let others: Vec<String> = others.map(str::to_owned).collect();
-    for (i, other) in others.iter().enumerate() {
-        // The last one counts.
-        let name = other.split('=').next();
-        if !others[i + 1..].iter().any(|o| o.split('=').next() == name) {
-            lines.push(other.clone());
-        }
-    }
-    lines
+/// What comes after a turn.
+pub enum Next {
+    Turn,
+    Leave,
 }
 
 impl Chat<'_> {
@@ -80,7 +35,7 @@ impl Chat<'_> {
                 let text = text.ok_or_else(|| Error::failed("there is no question to change"))?;
                 let editor = self.editor.as_ref().expect("a command was typed");
                 self.initial = editor.edit(&text)?;
-                self.run.take_interrupt();
+                self.run.signals.take_interrupt();
                 self.replaces = true;
             }
             "/clear" => {
@@ -166,7 +121,7 @@ impl Chat<'_> {
             "-" => self.conversation.set_system(""),
             text => self.conversation.set_system(text),
         }
-        // What was remembered began otherwise.
+        // The conversations that /push remembered begin with the old system prompt.
         let marks = if self.marks.is_empty() { "" } else { "; what /push remembered is forgotten" };
         self.marks.clear();
         self.keep_turns(None);
@@ -209,14 +164,14 @@ impl Chat<'_> {
         Ok(())
     }
 
-    /// Changes a setting, or nothing; returns its name.
+    /// Changes a setting and returns its name. If that fails, nothing is changed.
     fn change(&mut self, name: &str, value: &str) -> Result<&'static str> {
         let (options, names) = (self.run.options.settings.change)(&self.run.options, &[(name, value)])?;
         let name = names[0];
         let Options { show_timings, .. } = self.run.options;
         let before = std::mem::replace(&mut self.run.options, Options { show_timings, ..options });
         if let Err(e) = self.apply_settings(Some(&before)) {
-            // As it was: what worked before works again.
+            // The settings are put back as they were; they worked before, so they work again.
             self.run.options = before;
             self.apply_settings(None)?;
             return Err(e);
@@ -232,68 +187,6 @@ impl Chat<'_> {
             }
             _ => "nothing is left out".to_owned(),
         }
-    }
-
-    /// Text files that go with the next message.
-    fn attach(&mut self, paths: &[PathBuf]) -> Result<()> {
-        let mut text = String::new();
-        let mut skipped = 0;
-        for path in paths {
-            let content = match read_text_file(path) {
-                Ok(content) => content,
-                // Of a pattern's files some are no text.
-                Err(_) if paths.len() > 1 => {
-                    skipped += 1;
-                    continue;
-                }
-                Err(e) => return Err(e.in_file(path)),
-            };
-            // A fence that the text does not hold.
-            let mut fence = "```".to_owned();
-            while content.contains(&fence) {
-                fence.push('`');
-            }
-            let kind = path.extension().map_or_else(String::new, |e| e.to_string_lossy().into_owned());
-            let end = if content.ends_with('\n') { "" } else { "\n" };
-            text.push_str(&format!("File {}:\n{fence}{kind}\n{content}{end}{fence}\n\n", path.display()));
-            if (self.attached.len() + text.len()) as u64 > MAX_ATTACHED {
-                return Err(Error::malformed(format!(
-                    "these files are more than {MAX_ATTACHED} bytes together: too long for a message"
-                )));
-            }
-        }
-        let n_tokens = self.run.tokenizer.encode(&text, false, false)?.len();
-        let n = paths.len() - skipped;
-        if n == 0 {
-            return Err(Error::input("none of these files is a text"));
-        }
-        self.attached.push_str(&text);
-        let (s, goes) = if n == 1 { ("", "goes") } else { ("s", "go") };
-        let not = if skipped > 0 { format!("; {skipped} that are no text do not") } else { String::new() };
-        self.run.log.note(&format!("{n} file{s} of {n_tokens} tokens {goes} with your next message{not}"));
-        Ok(())
-    }
-
-    /// The files of a pattern.
-    fn files_of(&self, pattern: &str) -> Result<Vec<PathBuf>> {
-        let path = file_name(pattern);
-        let bad = |e: glob::PatternError| Error::usage(format!("'{pattern}' is no pattern: {e}"));
-        let mut paths = Vec::new();
-        for path in glob::glob(&path.to_string_lossy()).map_err(bad)?.flatten() {
-            if self.run.signals.interrupt.load(Ordering::Relaxed) {
-                return Err(Error::failed("stopped"));
-            }
-            if path.is_file() {
-                paths.push(path);
-            }
-            if paths.len() > MAX_FILES {
-                return Err(Error::usage(format!("more than {MAX_FILES} files are like '{pattern}'")));
-            }
-        }
-        if paths.is_empty() {
-            return Err(Error::input(format!("no file is like '{pattern}'")));
-        }
-        Ok(paths)
     }
 
     fn show(&self, what: &str) -> Result<()> {
@@ -372,32 +265,7 @@ impl Chat<'_> {
         if self.keep.name() == Some(name) {
             return Err(Error::usage(format!("this is {name}")));
         }
-        let opened = super::open(&Resume::Named(name.to_owned()))?;
+        let opened = open(&Resume::Named(name.to_owned()))?;
         self.resume(opened, None)
-    }
-}
-
-/// A path as it was typed, completed or quoted.
-fn file_name(text: &str) -> PathBuf {
-    let quoted = ['"', '\''].iter().find_map(|&q| text.strip_prefix(q)?.strip_suffix(q));
-    let name = quoted.map_or_else(|| rustyline::completion::unescape(text, Some('\\')), Into::into);
-    match (name.strip_prefix("~/"), env("HOME")) {
-        (Some(rest), Some(home)) => PathBuf::from(home).join(rest),
-        _ => PathBuf::from(name.as_ref()),
-    }
-}
-
-fn read_text_file(path: &Path) -> Result<String> {
-    let stat = fs::metadata(path).map_err(|e| Error::input(format!("cannot be read: {e}")))?;
-    if !stat.is_file() {
-        return Err(Error::input("is not a regular file"));
-    }
-    if stat.len() > MAX_ATTACHED {
-        return Err(Error::malformed(format!("has {} bytes: too long for a message", stat.len())));
-    }
-    let bytes = fs::read(path).map_err(|e| Error::input(format!("cannot be read: {e}")))?;
-    match String::from_utf8(bytes) {
-        Ok(text) if !text.contains('\0') => Ok(text),
-        _ => Err(Error::malformed("is no text")),
     }
 }

@@ -1,105 +1,19 @@
 //! Chats on disk: one file each, one JSON object in each line, appended as the chat goes and synced before it goes on.
-//!
-//! The first line says what the file is, which model it was, and when. Then come turns in their order, each with the tokens that it
-//! became, so that the same model goes on from the very same state; `part` lines hold an answer in the making, which the `turn` of the
-//! whole answer replaces; `keep` says how many of the turns before it still count; `set` notes a setting; `model` says that another model
-//! goes on, for which the tokens before it mean nothing.
-//!
-//! Each line ends with a hash of itself, `"xxh3"` (XXH3 of the bytes before it, 64 bits). A line that was not written to its end is dropped;
-//! one that was changed is an error. Lines without the hash, which somebody wrote, are taken as they are, but for tokens, which are made
-//! anew from the texts.
+
+mod line;
+mod past;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
-
-use super::{Role, Turn};
+use super::turn::Turn;
 use crate::error::{Error, Kind, Result};
-use crate::tokenizer::Token;
-
-/// Version of the format.
-const VERSION: u32 = 1;
-
-/// Longest chat.
-const MAX_BYTES: u64 = 64 << 20;
-
-/// Most settings: many more than there are.
-const MAX_SETTINGS: usize = 100;
-
-/// A line of a chat.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
-enum Line {
-    /// The first
-    Chat { version: u32, created: String, model: PathBuf, fingerprint: String },
-    /// A turn that is whole
-    Turn {
-        role: Role,
-        content: String,
-        #[serde(default, skip_serializing_if = "is_default")]
-        from: usize,
-        #[serde(default, skip_serializing_if = "is_default")]
-        tokens: Vec<Token>,
-        #[serde(default, skip_serializing_if = "is_default")]
-        exact: bool,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        how: Option<How>,
-    },
-    /// More of the answer that comes
-    Part { content: String },
-    /// Only so many turns still count
-    Keep { turns: usize },
-    /// A setting of the chat
-    Set { name: String, value: String },
-    /// From here on it is a chat with this model.
-    Model { model: PathBuf, fingerprint: String },
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
-
-/// How an answer came about.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct How {
-    /// Seed of the sampler
-    pub seed: u32,
-    /// Why it ended
-    pub stop: String,
-    /// What was pruned, if anything
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prune: Option<String>,
-    /// Settings in force: `name=value`, by the flags' long names
-    #[serde(default)]
-    pub flags: Vec<String>,
-}
-
-/// A chat that was read.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Past {
-    /// Its turns; an answer that was never finished is the last
-    pub turns: Vec<Turn>,
-    /// Settings by name, in the order of their last change
-    pub settings: Vec<(String, String)>,
-    /// The model's file
-    pub model: PathBuf,
-    /// The model's fingerprint
-    pub fingerprint: String,
-    /// The last answer was never finished.
-    pub unfinished: bool,
-    /// Its last line was not written to its end.
-    pub torn: bool,
-    /// The last question, if it had no answer at all: it is not among the turns.
-    pub unanswered: Option<Turn>,
-    /// Somebody changed a turn by hand: its tokens may not be those of its text.
-    pub by_hand: bool,
-    /// Bytes up to the end of the last whole line
-    good: u64,
-}
+pub use line::How;
+use line::{Line, VERSION, seal};
+use past::MAX_BYTES;
+pub use past::Past;
 
 /// A chat of [`list`].
 #[derive(Debug)]
@@ -221,113 +135,9 @@ fn read_file(path: &Path, file: &mut File) -> Result<Past> {
     Past::parse(&bytes).map_err(|e| e.in_file(path))
 }
 
-impl Past {
-    /// What lines say. [`Kind::Malformed`] with the number of the line that is damaged.
-    pub fn parse(bytes: &[u8]) -> Result<Past> {
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(Error::malformed(format!("is longer than {MAX_BYTES} bytes: no chat")));
-        }
-        let good = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
-        let mut past: Option<Past> = None;
-        let mut parts = String::new();
-        for (i, line) in bytes[..good].split_inclusive(|&b| b == b'\n').enumerate() {
-            let bad = |what: &str| Error::malformed(format!("line {}: {what}", i + 1));
-            let (line, sealed) =
-                unseal(&line[..line.len() - 1]).ok_or_else(|| bad("was changed after it was written"))?;
-            let line: Line = serde_json::from_slice(&line).map_err(|e| bad(&format!("is no line of a chat: {e}")))?;
-            let Some(past) = &mut past else {
-                let Line::Chat { version, created: _, model, fingerprint } = line else {
-                    return Err(bad("does not say what this file is"));
-                };
-                if version != VERSION {
-                    let what = format!("this chat has format {version}, and this pp-run reads {VERSION}");
-                    return Err(Error::unsupported(what));
-                }
-                let (turns, settings, unfinished, unanswered) = Default::default();
-                let (good, torn, by_hand) = (good as u64, good < bytes.len(), false);
-                past = Some(Past { turns, settings, model, fingerprint, unfinished, torn, unanswered, by_hand, good });
-                continue;
-            };
-            match line {
-                Line::Chat { .. } => return Err(bad("begins another chat")),
-                Line::Part { content } => parts.push_str(&content),
-                Line::Turn { role, content, from, tokens, exact, how: _ } => {
-                    let after = past.turns.last().map(|t| t.message.role);
-                    let fits = match role {
-                        Role::System => after.is_none(),
-                        Role::User => after != Some(Role::User),
-                        Role::Assistant => after == Some(Role::User),
-                    };
-                    if !fits {
-                        return Err(bad("has a turn that does not come after the one before"));
-                    }
-                    past.by_hand |= !sealed && !tokens.is_empty();
-                    let from = if role == Role::User { from } else { 0 };
-                    past.turns.push(Turn { from, tokens, exact, ..Turn::new(role, &content) });
-                    parts.clear();
-                }
-                Line::Keep { turns } => {
-                    past.turns.truncate(turns);
-                    parts.clear();
-                }
-                Line::Set { name, value } => {
-                    // Of these there are several, until they are emptied.
-                    past.settings.retain(|s| s.0 != name || (name == "stop" && !value.is_empty()));
-                    if past.settings.len() == MAX_SETTINGS {
-                        return Err(bad("has more settings than there are"));
-                    }
-                    past.settings.push((name, value));
-                }
-                Line::Model { model, fingerprint } => {
-                    if fingerprint != past.fingerprint {
-                        past.turns.iter_mut().for_each(Turn::forget_tokens);
-                    }
-                    (past.model, past.fingerprint) = (model, fingerprint);
-                }
-            }
-        }
-        let mut past = past.ok_or_else(|| Error::malformed("is empty: no chat"))?;
-        if past.turns.last().is_some_and(|t| t.message.role == Role::User) {
-            match parts.is_empty() {
-                // It is asked again, if at all.
-                true => past.unanswered = past.turns.pop(),
-                false => {
-                    past.turns.push(Turn::new(Role::Assistant, &(parts + super::CUT)));
-                    past.unfinished = true;
-                }
-            }
-        }
-        Ok(past)
-    }
-
-    /// What the chat is about: the first words of the user's.
-    pub fn title(&self) -> &str {
-        let first = self.turns.iter().find(|t| t.message.role == Role::User);
-        first.and_then(|t| t.message.content.lines().find(|l| !l.trim().is_empty())).unwrap_or("(empty)").trim()
-    }
-}
-
 /// Where a model is, wherever the next run starts.
 fn absolute(model: &Path) -> PathBuf {
     fs::canonicalize(model).unwrap_or_else(|_| model.to_owned())
-}
-
-/// A line with its hash.
-fn seal(line: &Line) -> String {
-    let json = serde_json::to_string(line).expect("plain data has a JSON form");
-    let open = &json[..json.len() - 1];
-    format!("{open},\"xxh3\":\"{:016x}\"}}\n", xxhash_rust::xxh3::xxh3_64(open.as_bytes()))
-}
-
-/// The line without its hash, and whether it had one; `None` if that is not its hash.
-fn unseal(line: &[u8]) -> Option<(Vec<u8>, bool)> {
-    const MARK: &[u8] = b",\"xxh3\":\"";
-    let Some(at) = line.len().checked_sub(MARK.len() + 18).filter(|&at| line[at..].starts_with(MARK)) else {
-        return Some((line.to_vec(), false));
-    };
-    let hash = str::from_utf8(&line[at + MARK.len()..line.len() - 2]).ok()?;
-    let whole = line.ends_with(b"\"}") && format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&line[..at])) == hash;
-    whole.then(|| ([&line[..at], b"}"].concat(), true))
 }
 
 impl Saved {
@@ -484,6 +294,8 @@ impl Saved {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::turn::{CUT, Role};
+    use crate::tokenizer::Token;
 
     fn turn(role: Role, content: &str, from: usize, tokens: &[Token]) -> Turn {
         Turn { from, tokens: tokens.to_vec(), exact: true, ..Turn::new(role, content) }
@@ -581,7 +393,7 @@ mod tests {
             assert_eq!(read(dir.path(), "a").unwrap().turns, turns());
         }
         let past = Past::parse(&whole).unwrap();
-        assert_eq!(past.turns[4].message.content, format!("Well, yes{}", crate::chat::CUT));
+        assert_eq!(past.turns[4].message.content, format!("Well, yes{}", CUT));
         assert!(past.unfinished);
     }
 
@@ -609,28 +421,5 @@ mod tests {
                 Ok(past) => assert!(i / 8 == whole.len() - 1 && past.turns[..4] == good.turns[..4], "bit {i}"),
             }
         }
-    }
-
-    #[test]
-    fn what_is_no_chat_is_refused() {
-        let head = "{\"type\":\"chat\",\"version\":1,\"created\":\"\",\"model\":\"m\",\"fingerprint\":\"f\"}\n";
-        for (text, want) in [
-            (String::new(), "is empty"),
-            ("hello\n".into(), "line 1"),
-            ("{\"type\":\"turn\",\"role\":\"user\",\"content\":\"x\"}\n".into(), "what this file is"),
-            (format!("{head}{head}"), "begins another"),
-            (format!("{head}{{\"type\":\"turn\",\"role\":\"assistant\",\"content\":\"x\"}}\n"), "does not come after"),
-            (format!("{head}{{\"type\":\"turn\",\"role\":\"user\",\"content\":\"x\",\"tokens\":[1e9]}}\n"), "line 2"),
-            (format!("{head}{{\"type\":\"keep\",\"turns\":-1}}\n"), "line 2"),
-            (format!("{head}{}\n", "[".repeat(100_000)), "line 2"),
-            (head.replace(":1,", ":2,"), "format 2"),
-        ] {
-            let e = Past::parse(text.as_bytes()).unwrap_err();
-            assert!(e.to_string().contains(want), "{text}: {e}");
-        }
-        let own = format!(
-            "{head}{{\"type\":\"turn\",\"role\":\"user\",\"content\":\"x\"}}\n{{\"type\":\"turn\",\"role\":\"assistant\",\"content\":\"y\"}}\n"
-        );
-        assert_eq!(Past::parse(own.as_bytes()).unwrap().turns.len(), 2, "a chat that somebody wrote");
     }
 }

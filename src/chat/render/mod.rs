@@ -2,14 +2,14 @@
 //! language, reasoning is dimmed. Text comes in pieces and leaves as soon as it is known how it looks; elsewhere than on a terminal nothing
 //! is changed.
 
-use std::sync::OnceLock;
+mod fence;
+mod wrap;
 
 use crossterm::style::{Attribute, Color, ContentStyle, Stylize};
-use syntect::parsing::{ParseState, Scope, ScopeStack, SyntaxSet};
-use unicode_linebreak::linebreaks;
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::error::escape;
+use fence::Fence;
+use wrap::Wrap;
 
 /// What is done to an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,9 +50,6 @@ const THINK: [&str; 2] = ["<think>", "</think>"];
 /// Longest span that is waited for to be closed.
 const MAX_SPAN: usize = 400;
 
-/// Longest line of code that is coloured.
-const MAX_CODE: usize = 2000;
-
 impl Render {
     /// The beginning of an answer; `reasoning` if its prompt has opened the tag already.
     pub fn new(look: Look, reasoning: bool) -> Render {
@@ -68,7 +65,7 @@ impl Render {
         }
     }
 
-    /// What of the answer can be shown after this piece too; `width` as in [`Look`], of now.
+    /// The part of the answer that can be shown now that this piece has come. `width`: columns that the terminal has now.
     pub fn push(&mut self, text: &str, width: Option<usize>) -> String {
         if self.look.raw {
             return text.to_owned();
@@ -296,235 +293,6 @@ fn spans(wrap: &mut Wrap, style: ContentStyle, line: &str, whole: bool) -> usize
     }
 }
 
-/// A block of code.
-#[derive(Debug)]
-struct Fence {
-    mark: char,
-    length: usize,
-    /// The language's grammar, and where in it the code is
-    parser: Option<(ParseState, ScopeStack)>,
-    /// The line so far
-    line: String,
-}
-
-impl Fence {
-    fn new(mark: char, length: usize, info: &str) -> Fence {
-        let language = info.split_whitespace().next().unwrap_or_default();
-        let syntax = grammars().find_syntax_by_token(language);
-        let parser = syntax.map(|s| (ParseState::new(s), ScopeStack::new()));
-        Fence { mark, length, parser, line: String::new() }
-    }
-
-    fn push(&mut self, wrap: &mut Wrap, text: &str) {
-        // How far a tab goes is the terminal's business, and it would have to be known.
-        let text = text.replace('\t', "    ");
-        self.line.push_str(&text);
-        // Elsewhere than on a terminal nothing can be written over: the line comes when it is whole.
-        if self.parser.is_none() || wrap.width.is_some() {
-            wrap.write(ContentStyle::new(), &text);
-        }
-    }
-
-    /// Colours the line that is whole now.
-    fn end_line(&mut self, wrap: &mut Wrap, end: &str) {
-        let line = std::mem::take(&mut self.line);
-        if let Some((state, stack)) = self.parser.as_mut().filter(|_| !line.is_empty()) {
-            let runs = (line.len() <= MAX_CODE).then(|| colours(state, stack, &line)).flatten();
-            let runs = runs.unwrap_or_else(|| vec![(ContentStyle::new(), line.clone())]);
-            if let Some(width) = wrap.width {
-                // Over what is there.
-                let rows = rows_below(&line, width);
-                wrap.out.push('\r');
-                if rows > 0 {
-                    wrap.out.push_str(&format!("\x1b[{rows}A"));
-                }
-            }
-            for (style, text) in runs {
-                wrap.write(style, &text);
-            }
-        }
-        wrap.out.push_str(end);
-        wrap.column = 0;
-    }
-}
-
-/// Rows that a text takes below its first on a terminal. A cursor behind the last column is still in that row.
-fn rows_below(text: &str, width: usize) -> usize {
-    let (mut rows, mut column) = (0, 0);
-    for n in text.chars().map(|c| c.width().unwrap_or(0)) {
-        // A wide character does not begin in the last column.
-        if column + n > width && column > 0 {
-            (rows, column) = (rows + 1, 0);
-        }
-        column += n;
-    }
-    rows
-}
-
-fn grammars() -> &'static SyntaxSet {
-    static GRAMMARS: OnceLock<SyntaxSet> = OnceLock::new();
-    GRAMMARS.get_or_init(SyntaxSet::load_defaults_newlines)
-}
-
-/// A line of code in the colours of its scopes; `None` if the grammar fails.
-fn colours(state: &mut ParseState, stack: &mut ScopeStack, line: &str) -> Option<Vec<(ContentStyle, String)>> {
-    let text = format!("{line}\n");
-    let operations = state.parse_line(&text, grammars()).ok()?;
-    let mut runs = Vec::new();
-    let mut from = 0;
-    for (at, operation) in operations {
-        let at = at.min(line.len());
-        if at > from {
-            runs.push((style_of(stack), line[from..at].to_owned()));
-            from = at;
-        }
-        stack.apply(&operation).ok()?;
-    }
-    runs.push((style_of(stack), line[from..].to_owned()));
-    Some(runs)
-}
-
-fn style_of(stack: &ScopeStack) -> ContentStyle {
-    static SCOPES: OnceLock<Vec<(Scope, Color)>> = OnceLock::new();
-    let scopes = SCOPES.get_or_init(|| {
-        let named = [
-            ("comment", Color::DarkGrey),
-            ("string", Color::Green),
-            ("constant", Color::Cyan),
-            ("keyword", Color::Magenta),
-            ("storage", Color::Magenta),
-            ("entity.name", Color::Blue),
-            ("support", Color::Blue),
-        ];
-        named.iter().map(|(name, color)| (Scope::new(name).expect("a valid scope"), *color)).collect()
-    });
-    let of = |scope: &Scope| scopes.iter().find(|(s, _)| s.is_prefix_of(*scope)).map(|s| s.1);
-    match stack.scopes.iter().rev().find_map(of) {
-        Some(color) => ContentStyle::new().with(color),
-        None => ContentStyle::new(),
-    }
-}
-
-/// Lines no wider than the terminal, broken between words.
-#[derive(Debug, Default)]
-struct Wrap {
-    width: Option<usize>,
-    /// Column that a line goes on in when it was broken
-    indent: usize,
-    column: usize,
-    /// A word that may go on, in runs of one style
-    word: Vec<(ContentStyle, String)>,
-    /// Spaces after the last word, which vanish where a line is broken
-    spaces: Vec<(ContentStyle, String)>,
-    out: String,
-}
-
-/// A word that is longer is no word.
-const MAX_WORD: usize = 4096;
-
-impl Wrap {
-    fn push(&mut self, style: ContentStyle, text: &str) {
-        if self.width.is_none() {
-            self.settle(true);
-            return self.write(style, text);
-        }
-        if text.is_empty() {
-            return;
-        }
-        match self.word.last_mut() {
-            Some((last, word)) if *last == style => word.push_str(text),
-            _ => self.word.push((style, text.to_owned())),
-        }
-        // Only a break makes room for the next word.
-        if text.contains('\n') || self.word.iter().map(|w| w.1.len()).sum::<usize>() > MAX_WORD {
-            self.settle(false);
-        }
-    }
-
-    /// Writes the words that are whole; `last` if all are.
-    fn settle(&mut self, last: bool) {
-        let text: String = self.word.iter().map(|w| w.1.as_str()).collect();
-        let mut from = 0;
-        for (at, _) in linebreaks(&text) {
-            if at == text.len() && !last && !text.ends_with('\n') && text.len() - from <= MAX_WORD {
-                break;
-            }
-            self.place(&text[from..at]);
-            from = at;
-        }
-        if from == text.len() && last {
-            self.place("");
-            for (style, spaces) in std::mem::take(&mut self.spaces) {
-                self.write(style, &spaces);
-            }
-        }
-    }
-
-    /// Takes a word with the spaces after it from the runs, and writes it in this line or the next.
-    fn place(&mut self, text: &str) {
-        let line_end = text.ends_with('\n');
-        let word = text.trim_end_matches(['\n', ' ', '\t']);
-        let mut runs = self.take(word.len());
-        let spaces = self.take(text.len() - word.len());
-        let before: usize = self.spaces.iter().map(|s| s.1.width()).sum();
-        if !word.is_empty() {
-            let width = word.width();
-            let fits = self.width.is_none_or(|w| self.column + before + width <= w);
-            if fits || self.column <= self.indent {
-                let spaces = std::mem::take(&mut self.spaces);
-                runs.splice(0..0, spaces);
-            } else {
-                self.spaces.clear();
-                self.out.push('\n');
-                self.out.push_str(&" ".repeat(self.indent));
-                self.column = self.indent;
-            }
-            for (style, text) in runs {
-                self.write(style, &text);
-            }
-        }
-        if line_end {
-            self.spaces.clear();
-            self.out.push('\n');
-            self.column = 0;
-        } else {
-            self.spaces.extend(spaces.into_iter().map(|(style, s)| (style, s.replace('\t', "    "))));
-        }
-    }
-
-    /// The next `n` bytes of the runs.
-    fn take(&mut self, mut n: usize) -> Vec<(ContentStyle, String)> {
-        let mut taken = Vec::new();
-        while n > 0 {
-            let (style, text) = &mut self.word[0];
-            if text.len() <= n {
-                n -= text.len();
-                taken.push(self.word.remove(0));
-            } else {
-                let rest = text.split_off(n);
-                taken.push((*style, std::mem::replace(text, rest)));
-                n = 0;
-            }
-        }
-        taken
-    }
-
-    fn write(&mut self, style: ContentStyle, text: &str) {
-        if text.is_empty() {
-            return;
-        }
-        match style == ContentStyle::new() {
-            true => self.out.push_str(text),
-            false => self.out.push_str(&style.apply(text).to_string()),
-        }
-        self.column += text.width();
-        if let Some(width) = self.width.filter(|&w| w > 0 && self.column > w) {
-            // The terminal has broken a word that is wider than itself.
-            self.column = (self.column - 1) % width + 1;
-        }
-    }
-}
-
 /// Text whose control characters are shown instead of obeyed.
 fn visible(text: &str) -> String {
     let parts = text.split_inclusive(['\n', '\t']).map(|part| match part.strip_suffix(['\n', '\t']) {
@@ -634,15 +402,6 @@ mod tests {
         parser.process(terminal.replace('\n', "\r\n").as_bytes());
         let screen = parser.screen().contents();
         assert_eq!(screen, "```rust\nfn main() { // **no** bold\n    let x = \"s\";\n}\n```\nafter b");
-    }
-
-    #[test]
-    fn rows_are_counted_as_terminals_do() {
-        for (text, width, rows) in
-            [("", 5, 0), ("abcde", 5, 0), ("abcdef", 5, 1), ("\u{4f60}\u{597d}\u{4e16}", 5, 1), ("ab", 1, 1)]
-        {
-            assert_eq!(rows_below(text, width), rows, "{text}");
-        }
     }
 
     #[test]

@@ -1,0 +1,100 @@
+//! Flags about sizes, threads and the cache, and the options that they become.
+
+use clap::Args;
+
+use super::model::RopeArgs;
+use super::value::{not_one_of, out_of_range, size, tristate};
+use crate::chat::terminal::Tristate;
+use crate::engine::Options;
+use crate::error::Result;
+use crate::graph::CacheType;
+use crate::system::cpus;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Context")]
+pub struct ContextArgs {
+    /// Context in tokens; 0 = as trained [default: as trained, less if memory is short]
+    ///
+    /// Without it a single answer of -n tokens takes no more than it and its prompt, or the prompt cache, can need.
+    #[arg(long, short = 'c', value_name = "N", allow_hyphen_values = true)]
+    pub ctx_size: Option<i64>,
+    /// Logical batch: the micro-batch is no larger
+    ///
+    /// perplexity runs as many windows side by side as fit in it.
+    #[arg(long, short = 'b', value_name = "N", default_value_t = 2048, allow_hyphen_values = true)]
+    pub batch_size: i64,
+    /// Micro-batch: tokens of a prompt computed at once [-ub]
+    ///
+    /// With --prune each has a probe and kept heads and channels of its own.
+    #[arg(long, value_name = "N", default_value_t = 512, allow_hyphen_values = true)]
+    pub ubatch_size: i64,
+    /// Threads for generation; -1 = one per core [default: -1]
+    ///
+    /// Cores are the physical ones that the process may use, only the performance cores where there are two kinds, and no more
+    /// than a control group's quota. bench takes a list.
+    #[arg(long, short = 't', value_name = "N", allow_hyphen_values = true)]
+    pub threads: Option<String>,
+    /// Threads for prompts [-tb] [default: as -t]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub threads_batch: Option<i64>,
+    /// Type of cached keys: f16, f32, q8_0 [-ctk] [default: f16]
+    #[arg(long, value_name = "TYPE")]
+    pub cache_type_k: Option<String>,
+    /// Type of cached values: f16, f32, q8_0 [-ctv] [default: f16]
+    #[arg(long, value_name = "TYPE")]
+    pub cache_type_v: Option<String>,
+    /// Flash attention: on, off, auto [-fa]
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, default_missing_value = "on", default_value = "auto", allow_negative_numbers = true)]
+    pub flash_attn: String,
+    #[command(flatten)]
+    pub rope: RopeArgs,
+}
+
+pub fn options(a: ContextArgs) -> Result<Options> {
+    let n_threads = match a.threads.as_deref() {
+        None => cpus::default_threads(),
+        Some(t) => n_threads("-t", t.parse().map_err(|_| not_one_of("-t", t, "a number"))?)?,
+    };
+    Ok(Options {
+        n_ctx: match a.ctx_size {
+            None => None,
+            Some(0) => Some(0),
+            Some(n) => Some(
+                u32::try_from(n)
+                    .ok()
+                    .filter(|&n| n <= 1 << 30)
+                    .ok_or_else(|| out_of_range("-c", n, "0 to 1073741824"))?,
+            ),
+        },
+        n_batch: size("-b", a.batch_size)?,
+        n_ubatch: size("-ub", a.ubatch_size)?,
+        n_threads,
+        n_threads_batch: match a.threads_batch {
+            None => n_threads,
+            Some(-1) => n_threads,
+            Some(n) => self::n_threads("-tb", n)?,
+        },
+        cache_type_k: cache_type("-ctk", a.cache_type_k.as_deref().unwrap_or("f16"))?,
+        cache_type_v: cache_type("-ctv", a.cache_type_v.as_deref().unwrap_or("f16"))?,
+        // All backends that we use have flash attention, so `auto` means on.
+        exact: false,
+        flash_attn: tristate("-fa", &a.flash_attn)? != Tristate::Off,
+    })
+}
+
+fn n_threads(flag: &str, n: i64) -> Result<usize> {
+    match n {
+        -1 | 0 => Ok(cpus::default_threads()),
+        1..=512 => Ok(n as usize),
+        _ => Err(out_of_range(flag, n, "-1, or 1 to 512")),
+    }
+}
+
+fn cache_type(flag: &str, text: &str) -> Result<CacheType> {
+    match text.to_ascii_lowercase().as_str() {
+        "f32" => Ok(CacheType::F32),
+        "f16" => Ok(CacheType::F16),
+        "q8_0" => Ok(CacheType::Q8_0),
+        _ => Err(not_one_of(flag, text, "f16, f32, q8_0")),
+    }
+}

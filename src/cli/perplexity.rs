@@ -1,0 +1,86 @@
+//! Flags of `pp-run perplexity`, and the options that they become.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::context::{self, ContextArgs};
+use super::log::{self, LogArgs};
+use super::model::{self, ModelArgs};
+use super::prune::{self, PruneArgs};
+use super::value::out_of_range;
+use crate::commands::perplexity::Options;
+use crate::error::{Error, Result};
+use crate::prune::Options as PruneOptions;
+
+#[derive(Debug, Args)]
+pub struct PerplexityArgs {
+    /// The model
+    #[arg(long, short = 'm', value_name = "FILE", allow_hyphen_values = true)]
+    pub model: PathBuf,
+    /// The text
+    #[arg(long, short = 'f', value_name = "FILE", allow_hyphen_values = true)]
+    pub file: PathBuf,
+    /// Windows to compute; -1 = all
+    #[arg(long, value_name = "N", default_value_t = -1, allow_hyphen_values = true)]
+    pub chunks: i64,
+    /// Probe Pruning's protocol: so many consecutive windows in one pass, all positions counted, no BOS added
+    #[arg(long, value_name = "B", requires = "seq")]
+    pub batch: Option<u32>,
+    /// Probe Pruning's protocol: tokens of a window
+    #[arg(long, value_name = "T", requires = "batch")]
+    pub seq: Option<u32>,
+    /// Compare with the dense model in the same run: KL divergence, top-1 agreement and both perplexities
+    #[arg(long)]
+    pub kl: bool,
+    #[command(flatten)]
+    pub prune: PruneArgs,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    #[command(flatten)]
+    pub model_args: ModelArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+pub fn options(mut a: PerplexityArgs) -> Result<Options> {
+    if a.batch.is_some() {
+        // The scores of nearly equal channels decide what is kept, so the cache holds 32-bit floats, as in the reference.
+        a.context.cache_type_k.get_or_insert_with(|| "f32".to_owned());
+        a.context.cache_type_v.get_or_insert_with(|| "f32".to_owned());
+    }
+    let rope = a.context.rope.clone();
+    let mut context = context::options(a.context)?;
+    context.n_ctx = Some(context.n_ctx.unwrap_or(512));
+    let batch = match (a.batch, a.seq) {
+        (Some(b @ 1..=4096), Some(t @ 2..=1_048_576)) => Some((b as usize, t as usize)),
+        (Some(b), Some(t)) => {
+            return Err(Error::usage(format!("--batch {b} --seq {t}: expected 1 to 4096, and 2 to 1048576")));
+        }
+        _ => None,
+    };
+    // The pruned model is what is measured here: even short windows are pruned, whether that saves time or not.
+    let prune = prune::options(a.prune, None)?.map(|p| PruneOptions { min_tokens: Some(2), ..p });
+    if a.kl && prune.is_none() {
+        return Err(Error::usage("--kl compares the pruned model with the dense one: it needs --prune R"));
+    }
+    let chunks = match a.chunks {
+        -1 => None,
+        n => Some(
+            usize::try_from(n)
+                .ok()
+                .filter(|&n| n > 0)
+                .ok_or_else(|| out_of_range("--chunks", n, "-1, or 1 or more"))?,
+        ),
+    };
+    Ok(Options {
+        log: log::options(a.log),
+        model: model::options(a.model, a.model_args, rope)?,
+        context,
+        file: a.file,
+        chunks,
+        batch,
+        kl: a.kl,
+        prune,
+    })
+}

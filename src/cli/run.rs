@@ -1,0 +1,326 @@
+//! Flags of an answer or a chat, and the options that they become.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args};
+
+use super::context::{self, ContextArgs};
+use super::log::{self, LogArgs};
+use super::model::{self, ModelArgs};
+use super::prune::{self, PruneArgs};
+use super::sampling::{self, SamplingArgs};
+use super::value::{not_one_of, out_of_range, tristate, unescape};
+use crate::chat::template::Source;
+use crate::chat::terminal::{self, Tristate};
+use crate::commands::run::{ContextFull, Options, OutputFormat, Resume, Settings};
+use crate::error::{Error, Result};
+use crate::generate::{Limits, Predict};
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The model, a GGUF file
+    ///
+    /// A model in several files, as llama-gguf-split makes them, is given by its first.
+    #[arg(long, short = 'm', value_name = "FILE", allow_hyphen_values = true)]
+    pub model: Option<PathBuf>,
+    /// The prompt; text on stdin is added below it
+    ///
+    /// It goes through the model's chat template, if there is one; --no-conversation completes it as it is.
+    #[arg(long, short = 'p', value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// The prompt from a file, less one final line break; '-' = stdin
+    #[arg(long, short = 'f', value_name = "FILE", allow_hyphen_values = true)]
+    pub file: Option<PathBuf>,
+    /// System prompt [-sys]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system_prompt: Option<String>,
+    /// System prompt from a file [-sysf]
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    pub system_prompt_file: Option<PathBuf>,
+    /// Tokens to generate; -1 = until the model ends, -2 = until the context is full
+    #[arg(long, alias = "n-predict", short = 'n', value_name = "N", default_value_t = -1, allow_hyphen_values = true)]
+    pub predict: i64,
+    /// End the answer before this text (repeatable) [-r]
+    ///
+    /// The text itself is no part of the answer.
+    #[arg(long, alias = "reverse-prompt", short = 'r', value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// Use the chat template [-cnv] [default: if the model has one]
+    ///
+    /// With a prompt and on a terminal, the chat begins with the prompt and goes on.
+    #[arg(long, visible_alias = "instruct", alias = "chatml", overrides_with = "no_conversation")]
+    pub conversation: bool,
+    /// Complete the raw prompt, without a chat template [-no-cnv]
+    ///
+    /// Names of special tokens in it stand for the tokens.
+    #[arg(long)]
+    pub no_conversation: bool,
+    #[arg(long, short = 'i', hide = true, alias = "interactive-first")]
+    pub interactive: bool,
+    /// One turn, then exit [-st]
+    #[arg(long)]
+    pub single_turn: bool,
+    /// A chat template (Jinja), or the name of a well-known one
+    ///
+    /// Known are chatml, llama2, llama3, mistral, zephyr, gemma and vicuna. pp-run show prints the one of a file.
+    #[arg(long, value_name = "TEXT|NAME", allow_hyphen_values = true)]
+    pub chat_template: Option<String>,
+    /// A chat template (Jinja) in a file
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true, conflicts_with = "chat_template")]
+    pub chat_template_file: Option<PathBuf>,
+    /// Variables for the chat template, a JSON object
+    #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
+    pub chat_template_kwargs: Option<String>,
+    #[arg(long, hide = true, overrides_with = "no_jinja")]
+    pub jinja: bool,
+    #[arg(long, hide = true)]
+    pub no_jinja: bool,
+    /// Print the prompt before the answer
+    #[arg(long, overrides_with = "no_display_prompt")]
+    pub display_prompt: bool,
+    #[arg(long, hide = true)]
+    pub no_display_prompt: bool,
+    /// Process escapes such as \n in -p, -r, --in-prefix and --in-suffix [default]
+    ///
+    /// They are never processed in files.
+    #[arg(long, short = 'e', overrides_with = "no_escape")]
+    pub escape: bool,
+    /// Take them literally
+    #[arg(long)]
+    pub no_escape: bool,
+    /// Print special tokens too [-sp]
+    #[arg(long)]
+    pub special: bool,
+    /// Names of special tokens in your text stand for the tokens
+    ///
+    /// Otherwise text that is typed in a chat, or goes through a template, cannot smuggle in the model's control tokens.
+    #[arg(long)]
+    pub parse_special: bool,
+    /// Prompts that are not UTF-8 are an error
+    ///
+    /// Otherwise what is not UTF-8 is replaced by U+FFFD, with a warning.
+    #[arg(long)]
+    pub strict_utf8: bool,
+    /// Control characters of the answer reach the terminal, which obeys them
+    ///
+    /// Otherwise a terminal shows them; a pipe always gets the answer as it is.
+    #[arg(long)]
+    pub raw: bool,
+    /// Lines of the chat end with a lone '/' instead of at each Enter [-mli]
+    #[arg(long)]
+    pub multiline_input: bool,
+    /// Colours: on, off, auto [-co]
+    ///
+    /// auto heeds NO_COLOR, CLICOLOR_FORCE and TERM=dumb.
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, default_missing_value = "on", default_value = "auto", allow_negative_numbers = true)]
+    pub color: String,
+    /// No cursor control: no colours, no progress bars
+    #[arg(long)]
+    pub simple_io: bool,
+    /// text, or json for one object
+    ///
+    /// The object has the text, counts, timings, peak memory and the reason for the end. It is for single answers, not for
+    /// chats.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub output_format: String,
+    /// Copy the conversation to a file
+    #[arg(long, short = 'o', value_name = "FILE", allow_hyphen_values = true)]
+    pub output_file: Option<PathBuf>,
+    /// Keep the prompt's keys and values in this file, for prompts that begin alike
+    ///
+    /// The next run with it processes only what its prompt does not have in common; the line of statistics says how much that
+    /// was: 811 tokens (810 cached). A file that is damaged, or of another model, cache type, context, RoPE setting or --prune,
+    /// is ignored with a warning and replaced; one that is something else is an error and never touched. With --prune, answers
+    /// choose what they keep by what was processed in their own run.
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    pub prompt_cache: Option<PathBuf>,
+    /// Keep the answer's there too
+    #[arg(long, requires = "prompt_cache", conflicts_with = "prompt_cache_ro")]
+    pub prompt_cache_all: bool,
+    /// Read the prompt cache, and never write it
+    #[arg(long, requires = "prompt_cache")]
+    pub prompt_cache_ro: bool,
+    /// Write when each node of the prompt's graphs was computed, as a Chrome trace
+    ///
+    /// It is of one answer, not of a chat, for ui.perfetto.dev or chrome://tracing. Nodes are computed one by one then, which
+    /// takes somewhat longer.
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    pub trace: Option<PathBuf>,
+    /// Text before each input
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    pub in_prefix: String,
+    /// Text after each input
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    pub in_suffix: String,
+    #[arg(long, hide = true, alias = "perf", overrides_with = "no_show_timings")]
+    pub show_timings: bool,
+    /// No line of statistics after an answer
+    #[arg(long, alias = "no-perf")]
+    pub no_show_timings: bool,
+    /// Go on with the last chat, or with one of those that pp-run chats lists
+    ///
+    /// The model is the chat's, unless -m names another. A text from a pipe, or -p, is one turn of it. With the same model
+    /// nothing is tokenised anew, and with --prompt-cache nothing is computed again.
+    #[arg(long = "continue", value_name = "CHAT", num_args = 0..=1, default_missing_value = "", help_heading = "Chat")]
+    pub resume: Option<String>,
+    /// Do not save this chat
+    ///
+    /// What is typed still goes to the history, unless --no-history is given too.
+    #[arg(long, help_heading = "Chat")]
+    pub no_save: bool,
+    /// Do not write what is typed to the history
+    #[arg(long, help_heading = "Chat")]
+    pub no_history: bool,
+    /// What to do when the context is full: ask, stop, shift, summarise
+    ///
+    /// It is announced at 80%, and nothing is dropped silently. shift forgets turns after the first, the oldest of them first,
+    /// until the rest takes half of the context; summarise puts a summary, which the model writes, in the place of the older
+    /// half of the turns; stop takes no more turns until you make room.
+    #[arg(long, value_name = "WHAT", default_value = "ask", help_heading = "Chat")]
+    pub context_full: String,
+    #[arg(long, hide = true)]
+    pub context_shift: bool,
+    /// Show Markdown as what it means: on, off, auto
+    ///
+    /// auto is on for a terminal with colours. Headings, bold text, lists and code look like that, code has the colours of its
+    /// language, and reasoning is dimmed.
+    #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = "Chat")]
+    pub markdown: String,
+    /// Keep words whole at the terminal's right edge: on, off, auto
+    #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = "Chat")]
+    pub wrap: String,
+    /// Where flags are set for all answers and chats [default: ~/.config/pp-run/config.toml]
+    ///
+    /// See CONFIGURATION below.
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    pub config: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    pub offline: bool,
+    /// Shortest prompt, and shortest answer, that is pruned, in tokens [default: auto]
+    ///
+    /// auto is where each begins to pay, measured on this machine when the first prompt and the first answer come.
+    #[arg(long, value_name = "N", help_heading = "Probe Pruning")]
+    pub prune_min_tokens: Option<String>,
+    #[command(flatten)]
+    pub prune: PruneArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    #[command(flatten)]
+    pub model_args: ModelArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options> {
+    if a.no_jinja {
+        return Err(Error::usage(
+            "--no-jinja: pp-run renders templates with Jinja only; --no-conversation goes without one",
+        ));
+    }
+    let text = |s: String| if a.no_escape { s } else { unescape(&s) };
+    let predict = predict(a.predict)?;
+    let conversation = match (a.conversation, a.no_conversation) {
+        (_, true) => Tristate::Off,
+        (true, _) => Tristate::On,
+        _ => Tristate::Auto,
+    };
+    let template = match (a.chat_template, a.chat_template_file) {
+        (Some(t), _) => Some(Source::TextOrName(t)),
+        (None, Some(f)) => Some(Source::File(f)),
+        (None, None) => None,
+    };
+    let template_kwargs = a.chat_template_kwargs.as_deref().map(object).transpose()?;
+    let output_format = match a.output_format.as_str() {
+        "text" => OutputFormat::Text,
+        "json" => OutputFormat::Json,
+        other => return Err(not_one_of("--output-format", other, "text, json")),
+    };
+    if a.prompt.is_some() && a.file.is_some() {
+        return Err(Error::usage("-p and -f both give a prompt: use one of them (text on stdin is added to -p)"));
+    }
+    if a.resume.is_some() && (output_format == OutputFormat::Json || conversation == Tristate::Off) {
+        return Err(Error::usage(
+            "--continue goes on with a chat: --output-format json and --no-conversation are for single answers",
+        ));
+    }
+    let context_full = context_full(&a.context_full, a.context_shift)?;
+    if a.prompt_cache.is_some() && a.prune.prune_replay.is_some() {
+        return Err(Error::usage(
+            "--prune-replay follows all batches of a prompt, of which --prompt-cache leaves out some",
+        ));
+    }
+    Ok(Options {
+        log: log::options(a.log),
+        model: model::options(model, a.model_args, a.context.rope.clone())?,
+        context: context::options(a.context)?,
+        sampling: sampling::options(a.sampling)?,
+        prune: prune::options(a.prune, a.prune_min_tokens)?,
+        prompt: a.prompt.map(text),
+        prompt_file: a.file,
+        system: a.system_prompt,
+        system_file: a.system_prompt_file,
+        limits: Limits {
+            predict,
+            stop: a.stop.into_iter().map(text).filter(|s| !s.is_empty()).collect(),
+            special: a.special,
+        },
+        conversation,
+        single_turn: a.single_turn,
+        template,
+        template_kwargs,
+        display_prompt: a.display_prompt,
+        parse_special: a.parse_special,
+        strict_utf8: a.strict_utf8,
+        multiline_input: a.multiline_input,
+        look: terminal::Options {
+            color: tristate("--color", &a.color)?,
+            markdown: tristate("--markdown", &a.markdown)?,
+            wrap: tristate("--wrap", &a.wrap)?,
+            raw: a.raw,
+            simple_io: a.simple_io,
+        },
+        output_format,
+        output_file: a.output_file,
+        prompt_cache: a.prompt_cache,
+        prompt_cache_all: a.prompt_cache_all,
+        prompt_cache_ro: a.prompt_cache_ro,
+        trace: a.trace,
+        in_prefix: text(a.in_prefix),
+        in_suffix: text(a.in_suffix),
+        show_timings: !a.no_show_timings,
+        resume: a.resume.map(|name| if name.is_empty() { Resume::Last } else { Resume::Named(name) }),
+        no_save: a.no_save,
+        no_history: a.no_history,
+        context_full,
+        settings,
+    })
+}
+
+fn predict(n: i64) -> Result<Predict> {
+    match n {
+        -1 => Ok(Predict::Unlimited),
+        -2 => Ok(Predict::FillContext),
+        n => Ok(Predict::AtMost(u64::try_from(n).map_err(|_| out_of_range("-n", n, "-2, -1 or more"))?)),
+    }
+}
+
+fn object(json: &str) -> Result<serde_json::Map<String, serde_json::Value>> {
+    match serde_json::from_str(json) {
+        Ok(serde_json::Value::Object(map)) => Ok(map),
+        Ok(_) => Err(Error::usage("--chat-template-kwargs must be a JSON object")),
+        Err(e) => Err(Error::usage(format!("--chat-template-kwargs is not JSON: {e}"))),
+    }
+}
+
+fn context_full(what: &str, shift: bool) -> Result<ContextFull> {
+    match what {
+        "ask" if shift => Ok(ContextFull::Shift),
+        "ask" => Ok(ContextFull::Ask),
+        "stop" => Ok(ContextFull::Stop),
+        "shift" => Ok(ContextFull::Shift),
+        "summarise" | "summarize" => Ok(ContextFull::Summarise),
+        other => Err(not_one_of("--context-full", other, "ask, stop, shift, summarise")),
+    }
+}

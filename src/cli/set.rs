@@ -1,0 +1,106 @@
+//! Settings that a chat can change as it goes: the command line is read again, with other values for some flags.
+
+use std::ffi::OsString;
+
+use clap::{CommandFactory, FromArgMatches};
+
+use super::args::Cli;
+use super::normalise::nearest;
+use super::run;
+use super::value::{not_one_of, one_line};
+use crate::commands::run::{Options, Settings};
+use crate::error::{Error, Result};
+
+/// Flags that a chat can change as it goes, by their long names.
+pub const SETTABLE: &[&str] = &[
+    "temp",
+    "top-k",
+    "top-p",
+    "min-p",
+    "repeat-penalty",
+    "repeat-last-n",
+    "presence-penalty",
+    "frequency-penalty",
+    "seed",
+    "ignore-eos",
+    "predict",
+    "stop",
+    "prune",
+    "prune-method",
+    "prune-picker",
+    "prune-tokens",
+    "prune-metric",
+    "prune-skip",
+    "prune-mlp-only",
+    "prune-history",
+    "prune-momentum",
+    "prune-multiple",
+    "prune-min-tokens",
+    "context-full",
+    "markdown",
+    "wrap",
+    "raw",
+    "special",
+    "in-prefix",
+    "in-suffix",
+];
+
+/// The options `base` with other values for some flags of [`SETTABLE`], and the long names of these flags. A flag can be named as on the
+/// command line, with or without dashes, or as ollama names it. The value `off` takes back a flag that has no value, and ends pruning. An
+/// empty value takes back all texts of `stop`, `in-prefix` and `in-suffix`.
+pub fn set(base: &Options, settings: &[(&str, &str)]) -> Result<(Options, Vec<&'static str>)> {
+    let command = Cli::command();
+    let mut args = base.settings.args.clone();
+    let mut names = Vec::new();
+    for (name, value) in settings {
+        let name = settable(&command, name)?;
+        let takes_value = command.get_arguments().any(|a| a.get_long() == Some(name) && a.get_action().takes_values());
+        let flag = format!("--{name}");
+        let is_it = |a: &OsString| {
+            a.to_str().and_then(|a| a.strip_prefix(&flag)).is_some_and(|r| r.is_empty() || r.starts_with('='))
+        };
+        match (takes_value, value.to_lowercase().as_str()) {
+            (false, "" | "on" | "true" | "1" | "yes") => {
+                args.retain(|a| !is_it(a));
+                args.push(flag.into());
+            }
+            (false, "off" | "false" | "0" | "no") => args.retain(|a| !is_it(a)),
+            (false, other) => return Err(not_one_of(&flag, other, "on, off")),
+            // The other pruning flags are refused without a ratio, so they go with it.
+            (true, "off") if name == "prune" => {
+                args.retain(|a| a.to_str().is_none_or(|a| !a.starts_with("--prune")));
+            }
+            (true, "") if ["stop", "in-prefix", "in-suffix"].contains(&name) => args.retain(|a| !is_it(a)),
+            (true, "") => return Err(Error::usage(format!("/set {name} wants a value"))),
+            (true, _) => args.push(format!("{flag}={value}").into()),
+        }
+        names.push(name);
+    }
+    let usage = |e: clap::Error| Error::usage(one_line(&e.render().to_string()));
+    let matches = command.try_get_matches_from(&args).map_err(usage)?;
+    let cli = Cli::from_arg_matches(&matches).map_err(usage)?;
+    let settings = Settings { args, ..base.settings.clone() };
+    Ok((run::options(base.model.path.clone(), cli.run, settings)?, names))
+}
+
+/// The flag that a name stands for.
+fn settable(command: &clap::Command, name: &str) -> Result<&'static str> {
+    let typed = name.trim_start_matches('-').to_lowercase().replace('_', "-");
+    let known = match typed.as_str() {
+        "temperature" => "temp",
+        "num-predict" | "n-predict" | "n" => "predict",
+        other => other,
+    };
+    if let Some(name) = SETTABLE.iter().find(|n| **n == known) {
+        return Ok(name);
+    }
+    let fixed = command.get_arguments().any(|a| a.get_long() == Some(known)) || known == "num-ctx";
+    let hint = match nearest(known, SETTABLE.iter().copied()) {
+        _ if fixed => {
+            "it holds for the whole run: leave, and start with it as a flag (--continue goes on with this chat)".into()
+        }
+        Some(near) => format!("did you mean '{near}'?"),
+        None => format!("these can be set: {}", SETTABLE.join(", ")),
+    };
+    Err(Error::usage(format!("'{typed}' cannot be set in a chat: {hint}")))
+}

@@ -1,0 +1,141 @@
+//! Prompt in, answer out: with a progress bar while the prompt is read, and with statistics.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::run::Options;
+use super::signals::Signals;
+use crate::error::{Kind, Result};
+use crate::generate::{Predict, Pull, StopReason};
+use crate::log::Log;
+use crate::model::Model;
+use crate::sampler::Sampler;
+use crate::engine::{Report, Session};
+use crate::stats::{Stats, logits_hash};
+use crate::tokenizer::{Token, Tokenizer};
+
+/// How often the bar of a prompt moves.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What all answers of a run have in common.
+pub struct Run<'a> {
+    pub options: Options,
+    pub log: Log,
+    pub signals: Signals,
+    pub model: &'a Model,
+    pub tokenizer: &'a Tokenizer,
+    /// When the load began.
+    pub start: Instant,
+}
+
+/// An answer's text, tokens and numbers.
+pub struct Answer {
+    pub text: String,
+    pub tokens: Vec<Token>,
+    pub stop: StopReason,
+    pub stats: Stats,
+}
+
+/// The sampler of the options.
+pub fn sampler(run: &Run, session: &Session) -> Sampler {
+    Sampler::new(&run.options.sampling, run.model.n_vocab(), session.n_ctx(), &run.tokenizer.eog_tokens())
+}
+
+/// Processes the prompt and generates an answer; `show` is given the text as it comes. An interruption ends the answer and is no error.
+pub fn answer(
+    run: &Run,
+    session: &mut Session,
+    sampler: &mut Sampler,
+    prompt: &[Token],
+    show: &mut dyn FnMut(&str) -> Result<()>,
+) -> Result<Answer> {
+    run.model.gguf().check_unchanged()?;
+    let start = Instant::now();
+    let (synced, processed) = read(run, session, prompt);
+    let mut stats = Stats {
+        prompt_tokens: prompt.len(),
+        cached_tokens: session.n_past() - processed,
+        processed_tokens: processed,
+        prompt_time: start.elapsed(),
+        probe_time: session.prompt_times().probe,
+        pack_time: session.prompt_times().pack,
+        context_used: session.n_past(),
+        context_size: session.n_ctx(),
+        seed: sampler.seed(),
+        logits_hash: logits_hash(session.logits()),
+        ..Default::default()
+    };
+    match synced {
+        Err(e) if e.kind() == Kind::Interrupted => {
+            let stop = StopReason::Interrupted;
+            stats.stop_reason = stop.name();
+            return Ok(Answer { text: String::new(), tokens: Vec::new(), stop, stats });
+        }
+        result => result?,
+    };
+    for &token in prompt {
+        sampler.accept(token);
+    }
+
+    session.expect(match run.options.limits.predict {
+        // The last token that is drawn is not decoded.
+        Predict::AtMost(n) => usize::try_from(n).unwrap_or(usize::MAX).saturating_sub(1),
+        Predict::Unlimited | Predict::FillContext => usize::MAX,
+    });
+    let mut text = String::new();
+    let mut pull =
+        Pull::new(session, run.tokenizer, sampler, run.options.limits.clone(), run.signals.interrupt.clone());
+    for piece in pull.by_ref() {
+        let piece = piece?;
+        show(&piece)?;
+        text.push_str(&piece);
+    }
+    let total = start.elapsed();
+    let first = pull.first_token().map(|at| at - start);
+    let (tokens, stop) = pull.finish();
+    stats.generated_tokens = tokens.len();
+    stats.first_token_time = first;
+    stats.generation_time = total - first.unwrap_or(total);
+    stats.context_used = session.n_past();
+    stats.logits_hash = logits_hash(session.logits());
+    stats.prune = session.prune_report().map(Report::line);
+    stats.prune_in_short = session.prune_report().map(Report::in_short);
+    stats.stop_reason = stop.name();
+    Ok(Answer { text, tokens, stop, stats })
+}
+
+/// Processes the prompt with a progress bar. Returns how that went, and how many tokens were processed.
+fn read(run: &Run, session: &mut Session, prompt: &[Token]) -> (Result<usize>, usize) {
+    let bar = run.log.progress("reading the prompt", prompt.len() as u64, "tokens");
+    let processed = AtomicUsize::new(0);
+    let within = session.batch_progress();
+    let n_ubatch = run.options.context.n_ubatch as usize;
+    let synced = std::thread::scope(|scope| {
+        // One batch may take long: a thread moves the bar while it is computed.
+        let ticker = (!bar.is_hidden()).then(|| {
+            let (bar, processed) = (&bar, &processed);
+            scope.spawn(move || {
+                loop {
+                    std::thread::park_timeout(TICK);
+                    let (done, total) = (processed.load(Ordering::Relaxed), bar.length().unwrap_or(0) as usize);
+                    if done >= total || bar.is_finished() {
+                        return;
+                    }
+                    let batch = n_ubatch.min(total - done);
+                    bar.set_position((done as f64 + within() * batch as f64) as u64);
+                }
+            })
+        });
+        let synced = session.sync(prompt, &mut |done, total| {
+            processed.store(done, Ordering::Relaxed);
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        });
+        bar.finish_and_clear();
+        if let Some(ticker) = ticker {
+            ticker.thread().unpark();
+        }
+        synced
+    });
+    (synced, processed.into_inner())
+}

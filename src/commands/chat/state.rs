@@ -1,0 +1,159 @@
+//! The state of a chat, and the methods that all other parts of the chat use.
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::keep::Keep;
+use super::parameters::how;
+use crate::chat::{Conversation, Editor, Input, Style, Template, Watch};
+use crate::commands::answer::{Answer, Run, answer, sampler};
+use crate::commands::output::Printer;
+use crate::commands::pruning;
+use crate::commands::run::Options;
+use crate::error::Result;
+use crate::sampler::Sampler;
+use crate::engine::Session;
+use crate::stats::Stats;
+
+/// How often the beginning of a long answer is written to disk.
+const PART: Duration = Duration::from_secs(1);
+
+pub struct Chat<'a> {
+    pub run: Run<'a>,
+    pub style: Style,
+    pub session: Session<'a>,
+    pub sampler: Sampler,
+    pub conversation: Conversation<'a>,
+    /// The conversations that `/push` remembers
+    pub marks: Vec<Conversation<'a>>,
+    pub keep: Keep,
+    /// Text of files that go with the next message
+    pub attached: String,
+    /// The text that the line editor begins with
+    pub initial: String,
+    /// The next message takes the place of the last exchange.
+    pub replaces: bool,
+    /// The options of the command line, before any setting of a chat
+    pub start: Options,
+    pub watch: Watch,
+    pub totals: Totals,
+    /// The user knows that the context is nearly full.
+    pub told: bool,
+    /// All numbers are shown after an answer.
+    pub verbose: bool,
+    /// Made when the user types for the first time
+    pub editor: Option<Editor>,
+    /// The chat ends after one turn.
+    pub once: bool,
+}
+
+/// Numbers of a whole chat.
+#[derive(Debug, Default)]
+pub struct Totals {
+    pub answers: usize,
+    pub read: usize,
+    pub cached: usize,
+    pub read_time: Duration,
+    pub written: usize,
+    pub writing_time: Duration,
+}
+
+impl<'a> Chat<'a> {
+    /// A chat that begins. `once`: it ends after one turn.
+    pub fn new(
+        run: Run<'a>,
+        session: Session<'a>,
+        watch: Watch,
+        template: &'a Template,
+        system: Option<&str>,
+        once: bool,
+    ) -> Chat<'a> {
+        let options = &run.options;
+        Chat {
+            style: Style::new(&options.look),
+            start: options.clone(),
+            watch,
+            initial: String::new(),
+            replaces: false,
+            sampler: sampler(&run, &session),
+            conversation: Conversation::new(template, run.tokenizer, system, options.parse_special),
+            verbose: options.log.verbosity > 3,
+            keep: Keep::new(&run, template),
+            run,
+            session,
+            marks: Vec::new(),
+            attached: String::new(),
+            totals: Totals::default(),
+            told: false,
+            editor: None,
+            once,
+        }
+    }
+
+    /// What the user types.
+    pub fn read(&mut self) -> Result<Input> {
+        let options = &self.run.options;
+        if self.editor.is_none() {
+            let chats = self.keep.dir().map(PathBuf::from);
+            let (lines, keep, settings) = (options.multiline_input, !options.no_history, options.settings.names);
+            let (editor, note) = Editor::new(lines, keep, settings, chats, self.watch.away.clone())?;
+            note.iter().for_each(|note| self.run.log.note(note));
+            self.editor = Some(editor);
+        }
+        let editor = self.editor.as_mut().expect("made above");
+        self.watch.reading.store(true, Ordering::Relaxed);
+        let log = &self.run.log;
+        let input = editor.read(&self.style, &std::mem::take(&mut self.initial), &|e| log.error(&e.to_string()));
+        self.watch.reading.store(false, Ordering::Relaxed);
+        input
+    }
+
+    /// Makes what the settings describe: the style, the sampler, the pruning. Of settings that are the same as `before` nothing is made anew.
+    pub fn apply_settings(&mut self, before: Option<&Options>) -> Result<()> {
+        self.style = Style::new(&self.run.options.look);
+        let options = &self.run.options;
+        if before.is_none_or(|b| b.sampling != options.sampling) {
+            self.sampler = sampler(&self.run, &self.session);
+        }
+        if before.is_none_or(|b| b.prune != options.prune) {
+            let n_threads = options.context.n_threads_batch;
+            pruning::apply(&mut self.session, self.run.model, options.prune.as_ref(), n_threads)?;
+        }
+        Ok(())
+    }
+
+    /// The part of a user's turn that the user typed, as it would have to be typed again.
+    pub fn typed(&self, content: &str) -> String {
+        let options = &self.run.options;
+        let text = content.strip_prefix(options.in_prefix.as_str()).unwrap_or(content);
+        let text = text.strip_suffix(options.in_suffix.as_str()).unwrap_or(text);
+        if text.starts_with('/') { format!("/{text}") } else { text.to_owned() }
+    }
+
+    /// An answer, shown as it comes, and kept on disk if it takes long.
+    pub fn generate(&mut self, tokens: &[i32]) -> Result<Answer> {
+        let mut printer = Printer::new(&self.style, &self.run.options.look, self.conversation.opens_reasoning());
+        let (mut part, mut since) = (String::new(), Instant::now());
+        let (keep, log) = (&mut self.keep, &self.run.log);
+        let answer = answer(&self.run, &mut self.session, &mut self.sampler, tokens, &mut |text| {
+            part.push_str(text);
+            if since.elapsed() >= PART {
+                keep.part(&std::mem::take(&mut part), log);
+                since = Instant::now();
+            }
+            printer.show(text)
+        });
+        // If no text was printed there is no line to end.
+        let came = answer.as_ref().is_ok_and(|a| !a.tokens.is_empty());
+        let ended = if came || printer.begun { printer.end() } else { Ok(()) };
+        let answer = answer?;
+        ended.map(|()| answer)
+    }
+
+    /// Brings the file of this chat up to date.
+    pub fn keep_turns(&mut self, stats: Option<&Stats>) {
+        let how = stats.map(|s| how(&self.run.options, s));
+        self.keep.sync(self.conversation.turns(), how, &self.run.log);
+    }
+}

@@ -1,0 +1,128 @@
+//! One turn: a question and its answer.
+
+use std::sync::atomic::Ordering;
+
+use super::state::Chat;
+use crate::chat::{Conversation, Hush, Role};
+use crate::commands::answer::Answer;
+use crate::error::{Error, Result};
+use crate::generate::StopReason;
+use crate::stats::Stats;
+
+/// How full the context is when the user is told.
+const NEARLY_FULL: f64 = 0.8;
+
+impl<'a> Chat<'a> {
+    /// Asks and answers one question. It `replaces` the last exchange, or comes after it.
+    pub fn ask(&mut self, text: &str, replaces: bool) -> Result<()> {
+        self.run.signals.take_interrupt();
+        let options = &self.run.options;
+        let content = format!("{}{}{text}{}", options.in_prefix, self.attached, options.in_suffix);
+        let before = self.conversation.clone();
+        if replaces {
+            self.conversation.undo();
+        }
+        let done = match self.fitting(&content) {
+            Ok(Some(tokens)) => self.answer(&tokens, before, true),
+            other => {
+                self.conversation = before;
+                other.map(|_| false)
+            }
+        };
+        // If no answer came, the attached files go with the next message instead.
+        if let Ok(true) = done {
+            self.attached.clear();
+        }
+        done.map(drop)
+    }
+
+    /// Another answer to the last turn.
+    pub fn regenerate(&mut self) -> Result<()> {
+        let before = self.conversation.clone();
+        let nothing = || Error::failed("there is no answer to make again");
+        if self.conversation.turns().last().is_none_or(|t| t.message.role != Role::Assistant) {
+            return Err(nothing());
+        }
+        let content = self.conversation.undo().ok_or_else(nothing)?;
+        match self.fitting(&content) {
+            // The chat's file keeps the old answer until there is a new one.
+            Ok(Some(tokens)) => self.answer(&tokens, before, false).map(drop),
+            other => {
+                self.conversation = before;
+                other.map(drop)
+            }
+        }
+    }
+
+    /// Answers the prompt and returns whether anything came; if nothing did, `before` is the conversation again. A `new` question is written to
+    /// the chat's file at once.
+    fn answer(&mut self, tokens: &[i32], before: Conversation<'a>, new: bool) -> Result<bool> {
+        if new {
+            self.keep_turns(None);
+        }
+        let result = {
+            let _hush = (!self.once).then(Hush::begin);
+            self.generate(tokens)
+        };
+        let terminated = self.run.signals.terminate.load(Ordering::Relaxed);
+        self.run.signals.take_interrupt();
+        let Answer { text, tokens, stop, stats } = match result {
+            Err(e) => {
+                self.conversation = before;
+                self.keep_turns(None);
+                return Err(e);
+            }
+            Ok(answer) => answer,
+        };
+        let interrupted = stop == StopReason::Interrupted;
+        if interrupted && tokens.is_empty() {
+            self.conversation = before;
+            self.keep_turns(None);
+            if terminated {
+                return Err(self.run.signals.error());
+            }
+            self.run.log.note("stopped before an answer came: the conversation is as it was");
+            return match self.once {
+                true => Err(self.run.signals.error()),
+                false => Ok(false),
+            };
+        }
+        self.conversation.answer(&text, &tokens, interrupted)?;
+        self.keep_turns(Some(&stats));
+        if terminated || (interrupted && self.once) {
+            return Err(self.run.signals.error());
+        }
+        self.report(&stop, &stats);
+        Ok(true)
+    }
+
+    fn report(&mut self, stop: &StopReason, stats: &Stats) {
+        let t = &mut self.totals;
+        t.answers += 1;
+        t.read += stats.processed_tokens;
+        t.cached += stats.cached_tokens;
+        t.read_time += stats.prompt_time;
+        t.written += stats.generated_tokens;
+        t.writing_time += stats.generation_time;
+        let log = &self.run.log;
+        if self.run.options.show_timings {
+            match self.verbose {
+                true => log.note(&stats.line()),
+                false => log.status(&stats.short_line(), self.style.has_color()),
+            }
+        }
+        match stop {
+            StopReason::Interrupted => log.note("stopped; what came is kept, and the model knows that it was stopped"),
+            StopReason::ContextFull => log.warn(&format!(
+                "the answer was cut, as the context of {} tokens is full: /clear starts anew, -c N makes it larger",
+                self.session.n_ctx()
+            )),
+            _ => {}
+        }
+        let full = stats.context_share() >= NEARLY_FULL;
+        if full && !self.told {
+            self.tell_nearly_full(stats);
+        }
+        self.told = full;
+    }
+}

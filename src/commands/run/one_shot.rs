@@ -1,0 +1,168 @@
+//! One prompt, one answer.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::options::{Options, OutputFormat};
+use crate::chat::terminal::Tristate;
+use crate::chat::{Conversation, Message, Role, Style, Template};
+use crate::commands::answer::{Answer, Run, answer, sampler};
+use crate::commands::output::{Printer, print, write_conversation};
+use crate::commands::{prompt_cache, pruning, trace};
+use crate::engine;
+use crate::error::{Error, Result};
+use crate::generate::{Predict, StopReason};
+use crate::engine::Session;
+use crate::system::memory;
+use crate::tokenizer::Token;
+
+/// One prompt, one answer.
+pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: &str) -> Result<()> {
+    let options = &run.options;
+    let Prompt { content, tokens, reasoning } = tokens(run, template, system, prompt)?;
+    let context = context(run, tokens.len());
+    let mut session = Session::new(run.model, &context, 1, 1, run.signals.interrupt.clone())?;
+    pruning::apply(&mut session, run.model, options.prune.as_ref(), context.n_threads_batch)?;
+    if options.trace.is_some() {
+        session.trace();
+    }
+    let mut held = prompt_cache::restore(run, &mut session)?;
+    let mut sampler = sampler(run, &session);
+    let json = options.output_format == OutputFormat::Json;
+    let load_time = run.start.elapsed();
+    if options.display_prompt && !json {
+        print(prompt)?;
+    }
+    let mut printer = Printer::new(&Style::new(&options.look), &options.look, reasoning);
+    let answer = answer(run, &mut session, &mut sampler, &tokens, &mut |text| {
+        if json { Ok(()) } else { printer.show(text) }
+    });
+    if !json && answer.is_ok() {
+        printer.end()?;
+    }
+    let answer = answer?;
+    pruning::write_dump(&session, run.model, options.prune.as_ref())?;
+    if json {
+        print(&format!("{}\n", as_json(options, &answer, load_time)))?;
+    }
+    if options.show_timings {
+        run.log.note(&answer.stats.line());
+    }
+    prompt_cache::taken(run, answer.stats.cached_tokens, &held);
+    // If this fails, it is reported when everything else is done.
+    let stored = prompt_cache::store(run, &session, tokens.len(), &mut held);
+    if let Some(path) = &options.trace {
+        trace::write(path, run.start, load_time, session.traced())?;
+    }
+    if let Some(path) = &options.output_file {
+        let mut turns = Vec::new();
+        if let Some(system) = system {
+            turns.push(Message { role: Role::System, content: system.to_owned() });
+        }
+        turns.push(Message { role: Role::User, content });
+        turns.push(Message { role: Role::Assistant, content: answer.text });
+        write_conversation(path, &turns)?;
+    }
+    match answer.stop {
+        StopReason::Interrupted => {
+            if let Err(e) = stored {
+                run.log.warn(&e.to_string());
+            }
+            Err(run.signals.error())
+        }
+        StopReason::ContextFull if options.limits.predict != Predict::FillContext => {
+            run.log.warn(&format!(
+                "the answer was cut: the context of {} tokens is full (-c N makes it larger)",
+                session.n_ctx()
+            ));
+            stored
+        }
+        _ => stored,
+    }
+}
+
+/// A prompt as the model gets it.
+struct Prompt {
+    /// The user's text
+    content: String,
+    tokens: Vec<Token>,
+    /// The prompt ends inside of reasoning.
+    reasoning: bool,
+}
+
+/// The tokens of the prompt, in the chat template if there is one.
+fn tokens(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: &str) -> Result<Prompt> {
+    let options = &run.options;
+    let content = format!("{}{prompt}{}", options.in_prefix, options.in_suffix);
+    // A text that cannot fit is not tokenized, as that may take minutes.
+    let n_ctx = options.context.n_ctx.filter(|&n| n > 0).unwrap_or(run.model.hparams().n_ctx_train) as usize;
+    let most = if content.len() > n_ctx { n_ctx.saturating_mul(run.tokenizer.longest_piece()) } else { n_ctx };
+    if content.len() > most {
+        return Err(Error::malformed(format!(
+            "the prompt has {} bytes, and {n_ctx} tokens, which is all that the context holds, are {most} at most: shorten it",
+            content.len()
+        )));
+    }
+    let mut reasoning = false;
+    let tokens = match template {
+        Some(template) => {
+            let mut conversation = Conversation::new(template, run.tokenizer, system, options.parse_special);
+            let tokens = conversation.ask(&content)?;
+            reasoning = conversation.opens_reasoning();
+            tokens
+        }
+        None => {
+            if options.conversation != Tristate::Off {
+                run.log.note(
+                    "this model has no chat template: the prompt is completed as it is (--chat-template NAME gives it one)",
+                );
+            }
+            let text = system.map_or(content.clone(), |s| format!("{s}\n\n{content}"));
+            run.tokenizer.encode(&text, true, true)?
+        }
+    };
+    Ok(Prompt { content, tokens, reasoning })
+}
+
+/// The options of the session; its context is no larger than the prompt and the answer need, if that is known.
+fn context(run: &Run, n_tokens: usize) -> engine::Options {
+    let options = &run.options;
+    let mut context = options.context.clone();
+    if let (None, Predict::AtMost(n)) = (context.n_ctx, options.limits.predict) {
+        // The length of the answer is limited, so a smaller context will do.
+        let needed = (n_tokens as u64).saturating_add(n).max(prompt_cache::saved_tokens(run));
+        let needed = needed.min(u64::from(run.model.hparams().n_ctx_train));
+        context.n_ctx = Some(u32::try_from(needed.max(1)).unwrap_or(u32::MAX).next_multiple_of(256));
+    }
+    context
+}
+
+/// `--output-format json`: the answer and its numbers.
+fn as_json(options: &Options, answer: &Answer, load_time: Duration) -> Value {
+    let s = &answer.stats;
+    json!({
+        "model": options.model.path.display().to_string(),
+        "text": answer.text,
+        "stop_reason": answer.stop.name(),
+        "stop_string": if let StopReason::StopString(t) = &answer.stop { Some(t) } else { None },
+        "prompt_tokens": s.prompt_tokens,
+        "generated_tokens": s.generated_tokens,
+        "context_used": s.context_used,
+        "context_size": s.context_size,
+        "seed": s.seed,
+        "logits_hash": format!("{:016x}", s.logits_hash),
+        "prune": s.prune,
+        "peak_memory_bytes": memory::peak(),
+        "timings": {
+            "load_s": load_time.as_secs_f64(),
+            "prompt_s": s.prompt_time.as_secs_f64(),
+            "prompt_probe_s": s.probe_time.as_secs_f64(),
+            "prompt_pack_s": s.pack_time.as_secs_f64(),
+            "prompt_tokens_per_s": s.prompt_speed(),
+            "generation_s": s.generation_time.as_secs_f64(),
+            "generated_tokens_per_s": s.generation_speed(),
+            "first_token_s": s.first_token_time.map(|t| t.as_secs_f64()),
+        },
+    })
+}

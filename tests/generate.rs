@@ -1,0 +1,128 @@
+//! Answers: logits that say what the test wants are pushed, and no model computes.
+
+mod common;
+
+use common::smollm2;
+use pp_run::generate::{Answer, Limits, Next, Predict, StopReason};
+use pp_run::gguf::Gguf;
+use pp_run::sampler::{Options as SamplingOptions, Sampler};
+use pp_run::tokenizer::{Token, Tokenizer};
+
+fn tokenizer() -> Tokenizer {
+    Tokenizer::load(&Gguf::open(&smollm2()).unwrap()).unwrap()
+}
+
+fn text_of(tokenizer: &Tokenizer, text: &str) -> Vec<Token> {
+    tokenizer.encode(text, false, true).unwrap()
+}
+
+struct Case<'a> {
+    says: Vec<Token>,
+    predict: Predict,
+    stop: &'a [&'a str],
+    special: bool,
+    /// Tokens that the context has room for
+    room: usize,
+    /// Tokens after which the answer is interrupted
+    interrupt_after: usize,
+}
+
+impl Case<'_> {
+    fn saying(says: Vec<Token>) -> Case<'static> {
+        Case { says, predict: Predict::Unlimited, stop: &[], special: false, room: 4096, interrupt_after: usize::MAX }
+    }
+
+    /// The pieces shown, the tokens drawn and why it ended.
+    fn run(self, tokenizer: &Tokenizer) -> (Vec<String>, Vec<Token>, StopReason) {
+        let greedy = SamplingOptions { temperature: 0.0, ..Default::default() };
+        let mut sampler = Sampler::new(&greedy, tokenizer.n_vocab(), 4096, &[]);
+        let stop = self.stop.iter().map(|s| s.to_string()).collect();
+        let limits = Limits { predict: self.predict, stop, special: self.special };
+        let mut answer = Answer::new(limits, tokenizer, &mut sampler, self.room);
+        let (mut pieces, mut decoded) = (Vec::new(), Vec::new());
+        while answer.stop().is_none() {
+            if decoded.len() == self.interrupt_after {
+                pieces.push(answer.interrupt());
+                break;
+            }
+            let mut logits = vec![0.0; tokenizer.n_vocab()];
+            logits[self.says[decoded.len()] as usize] = 1.0;
+            let step = answer.push(&logits).unwrap();
+            pieces.push(step.text);
+            match step.next {
+                Next::Decode(token) => decoded.push(token),
+                Next::Stop(reason) => assert_eq!(answer.stop(), Some(&reason)),
+            }
+        }
+        assert!(decoded.len() <= self.room, "decoded beyond the context");
+        let interrupted = answer.stop() == Some(&StopReason::Interrupted);
+        let (tokens, reason) = answer.finish();
+        let last = usize::from(!interrupted && !tokens.is_empty());
+        assert_eq!(tokens[..tokens.len() - last], decoded, "the last token is not decoded");
+        pieces.retain(|p| !p.is_empty());
+        (pieces, tokens, reason)
+    }
+}
+
+#[test]
+fn answers_end_with_the_text_a_limit_or_the_context() {
+    let tokenizer = tokenizer();
+    let says = || text_of(&tokenizer, "One two three four<|im_end|> more more");
+    let (pieces, tokens, reason) = Case::saying(says()).run(&tokenizer);
+    assert_eq!((pieces.concat().as_str(), tokens.len(), reason), ("One two three four", 5, StopReason::EndOfText));
+
+    let (pieces, ..) = Case { special: true, ..Case::saying(says()) }.run(&tokenizer);
+    assert_eq!(pieces.concat(), "One two three four<|im_end|>");
+
+    for n in 0..3 {
+        let (pieces, tokens, reason) = Case { predict: Predict::AtMost(n), ..Case::saying(says()) }.run(&tokenizer);
+        assert_eq!((pieces.len() as u64, tokens.len() as u64, reason), (n, n, StopReason::Limit));
+    }
+
+    // Two cells are free, and the last token needs none.
+    let (pieces, _, reason) = Case { room: 2, ..Case::saying(says()) }.run(&tokenizer);
+    assert_eq!((pieces.concat().as_str(), reason), ("One two three", StopReason::ContextFull));
+    let (pieces, _, reason) = Case { room: 6, predict: Predict::FillContext, ..Case::saying(says()) }.run(&tokenizer);
+    assert_eq!((pieces.concat().as_str(), reason), ("One two three four more more", StopReason::ContextFull));
+
+    let (pieces, _, reason) = Case { interrupt_after: 3, ..Case::saying(says()) }.run(&tokenizer);
+    assert_eq!((pieces.concat().as_str(), reason), ("One two three", StopReason::Interrupted));
+}
+
+#[test]
+fn stop_strings_may_span_pieces() {
+    let tokenizer = tokenizer();
+    let letters = |s: &str| s.chars().flat_map(|l| text_of(&tokenizer, &l.to_string())).collect::<Vec<_>>();
+    let stop = ["<end>", "dis"];
+    let (pieces, _, reason) = Case { stop: &stop, ..Case::saying(letters("ab<en<end>cd")) }.run(&tokenizer);
+    assert_eq!((pieces.concat().as_str(), reason), ("ab<en", StopReason::StopString("<end>".into())));
+    assert_eq!(pieces[..2], ["a", "b"], "what cannot be a beginning is not held back");
+
+    // The first in the text counts, and what came before it in the same piece is shown.
+    let (pieces, _, reason) =
+        Case { stop: &stop, ..Case::saying(text_of(&tokenizer, " pardis <end>")) }.run(&tokenizer);
+    assert_eq!((pieces.concat().as_str(), reason), (" par", StopReason::StopString("dis".into())));
+
+    // A beginning that leads nowhere is part of the answer, and so is one at which the answer is stopped.
+    let (pieces, _, reason) =
+        Case { stop: &stop, interrupt_after: 4, ..Case::saying(letters("ab<en")) }.run(&tokenizer);
+    assert_eq!((pieces.concat().as_str(), reason), ("ab<e", StopReason::Interrupted));
+    let says = [letters("ab<en"), text_of(&tokenizer, "<|im_end|>")].concat();
+    let (pieces, _, reason) = Case { stop: &stop, ..Case::saying(says) }.run(&tokenizer);
+    assert_eq!((pieces.concat().as_str(), reason), ("ab<en", StopReason::EndOfText));
+}
+
+#[test]
+fn characters_that_span_pieces_come_whole() {
+    let tokenizer = tokenizer();
+    let text = "caf\u{e9} \u{1f9a9}\u{1f30b} \u{10348}";
+    let says = text_of(&tokenizer, &format!("{text}<|im_end|>"));
+    let split = says.iter().any(|&t| std::str::from_utf8(&tokenizer.piece(t, false)).is_err());
+    assert!(split, "some token holds a part of a character");
+    let (pieces, ..) = Case::saying(says.clone()).run(&tokenizer);
+    assert_eq!(pieces.concat(), text);
+    // Cut within the last character: what is there of it is shown as U+FFFD.
+    let n = says.len() as u64 - 2;
+    let (pieces, ..) = Case { predict: Predict::AtMost(n), ..Case::saying(says) }.run(&tokenizer);
+    assert!(pieces.concat().ends_with(" \u{fffd}"), "{pieces:?}");
+}
