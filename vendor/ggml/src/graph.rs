@@ -10,7 +10,7 @@
 //! checks.
 //!
 //! Each graph has its own brand:
-//! ```compile_fail
+//! ```compile_fail,E0521
 //! use ggml::{Graph, Type};
 //! Graph::build(8, |one| {
 //!     let (x, _) = one.input("x", Type::F32, [4, 1, 1, 1]);

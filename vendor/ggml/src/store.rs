@@ -74,7 +74,7 @@ impl Specs {
         TensorId { specs: self.number, index: self.list.len() - 1 }
     }
 
-    #[allow(clippy::len_without_is_empty, reason = "nobody asks")]
+    #[allow(clippy::len_without_is_empty, reason = "no caller needs to know")]
     pub fn len(&self) -> usize {
         self.list.len()
     }

@@ -30,7 +30,7 @@ pub type Violation = (&'static str, for<'g> fn(&Builder<'g>));
 
 pub fn assert_violations(table: &[Violation]) {
     for (i, (expected, f)) in table.iter().enumerate() {
-        let message = panic_of(|| ignore(Graph::build(64, |b| f(b))));
+        let message = panic_of(|| ignore(Graph::build(64, f)));
         let message = message.unwrap_or_else(|| panic!("case {i}: no panic, expected '{expected}'"));
         assert!(message.contains(expected), "case {i}: '{message}', expected '{expected}'");
     }
