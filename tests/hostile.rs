@@ -29,7 +29,7 @@ use common::forge::{ARRAY, BOOL, Doc, F32, Forge, I32, I64, STRING, TensorDoc, U
 use ggml::Type;
 use pp_run::error::{Kind, Result};
 use pp_run::gguf::{Gguf, OverrideValue};
-use pp_run::model::{Hparams, Model, Options as ModelOptions, RopeOptions};
+use pp_run::model::{Model, Options as ModelOptions, RopeOptions, read_hparams};
 use pp_run::tokenizer::Tokenizer;
 use pp_run::weights::{self, Kernels};
 
@@ -1228,7 +1228,7 @@ fn calibrations_and_dumps() {
 /// What the program does with a file before it takes memory for it.
 fn checked(bytes: &[u8]) -> Result<()> {
     let gguf = Gguf::of_bytes(Path::new("model.gguf"), bytes)?;
-    Hparams::read(&gguf, &RopeOptions::default())?;
+    read_hparams(&gguf, &RopeOptions::default())?;
     gguf.require_vocab().map(drop)
 }
 

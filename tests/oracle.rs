@@ -11,9 +11,9 @@ use common::{argmax, load, nmse, session, smollm2};
 use ggml::Type;
 use ggml::llama::{Context, ContextParams, Model as LlamaModel};
 use pp_run::engine::Options as ContextOptions;
+use pp_run::engine::Session;
 use pp_run::gguf::Gguf;
 use pp_run::graph::CacheType;
-use pp_run::session::Session;
 use pp_run::tokenizer::Tokenizer;
 
 /// One test computes at a time: two pools of threads that wait for each other by spinning starve on few cores.

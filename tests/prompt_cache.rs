@@ -11,11 +11,11 @@ use common::forge::Forge;
 use common::{load, load_for, session, smollm2};
 use ggml::Type;
 use pp_run::engine::Options as ContextOptions;
+use pp_run::engine::Session;
+use pp_run::engine::prompt_cache::Found;
 use pp_run::error::Kind;
 use pp_run::graph::CacheType;
 use pp_run::model::{Model, RopeOptions, RopeScaling};
-use pp_run::prompt_cache::Found;
-use pp_run::session::Session;
 use pp_run::weights::Kernels;
 use xxhash_rust::xxh3::xxh3_64;
 

@@ -12,10 +12,7 @@ use common::forge::{Forge, golden};
 use common::smollm2;
 use ggml::Type;
 use pp_run::engine::Options as ContextOptions;
-use pp_run::prune::plan::Plan;
-use pp_run::prune::record::Record;
-use pp_run::prune::score::Formula;
-use pp_run::prune::{Options as PruneOptions, Pruning};
+use pp_run::prune::{self, Options as PruneOptions, Record};
 use serde_json::Value;
 
 #[allow(dead_code, reason = "its main is an example's")]
@@ -236,13 +233,11 @@ fn a_conversation_of_two_turns_replays() {
     let model = PathBuf::from(tiny("turns", Type::F32, 2));
     let context = ContextOptions { n_ctx: Some(512), ..ContextOptions::new(2) };
     let model = common::load(&model);
-    let options = PruneOptions { skip: 1, min_tokens: Some(2), ..PruneOptions::new(0.4) };
+    let options = PruneOptions { skip: 1, min_tokens: Some(2), dump: Some("-".into()), ..PruneOptions::new(0.4) };
     let run = |replay: Option<Vec<Record>>| {
         let mut session = common::session(&model, &context);
-        let plan = Plan::new(&options, model.dims()).unwrap();
-        let constants = model.constants(Formula::of(&options), plan.blocks(), 1);
-        let pruning = Pruning::new(options.clone(), plan, constants, None);
-        session.set_pruning(Some(pruning), None, replay, true).unwrap();
+        let setup = prune::prepare(&options, model.facts(), replay, session.n_ctx(), 1).unwrap();
+        session.set_pruning(Some(setup)).unwrap();
         let mut logits = Vec::new();
         let mut text: Vec<i32> = (0..40).map(|i| 300 + i).collect();
         for turn in 0..2 {
@@ -270,13 +265,11 @@ fn short_answers_run_whole_and_long_ones_have_their_masks_renewed() {
     let _turn = turn();
     let context = ContextOptions { n_ctx: Some(512), ..ContextOptions::new(2) };
     let model = common::load(&PathBuf::from(tiny("answers", Type::F32, 2)));
-    let options = PruneOptions { skip: 1, min_tokens: Some(20), ..PruneOptions::new(0.4) };
+    let options = PruneOptions { skip: 1, min_tokens: Some(20), dump: Some("-".into()), ..PruneOptions::new(0.4) };
     let run = |replay: Option<Vec<Record>>, n: usize, expected: Option<usize>| {
         let mut session = common::session(&model, &context);
-        let plan = Plan::new(&options, model.dims()).unwrap();
-        let constants = model.constants(Formula::of(&options), plan.blocks(), 1);
-        let pruning = Pruning::new(options.clone(), plan, constants, None);
-        session.set_pruning(Some(pruning), None, replay, true).unwrap();
+        let setup = prune::prepare(&options, model.facts(), replay, session.n_ctx(), 1).unwrap();
+        session.set_pruning(Some(setup)).unwrap();
         let text: Vec<i32> = (0..40).map(|i| 300 + i).collect();
         session.sync(&text, &mut |_, _| {}).unwrap();
         expected.into_iter().for_each(|n| session.expect(n));

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use super::run::Options;
 use super::signals::Signals;
+use crate::engine::{Report, Session};
 use crate::error::{Kind, Result};
 use crate::generate::{Predict, Pull, StopReason};
 use crate::log::Log;
 use crate::model::Model;
 use crate::sampler::Sampler;
-use crate::engine::{Report, Session};
 use crate::stats::{Stats, logits_hash};
 use crate::tokenizer::{Token, Tokenizer};
 

@@ -8,9 +8,9 @@ use super::load::load;
 use super::output::print;
 use super::pruning;
 use super::signals::Signals;
+use crate::engine::{OUTPUT_ROWS, Session};
 use crate::error::{Error, Kind, Result};
 use crate::log::{self, Log};
-use crate::engine::{OUTPUT_ROWS, Session};
 use crate::tokenizer::Token;
 use crate::{engine, model, prune};
 

@@ -1,10 +1,10 @@
 //! `--prompt-cache FILE`: what a session takes over from the file, and what is left in it.
 
 use super::answer::Run;
+use crate::engine::Session;
+use crate::engine::prompt_cache::{Found, n_tokens};
 use crate::error::Result;
 use crate::graph::CacheParams;
-use crate::engine::prompt_cache::{Found, n_tokens};
-use crate::engine::Session;
 use crate::tokenizer::Token;
 
 /// The tokens that the file holds.
@@ -15,7 +15,8 @@ pub struct Held(Vec<Token>);
 pub fn saved_tokens(run: &Run) -> u64 {
     let context = &run.options.context;
     let (type_k, type_v) = (context.cache_type_k, context.cache_type_v);
-    let cell = CacheParams { n_cells: 1, n_seq: 1, type_k, type_v, flash_attn: true, exact: false }.bytes(&run.model.dims());
+    let cell =
+        CacheParams { n_cells: 1, n_seq: 1, type_k, type_v, flash_attn: true, exact: false }.bytes(&run.model.dims());
     run.options.prompt_cache.as_deref().map_or(0, |path| n_tokens(path, cell))
 }
 

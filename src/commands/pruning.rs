@@ -8,12 +8,7 @@ use crate::model::Model;
 use crate::prune;
 
 /// Lets the session prune as the options say; not at all for `None`.
-pub fn apply(
-    session: &mut Session,
-    model: &Model,
-    options: Option<&prune::Options>,
-    n_threads: usize,
-) -> Result<()> {
+pub fn apply(session: &mut Session, model: &Model, options: Option<&prune::Options>, n_threads: usize) -> Result<()> {
     let Some(options) = options else { return session.set_pruning(None) };
     let facts = model.facts();
     let replay = match &options.replay {

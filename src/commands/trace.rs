@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::output::write_file;
-use crate::error::Result;
 use crate::engine::TracedBatch;
+use crate::error::Result;
 
 /// Writes the load, which began at `start`, and the micro-batches with their nodes.
 pub fn write(path: &Path, start: Instant, load: Duration, batches: &[TracedBatch]) -> Result<()> {

@@ -455,7 +455,7 @@ mod tests {
         policy.learn_reduced(10, kept.clone(), 0.0, Duration::ZERO, 1);
         assert_eq!(answer(&mut policy, 83, 1, 0.0), AskAnswer::Run(Way::Reduced));
         assert_eq!(answer(&mut policy, 84, 1, 0.0), AskAnswer::LookBack { observe: false });
-        assert_eq!(answer(&mut policy, 84, 1, 0.0), AskAnswer::Reduce(Some(kept)));
+        assert_eq!(answer(&mut policy, 84, 1, 0.0), AskAnswer::Reduce(Some(kept.clone())));
         assert!(policy.prompt(5).unwrap_err().to_string().contains("fewer batches"));
         // The record of the look back is in the new dump too.
         assert_eq!(policy.records().unwrap().len(), 2);

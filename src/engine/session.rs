@@ -459,13 +459,7 @@ impl<'m> Session<'m> {
 }
 
 /// The units that a probe chose for a block, if there was one; the history hears of what they computed.
-fn read_kept(
-    engine: &Engine,
-    pruning: &Pruning,
-    notes: &Notes,
-    first: usize,
-    n_each: usize,
-) -> Option<Vec<i32>> {
+fn read_kept(engine: &Engine, pruning: &Pruning, notes: &Notes, first: usize, n_each: usize) -> Option<Vec<i32>> {
     let block: Block = notes.block;
     let slot = notes.kept?;
     let n = pruning.plan.kept(block).expect("a block that is pruned");

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use super::answer::{Answer, Next};
 use super::stop::{Limits, StopReason};
+use crate::engine::Session;
 use crate::error::{Kind, Result};
 use crate::sampler::Sampler;
-use crate::engine::Session;
 use crate::tokenizer::{Token, Tokenizer};
 
 /// Decodes what an answer asks for: an iterator over pieces of its text.

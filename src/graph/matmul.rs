@@ -9,9 +9,7 @@ use kernels::MAX_GEMV_TOKENS;
 use super::builder::GraphBuilder;
 use super::ops::{self, ColumnProduct, Combine, Operand, PanelProduct, RowProduct};
 use super::states::States;
-use crate::prune::{
-    Block, GatherColumns, GatherRows, Reduced, ReducedLinear, ReducedMatrix, Role, column_type,
-};
+use crate::prune::{Block, GatherColumns, GatherRows, Reduced, ReducedLinear, ReducedMatrix, Role, column_type};
 use crate::weights::{Activation, Kernel, Linear, Norm, Weight, has_gemv};
 
 /// Which part of a matrix is multiplied.
@@ -127,8 +125,7 @@ impl<'g> GraphBuilder<'_, 'g> {
         let part = |role, kept| Option::map_or(kept, Part::All, |kept| Part::Rows(kept, role));
         let n = states.n();
         if [gate, up].iter().all(|l| l.weight.kernel.is_own(n) && l.bias.is_none()) {
-            let operands =
-                vec![self.operand(gate, part(Role::Gate, kept)), self.operand(up, part(Role::Up, kept))];
+            let operands = vec![self.operand(gate, part(Role::Gate, kept)), self.operand(up, part(Role::Up, kept))];
             return self.product(states, operands, Combine::SwiGlu, kept);
         }
         // What ran ahead is the gated product, not the two that it is made of.

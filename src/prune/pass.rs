@@ -164,9 +164,7 @@ pub fn note<'g>(
                 false => energy(g, states).0,
             });
         }
-        Pass::Observe(pruning) | Pass::Probe { pruning, observe: true }
-            if pruning.plan.kept(notes.block).is_some() =>
-        {
+        Pass::Observe(pruning) | Pass::Probe { pruning, observe: true } if pruning.plan.kept(notes.block).is_some() => {
             notes.observed = Some(energy(g, normalise(g, states)));
         }
         _ => return false,

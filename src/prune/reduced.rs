@@ -210,9 +210,10 @@ impl<'a> Tensors<'a> {
         fill: Fill<'a>,
     ) -> Result<TensorId> {
         let ne = ne.map(|n| n as u64);
-        let (_, memory) = self.placement.memory(ty, ne, usage, il, false).ok_or_else(|| {
-            Error::unsupported(format!("no device can compute with reduced weights of type {ty}"))
-        })?;
+        let (_, memory) = self
+            .placement
+            .memory(ty, ne, usage, il, false)
+            .ok_or_else(|| Error::unsupported(format!("no device can compute with reduced weights of type {ty}")))?;
         let name = format!("reduced_{name}-{il}");
         let id = self.specs.push(TensorSpec { name, ty, ne: [ne[0], ne[1], 1, 1], place: Place::Buffer(memory) });
         self.fills.push((id, fill));

@@ -4,8 +4,8 @@ use std::sync::{Arc, RwLock};
 
 use ggml::{Op, Parts, Source, dequantize_row};
 
-use super::history::{History, fuse};
 use super::block::{Block, BlockKind};
+use super::history::{History, fuse};
 use super::options::{Method, Metric, Options};
 use crate::weights::{Dims, Matrix};
 

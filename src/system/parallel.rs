@@ -51,12 +51,7 @@ pub fn make(
 }
 
 /// `n_rows` rows of `row` bytes, each of `n_threads` threads making one range of them.
-pub fn rows(
-    n_rows: usize,
-    row: usize,
-    n_threads: usize,
-    make: impl Fn(Range<usize>, &mut [u8]) + Sync,
-) -> Vec<u8> {
+pub fn rows(n_rows: usize, row: usize, n_threads: usize, make: impl Fn(Range<usize>, &mut [u8]) + Sync) -> Vec<u8> {
     let mut out = vec![0u8; n_rows * row];
     let share = n_rows.div_ceil(n_threads).max(1);
     std::thread::scope(|scope| {

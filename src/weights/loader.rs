@@ -139,8 +139,7 @@ impl<'a> Loader<'a> {
             && memory == device.buffer_type()
             && device.computes_in_place()
             && position.is_multiple_of(MAPPED_ALIGNMENT);
-        let place =
-            if in_place { Place::Mapped(device, info.part, position) } else { Place::Buffer(memory) };
+        let place = if in_place { Place::Mapped(device, info.part, position) } else { Place::Buffer(memory) };
         let id = self.specs.push(TensorSpec { name: info.name.clone(), ty: info.ty, ne: info.ne, place });
         self.used.insert(&info.name);
         self.sources.push((id, info));
@@ -154,11 +153,7 @@ impl<'a> Loader<'a> {
     }
 
     /// Brings the tensors into memory. `progress` is told the share done and may stop the load.
-    pub fn finish(
-        self,
-        n_threads: usize,
-        progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send),
-    ) -> Result<Loaded> {
+    pub fn finish(self, n_threads: usize, progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send)) -> Result<Loaded> {
         let ignored = self.ignored()?;
         let Loader { gguf, specs, sources, .. } = self;
         let (mut in_buffers, mut mapped) = (Vec::new(), HashSet::new());

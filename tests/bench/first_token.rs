@@ -10,9 +10,9 @@ use std::time::Instant;
 use ggml::Type;
 use ggml::llama::{Context, ContextParams, Model as LlamaModel};
 use pp_run::engine::Options as ContextOptions;
+use pp_run::engine::Session;
 use pp_run::gguf::Gguf;
 use pp_run::model::{Model, Options as ModelOptions};
-use pp_run::session::Session;
 use pp_run::tokenizer::Tokenizer;
 
 const THREADS: usize = 2;

@@ -13,7 +13,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use ggml::{Device, Division, Executor, Graph, Op, Part, Parts, Place, Slot, Source, Store, TensorSpec, Type, Usage};
+use ggml::{
+    Device, Division, Executor, Graph, Op, Part, Parts, Place, Schedule, Slot, Source, Specs, Store, TensorSpec, Type,
+    Usage,
+};
 use kernels::{Acts, ColumnLayout, Columns, Format, Isa, MAX_GEMV_TOKENS, Out, Row, token_bytes};
 
 const SHAPES: [(usize, usize); 5] = [(576, 1536), (1536, 576), (4096, 4096), (4096, 11008), (11008, 4096)];
@@ -152,15 +155,17 @@ impl Op for Product {
 /// A graph that is ready to run.
 struct Runner {
     executor: Executor,
+    schedule: Schedule,
     out: Slot,
 }
 
 impl Runner {
     fn new(graph: Graph, x: Slot, out: Slot, data: &[f32]) -> Runner {
-        let mut executor = Executor::new(&[], 2, 64, Arc::default()).expect("threads");
-        executor.load(graph).expect("memory");
-        executor.set(x, data);
-        Runner { executor, out }
+        let executor = Executor::new(&[], 2, Arc::default()).expect("threads");
+        let mut schedule = executor.schedule(64);
+        schedule.load(graph).expect("memory");
+        schedule.set(x, data);
+        Runner { executor, schedule, out }
     }
 
     fn ours(isa: Isa, weights: Weights, k: usize, n_out: usize, x: &[f32]) -> Runner {
@@ -184,8 +189,9 @@ impl Runner {
         kinds.push(cpu.buffer_type());
         let memory = kinds.into_iter().find(|&m| cpu.supports(m, ty, ne, Usage::MulMat)).expect("some memory");
         let spec = TensorSpec { name: "w".into(), ty, ne: [ne[0], ne[1], 1, 1], place: Place::Buffer(memory) };
-        let mut store = Store::new(&[spec], Vec::new()).expect("memory");
-        let id = store.ids().next().expect("a tensor");
+        let mut specs = Specs::new();
+        let id = specs.push(spec);
+        let mut store = Store::new(specs, Vec::new()).expect("memory");
         store.set_weights();
         store.fill(&[(id, bytes)], 2, &mut |_| std::ops::ControlFlow::Continue(()));
         let store = Rc::new(store);
@@ -197,20 +203,20 @@ impl Runner {
     }
 
     fn result(&mut self, n: usize) -> Vec<f32> {
-        self.executor.compute(1).expect("a result");
+        self.executor.compute(&mut self.schedule, 1).expect("a result");
         let mut out = vec![0.0; n];
-        self.executor.get(self.out, &mut out);
+        self.schedule.get(self.out, &mut out);
         out
     }
 
     /// The shortest of some runs.
     fn time(&mut self, n_threads: usize) -> Duration {
         // Threads wake up and caches fill.
-        self.executor.compute(n_threads).expect("a result");
+        self.executor.compute(&mut self.schedule, n_threads).expect("a result");
         let (start, mut best) = (Instant::now(), Duration::MAX);
         while start.elapsed() < Duration::from_millis(20) {
             let start = Instant::now();
-            self.executor.compute(n_threads).expect("a result");
+            self.executor.compute(&mut self.schedule, n_threads).expect("a result");
             best = best.min(start.elapsed());
         }
         // So that they do not take the core from the other's.

@@ -14,9 +14,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use pp_run::engine::Options as ContextOptions;
+use pp_run::engine::Session;
 use pp_run::gguf::Gguf;
 use pp_run::model::{Model, Options as ModelOptions, RopeOptions};
-use pp_run::session::Session;
 use pp_run::weights::{self, Kernels};
 
 /// SmolLM2-135M-Instruct, which `models/get` fetches.

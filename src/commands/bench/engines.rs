@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use ggml::llama::{Context, ContextParams};
 
 use crate::engine::Options;
-use crate::error::{Error, Result};
 use crate::engine::{Report, Session};
+use crate::error::{Error, Result};
 use crate::tokenizer::Token;
 
 /// What is timed: a prompt, then generated tokens, after `n_depth` tokens that are not timed.

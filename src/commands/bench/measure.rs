@@ -11,10 +11,10 @@ use super::options::Options;
 use crate::commands::pruning;
 use crate::commands::signals::Signals;
 use crate::engine;
+use crate::engine::{Report, Session};
 use crate::error::{Error, Kind, Result};
 use crate::log::Log;
 use crate::model::Model;
-use crate::engine::{Report, Session};
 use crate::tokenizer::Token;
 use crate::weights::Kernels;
 

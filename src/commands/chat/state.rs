@@ -11,9 +11,9 @@ use crate::commands::answer::{Answer, Run, answer, sampler};
 use crate::commands::output::Printer;
 use crate::commands::pruning;
 use crate::commands::run::Options;
+use crate::engine::Session;
 use crate::error::Result;
 use crate::sampler::Sampler;
-use crate::engine::Session;
 use crate::stats::Stats;
 
 /// How often the beginning of a long answer is written to disk.

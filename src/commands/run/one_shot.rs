@@ -11,9 +11,9 @@ use crate::commands::answer::{Answer, Run, answer, sampler};
 use crate::commands::output::{Printer, print, write_conversation};
 use crate::commands::{prompt_cache, pruning, trace};
 use crate::engine;
+use crate::engine::Session;
 use crate::error::{Error, Result};
 use crate::generate::{Predict, StopReason};
-use crate::engine::Session;
 use crate::system::memory;
 use crate::tokenizer::Token;
 

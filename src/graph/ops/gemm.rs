@@ -105,14 +105,7 @@ impl Op for PanelProduct {
 
 impl PanelProduct {
     /// Products with `rows` of the operand of this number (of the gated pair that it begins), written `at` elements into the part.
-    fn multiply(
-        &self,
-        shared: &Shared,
-        number: usize,
-        rows: std::ops::Range<usize>,
-        at: usize,
-        out: &mut Part,
-    ) {
+    fn multiply(&self, shared: &Shared, number: usize, rows: std::ops::Range<usize>, at: usize, out: &mut Part) {
         thread_local! {
             static PANELS: RefCell<[Vec<u8>; 2]> = RefCell::default();
         }

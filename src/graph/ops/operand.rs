@@ -69,7 +69,8 @@ type Decode = dyn Fn(&[u8], &mut [f32]) + Sync;
 impl<'a> Rows<'a> {
     /// Those of these operands.
     pub fn new(operands: &'a [Operand]) -> Rows<'a> {
-        let decode = |ty: Type| Box::new(move |bytes: &[u8], out: &mut [f32]| dequantize_row(ty, bytes, out)) as Box<Decode>;
+        let decode =
+            |ty: Type| Box::new(move |bytes: &[u8], out: &mut [f32]| dequantize_row(ty, bytes, out)) as Box<Decode>;
         Rows { operands, others: operands.iter().map(|o| decode(o.matrix.ty())).collect() }
     }
 

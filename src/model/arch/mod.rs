@@ -51,8 +51,7 @@ fn read_inner(gguf: &Gguf, rope: &RopeOptions) -> Result<(&'static Architecture,
         )));
     };
     let quantized = gguf.tensors().iter().any(|t| t.ty.is_quantized());
-    if let Some(version) =
-        meta.u32("general.quantization_version")?.filter(|&v| quantized && v != QUANTIZATION_VERSION)
+    if let Some(version) = meta.u32("general.quantization_version")?.filter(|&v| quantized && v != QUANTIZATION_VERSION)
     {
         return Err(Error::unsupported(format!(
             "general.quantization_version is {version}; pp-run knows {QUANTIZATION_VERSION}: convert the model again"

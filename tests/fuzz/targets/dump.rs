@@ -2,15 +2,15 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pp_run::prune::plan::Dims;
-use pp_run::prune::record::parse;
+use pp_run::prune::parse_dump as parse;
+use pp_run::weights::Dims;
 
 fuzz_target!(|text: &str| {
-    let dims = Dims { n_layer: 2, n_embd: 4, n_head: 2, n_head_kv: 1, n_embd_head: 2, n_ff: 6 };
+    let dims = Dims { n_layer: 2, n_embd: 4, n_head: 2, n_head_kv: 1, n_embd_head: 2, n_ff: 6, n_ff_matrices: 3 };
     let Ok(records) = parse(text, &dims, 7) else { return };
     assert!(!records.is_empty());
     for (block, kept) in records.iter().flat_map(|r| &r.kept) {
-        let units = 0..dims.units(block.kind) as i32;
+        let units = 0..block.kind.units(&dims) as i32;
         assert!(block.il < dims.n_layer && !kept.is_empty() && kept.iter().all(|k| units.contains(k)), "{block:?} {kept:?}");
         assert!(kept.is_sorted_by(|a, b| a < b), "{block:?} {kept:?}");
     }

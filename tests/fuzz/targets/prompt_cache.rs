@@ -2,8 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use pp_run::engine::prompt_cache::{Origin, Saved, encode, parse};
 use pp_run::graph::CacheType;
-use pp_run::prompt_cache::{Origin, Saved, encode, parse};
+use pp_run::prune::IDENTITY_BYTES;
 
 const N_CTX: usize = 8;
 const N_VOCAB: usize = 300;
@@ -30,7 +31,7 @@ fn origin() -> Origin {
             beta_fast: 32.0,
             beta_slow: 1.0,
         },
-        pruning: 0,
+        pruning: [0; IDENTITY_BYTES],
     }
 }
 

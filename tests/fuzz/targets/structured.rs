@@ -13,7 +13,7 @@ use forge::{Doc, Forge, TensorDoc};
 use ggml::Type;
 use libfuzzer_sys::fuzz_target;
 use pp_run::gguf::Gguf;
-use pp_run::model::{Hparams, RopeOptions};
+use pp_run::model::{RopeOptions, read_hparams};
 
 #[derive(Debug, Arbitrary)]
 enum Change {
@@ -89,6 +89,6 @@ fuzz_target!(|changes: Vec<Change>| {
     let mut doc = good();
     changes.into_iter().take(8).for_each(|c| change(&mut doc, c));
     let Ok(gguf) = Gguf::of_bytes(Path::new("model.gguf"), &doc.bytes()) else { return };
-    let _ = Hparams::read(&gguf, &RopeOptions::default());
+    let _ = read_hparams(&gguf, &RopeOptions::default());
     let _ = gguf.require_vocab();
 });
