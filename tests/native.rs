@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use common::forge::Forge;
+use common::forge::{Arch, Forge};
 use common::{load_for, nmse, session, smollm2};
 use ggml::Type;
 use pp_run::engine::Options as ContextOptions;
@@ -78,7 +78,12 @@ fn random_models_of_every_kind_are_nearly_the_same() {
     let prompts: Vec<Vec<i32>> = vec![prompt(1, 1), prompt(5, 3), prompt(17, 5), prompt(200, 101)];
     let types = [Type::Q4_0, Type::Q4_1, Type::Q5_0, Type::Q8_0, Type::Q4_K, Type::Q6_K];
     for (i, ty) in types.into_iter().enumerate() {
-        let forge = Forge { biases: i % 2 == 0, tied: i % 3 == 0, ..Forge::tiny(ty, 4, [4, 2, 1][i % 3]) };
+        let forge = Forge {
+            arch: Arch::ALL[i % 3],
+            biases: i % 2 == 0,
+            tied: i % 3 == 0,
+            ..Forge::tiny(ty, 4, [4, 2, 1][i % 3])
+        };
         let path = dir.path().join(format!("{ty}.gguf"));
         forge.write(&path);
         let cache = [CacheType::F16, CacheType::F32, CacheType::Q8_0][i / 2];

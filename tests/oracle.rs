@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use common::forge::{Forge, RopeKind};
+use common::forge::{Arch, Forge, RopeKind};
 use common::{argmax, load, nmse, session, smollm2};
 use ggml::Type;
 use ggml::llama::{Context, ContextParams, Model as LlamaModel};
@@ -175,6 +175,31 @@ fn random_models_agree_for_every_variant() {
             }
         }
     }
+}
+
+#[test]
+fn random_models_of_every_architecture_agree() {
+    let _turn = turn();
+    for arch in Arch::ALL {
+        for (ty, n_head_kv) in [(Type::F32, 4), (Type::Q4_0, 2), (Type::Q4_K, 1)] {
+            for tied in [false, true] {
+                compare_forged(&Forge { arch, tied, ..Forge::tiny(ty, 4, n_head_kv) }, &small_options());
+            }
+        }
+        for rope in [RopeKind::Linear, RopeKind::Yarn] {
+            compare_forged(&Forge { arch, rope, ..Forge::tiny(Type::F16, 4, 2) }, &small_options());
+        }
+        let cache = CacheType::Q8_0;
+        let options = ContextOptions { cache_type_k: cache, cache_type_v: cache, ..small_options() };
+        compare_forged(&Forge { arch, ..Forge::tiny(Type::F16, 4, 2) }, &options);
+        compare_forged(
+            &Forge { arch, ..Forge::tiny(Type::F16, 4, 2) },
+            &ContextOptions { flash_attn: false, ..small_options() },
+        );
+    }
+    // Qwen 3's heads are wider than their share of the embedding.
+    let wide = Forge { arch: Arch::Qwen3, n_embd_head: Some(128), ..Forge::tiny(Type::Q4_0, 4, 2) };
+    compare_forged(&wide, &small_options());
 }
 
 #[test]

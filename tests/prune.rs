@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{LazyLock, Mutex, MutexGuard};
 
-use common::forge::{Forge, golden};
+use common::forge::{Arch, Forge, golden};
 use common::smollm2;
 use ggml::Type;
 use pp_run::engine::Options as ContextOptions;
@@ -161,8 +161,14 @@ fn tiny_models_agree_with_the_reference_in_every_choice() {
 
 /// A tiny model of 8 heads in a file of its own.
 fn tiny(name: &str, ty: Type, n_head_kv: usize) -> String {
+    tiny_of(Arch::Llama, name, ty, n_head_kv)
+}
+
+/// The same of an architecture; all matrices of llama's have biases.
+fn tiny_of(arch: Arch, name: &str, ty: Type, n_head_kv: usize) -> String {
     let path = DIR.path().join(name).with_extension("gguf");
-    let forge = Forge { n_layer: 5, seed: 3, biases: true, ..Forge::tiny(ty, 8, n_head_kv) };
+    let biases = arch == Arch::Llama;
+    let forge = Forge { arch, n_layer: 5, seed: 3, biases, ..Forge::tiny(ty, 8, n_head_kv) };
     forge.write(&path);
     path.to_str().unwrap().to_owned()
 }
@@ -191,10 +197,12 @@ fn a_ratio_of_zero_is_the_dense_model() {
 #[test]
 fn counts_are_exact_masks_are_reproducible_and_dumps_replay() {
     let _turn = turn();
-    let all = [(8, Type::F32), (2, Type::Q4_0), (8, Type::Q4_K), (2, Type::Q8_0), (8, Type::Q6_K)];
-    for ((n_head_kv, ty), kernels) in all.into_iter().flat_map(|c| [(c, "ggml"), (c, "native")]) {
-        let name = format!("{n_head_kv}-{ty}-{kernels}");
-        let model = tiny(&format!("dumps-{name}"), ty, n_head_kv);
+    let llama = [(8, Type::F32), (2, Type::Q4_0), (8, Type::Q4_K), (2, Type::Q8_0), (8, Type::Q6_K)];
+    let others = [(Arch::Qwen2, 2, Type::Q4_0), (Arch::Qwen3, 8, Type::Q4_K)];
+    let all: Vec<_> = llama.map(|(n_head_kv, ty)| (Arch::Llama, n_head_kv, ty)).into_iter().chain(others).collect();
+    for ((arch, n_head_kv, ty), kernels) in all.into_iter().flat_map(|c| [(c, "ggml"), (c, "native")]) {
+        let name = format!("{}-{n_head_kv}-{ty}-{kernels}", arch.name());
+        let model = tiny_of(arch, &format!("dumps-{name}"), ty, n_head_kv);
         let path = |which: &str| DIR.path().join(format!("{which}-{name}.json")).to_str().unwrap().to_owned();
         let [first, second, third] = ["a", "b", "c"].map(path);
         let run = |more: &[&str]| {

@@ -17,7 +17,7 @@ mod report;
 mod score;
 mod session;
 
-pub use core::OUTPUT_ROWS;
+pub use core::{Engine, OUTPUT_ROWS};
 pub use options::Options;
 pub use report::Report;
 pub use score::Moments;

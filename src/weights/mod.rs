@@ -14,6 +14,6 @@ pub use kernel::{Kernel, format, has_gemv};
 pub use loader::{Loaded, Loader};
 pub use matrix::Matrix;
 pub use options::{Kernels, Options, Pack};
-pub use packed::{Panels, pack_all};
+pub use packed::Panels;
 pub use placement::{INPUT, Placement};
-pub use tensors::{Activation, Attention, Dims, Layer, Linear, Mlp, Norm, Vector, Weight};
+pub use tensors::{Activation, Attention, Dims, Layer, Linear, Mlp, Norm, Vector, Weight, pack_all};

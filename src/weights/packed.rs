@@ -1,4 +1,4 @@
-//! Weights in the panels that our kernels multiply many tokens with: packed once, when the model is loaded (`--pack resident`).
+//! Matrices in the panels that our kernels multiply many tokens with, packed once (`--pack resident`).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,9 +6,8 @@ use std::sync::Arc;
 use ggml::{Pages, dequantize_row};
 use kernels::{Format, Isa, Row};
 
-use super::kernel::{Kernel, format};
+use super::kernel::format;
 use super::matrix::Matrix;
-use super::tensors::Weight;
 use crate::error::Result;
 use crate::system::parallel;
 
@@ -20,27 +19,22 @@ pub struct Panels {
 }
 
 impl Panels {
+    /// Packs matrices, on `n_threads` threads. [`crate::error::Kind::Memory`] if they do not fit.
+    pub fn of_all(matrices: &[Matrix], n_threads: usize) -> Result<Vec<Panels>> {
+        let sizes: Vec<usize> = matrices.iter().map(n_bytes).collect();
+        let advice = "leave out --pack resident, or use a smaller model";
+        let (pages, ranges) = parallel::make(&sizes, n_threads, "the packed weights", advice, |i, out| {
+            pack(&matrices[i], out);
+        })?;
+        Ok(ranges.into_iter().map(|range| Panels { pages: pages.clone(), range }).collect())
+    }
+
     /// The panel whose first row is number `row` of the matrix, `n_bytes` long; `None` if no panel begins there.
     pub fn panel(&self, row: usize, n_bytes: usize) -> Option<&[u8]> {
         let n_rows = Isa::best().panel_rows();
         let start = self.range.start + row / n_rows * n_bytes;
         row.is_multiple_of(n_rows).then(|| &self.pages[start..start + n_bytes])
     }
-}
-
-/// Packs those of the weights that our kernels multiply, on `n_threads` threads. [`crate::error::Kind::Memory`] if they do not fit.
-pub fn pack_all(weights: Vec<&mut Weight>, n_threads: usize) -> Result<()> {
-    let mut weights: Vec<&mut Weight> = weights.into_iter().filter(|w| w.kernel != Kernel::Ggml).collect();
-    let matrices: Vec<Matrix> = weights.iter().map(|w| w.rows.clone()).collect();
-    let sizes: Vec<usize> = matrices.iter().map(n_bytes).collect();
-    let advice = "leave out --pack resident, or use a smaller model";
-    let (pages, ranges) = parallel::make(&sizes, n_threads, "the packed weights", advice, |i, out| {
-        pack(&matrices[i], out);
-    })?;
-    for (weight, range) in weights.iter_mut().zip(ranges) {
-        weight.packed = Some(Panels { pages: pages.clone(), range });
-    }
-    Ok(())
 }
 
 /// Packs a matrix: as many panels, one after the other, as its rows need.

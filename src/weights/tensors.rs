@@ -5,6 +5,7 @@ use ggml::{Rope, TensorId};
 use super::kernel::Kernel;
 use super::matrix::Matrix;
 use super::packed::Panels;
+use crate::error::Result;
 
 /// A matrix `[n_in, n_out]` of the weights.
 #[derive(Debug, Clone)]
@@ -186,4 +187,14 @@ impl Dims {
     pub fn n_embd_gqa(&self) -> usize {
         self.n_embd_head * self.n_head_kv
     }
+}
+
+/// Packs those of the weights that our kernels multiply, on `n_threads` threads. [`crate::error::Kind::Memory`] if they do not fit.
+pub fn pack_all(weights: Vec<&mut Weight>, n_threads: usize) -> Result<()> {
+    let mut weights: Vec<&mut Weight> = weights.into_iter().filter(|w| w.kernel != Kernel::Ggml).collect();
+    let matrices: Vec<Matrix> = weights.iter().map(|w| w.rows.clone()).collect();
+    for (weight, panels) in weights.iter_mut().zip(Panels::of_all(&matrices, n_threads)?) {
+        weight.packed = Some(panels);
+    }
+    Ok(())
 }

@@ -12,7 +12,7 @@ mod forge;
 use std::path::PathBuf;
 
 use clap::Parser;
-use forge::{Forge, RopeKind};
+use forge::{Arch, Forge, RopeKind};
 use ggml::Type;
 
 #[derive(Parser)]
@@ -36,12 +36,14 @@ fn main() {
         std::process::exit(2);
     };
     let forge = Forge {
+        arch: Arch::Llama,
         ty,
         n_vocab: 1024,
         n_embd: 4096,
         n_ff: 11008,
         n_head: 32,
         n_head_kv: 32,
+        n_embd_head: None,
         n_layer: args.layers,
         n_ctx: 4096,
         tied: false,

@@ -1,4 +1,4 @@
-//! Models of architecture `llama` made of random numbers, from a seed: tiny ones for tests, wide ones for benchmarks.
+//! Models of random numbers, from a seed: tiny ones of each architecture for tests, wide ones for benchmarks.
 
 use std::path::Path;
 
@@ -17,15 +17,40 @@ pub enum RopeKind {
     Llama3,
 }
 
+/// Architecture of a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Arch {
+    Llama,
+    /// Biases of queries, keys and values
+    Qwen2,
+    /// Norms of each head's queries and keys
+    Qwen3,
+}
+
+impl Arch {
+    pub const ALL: [Arch; 3] = [Arch::Llama, Arch::Qwen2, Arch::Qwen3];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Arch::Llama => "llama",
+            Arch::Qwen2 => "qwen2",
+            Arch::Qwen3 => "qwen3",
+        }
+    }
+}
+
 /// What to make.
 #[derive(Debug, Clone)]
 pub struct Forge {
+    pub arch: Arch,
     pub ty: Type,
     pub n_vocab: usize,
     pub n_embd: usize,
     pub n_ff: usize,
     pub n_head: usize,
     pub n_head_kv: usize,
+    /// Width of a head, if it is not the embedding's divided by the heads
+    pub n_embd_head: Option<usize>,
     pub n_layer: usize,
     pub n_ctx: u32,
     /// The output matrix is the embedding table.
@@ -53,12 +78,14 @@ impl Forge {
     /// A model of two layers, 512 tokens and width 256.
     pub fn tiny(ty: Type, n_head: usize, n_head_kv: usize) -> Forge {
         Forge {
+            arch: Arch::Llama,
             ty,
             n_vocab: 512,
             n_embd: 256,
             n_ff: 512,
             n_head,
             n_head_kv,
+            n_embd_head: None,
             n_layer: 2,
             n_ctx: 2048,
             tied: false,
@@ -88,25 +115,32 @@ impl Forge {
     }
 
     fn metadata(&self, w: &mut Doc) {
-        w.str("general.architecture", "llama");
+        let key = |name: &str| format!("{}.{name}", self.arch.name());
+        w.str("general.architecture", self.arch.name());
         w.str("general.name", "random");
-        w.u32("llama.context_length", self.n_ctx);
-        w.u32("llama.embedding_length", self.n_embd as u32);
-        w.u32("llama.block_count", self.n_layer as u32);
-        w.u32("llama.feed_forward_length", self.n_ff as u32);
-        w.u32("llama.attention.head_count", self.n_head as u32);
-        w.u32("llama.attention.head_count_kv", self.n_head_kv as u32);
-        w.u32("llama.rope.dimension_count", (self.n_embd / self.n_head) as u32);
-        w.f32("llama.attention.layer_norm_rms_epsilon", 1e-5);
+        w.u32(&key("context_length"), self.n_ctx);
+        w.u32(&key("embedding_length"), self.n_embd as u32);
+        w.u32(&key("block_count"), self.n_layer as u32);
+        w.u32(&key("feed_forward_length"), self.n_ff as u32);
+        w.u32(&key("attention.head_count"), self.n_head as u32);
+        w.u32(&key("attention.head_count_kv"), self.n_head_kv as u32);
+        if let Some(n) = self.n_embd_head {
+            w.u32(&key("attention.key_length"), n as u32);
+            w.u32(&key("attention.value_length"), n as u32);
+        }
+        if self.arch == Arch::Llama {
+            w.u32(&key("rope.dimension_count"), self.n_embd_head() as u32);
+        }
+        w.f32(&key("attention.layer_norm_rms_epsilon"), 1e-5);
         match self.rope {
             RopeKind::Plain => {}
             RopeKind::Linear | RopeKind::Yarn => {
                 let kind = if self.rope == RopeKind::Linear { "linear" } else { "yarn" };
-                w.str("llama.rope.scaling.type", kind);
-                w.f32("llama.rope.scaling.factor", 4.0);
-                w.u32("llama.rope.scaling.original_context_length", self.n_ctx / 4);
+                w.str(&key("rope.scaling.type"), kind);
+                w.f32(&key("rope.scaling.factor"), 4.0);
+                w.u32(&key("rope.scaling.original_context_length"), self.n_ctx / 4);
             }
-            RopeKind::Llama3 => w.f32("llama.rope.freq_base", 500000.0),
+            RopeKind::Llama3 => w.f32(&key("rope.freq_base"), 500000.0),
         }
         // A SentencePiece vocabulary: control tokens, bytes, letters, then words that never occur.
         let mut tokens = vec!["<unk>".to_owned(), "<s>".to_owned(), "</s>".to_owned()];
@@ -129,30 +163,40 @@ impl Forge {
         w.u32("tokenizer.ggml.eos_token_id", 2);
     }
 
+    /// Width of a head.
+    fn n_embd_head(&self) -> usize {
+        self.n_embd_head.unwrap_or(self.n_embd / self.n_head)
+    }
+
     /// Names, shapes and types.
     fn tensors(&self) -> Vec<(String, Vec<usize>, Type)> {
         let (n_embd, n_ff) = (self.n_embd, self.n_ff);
-        let n_kv = self.n_embd / self.n_head * self.n_head_kv;
+        let (n_q, n_kv) = (self.n_embd_head() * self.n_head, self.n_embd_head() * self.n_head_kv);
         let mut tensors = vec![("token_embd.weight".to_owned(), vec![n_embd, self.n_vocab], self.ty)];
         if self.rope == RopeKind::Llama3 {
-            tensors.push(("rope_freqs.weight".to_owned(), vec![self.n_embd / self.n_head / 2], Type::F32));
+            tensors.push(("rope_freqs.weight".to_owned(), vec![self.n_embd_head() / 2], Type::F32));
         }
         for il in 0..self.n_layer {
-            let mut gain = |name: &str| tensors.push((format!("blk.{il}.{name}.weight"), vec![n_embd], Type::F32));
-            gain("attn_norm");
-            gain("ffn_norm");
+            let mut gain = |name: &str, n| tensors.push((format!("blk.{il}.{name}.weight"), vec![n], Type::F32));
+            gain("attn_norm", n_embd);
+            gain("ffn_norm", n_embd);
+            if self.arch == Arch::Qwen3 {
+                gain("attn_q_norm", self.n_embd_head());
+                gain("attn_k_norm", self.n_embd_head());
+            }
             let matrices = [
-                ("attn_q", n_embd, n_embd),
+                ("attn_q", n_embd, n_q),
                 ("attn_k", n_embd, n_kv),
                 ("attn_v", n_embd, n_kv),
-                ("attn_output", n_embd, n_embd),
+                ("attn_output", n_q, n_embd),
                 ("ffn_gate", n_embd, n_ff),
                 ("ffn_up", n_embd, n_ff),
                 ("ffn_down", n_ff, n_embd),
             ];
             for (name, n_in, n_out) in matrices {
                 tensors.push((format!("blk.{il}.{name}.weight"), vec![n_in, n_out], self.ty));
-                if self.biases {
+                let of_qkv = self.arch == Arch::Qwen2 && ["attn_q", "attn_k", "attn_v"].contains(&name);
+                if self.biases || of_qkv {
                     tensors.push((format!("blk.{il}.{name}.bias"), vec![n_out], Type::F32));
                 }
             }

@@ -1,0 +1,81 @@
+//! Batches of any rows: what a token computes does not depend on what is computed beside it.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use common::forge::{Arch, Forge};
+use common::{load_for, nmse};
+use ggml::Type;
+use pp_run::engine::{Engine, Options};
+use pp_run::graph::{Batch, CacheType, Results, Row};
+use pp_run::model::Model;
+use pp_run::prune::Pass;
+use pp_run::weights::Kernels;
+
+/// Some tokens of a random model.
+fn text(n: usize, step: usize) -> Vec<i32> {
+    (0..n).map(|i| ((i * step + 7) % 512) as i32).collect()
+}
+
+/// Rows of a sequence from position `first` on, of which the last is wanted.
+fn rows(tokens: &[i32], first: usize, seq: usize) -> Vec<Row> {
+    let row = |(i, &token)| Row { token, pos: first + i, seq, wanted: i + 1 == tokens.len() };
+    tokens.iter().enumerate().map(row).collect()
+}
+
+fn engine<'m>(model: &'m Model, options: &Options, n_seq: usize) -> Engine<'m> {
+    Engine::new(model, options, n_seq, n_seq, Arc::new(AtomicBool::new(false))).unwrap()
+}
+
+/// Logits of the rows that are wanted, one after the other.
+fn run(engine: &mut Engine, rows: Vec<Row>) -> Vec<Vec<f32>> {
+    let n = rows.iter().filter(|r| r.wanted).count();
+    let batch = Batch { rows, results: Results::Logits, is_whole: false };
+    engine.run(&batch, Pass::Dense, None, false).unwrap();
+    let mut logits = vec![0.0; n * engine.model.n_vocab()];
+    engine.results(&mut logits);
+    logits.chunks_exact(engine.model.n_vocab()).map(<[f32]>::to_vec).collect()
+}
+
+/// Two texts in one cache, in pieces that are of different lengths and at different positions, against each alone.
+fn compare(forge: &Forge, kernels: Kernels, options: &Options, most: f64) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    forge.write(&path);
+    let model = load_for(&path, options, kernels);
+    let (a, b) = (text(300, 31), text(45, 5));
+    let alone = |text: &[i32], at: [usize; 2]| {
+        let mut engine = engine(&model, options, 1);
+        let first = run(&mut engine, rows(&text[..at[0]], 0, 0)).remove(0);
+        let second = run(&mut engine, rows(&text[at[0]..at[1]], at[0], 0)).remove(0);
+        engine.executor.pause();
+        [first, second]
+    };
+    let (a_alone, b_alone) = (alone(&a, [280, 300]), alone(&b, [30, 45]));
+    let mut both = engine(&model, options, 3);
+    // The sequences are neither in order nor all there are.
+    let first = run(&mut both, [rows(&b[..30], 0, 2), rows(&a[..280], 0, 0)].concat());
+    let second = run(&mut both, [rows(&a[280..], 280, 0), rows(&b[30..], 30, 2)].concat());
+    both.executor.pause();
+    for (got, want) in
+        [(&first[0], &b_alone[0]), (&first[1], &a_alone[0]), (&second[0], &a_alone[1]), (&second[1], &b_alone[1])]
+    {
+        let error = nmse(got, want);
+        assert!(error < most, "{} {}, {kernels:?}: NMSE {error:e}", forge.arch.name(), forge.ty);
+    }
+}
+
+#[test]
+fn rows_of_any_sequences_at_any_positions() {
+    let small = Options { n_ctx: Some(512), ..Options::new(2) };
+    for arch in Arch::ALL {
+        compare(&Forge { arch, ..Forge::tiny(Type::F32, 4, 2) }, Kernels::Ggml, &small, 1e-9);
+        compare(&Forge { arch, ..Forge::tiny(Type::Q4_0, 4, 2) }, Kernels::Native, &small, 1e-9);
+    }
+    let forge = Forge::tiny(Type::F32, 4, 4);
+    compare(&forge, Kernels::Ggml, &Options { flash_attn: false, ..small.clone() }, 1e-9);
+    let cache = CacheType::Q8_0;
+    compare(&forge, Kernels::Ggml, &Options { cache_type_k: cache, cache_type_v: cache, ..small }, 1e-9);
+}
