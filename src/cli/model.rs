@@ -47,10 +47,9 @@ pub struct ModelArgs {
     /// Whose kernels multiply weights on the CPU: ggml (as llama.cpp), native (our own), auto (the faster ones)
     ///
     /// ggml gives llama.cpp's very numbers. native multiplies in 8 bits, straight from the file, with AVX-512 VNNI, AVX-VNNI,
-    /// AVX2, NEON with dot products, or on any processor. auto times a matrix of the model with both when it is loaded, and
-    /// takes those that are faster for a prompt of 512 tokens and an answer of 64; where both are about as fast, or other
-    /// programs run meanwhile, two runs may choose differently and differ in the last digits, which naming one prevents. With
-    /// --no-mmap, and with all layers on the GPU, auto is ggml.
+    /// AVX2, NEON with dot products, or on any processor. auto takes those that are known to be faster, by the processor and the
+    /// weight's type, and never measures: on x86 from AVX2 on native for quantised types, else ggml. With --no-mmap, and for
+    /// layers on the GPU, auto is ggml.
     #[arg(long, value_name = "WHOSE", default_value = "auto")]
     pub kernels: String,
     /// When weights are packed for our own kernels: batch (anew for each), resident (once, at the load)
