@@ -10,7 +10,7 @@ use common::{load_for, nmse};
 use ggml::Type;
 use pp_run::engine::{Engine, Options};
 use pp_run::graph::{Batch, CacheType, Results, Row};
-use pp_run::model::Model;
+use pp_run::model::{Model, RopeOptions};
 use pp_run::prune::Pass;
 use pp_run::weights::Kernels;
 
@@ -44,7 +44,7 @@ fn compare(forge: &Forge, kernels: Kernels, options: &Options, most: f64) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     forge.write(&path);
-    let model = load_for(&path, options, kernels);
+    let model = load_for(&path, kernels, RopeOptions::default());
     let (a, b) = (text(300, 31), text(45, 5));
     let alone = |text: &[i32], at: [usize; 2]| {
         let mut engine = engine(&model, options, 1);
