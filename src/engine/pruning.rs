@@ -459,7 +459,8 @@ mod tests {
         assert!(policy.prompt(5).unwrap_err().to_string().contains("fewer batches"));
         // The record of the look back is in the new dump too.
         assert_eq!(policy.records().unwrap().len(), 2);
-        let mut policy = Policy::replay(vec![Record { frozen: true, kept: [(block, vec![0])].into(), ..made(0) }], 0.8);
+        let mut policy =
+            Policy::replay(vec![Record { frozen: true, kept: [(block, vec![0, 1, 2])].into(), ..made(0) }], 0.8);
         assert!(policy.answer(&plan(), 0, 1, 0.0).unwrap_err().to_string().contains("different numbers"));
     }
 }
