@@ -191,6 +191,8 @@ struct Buffers {
     scales: Vec<f32>,
     /// See [`Weight::prepare`]
     scratch: Vec<f32>,
+    /// See [`Weight::block`]. It is on the heap, as of an array on the stack the compiler computes each byte by itself for AVX2
+    room: Box<[u8; BLOCK]>,
     /// Where in a tile the codes of each four are
     places: Vec<usize>,
 }
@@ -198,7 +200,7 @@ struct Buffers {
 /// Writes one row's codes, and its scales and minima at lane `i`.
 #[inline(always)]
 fn reduce_row<S: Simd, W: Weight>(s: S, weight: W, row: &[u8], w: &ColumnLayout, i: usize, buffers: &mut Buffers) {
-    let Buffers { codes, scales, scratch, width, .. } = buffers;
+    let Buffers { codes, scales, scratch, room, width, .. } = buffers;
     let (a, b) = codes[2 * i * *width..2 * (i + 1) * *width].split_at_mut(*width);
     let mut codes = [a, b];
     weight.prepare(s, row, scratch);
@@ -207,7 +209,8 @@ fn reduce_row<S: Simd, W: Weight>(s: S, weight: W, row: &[u8], w: &ColumnLayout,
         for (kept, to) in pair.iter().zip(&mut codes) {
             // A block of which nothing is kept keeps its scale of 0, as its own may be NaN.
             if kept.n > 0 {
-                let (scale, minimum) = weight.reduce(s, row, scratch, kept.block, kept.mask, &mut to[at..]);
+                let (codes, scale, minimum) = weight.block(s, row, scratch, kept.block, room);
+                s.compress_codes(codes, kept.mask, &mut to[at..]);
                 scales[lane] = scale;
                 scales[minima + lane] = minimum;
             }
@@ -319,6 +322,7 @@ impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Reduce<'_, R> {
             width,
             scales: vec![0.0; 2 * 2 * w.blocks.len() * S::LANES],
             scratch: vec![0.0; n_in],
+            room: Box::new([0; BLOCK]),
             places,
         };
         for (i, tile) in tiles.chunks_exact_mut(w.tile_bytes).enumerate() {

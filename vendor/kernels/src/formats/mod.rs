@@ -11,7 +11,7 @@
 //!    in GGUF. The tests in `tests.rs` go over the list, and compare all products with what [`Weight::decode`] writes. Whether that is
 //!    right they cannot say: compare it with ggml, or with a definition in `tests/properties/common.rs`.
 //! 3. Where the type's own codes are 4 or 8 bits wide, use them: implement [`Weight::panel_row`] (packs faster), then `BITS`, `MINIMA`,
-//!    `ZERO`, [`Weight::prepare`] and [`Weight::reduce`] (reduced columns take half the memory with 4 bits), then `GEMV`,
+//!    `ZERO`, [`Weight::prepare`] and [`Weight::block`] (reduced columns take half the memory with 4 bits), then `GEMV`,
 //!    [`Weight::gemv_acts`] and [`Weight::dot`] (single tokens need no packing). `q8_0.rs` is the simplest model with all of these;
 //!    `nibbles.rs` has what types of 4 bits share.
 
@@ -68,24 +68,33 @@ pub(crate) trait Weight: Copy {
     /// The 4-bit code that stands for zero.
     const ZERO: i32 = 0;
 
-    /// Computes what [`Weight::reduce`] needs of the whole row, once for each row. `scratch` has a float for each input.
+    /// Computes what [`Weight::block`] needs of the whole row, once for each row. `scratch` has a float for each input.
     #[inline(always)]
     fn prepare<S: Simd>(self, s: S, row: &[u8], scratch: &mut [f32]) {
         self.decode(s, row, scratch);
     }
 
-    /// Reduces block number `i`, of 32 inputs: writes the codes of the inputs whose bit in `mask` is set, as [`Simd::compress_codes`] does,
-    /// and returns the block's scale and minimum (0 without [`Weight::MINIMA`]). `scratch` is what [`Weight::prepare`] left.
+    /// Block number `i`, of 32 inputs, for reduced columns: its codes, which are put into `room` if the row does not have them as they are, and its scale and minimum (0
+    /// without [`Weight::MINIMA`]). `scratch` is what [`Weight::prepare`] left.
     #[inline(always)]
-    fn reduce<S: Simd>(self, s: S, _row: &[u8], scratch: &[f32], i: usize, mask: u32, out: &mut [u8]) -> (f32, f32) {
+    fn block<'a, S: Simd>(
+        self,
+        _s: S,
+        _row: &'a [u8],
+        scratch: &[f32],
+        i: usize,
+        room: &'a mut [u8; BLOCK],
+    ) -> (&'a [u8; BLOCK], f32, f32) {
         let mut x = [0.0f32; BLOCK];
         let inputs = &scratch[i * BLOCK..scratch.len().min((i + 1) * BLOCK)];
         x[..inputs.len()].copy_from_slice(inputs);
         // The bits of magnitudes have the magnitudes' order, and NaN is above all.
         let largest = x.iter().fold(0, |a, x| x.abs().to_bits().max(a));
         let (scale, inverse) = acts::scales(f32::from_bits(largest));
-        s.compress_codes(&x.map(|x| (x * inverse).round() as i8 as u8), mask, out);
-        (scale, 0.0)
+        let mut codes = [0u8; BLOCK];
+        codes.iter_mut().zip(&x).for_each(|(to, x)| *to = (x * inverse).round() as i8 as u8);
+        *room = codes;
+        (room, scale, 0.0)
     }
 
     /// Whether rows can be multiplied where they are, by the two functions that follow.

@@ -57,10 +57,17 @@ impl Weight for Q4_1 {
     fn prepare<S: Simd>(self, _s: S, _row: &[u8], _scratch: &mut [f32]) {}
 
     #[inline(always)]
-    fn reduce<S: Simd>(self, s: S, row: &[u8], _scratch: &[f32], i: usize, mask: u32, out: &mut [u8]) -> (f32, f32) {
+    fn block<'a, S: Simd>(
+        self,
+        s: S,
+        row: &'a [u8],
+        _scratch: &[f32],
+        i: usize,
+        room: &'a mut [u8; BLOCK],
+    ) -> (&'a [u8; BLOCK], f32, f32) {
         let b = &row[BYTES * i..];
-        s.compress_codes(&nibbles::codes(&b[4..]), mask, out);
-        (s.f16_at(b), s.f16_at(&b[2..]))
+        *room = nibbles::codes(&b[4..]);
+        (room, s.f16_at(b), s.f16_at(&b[2..]))
     }
 
     const GEMV: bool = true;

@@ -85,15 +85,21 @@ impl Weight for Q4K {
     }
 
     #[inline(always)]
-    fn reduce<S: Simd>(self, s: S, row: &[u8], scratch: &[f32], i: usize, mask: u32, out: &mut [u8]) -> (f32, f32) {
+    fn block<'a, S: Simd>(
+        self,
+        _s: S,
+        row: &'a [u8],
+        scratch: &[f32],
+        i: usize,
+        room: &'a mut [u8; BLOCK],
+    ) -> (&'a [u8; BLOCK], f32, f32) {
         let pair = &row[BYTES * (i / 8) + CODES + BLOCK * (i % 8 / 2)..];
-        let mut codes = [0u8; BLOCK];
-        for (to, from) in codes.chunks_exact_mut(8).zip(pair.chunks_exact(8)) {
-            let eight = u64::from_le_bytes(from.try_into().expect("8 bytes")) >> (i % 2 * 4);
-            to.copy_from_slice(&(eight & 0x0f0f_0f0f_0f0f_0f0f).to_le_bytes());
+        let mut codes: [u8; BLOCK] = *pair.first_chunk().expect("the codes of two blocks");
+        for c in &mut codes {
+            *c = if i % 2 == 1 { *c >> 4 } else { *c & 15 };
         }
-        s.compress_codes(&codes, mask, out);
-        (scratch[i], scratch[scratch.len() / BLOCK + i])
+        *room = codes;
+        (room, scratch[i], scratch[scratch.len() / BLOCK + i])
     }
 
     const GEMV: bool = true;
