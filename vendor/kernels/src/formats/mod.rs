@@ -74,8 +74,8 @@ pub(crate) trait Weight: Copy {
         self.decode(s, row, scratch);
     }
 
-    /// Block number `i`, of 32 inputs, for reduced columns: its codes, which are put into `room` if the row does not have them as they are, and its scale and minimum (0
-    /// without [`Weight::MINIMA`]). `scratch` is what [`Weight::prepare`] left.
+    /// Block number `i`, of 32 inputs, for reduced columns: its codes, its scale and its minimum (0 without [`Weight::MINIMA`]). Codes that
+    /// the row does not have as they are go into `room`. `scratch` is what [`Weight::prepare`] left.
     #[inline(always)]
     fn block<'a, S: Simd>(
         self,
