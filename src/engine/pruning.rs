@@ -289,8 +289,8 @@ impl Policy {
     pub fn learn_reduced(&mut self, n_past: usize, masks: Masks, observed: f64, time: Duration, n_bytes: u64) {
         (self.reduced_by, self.n_since, self.looked_back) = (Some(observed), 0, false);
         self.report.answer_below = None;
-        let before = self.report.frozen.map_or(Duration::ZERO, |f| f.0);
-        self.report.frozen = Some((before + time, n_bytes));
+        let before = self.report.reduced.map_or(Duration::ZERO, |f| f.0);
+        self.report.reduced = Some((before + time, n_bytes));
         if let Some(records) = &mut self.records {
             records.push(Record { frozen: true, first: n_past, kept: masks, ..Default::default() });
         }
@@ -401,7 +401,7 @@ mod tests {
         assert_eq!(answer(&mut policy, 9, 100, 20.0), AskAnswer::Reduce(None));
         policy.learn_reduced(9, Masks::new(), 20.0, Duration::from_secs(1), 7);
         assert_eq!(policy.report().answer_below, None);
-        assert_eq!(policy.report().frozen, Some((Duration::from_secs(1), 7)));
+        assert_eq!(policy.report().reduced, Some((Duration::from_secs(1), 7)));
         assert_eq!(answer(&mut policy, 9, 100, 20.0), AskAnswer::Run(Way::Reduced));
     }
 

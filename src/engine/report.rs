@@ -20,7 +20,7 @@ pub struct Report {
     /// Masks are the same for all batches
     pub is_fixed: bool,
     /// Time that making reduced weights for answers took, and their bytes
-    pub frozen: Option<(Duration, u64)>,
+    pub reduced: Option<(Duration, u64)>,
     /// The answer ran whole: it was to be shorter than this, from which on reduced weights pay
     pub answer_below: Option<usize>,
 }
@@ -46,7 +46,7 @@ impl Report {
             (_, 0) => format!("probe {} of {n} tokens, {kept}", self.probe_rows),
             (p, d) => format!("probe {} of {p} tokens, {kept}; {d} tokens dense", self.probe_rows),
         };
-        match self.frozen {
+        match self.reduced {
             _ if self.answer_below == Some(usize::MAX) => format!("{prompt}; answer dense: pruning does not pay here"),
             _ if let Some(n) = self.answer_below => format!("{prompt}; answer dense: below break-even ({n} tokens)"),
             Some((time, bytes)) if !self.is_fixed => format!(
@@ -61,7 +61,7 @@ impl Report {
     /// The same in a few words.
     pub fn in_short(&self) -> String {
         let kept = format!("kept {:.1}%", 100.0 * self.kept);
-        match (self.pruned_tokens > 0, self.frozen.is_some() || self.is_fixed) {
+        match (self.pruned_tokens > 0, self.reduced.is_some() || self.is_fixed) {
             (true, _) => kept,
             (false, true) => format!("prompt whole, answer {kept}"),
             (false, false) => "all kept: too short to gain".to_owned(),

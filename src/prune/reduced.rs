@@ -84,6 +84,9 @@ pub struct ReducedUnits {
     pub n: usize,
 }
 
+/// Something of each matrix that is reduced.
+type ByRole<T> = BTreeMap<(Block, Role), T>;
+
 /// Mean inputs `[n_channels]` of blocks' last matrices that stand in for what is left out; 0 for channels that are kept.
 pub type LeftOut = BTreeMap<Block, Vec<f32>>;
 
@@ -92,7 +95,7 @@ pub type LeftOut = BTreeMap<Block, Vec<f32>>;
 pub struct Reduced {
     store: Rc<Store>,
     units: BTreeMap<Block, ReducedUnits>,
-    linears: BTreeMap<(Block, Role), ReducedLinear>,
+    linears: ByRole<ReducedLinear>,
     n_bytes: u64,
 }
 
@@ -296,11 +299,7 @@ fn is_own(role: Role, weight: &Weight) -> bool {
 }
 
 /// The reduced matrices for our own kernels, made one by one on several threads; and their bytes.
-fn own_matrices(
-    layers: &[Layer],
-    masks: &Masks,
-    n_threads: usize,
-) -> Result<(BTreeMap<(Block, Role), ReducedMatrix>, u64)> {
+fn own_matrices(layers: &[Layer], masks: &Masks, n_threads: usize) -> Result<(ByRole<ReducedMatrix>, u64)> {
     let mut jobs: Vec<OwnJob> = Vec::new();
     for (&block, kept) in masks {
         let layer = &layers[block.il];

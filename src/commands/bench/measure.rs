@@ -45,7 +45,7 @@ impl Row {
     /// Share of the blocks' weights that the test ran on
     pub fn kept(&self) -> f64 {
         match &self.report {
-            Some(r) if r.is_fixed || r.pruned_tokens > 0 || r.frozen.is_some() => r.kept,
+            Some(r) if r.is_fixed || r.pruned_tokens > 0 || r.reduced.is_some() => r.kept,
             _ => 1.0,
         }
     }
@@ -106,8 +106,8 @@ pub fn measure(
         }
         for i in order {
             let time = engines[i].time(&test, &tokens).map_err(interrupted)?;
-            let frozen = engines[i].report().and_then(|r| r.frozen);
-            samples[i].push(Sample { time, freeze: frozen.map_or(Duration::ZERO, |f| f.0) });
+            let reduced = engines[i].report().and_then(|r| r.reduced);
+            samples[i].push(Sample { time, freeze: reduced.map_or(Duration::ZERO, |f| f.0) });
         }
         bar.inc(1);
     }

@@ -30,7 +30,7 @@ impl Table {
         let unfrozen: Vec<f64> = times.iter().zip(&freezes).map(|(t, f)| n / (t - f) * 1e9).collect();
         let (avg_ns, stddev_ns) = mean_and_deviation(&times);
         let (avg_ts, stddev_ts) = mean_and_deviation(&speeds);
-        let frozen = row.report.as_ref().and_then(|r| r.frozen);
+        let reduced = row.report.as_ref().and_then(|r| r.reduced);
         let c = &options.context;
         let mut value = json!({
             "engine": row.engine,
@@ -53,7 +53,7 @@ impl Table {
             "prune": row.prune,
             "kept": row.kept(),
             "prune_report": row.how(),
-            "freeze_bytes": frozen.map_or(0, |f| f.1),
+            "freeze_bytes": reduced.map_or(0, |f| f.1),
             "avg_freeze_ns": mean_and_deviation(&freezes).0,
             "samples_freeze_ns": freezes,
             "avg_ts_without_freeze": mean_and_deviation(&unfrozen).0,
