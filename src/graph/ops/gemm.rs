@@ -8,7 +8,7 @@ use ggml::{Division, Op, Part, Parts, Source};
 use kernels::{Acts, Columns, Isa, Out};
 
 use super::clock::Clock;
-use super::operand::{Combine, Operand, Rows};
+use super::operand::{Combine, Operand, Operands};
 
 /// Activations I32 `[words(k), n_tokens]` (see [`super::Quantize`]) -> F32 `[n_out, n_tokens]`: their products with all operands.
 ///
@@ -52,7 +52,7 @@ impl Out for Tokens<'_, '_> {
 
 /// What all parts of a product share.
 struct Shared<'a> {
-    rows: Rows<'a>,
+    operands: Operands<'a>,
     ids: &'a [i32],
     columns: Option<Columns>,
     acts: Acts<'a>,
@@ -75,7 +75,7 @@ impl Op for PanelProduct {
         ahead.iter().flat_map(|a| a.1).for_each(|&t| is_ahead[t as usize] = true);
         let tokens = (0..is_ahead.len()).filter(|&t| !is_ahead[t]).collect();
         let acts = Acts::new(sources[0].all_bytes(), k);
-        let shared = Shared { rows: Rows::new(&self.operands), ids, columns, acts, tokens };
+        let shared = Shared { operands: Operands::new(&self.operands), ids, columns, acts, tokens };
         while let Some(mut out) = parts.next() {
             let range = out.columns();
             let mut first = 0;
@@ -125,7 +125,8 @@ impl PanelProduct {
                 let began = Instant::now();
                 for (which, panel) in scratch.iter_mut().enumerate().take(n_panels) {
                     if packed(which).is_none() {
-                        let row = |i: usize| shared.rows.row(number + which, start + i, shared.ids);
+                        let rows = shared.operands.rows(number + which);
+                        let row = |i: usize| rows.row(start + i, shared.ids);
                         isa.pack(row, n, n_in, columns, panel);
                     }
                 }

@@ -3,7 +3,7 @@
 use ggml::{Division, Op, Part, Parts, Source};
 use kernels::{Acts, GemvActs, Isa};
 
-use super::operand::{Combine, Operand, Rows};
+use super::operand::{Combine, Operand, Operands};
 use super::quantize::quantize_rows;
 
 /// `x` F32 `[k, n_tokens]` -> F32 `[n_out, n_tokens]`: products of its activations with all operands, whose types our kernels read where
@@ -43,9 +43,9 @@ impl Op for RowProduct {
         let ids: &[i32] = self.ids.map_or(&[], |i| sources[i].row(0));
         let [k, n, ..] = sources[0].ne();
         let acts = quantize_rows(&sources[0], self.gain.map(|i| &sources[i]), self.eps);
-        let rows = Rows::new(&self.operands);
+        let operands = Operands::new(&self.operands);
         // The tokens for each operand's format, once for all parts of this thread.
-        let ready = |i: usize| Isa::best().gemv_acts(Acts::new(&acts, k), rows.format(i));
+        let ready = |i: usize| Isa::best().gemv_acts(Acts::new(&acts, k), operands.rows(i).format());
         let tokens: Vec<GemvActs> = (0..self.operands.len()).map(ready).collect();
         while let Some(mut out) = parts.next() {
             let range = out.columns();
@@ -57,7 +57,8 @@ impl Op for RowProduct {
                 if !share.is_empty() {
                     let products = |which: usize| {
                         let number = number + which;
-                        let row = |i: usize| rows.row(number, share.start - first + i, ids);
+                        let rows = operands.rows(number);
+                        let row = |i: usize| rows.row(share.start - first + i, ids);
                         let mut all = vec![0.0f32; n * share.len()];
                         Isa::best().gemv(&tokens[number], row, share.len(), |i, x| {
                             x.iter().enumerate().for_each(|(t, x)| all[t * share.len() + i] = *x);

@@ -1,6 +1,6 @@
 //! What products multiply activations with.
 
-use ggml::{Type, dequantize_row};
+use ggml::dequantize_row;
 use kernels::{Format, Row};
 
 use crate::weights::{Matrix, Panels, format};
@@ -34,7 +34,7 @@ impl Operand {
 
     /// Number of row `i` of the product among the matrix's rows.
     pub fn row_number(&self, i: usize, ids: &[i32]) -> usize {
-        self.unit_rows.map_or(i, |rows| ids[i / rows] as usize * rows + i % rows)
+        row_number(self.unit_rows, i, ids)
     }
 }
 
@@ -57,31 +57,65 @@ impl Combine {
     }
 }
 
-/// Rows of several operands as kernels read them.
-pub struct Rows<'a> {
-    operands: &'a [Operand],
-    others: Vec<Box<Decode>>,
+/// Writes the values of a row.
+type Decode = Box<dyn Fn(&[u8], &mut [f32]) + Sync>;
+
+/// What of operands the kernels' loops over rows ask for, looked up once.
+pub struct Operands<'a> {
+    all: Vec<Rows<'a>>,
 }
 
-/// Writes the values of a row.
-type Decode = dyn Fn(&[u8], &mut [f32]) + Sync;
+/// The rows of an operand.
+pub struct Rows<'a> {
+    bytes: &'a [u8],
+    row_bytes: usize,
+    unit_rows: Option<usize>,
+    format: Option<Format<'static>>,
+    /// Reads what has no format
+    decode: Decode,
+}
 
-impl<'a> Rows<'a> {
+impl<'a> Operands<'a> {
     /// Those of these operands.
-    pub fn new(operands: &'a [Operand]) -> Rows<'a> {
-        let decode =
-            |ty: Type| Box::new(move |bytes: &[u8], out: &mut [f32]| dequantize_row(ty, bytes, out)) as Box<Decode>;
-        Rows { operands, others: operands.iter().map(|o| decode(o.matrix.ty())).collect() }
+    pub fn new(operands: &'a [Operand]) -> Operands<'a> {
+        let rows = |o: &'a Operand| {
+            let ty = o.matrix.ty();
+            Rows {
+                bytes: o.matrix.bytes(),
+                row_bytes: o.matrix.row_bytes(),
+                unit_rows: o.unit_rows,
+                format: format(ty),
+                decode: Box::new(move |bytes: &[u8], out: &mut [f32]| dequantize_row(ty, bytes, out)),
+            }
+        };
+        Operands { all: operands.iter().map(rows).collect() }
     }
 
-    /// How an operand's rows are to be read.
-    pub fn format(&self, operand: usize) -> Format<'_> {
-        format(self.operands[operand].matrix.ty()).unwrap_or(Format::Other(&self.others[operand]))
+    /// One operand's rows.
+    pub fn rows(&self, operand: usize) -> &Rows<'a> {
+        &self.all[operand]
+    }
+}
+
+impl Rows<'_> {
+    /// How they are to be read.
+    pub fn format(&self) -> Format<'_> {
+        self.format.unwrap_or(Format::Other(&self.decode))
     }
 
-    /// Row `i` of the product with an operand; `ids` are the kept units.
-    pub fn row(&self, operand: usize, i: usize, ids: &[i32]) -> Row<'_> {
-        let o = &self.operands[operand];
-        Row { bytes: o.matrix.row(o.row_number(i, ids)), format: self.format(operand) }
+    /// Row `i` of the product; `ids` are the kept units.
+    pub fn row(&self, i: usize, ids: &[i32]) -> Row<'_> {
+        let i = row_number(self.unit_rows, i, ids);
+        Row { bytes: &self.bytes[i * self.row_bytes..][..self.row_bytes], format: self.format() }
+    }
+}
+
+/// Number of row `i` of a product among a matrix's rows, of which only units of `unit_rows` rows may be multiplied.
+fn row_number(unit_rows: Option<usize>, i: usize, ids: &[i32]) -> usize {
+    match unit_rows {
+        None => i,
+        // Channels are units of one row, and there are many of them.
+        Some(1) => ids[i] as usize,
+        Some(rows) => ids[i / rows] as usize * rows + i % rows,
     }
 }
