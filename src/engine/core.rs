@@ -38,17 +38,40 @@ pub struct Engine<'m> {
     pub n_threads: usize,
     pub n_threads_batch: usize,
     pub executor: Executor,
-    few: Loaded,
-    many: Loaded,
-    /// Which of them was computed last
+    graphs: Graphs,
+    /// Which of the graphs was computed last
     last: Size,
 }
 
-/// A loaded graph.
+/// The graphs that are loaded.
 #[derive(Debug)]
-pub struct Loaded {
-    pub schedule: Schedule,
+struct Graphs {
+    few: Loaded,
+    many: Loaded,
+}
+
+/// A loaded graph, and the memory that it is computed in.
+#[derive(Debug)]
+struct Loaded {
+    schedule: Schedule,
+    /// What it is; `None` if it is no batch's
     current: Option<(Key, GraphSlots)>,
+}
+
+impl Graphs {
+    fn of(&self, size: Size) -> &Loaded {
+        match size {
+            Size::Few => &self.few,
+            Size::Many => &self.many,
+        }
+    }
+
+    fn of_mut(&mut self, size: Size) -> &mut Loaded {
+        match size {
+            Size::Few => &mut self.few,
+            Size::Many => &mut self.many,
+        }
+    }
 }
 
 /// Everything that a graph depends on, beside the state of pruning: whoever changes that calls [`Engine::forget_graphs`].
@@ -89,7 +112,7 @@ impl<'m> Engine<'m> {
         let (n_threads, n_threads_batch) = (options.n_threads, options.n_threads_batch);
         let executor = Executor::new(&model.gpus(), n_threads.max(n_threads_batch), interrupt).map_err(failure)?;
         let loaded = || Loaded { schedule: executor.schedule(model.max_tensors(n_seq_max) * 2), current: None };
-        let (mut few, mut many) = (loaded(), loaded());
+        let mut graphs = Graphs { few: loaded(), many: loaded() };
         let clock = Arc::default();
 
         let trained = model.hparams().n_ctx_train as usize;
@@ -111,7 +134,7 @@ impl<'m> Engine<'m> {
                 return Err(Error::usage(why));
             }
             let n_ubatch = (options.n_ubatch.min(options.n_batch) as usize).clamp(1, n_ctx * n_seq_max);
-            match reserve(model, [&mut few, &mut many], params, n_ubatch, n_wanted_max, &clock) {
+            match reserve(model, &mut graphs, params, n_ubatch, n_wanted_max, &clock) {
                 Ok(cache) => {
                     let last = Size::Few;
                     return Ok(Engine {
@@ -123,8 +146,7 @@ impl<'m> Engine<'m> {
                         n_threads,
                         n_threads_batch,
                         executor,
-                        few,
-                        many,
+                        graphs,
                         last,
                     });
                 }
@@ -151,10 +173,7 @@ impl<'m> Engine<'m> {
         self.cache.prepare(layout.n_kv);
         let n_threads = if batch.rows.len() > 1 { self.n_threads_batch } else { self.n_threads };
         self.last = Size::of(batch.rows.len());
-        let loaded = match self.last {
-            Size::Few => &mut self.few,
-            Size::Many => &mut self.many,
-        };
+        let loaded = self.graphs.of_mut(self.last);
         let key = Key { layout, pass: pass.kind() };
         if loaded.current.as_ref().is_none_or(|c| c.0 != key) {
             // Its memory serves the next one.
@@ -174,10 +193,7 @@ impl<'m> Engine<'m> {
     }
 
     fn last(&self) -> (&Schedule, &GraphSlots) {
-        let loaded = match self.last {
-            Size::Few => &self.few,
-            Size::Many => &self.many,
-        };
+        let loaded = self.graphs.of(self.last);
         (&loaded.schedule, &loaded.current.as_ref().expect("a batch was computed").1)
     }
 
@@ -199,7 +215,8 @@ impl<'m> Engine<'m> {
 
     /// Unloads all graphs: for whoever changes what they refer to, or wants its memory back.
     pub fn forget_graphs(&mut self) {
-        for loaded in [&mut self.few, &mut self.many] {
+        for size in [Size::Few, Size::Many] {
+            let loaded = self.graphs.of_mut(size);
             loaded.current = None;
             loaded.schedule.unload();
         }
@@ -207,7 +224,7 @@ impl<'m> Engine<'m> {
 
     /// Loads a graph that is no batch's, in place of one that is, for [`Engine::set_loaded`] and [`Engine::compute`].
     pub fn load(&mut self, size: Size, graph: Graph) -> Result<()> {
-        let loaded = self.loaded(size);
+        let loaded = self.graphs.of_mut(size);
         loaded.current = None;
         loaded.schedule.load(graph).map_err(failure)
     }
@@ -221,10 +238,7 @@ impl<'m> Engine<'m> {
         batch: &Batch,
         layout: &Layout,
     ) -> Result<()> {
-        let loaded = match size {
-            Size::Few => &mut self.few,
-            Size::Many => &mut self.many,
-        };
+        let loaded = self.graphs.of_mut(size);
         loaded.schedule.set(input, states);
         let feed = Feed { batch, layout, cache: &self.cache, given: None };
         slots.inputs.set(&mut loaded.schedule, feed).map_err(|_| Error::malformed(UNEQUAL))
@@ -232,10 +246,7 @@ impl<'m> Engine<'m> {
 
     /// Computes such a graph.
     pub fn compute(&mut self, size: Size, n_threads: usize) -> Result<()> {
-        let loaded = match size {
-            Size::Few => &mut self.few,
-            Size::Many => &mut self.many,
-        };
+        let loaded = self.graphs.of_mut(size);
         self.executor.compute(&mut loaded.schedule, n_threads).map_err(failure)
     }
 
@@ -246,25 +257,18 @@ impl<'m> Engine<'m> {
         let size = Size::Few;
         let (graph, (input, slots)) = self.model.logits_graph(&self.cache, n, &self.clock);
         self.load(size, graph)?;
-        self.few.schedule.set(input, states);
+        self.graphs.few.schedule.set(input, states);
         self.compute(size, self.n_threads_batch)?;
         let mut logits = vec![0.0f32; n * self.model.n_vocab()];
-        self.few.schedule.get(slots.result, &mut logits);
+        self.graphs.few.schedule.get(slots.result, &mut logits);
         Ok(logits)
-    }
-
-    fn loaded(&mut self, size: Size) -> &mut Loaded {
-        match size {
-            Size::Few => &mut self.few,
-            Size::Many => &mut self.many,
-        }
     }
 }
 
 /// Takes the memory, or says how much is missing before anything is taken.
 fn reserve(
     model: &Model,
-    [few, many]: [&mut Loaded; 2],
+    Graphs { few, many }: &mut Graphs,
     params: CacheParams,
     n_ubatch: usize,
     n_wanted_max: usize,

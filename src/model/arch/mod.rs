@@ -6,8 +6,8 @@
 //!    figure of the paper, out of the blocks that [`crate::graph::GraphBuilder`] has. What is like an architecture that is here already is
 //!    called, not written again. A block of a kind that is new goes into `graph/` and, as plain data, into `weights/tensors.rs`.
 //! 2. Add it to [`ARCHITECTURES`].
-//! 3. Add a case to `tests/common/forge.rs`, which makes models of random numbers, and to the list in `tests/oracle.rs`, which compares
-//!    their logits with libllama's.
+//! 3. Add a case to `Arch` in `tests/common/forge.rs`, which makes models of random numbers: `tests/oracle.rs` compares the logits of all of
+//!    them with libllama's.
 //!
 //! Nothing here mentions pruning or kernels: both come with the blocks.
 
