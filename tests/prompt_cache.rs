@@ -20,7 +20,7 @@ use pp_run::weights::Kernels;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Bytes before the tokens (src/prompt_cache.rs).
-const HEADER: usize = 104;
+const HEADER: usize = 184;
 
 fn no_progress(_: usize, _: usize) {}
 
