@@ -26,6 +26,33 @@ pub struct Entry {
     pub(super) raw: Option<Range<usize>>,
 }
 
+impl Entry {
+    /// Adds the bytes that an entry whose value is not the file's would have in a file.
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        out.extend((self.key.len() as u64).to_le_bytes());
+        out.extend(self.key.as_bytes());
+        out.extend((self.value.value_type() as u32).to_le_bytes());
+        match &self.value {
+            Value::U8(n) => out.extend(n.to_le_bytes()),
+            Value::I8(n) => out.extend(n.to_le_bytes()),
+            Value::U16(n) => out.extend(n.to_le_bytes()),
+            Value::I16(n) => out.extend(n.to_le_bytes()),
+            Value::U32(n) => out.extend(n.to_le_bytes()),
+            Value::I32(n) => out.extend(n.to_le_bytes()),
+            Value::F32(n) => out.extend(n.to_le_bytes()),
+            Value::Bool(b) => out.push(u8::from(*b)),
+            Value::U64(n) => out.extend(n.to_le_bytes()),
+            Value::I64(n) => out.extend(n.to_le_bytes()),
+            Value::F64(n) => out.extend(n.to_le_bytes()),
+            Value::Str(s) => {
+                out.extend((s.len() as u64).to_le_bytes());
+                out.extend(s);
+            }
+            Value::Array(_) | Value::LongText(_) => unreachable!("overrides are numbers and short texts"),
+        }
+    }
+}
+
 /// The metadata of a file, in its order.
 #[derive(Debug)]
 pub struct Metadata {
@@ -183,27 +210,7 @@ impl Metadata {
                 out.extend_from_slice(&file[raw.clone()]);
                 continue;
             }
-            out.extend((entry.key.len() as u64).to_le_bytes());
-            out.extend(entry.key.as_bytes());
-            out.extend((entry.value.value_type() as u32).to_le_bytes());
-            match &entry.value {
-                Value::U8(n) => out.extend(n.to_le_bytes()),
-                Value::I8(n) => out.extend(n.to_le_bytes()),
-                Value::U16(n) => out.extend(n.to_le_bytes()),
-                Value::I16(n) => out.extend(n.to_le_bytes()),
-                Value::U32(n) => out.extend(n.to_le_bytes()),
-                Value::I32(n) => out.extend(n.to_le_bytes()),
-                Value::F32(n) => out.extend(n.to_le_bytes()),
-                Value::Bool(b) => out.push(u8::from(*b)),
-                Value::U64(n) => out.extend(n.to_le_bytes()),
-                Value::I64(n) => out.extend(n.to_le_bytes()),
-                Value::F64(n) => out.extend(n.to_le_bytes()),
-                Value::Str(s) => {
-                    out.extend((s.len() as u64).to_le_bytes());
-                    out.extend(s);
-                }
-                Value::Array(_) | Value::LongText(_) => unreachable!("overrides are numbers and short texts"),
-            }
+            entry.encode(&mut out);
         }
         out
     }

@@ -175,9 +175,9 @@ impl Gguf {
             hash.update(&(part.map.len() as u64).to_le_bytes());
             hash.update(&part.map[..part.data_offset.min(part.map.len())]);
         }
-        for entry in self.metadata.replaced() {
-            hash.update(format!("{}={:?};", entry.key, entry.value).as_bytes());
-        }
+        let mut replaced = Vec::new();
+        self.metadata.replaced().for_each(|entry| entry.encode(&mut replaced));
+        hash.update(&replaced);
         for tensor in &self.tensors {
             let data = self.data(tensor);
             hash.update(&data[..data.len().min(END)]);

@@ -18,9 +18,9 @@ use crate::weights::Dims;
 const MAGIC: &[u8; 8] = b"PPRUNCAL";
 /// Version 1 told models apart by another fingerprint.
 const VERSION: u32 = 2;
-/// Magic, version, length of the header.
+/// Bytes before the header: magic, version, length of the header.
 const FIXED: usize = 16;
-/// No header is near this.
+/// Most bytes of a header: no header comes near this.
 const MAX_HEADER: usize = 1 << 16;
 
 /// Statistics of a block that a method starts from; see `pp-run calibrate`.
@@ -103,7 +103,7 @@ impl Calibration {
             }
             _ => Error::input(format!("cannot be read: {e}")),
         };
-        // Opening a FIFO would wait for a writer: look before.
+        // To open a FIFO would wait for a writer, so that the kind of file is looked at first.
         let stat = std::fs::metadata(path).map_err(reading)?;
         if !stat.is_file() {
             return Err(Error::input("is not a regular file"));

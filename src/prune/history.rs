@@ -23,7 +23,7 @@ impl History {
         &self.h[start..start + self.n_channels]
     }
 
-    /// Exponential moving average after a batch's full inference: of the channels that were computed, nothing else.
+    /// Takes in a batch's full inference by an exponential moving average: only the channels that were computed change.
     /// `energy` holds means of squares over the batch, `[n_rows, channels.len()]`, for the rows from `first` on.
     pub fn update(&mut self, momentum: f32, first: usize, channels: &[usize], energy: &[f32]) {
         for (row, energy) in energy.chunks_exact(channels.len()).enumerate() {

@@ -100,10 +100,10 @@ impl Plan {
         let pruned = (ratio * units as f64) as usize;
         let kept = match kind {
             BlockKind::Attn => units - pruned,
-            // Rounded up, as in the paper; never beyond what there is.
+            // The paper rounds the number up; it cannot be more than there are.
             BlockKind::Mlp => (units - pruned).next_multiple_of(self.multiple).min(units),
         };
-        // A share of all units (FLAP's can be) would leave no tensor.
+        // FLAP's share can be all units of a block, which would leave no tensor.
         let least = if kind == BlockKind::Attn { 1 } else { self.multiple.min(units) };
         Some(kept.max(least)).filter(|&k| k < units)
     }

@@ -1,4 +1,4 @@
-//! The probe: which rows of a batch are run ahead. Tokens first, then samples; the same tokens of each sample.
+//! The probe: which rows of a batch run ahead. Positions are picked first, then samples, which all have the same positions in the probe.
 
 use ggml::{Op, Parts, Source};
 
@@ -38,9 +38,9 @@ pub fn evenly(probe: ProbeShape, n_seq: usize, n_each: usize) -> Vec<i32> {
         .collect()
 }
 
-/// Row numbers of the probe of largest residual importance, given the squared norm of each row: tokens by their norm over all
-/// samples, then samples by their norm over these tokens; ascending. With ten tokens or fewer the earliest gives way to
-/// position 0, as published.
+/// Row numbers of the probe of largest residual importance, ascending, given the squared norm of each row: first the tokens whose norm
+/// over all samples is largest are picked, then the samples whose norm over these tokens is. With ten tokens or fewer, position 0 takes
+/// the place of the earliest, as in the paper's code.
 fn by_residual(probe: ProbeShape, squares: &[f32], n_seq: usize, n_each: usize) -> Vec<i32> {
     let square = |b: usize, s: usize| f64::from(squares[b * n_each + s]);
     let tokens: Vec<f64> = (0..n_each).map(|s| (0..n_seq).map(|b| square(b, s)).sum()).collect();

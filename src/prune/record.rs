@@ -35,7 +35,7 @@ impl Summary {
 /// One batch, or one mask that is fixed for what follows.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Record {
-    /// The masks serve until others are made; no batch of its own
+    /// The masks serve until others are made: this is the record of no batch
     pub frozen: bool,
     /// Samples of the batch
     pub n_seq: usize,

@@ -63,7 +63,7 @@ impl OwnColumns {
 /// How our kernels lay out the columns of kept units of a matrix.
 pub fn column_layout(matrix: &Matrix, kept: &[i32], width: usize) -> ColumnLayout {
     let columns = Columns::new(kept, width, matrix.n_in());
-    // The layout does not ask for values.
+    // The layout never calls the function that would read values.
     let format = format(matrix.ty()).unwrap_or(Format::Other(&|_, _| ()));
     Isa::best().column_layout(format, matrix.n_out(), &columns)
 }

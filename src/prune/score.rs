@@ -57,7 +57,7 @@ impl Formula {
         let part = |first: usize| {
             let mut sums = vec![0.0f64; n_in];
             let mut row = vec![0.0f32; n_in];
-            // Floats for a few rows, then doubles: as exact, and fast.
+            // A few rows are added up as floats and then go into doubles, which is as exact as doubles alone, and fast.
             let mut few = vec![0.0f32; n_in];
             for j in first..(first + share).min(n_out) {
                 dequantize_row(matrix.ty(), matrix.row(j), &mut row);
@@ -79,7 +79,7 @@ impl Formula {
     pub fn score(self, energy: &[f32], constants: &[f32]) -> f32 {
         let channels = energy.iter().zip(constants).map(|(&a, &c)| (f64::from(a), f64::from(c)));
         match self {
-            // One channel needs no root of its square, which would round.
+            // The root of one channel's square would only round it.
             Formula::Ppsp | Formula::Normalised if energy.len() == 1 => energy[0] * constants[0],
             Formula::Ppsp | Formula::Normalised => channels.map(|(a, c)| (a * c) * (a * c)).sum::<f64>().sqrt() as f32,
             Formula::WandaSp => channels.map(|(a, c)| a.sqrt() * c).sum::<f64>() as f32,
@@ -101,13 +101,13 @@ pub struct Score {
     pub formula: Formula,
     /// Channels of a unit
     pub width: usize,
-    /// Rows of each sample in the probe; they come sample by sample, at the same positions in each
+    /// Rows of each sample in the probe. They lie sample by sample, and each sample has the same positions
     pub n_each: usize,
     /// Constants of the channels
     pub constants: Arc<[f32]>,
     /// What the energy is fused with
     pub history: Option<Arc<RwLock<History>>>,
-    /// Position by position, then summed; else once, over all rows
+    /// The fusion is done position by position and then summed; else once, over all rows
     pub by_position: bool,
 }
 
