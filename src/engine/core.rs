@@ -27,8 +27,11 @@ pub const UNEQUAL: &str = "the batches of the dump keep different numbers of hea
 /// Two graphs stay loaded, each with memory of its own: one for batches of many tokens, one for a few, as prompts and answers take turns.
 #[derive(Debug)]
 pub struct Engine<'m> {
+    /// What it computes
     pub model: &'m Model,
+    /// Keys and values of its sequences
     pub cache: KvCache,
+    /// How long probes and packing took so far
     pub clock: Arc<Clock>,
     /// Context in tokens, of each sequence
     pub n_ctx: usize,
@@ -37,6 +40,7 @@ pub struct Engine<'m> {
     /// Threads for one token, and for more
     pub n_threads: usize,
     pub n_threads_batch: usize,
+    /// Devices and threads
     pub executor: Executor,
     graphs: Graphs,
     /// Which of the graphs was computed last
