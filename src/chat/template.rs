@@ -20,8 +20,8 @@ pub enum Source {
     File(PathBuf),
 }
 
-/// Steps that a template may take: a thousand times what real ones need.
-const FUEL: u64 = 50_000_000;
+/// Steps that a template may take: hundreds of times what real ones need, and less than two seconds on a slow processor.
+const FUEL: u64 = 20_000_000;
 
 /// Memory that rendering may take; and the longest text that it may make.
 const MAX_MEMORY: usize = 64 << 20;
