@@ -13,7 +13,7 @@ use crate::system::terminal::{columns, fill};
 /// Where messages go and how many there are.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// 0 output only, 1 errors, 2 warnings, 3 notes and stats (default), 4 trace, 5 debug. `-q` is 1.
+    /// 0 output only, 1 errors, 2 warnings, 3 notes and stats (default), 4 or more trace. `-q` is 1.
     pub verbosity: u8,
     /// Copy of all messages, appended.
     pub file: Option<PathBuf>,

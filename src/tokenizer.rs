@@ -45,14 +45,17 @@ impl Tokenizer {
             .ok_or_else(|| Error::malformed(format!("a text of {} bytes is too long for the tokenizer", text.len())))
     }
 
-    /// Bytes of a token, of one whose text an earlier one has too those; control tokens have none unless `special`.
+    /// Bytes of a token; control tokens have none unless `special`. Where several tokens have the same text, libllama knows it of the
+    /// first one only, whose bytes are returned for all.
     pub fn piece(&self, token: Token, special: bool) -> Vec<u8> {
         self.vocab.piece(*self.twins.get(&token).unwrap_or(&token), special)
     }
 
-    /// Bytes of the longest token.
-    pub fn longest_piece(&self) -> usize {
-        (0..self.n_vocab() as Token).map(|t| self.vocab.piece(t, true).len()).max().unwrap_or(0)
+    /// Whether a text of `n_bytes` can have as few tokens as `n_tokens`. Of a text that cannot this is known without tokenizing it, which
+    /// may take minutes.
+    pub fn can_fit(&self, n_bytes: usize, n_tokens: usize) -> bool {
+        let longest = || (0..self.n_vocab() as Token).map(|t| self.vocab.piece(t, true).len()).max().unwrap_or(0);
+        n_bytes <= n_tokens || n_bytes <= n_tokens.saturating_mul(longest())
     }
 
     /// Whether the token ends a generation.

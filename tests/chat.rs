@@ -2,17 +2,11 @@
 
 mod common;
 
-use common::smollm2;
+use common::{tokenizer, tokens_of};
 use pp_run::chat::template::Source as TemplateSource;
 use pp_run::chat::{Conversation, Template};
 use pp_run::gguf::Gguf;
 use pp_run::tokenizer::{Token, Tokenizer};
-
-fn tokenizer() -> (Gguf, Tokenizer) {
-    let gguf = Gguf::open(&smollm2()).unwrap();
-    let tokenizer = Tokenizer::load(&gguf).unwrap();
-    (gguf, tokenizer)
-}
 
 fn chatml(gguf: &Gguf) -> Template {
     let source = TemplateSource::TextOrName("chatml".into());
@@ -28,10 +22,6 @@ fn shown(tokenizer: &Tokenizer, tokens: &[Token]) -> String {
     tokens.iter().map(piece).collect()
 }
 
-fn text_of(tokenizer: &Tokenizer, text: &str) -> Vec<Token> {
-    tokenizer.encode(text, false, true).unwrap()
-}
-
 const ONE: &str = "[<|im_start|>]user\nHello[<|im_end|>]\n[<|im_start|>]assistant\n";
 const TWO: &str = "Hi.[<|im_end|>]\n[<|im_start|>]user\nBye[<|im_end|>]\n[<|im_start|>]assistant\n";
 
@@ -43,7 +33,7 @@ fn a_conversation_grows_by_what_is_new() {
         let mut c = Conversation::new(&template, &tokenizer, None, false);
         let first = c.ask("Hello").unwrap().to_vec();
         assert_eq!(shown(&tokenizer, &first), ONE);
-        c.answer("Hi.", &text_of(&tokenizer, &format!("Hi.{end}")), false).unwrap();
+        c.answer("Hi.", &tokens_of(&tokenizer, &format!("Hi.{end}")), false).unwrap();
         let second = c.ask("Bye").unwrap();
         assert_eq!(shown(&tokenizer, &second), format!("{ONE}{TWO}"), "ended by '{end}'");
         assert!(second.starts_with(&first));
@@ -57,7 +47,7 @@ fn an_answer_stays_the_tokens_that_were_drawn() {
     let mut c = Conversation::new(&template, &tokenizer, None, false);
     let n = c.ask("Hello").unwrap().len();
     // One token per letter, which tokenising the text again would join.
-    let letters: Vec<Token> = "Hello".chars().flat_map(|l| text_of(&tokenizer, &l.to_string())).collect();
+    let letters: Vec<Token> = "Hello".chars().flat_map(|l| tokens_of(&tokenizer, &l.to_string())).collect();
     c.answer("Hello", &letters, false).unwrap();
     assert_eq!(c.ask("Bye").unwrap()[n..n + 5], letters);
 }
@@ -68,7 +58,7 @@ fn a_stop_string_is_not_part_of_what_the_model_sees() {
     let template = chatml(&gguf);
     let mut c = Conversation::new(&template, &tokenizer, None, false);
     c.ask("Hello").unwrap();
-    c.answer("Hi.", &text_of(&tokenizer, "Hi.\nUser:"), false).unwrap();
+    c.answer("Hi.", &tokens_of(&tokenizer, "Hi.\nUser:"), false).unwrap();
     assert_eq!(shown(&tokenizer, &c.ask("Bye").unwrap()), format!("{ONE}{TWO}"));
 }
 
@@ -97,7 +87,7 @@ fn the_last_answer_can_be_taken_back() {
     let mut c = Conversation::new(&template, &tokenizer, Some("Be brief."), false);
     assert!(c.undo().is_none());
     let first = c.ask("Hello").unwrap().to_vec();
-    c.answer("Hi.", &text_of(&tokenizer, "Hi."), false).unwrap();
+    c.answer("Hi.", &tokens_of(&tokenizer, "Hi."), false).unwrap();
     // A turn that came to nothing: the conversation of before is the conversation.
     let before = c.clone();
     c.ask("a question that does not fit").unwrap();
@@ -116,7 +106,7 @@ fn conversation<'a>(template: &'a Template, tokenizer: &'a Tokenizer, n: usize) 
     for i in 0..n {
         prompts.push(c.ask(&format!("Question {i}?")).unwrap());
         let answer = format!("Answer {i}.");
-        c.answer(&answer, &text_of(tokenizer, &answer), i == 1).unwrap();
+        c.answer(&answer, &tokens_of(tokenizer, &answer), i == 1).unwrap();
     }
     (c, prompts)
 }
@@ -150,7 +140,7 @@ fn another_system_prompt_and_turns_that_are_forgotten() {
         for &i in keep {
             by_hand.ask(&format!("Question {i}?")).unwrap();
             let answer = format!("Answer {i}.");
-            by_hand.answer(&answer, &text_of(&tokenizer, &answer), i == 1).unwrap();
+            by_hand.answer(&answer, &tokens_of(&tokenizer, &answer), i == 1).unwrap();
         }
         assert_eq!(shown(&tokenizer, &c.ask("Last?").unwrap()), shown(&tokenizer, &by_hand.ask("Last?").unwrap()));
     };

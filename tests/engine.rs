@@ -55,7 +55,7 @@ fn compare(forge: &Forge, kernels: Kernels, options: &Options, most: f64) {
     };
     let (a_alone, b_alone) = (alone(&a, [280, 300]), alone(&b, [30, 45]));
     let mut both = engine(&model, options, 3);
-    // The sequences are neither in order nor all there are.
+    // The cache has three sequences. The batch has rows of the last one and then of the first one; the second stays empty.
     let first = run(&mut both, [rows(&b[..30], 0, 2), rows(&a[..280], 0, 0)].concat());
     let second = run(&mut both, [rows(&a[280..], 280, 0), rows(&b[30..], 30, 2)].concat());
     both.executor.pause();

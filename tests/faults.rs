@@ -3,9 +3,8 @@
 //! Cases of the project's list that are tested elsewhere, or not:
 //! - R07 (killed by the control group's limit), R14 (a processor without AVX2: all is compiled for the one it is built on, and the kernels
 //!   choose at run time): nothing a test could show. R10: tests/hostile.rs (D10) and src/sampler.rs. R11: tests/prune.rs. R12:
-//!   tests/prune.rs (short prompts). R22: tests/chat.rs. R24: tests/chat.rs. R33: here and in tests/terminal.rs. R36: tests/terminal.rs
-//!   (twice leaves). R49: nothing reads these. R50: tests/soak.
-//!   R34: here.
+//!   tests/prune.rs (short prompts). R22: tests/generate.rs. R24: tests/chat.rs. R33: here and in tests/terminal.rs. R34: here. R36:
+//!   tests/terminal.rs (twice leaves). R49: nothing reads these. R50: tests/soak.
 //! - R40, R42: tests/prompt_cache.rs. R41 holds for what is written: answers, dumps, traces, calibrations, prompt caches. R45, R46: it is
 //!   written under a name with the process's number and renamed: the last one wins, whole.
 #![cfg(target_os = "linux")]
@@ -20,8 +19,7 @@ use std::time::{Duration, Instant};
 
 use common::forge::Forge;
 use common::term::Term;
-use common::{finished, shim, smollm2, started};
-use ggml::Type;
+use common::{check, finished, shim, smollm2, started};
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
@@ -33,18 +31,8 @@ fn program() -> Command {
 fn folder() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("model.gguf");
-    Forge { n_vocab: 300, n_embd: 64, n_ff: 96, ..Forge::tiny(Type::Q4_0, 4, 2) }.write(&model);
+    Forge::smallest().write(&model);
     (dir, model)
-}
-
-#[track_caller]
-fn check(id: &str, output: &Output, code: i32, part: &str) {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{id}: {stderr}");
-    assert!(stderr.contains(part), "{id}: '{part}' expected: {stderr}");
-    let errors = stderr.lines().filter(|l| l.starts_with("pp-run: error: ")).count();
-    assert_eq!(errors, usize::from(code != 0), "{id}: {stderr}");
-    assert!(code == 0 || output.stdout.is_empty(), "{id}: {}", String::from_utf8_lossy(&output.stdout));
 }
 
 #[test]
@@ -353,8 +341,9 @@ fn whoever_is_to_outlive_the_terminal_does() {
         env!("CARGO_BIN_EXE_pp-run"),
         model.display()
     );
-    let child = started(Command::new("bash").args(["-c", &run]).stdin(Stdio::null()));
-    std::thread::sleep(Duration::from_millis(100));
+    let mut child = started(Command::new("bash").args(["-c", &run]).stdin(Stdio::null()));
+    // The answer has begun.
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 1]).unwrap();
     Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap();
     check("nohup", &finished(child), 0, "");
 }
@@ -397,15 +386,20 @@ fn two_processes_share_a_model() {
     assert!(both.iter().all(|o| o.status.success()) && both[0].stdout == both[1].stdout, "R44");
 }
 
+/// Whether a signal is in a mask of a process: `SigIgn` has the signals that it ignores, `SigCgt` those that it catches.
+fn is_in_mask(process: &str, mask: &str, signal: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let digits = status.lines().find_map(|l| l.strip_prefix(mask)?.strip_prefix(':')).unwrap();
+    u64::from_str_radix(digits.trim(), 16).unwrap() >> (signal - 1) & 1 == 1
+}
+
 #[test]
 fn signals_at_any_moment() {
     let dir = tempfile::tempdir().unwrap();
     let text = dir.path().join("text.txt");
     fs::write(&text, "The sea is salty because of rivers. ".repeat(150)).unwrap();
     // What these tests were started to ignore (by nohup, or in the background of a script), so does what they start.
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let mask = status.lines().find_map(|l| l.strip_prefix("SigIgn:")).unwrap().trim();
-    let ignored = |signal: u32| u64::from_str_radix(mask, 16).unwrap() >> (signal - 1) & 1 == 1;
+    let ignored = |signal: u32| is_in_mask("self", "SigIgn", signal);
     let hangup = if ignored(1) { 0 } else { 143 };
     for (signal, number, code) in [("INT", 2, 130), ("TERM", 15, 143), ("HUP", 1, hangup)] {
         for wait in [0, 10, 30, 60, 100, 200, 400, 800] {
@@ -416,15 +410,18 @@ fn signals_at_any_moment() {
             let mut out = child.stdout.take().unwrap();
             let reader = std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink()));
             std::thread::sleep(Duration::from_millis(wait));
+            let process = child.id().to_string();
+            let caught = is_in_mask(&process, "SigCgt", number);
             let sent = Instant::now();
-            Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
+            Command::new("kill").args([&format!("-{signal}"), &process]).status().unwrap();
             let output = finished(child);
             reader.join().unwrap().unwrap();
-            // Before it listens a signal ends it as any process.
-            let early = wait < 60 && (output.status.code().is_none() || ignored(number));
+            // A signal that the program did not catch yet ends it as it ends any process, or is ignored.
+            let uncaught = ignored(number).then_some(0);
+            let ended = output.status.code();
             let stderr = String::from_utf8_lossy(&output.stderr);
             assert!(
-                early || output.status.code() == Some(code),
+                ended == Some(code) || (!caught && ended == uncaught),
                 "{signal} after {wait} ms: {:?} {stderr}",
                 output.status
             );

@@ -2,19 +2,10 @@
 
 mod common;
 
-use common::smollm2;
+use common::{tokenizer, tokens_of};
 use pp_run::generate::{Answer, Limits, Next, Predict, StopReason};
-use pp_run::gguf::Gguf;
 use pp_run::sampler::{Options as SamplingOptions, Sampler};
 use pp_run::tokenizer::{Token, Tokenizer};
-
-fn tokenizer() -> Tokenizer {
-    Tokenizer::load(&Gguf::open(&smollm2()).unwrap()).unwrap()
-}
-
-fn text_of(tokenizer: &Tokenizer, text: &str) -> Vec<Token> {
-    tokenizer.encode(text, false, true).unwrap()
-}
 
 struct Case<'a> {
     says: Vec<Token>,
@@ -66,8 +57,8 @@ impl Case<'_> {
 
 #[test]
 fn answers_end_with_the_text_a_limit_or_the_context() {
-    let tokenizer = tokenizer();
-    let says = || text_of(&tokenizer, "One two three four<|im_end|> more more");
+    let (_, tokenizer) = tokenizer();
+    let says = || tokens_of(&tokenizer, "One two three four<|im_end|> more more");
     let (pieces, tokens, reason) = Case::saying(says()).run(&tokenizer);
     assert_eq!((pieces.concat().as_str(), tokens.len(), reason), ("One two three four", 5, StopReason::EndOfText));
 
@@ -91,8 +82,8 @@ fn answers_end_with_the_text_a_limit_or_the_context() {
 
 #[test]
 fn stop_strings_may_span_pieces() {
-    let tokenizer = tokenizer();
-    let letters = |s: &str| s.chars().flat_map(|l| text_of(&tokenizer, &l.to_string())).collect::<Vec<_>>();
+    let (_, tokenizer) = tokenizer();
+    let letters = |s: &str| s.chars().flat_map(|l| tokens_of(&tokenizer, &l.to_string())).collect::<Vec<_>>();
     let stop = ["<end>", "dis"];
     let (pieces, _, reason) = Case { stop: &stop, ..Case::saying(letters("ab<en<end>cd")) }.run(&tokenizer);
     assert_eq!((pieces.concat().as_str(), reason), ("ab<en", StopReason::StopString("<end>".into())));
@@ -100,23 +91,23 @@ fn stop_strings_may_span_pieces() {
 
     // The first in the text counts, and what came before it in the same piece is shown.
     let (pieces, _, reason) =
-        Case { stop: &stop, ..Case::saying(text_of(&tokenizer, " pardis <end>")) }.run(&tokenizer);
+        Case { stop: &stop, ..Case::saying(tokens_of(&tokenizer, " pardis <end>")) }.run(&tokenizer);
     assert_eq!((pieces.concat().as_str(), reason), (" par", StopReason::StopString("dis".into())));
 
     // A beginning that leads nowhere is part of the answer, and so is one at which the answer is stopped.
     let (pieces, _, reason) =
         Case { stop: &stop, interrupt_after: 4, ..Case::saying(letters("ab<en")) }.run(&tokenizer);
     assert_eq!((pieces.concat().as_str(), reason), ("ab<e", StopReason::Interrupted));
-    let says = [letters("ab<en"), text_of(&tokenizer, "<|im_end|>")].concat();
+    let says = [letters("ab<en"), tokens_of(&tokenizer, "<|im_end|>")].concat();
     let (pieces, _, reason) = Case { stop: &stop, ..Case::saying(says) }.run(&tokenizer);
     assert_eq!((pieces.concat().as_str(), reason), ("ab<en", StopReason::EndOfText));
 }
 
 #[test]
 fn characters_that_span_pieces_come_whole() {
-    let tokenizer = tokenizer();
+    let (_, tokenizer) = tokenizer();
     let text = "caf\u{e9} \u{1f9a9}\u{1f30b} \u{10348}";
-    let says = text_of(&tokenizer, &format!("{text}<|im_end|>"));
+    let says = tokens_of(&tokenizer, &format!("{text}<|im_end|>"));
     let split = says.iter().any(|&t| std::str::from_utf8(&tokenizer.piece(t, false)).is_err());
     assert!(split, "some token holds a part of a character");
     let (pieces, ..) = Case::saying(says.clone()).run(&tokenizer);

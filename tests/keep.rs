@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::forge::Forge;
 use common::term::Term;
-use common::{finished, shim, smollm2, started};
-use ggml::Type;
+use common::{check, finished, shim, smollm2, started};
 use pp_run::chat::template::Source as TemplateSource;
 use pp_run::chat::{Past, Role, Template, read};
 use pp_run::gguf::Gguf;
@@ -28,7 +27,7 @@ impl Home {
     fn new() -> Home {
         let dir = tempfile::tempdir().unwrap();
         let model = dir.path().join("model.gguf");
-        tiny(1).write(&model);
+        Forge::smallest().write(&model);
         let home = Home { dir, model };
         fs::create_dir_all(home.chats()).unwrap();
         home
@@ -97,10 +96,6 @@ impl Home {
     }
 }
 
-fn tiny(seed: u64) -> Forge {
-    Forge { n_vocab: 300, n_embd: 64, n_ff: 96, seed, ..Forge::tiny(Type::Q4_0, 4, 2) }
-}
-
 fn head(model: &Path) -> String {
     let gguf = Gguf::open(model).unwrap();
     let source = TemplateSource::TextOrName("chatml".into());
@@ -114,16 +109,6 @@ fn head(model: &Path) -> String {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// The exit code, and a part of what is on stderr; if it failed, of the only line there.
-#[track_caller]
-fn check(id: &str, output: &Output, code: i32, part: &str) {
-    let text = stderr(output);
-    assert_eq!(output.status.code(), Some(code), "{id}: {text}");
-    assert!(text.contains(part), "{id}: '{part}' expected: {text}");
-    let errors = text.lines().filter(|l| l.starts_with("pp-run: error: ")).count();
-    assert_eq!(errors, usize::from(code != 0), "{id}: {text}");
 }
 
 /// How many tokens a turn read, and how many of it it found in a cache.
@@ -250,7 +235,6 @@ fn what_is_no_chat_is_left_as_it_is() {
     for (id, make, code) in kinds {
         let path = home.file("c");
         make(&path);
-        let start = Instant::now();
         check(id, &home.turn("c", "x"), code, "c.jsonl: ");
         // The list has it as what it is, and the others too.
         let listed = finished(started(home.program().arg("chats")));
@@ -259,7 +243,6 @@ fn what_is_no_chat_is_left_as_it_is() {
             text.contains("c  ") && text.contains("cannot be read") && text.contains("2 questions"),
             "{id}: {text}"
         );
-        assert!(start.elapsed() < Duration::from_secs(10), "{id}: {:?}", start.elapsed());
         match id {
             "directory" => fs::remove_dir(&path).unwrap(),
             _ => fs::remove_file(&path).unwrap(),
@@ -307,7 +290,7 @@ fn another_model_reads_what_was_said() {
     home.write("a", &[]);
     assert_eq!(home.turn("a", "hello").status.code(), Some(0));
     let other = home.dir.path().join("other.gguf");
-    tiny(2).write(&other);
+    Forge { seed: 2, ..Forge::smallest() }.write(&other);
     let other = other.to_str().unwrap();
     let output = finished(started(&mut home.go_on(&["a", "-m", other, "-p", "you?"])));
     check("other", &output, 0, "what was said is read anew");
@@ -519,7 +502,7 @@ fn chats_are_listed_shown_and_deleted() {
     check("unknown", &run(&["--show", "nobody"]), 66, "no such chat");
     check("path", &run(&["--show", "../../x"]), 2, "is no name");
 
-    // What cannot be the name of a chat is none, were it the newest.
+    // A file whose name cannot be a chat's is not listed, even if it is the newest.
     let strays = ["a copy.jsonl", "\u{1b}[2J.jsonl", ".hidden.jsonl"].map(|name| home.chats().join(name));
     strays.iter().for_each(|stray| fs::write(stray, home.head()).unwrap());
     assert_eq!(text(&[]), list);
@@ -668,7 +651,8 @@ fn killed_at_any_moment() {
     assert!(whole > 0 && begun > 0 && nothing > 0, "at different moments");
 }
 
-/// It asked `tput` for the width of a terminal that was none, at each piece; what was started held the chat's file too.
+/// The line editor once started `tput` for each piece of an answer, to ask for a width that no terminal had; that process kept the chat's
+/// file open.
 #[test]
 fn an_answer_starts_no_other_program() {
     use std::os::unix::fs::PermissionsExt;

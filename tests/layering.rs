@@ -135,7 +135,7 @@ impl Source {
         let mut module: Module = file.with_extension("").iter().map(|part| part.to_str().unwrap().to_owned()).collect();
         module.pop_if(|last| last == "mod" || (last == "lib" && file.iter().count() == 1));
         let text = fs::read_to_string(path).unwrap();
-        let code = text.split("#[cfg(test)]").next().unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
         let lines: Vec<&str> = code.lines().filter(|l| !l.trim_start().starts_with("//")).collect();
         let code = lines.join("\n");
         let (mut uses, mut rest) = (Vec::new(), String::new());

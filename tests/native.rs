@@ -7,26 +7,18 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::forge::{Arch, Forge};
-use common::{load_for, nmse, session, smollm2};
+use common::{load_for, nmse, ppl, session, smollm2, tokenizer, turn};
 use ggml::Type;
 use pp_run::engine::Options as ContextOptions;
 use pp_run::gguf::Gguf;
 use pp_run::graph::CacheType;
 use pp_run::model::{Model, Options as ModelOptions, RopeOptions};
-use pp_run::tokenizer::Tokenizer;
 use pp_run::weights::{self, Kernels, Pack};
 use serde_json::Value;
-
-/// ggml's threads wait by spinning: one run at a time.
-static TURN: Mutex<()> = Mutex::new(());
-
-fn turn() -> MutexGuard<'static, ()> {
-    TURN.lock().unwrap_or_else(|e| e.into_inner())
-}
 
 /// Logits after each prompt, and after each of some tokens more.
 fn logits(path: &Path, options: &ContextOptions, kernels: Kernels, prompts: &[Vec<i32>]) -> Vec<Vec<f32>> {
@@ -60,14 +52,13 @@ fn compare(path: &Path, options: &ContextOptions, prompts: &[Vec<i32>], most: f6
 #[test]
 fn smollm2_is_nearly_the_same() {
     let _turn = turn();
-    let path = smollm2();
-    let tokenizer = Tokenizer::load(&Gguf::open(&path).unwrap()).unwrap();
+    let (_, tokenizer) = tokenizer();
     let long = "The committee met again on Tuesday and could not agree on the colour of the bridge. ".repeat(75);
     let prompts: Vec<Vec<i32>> = ["The capital of France is", "Write a haiku about the sea, and explain it.", &long]
         .map(|t| tokenizer.encode(t, true, true).unwrap())
         .to_vec();
     // Few tokens, a panel's worth, and more than two micro-batches.
-    compare(&path, &ContextOptions { n_ctx: Some(2048), ..ContextOptions::new(2) }, &prompts, 4e-2);
+    compare(&smollm2(), &ContextOptions { n_ctx: Some(2048), ..ContextOptions::new(2) }, &prompts, 4e-2);
 }
 
 #[test]
@@ -77,25 +68,22 @@ fn random_models_of_every_kind_are_nearly_the_same() {
     let prompt = |n: usize, step: usize| (0..n).map(|i| ((i * step + 7) % 256) as i32).collect();
     let prompts: Vec<Vec<i32>> = vec![prompt(1, 1), prompt(5, 3), prompt(17, 5), prompt(200, 101)];
     let types = [Type::Q4_0, Type::Q4_1, Type::Q5_0, Type::Q8_0, Type::Q4_K, Type::Q6_K];
-    for (i, ty) in types.into_iter().enumerate() {
-        let forge = Forge {
-            arch: Arch::ALL[i % 3],
-            biases: i % 2 == 0,
-            tied: i % 3 == 0,
-            ..Forge::tiny(ty, 4, [4, 2, 1][i % 3])
-        };
-        let path = dir.path().join(format!("{ty}.gguf"));
-        forge.write(&path);
-        let cache = [CacheType::F16, CacheType::F32, CacheType::Q8_0][i / 2];
-        let options = ContextOptions {
-            n_ctx: Some(512),
-            n_ubatch: 128,
-            cache_type_k: cache,
-            cache_type_v: cache,
-            flash_attn: ty != Type::Q4_1,
-            ..ContextOptions::new(2)
-        };
-        compare(&path, &options, &prompts, 5e-3);
+    for arch in Arch::ALL {
+        for (i, ty) in types.into_iter().enumerate() {
+            let (biases, tied, n_head_kv) = (i % 2 == 0, i % 3 == 0, [4, 2, 1][i % 3]);
+            let path = dir.path().join(format!("{}-{ty}.gguf", arch.name()));
+            Forge { arch, biases, tied, ..Forge::tiny(ty, 4, n_head_kv) }.write(&path);
+            let cache = [CacheType::F16, CacheType::F32, CacheType::Q8_0][i / 2];
+            let options = ContextOptions {
+                n_ctx: Some(512),
+                n_ubatch: 128,
+                cache_type_k: cache,
+                cache_type_v: cache,
+                flash_attn: ty != Type::Q4_1,
+                ..ContextOptions::new(2)
+            };
+            compare(&path, &options, &prompts, 1e-2);
+        }
     }
 }
 
@@ -164,8 +152,7 @@ fn perplexity(kernels: &str, more: &[&str]) -> f64 {
     args.extend(more);
     let out = Command::new(env!("CARGO_BIN_EXE_pp-run")).args(args).stdin(Stdio::null()).output().unwrap();
     assert!(out.status.success());
-    let out = String::from_utf8(out.stdout).unwrap();
-    out.split("PPL = ").last().unwrap().split(' ').next().unwrap().parse().unwrap()
+    ppl(&String::from_utf8(out.stdout).unwrap())
 }
 
 #[test]

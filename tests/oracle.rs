@@ -3,25 +3,16 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard};
 
 use common::forge::{Arch, Forge, RopeKind};
-use common::{argmax, load, nmse, session, smollm2};
+use common::{argmax, load, nmse, session, smollm2, tokenizer, turn};
 use ggml::Type;
 use ggml::llama::{Context, ContextParams, Model as LlamaModel};
 use pp_run::engine::Options as ContextOptions;
 use pp_run::engine::Session;
-use pp_run::gguf::Gguf;
 use pp_run::graph::CacheType;
-use pp_run::tokenizer::Tokenizer;
-
-/// One test computes at a time: two pools of threads that wait for each other by spinning starve on few cores.
-static TURN: Mutex<()> = Mutex::new(());
-
-fn turn() -> MutexGuard<'static, ()> {
-    TURN.lock().unwrap_or_else(|e| e.into_inner())
-}
 
 /// The agreement that is asked for.
 const MAX_NMSE: f64 = 1e-6;
@@ -78,8 +69,8 @@ fn compare(path: &Path, options: &ContextOptions, prompts: &[Vec<i32>], n_decode
     }
 }
 
-fn smollm2_prompts(path: &Path) -> Vec<Vec<i32>> {
-    let tokenizer = Tokenizer::load(&Gguf::open(path).unwrap()).unwrap();
+fn smollm2_prompts() -> Vec<Vec<i32>> {
+    let (_, tokenizer) = tokenizer();
     let long = "The committee met again on Tuesday and could not agree on the colour of the bridge. ".repeat(75);
     let texts = [
         "The capital of France is",
@@ -100,15 +91,14 @@ fn smollm2_prompts(path: &Path) -> Vec<Vec<i32>> {
 #[test]
 fn smollm2_agrees_with_libllama() {
     let _turn = turn();
-    let path = smollm2();
-    compare(&path, &options(), &smollm2_prompts(&path), 128);
+    compare(&smollm2(), &options(), &smollm2_prompts(), 128);
 }
 
 #[test]
 fn smollm2_agrees_without_flash_attention_and_with_other_caches() {
     let _turn = turn();
     let path = smollm2();
-    let prompts: Vec<_> = smollm2_prompts(&path).into_iter().skip(6).collect();
+    let prompts: Vec<_> = smollm2_prompts().into_iter().skip(6).collect();
     let off = ContextOptions { flash_attn: false, ..options() };
     compare(&path, &off, &prompts, 32);
     for ty in [CacheType::F32, CacheType::Q8_0] {
@@ -222,7 +212,7 @@ fn random_models_agree_for_every_cache() {
 fn sequences_side_by_side_agree_with_libllama() {
     let _turn = turn();
     let path = smollm2();
-    let text = smollm2_prompts(&path).swap_remove(7);
+    let text = smollm2_prompts().swap_remove(7);
     let seqs: Vec<&[i32]> = text.chunks_exact(300).take(3).collect();
     for flash_attn in [true, false] {
         let options = ContextOptions { n_ctx: Some(512), n_ubatch: 512, flash_attn, ..ContextOptions::new(2) };

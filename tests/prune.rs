@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::{LazyLock, Mutex, MutexGuard};
+use std::sync::LazyLock;
 
 use common::forge::{Arch, Forge, golden};
-use common::smollm2;
+use common::{ppl, smollm2, turn};
 use ggml::Type;
 use pp_run::engine::Options as ContextOptions;
 use pp_run::prune::{self, Options as PruneOptions, Record};
@@ -18,13 +18,6 @@ use serde_json::Value;
 #[allow(dead_code, reason = "its main is an example's")]
 #[path = "tools/dequantise.rs"]
 mod dequantise;
-
-/// ggml's threads wait by spinning: one run at a time.
-static TURN: Mutex<()> = Mutex::new(());
-
-fn turn() -> MutexGuard<'static, ()> {
-    TURN.lock().unwrap_or_else(|e| e.into_inner())
-}
 
 fn here(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -50,10 +43,6 @@ fn refused(args: &[&str], code: i32) -> String {
     assert_eq!(out.status.code(), Some(code), "{args:?}: {err}");
     assert!(out.stdout.is_empty(), "{args:?}");
     err.lines().last().unwrap_or_default().to_owned()
-}
-
-fn ppl(stdout: &str) -> f64 {
-    stdout.split("PPL = ").last().unwrap().split(' ').next().unwrap().parse().unwrap()
 }
 
 type Sets = BTreeMap<String, BTreeSet<u64>>;
@@ -164,7 +153,7 @@ fn tiny(name: &str, ty: Type, n_head_kv: usize) -> String {
     tiny_of(Arch::Llama, name, ty, n_head_kv)
 }
 
-/// The same of an architecture; all matrices of llama's have biases.
+/// A tiny model of this architecture, with 8 heads. For llama, every matrix has a bias.
 fn tiny_of(arch: Arch, name: &str, ty: Type, n_head_kv: usize) -> String {
     let path = DIR.path().join(name).with_extension("gguf");
     let biases = arch == Arch::Llama;

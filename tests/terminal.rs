@@ -85,6 +85,11 @@ impl Home {
         std::fs::read_to_string(files.pop().unwrap()).unwrap()
     }
 
+    /// How many parts of answers are in it: it gets one each second while an answer comes.
+    fn parts(&self) -> usize {
+        self.saved().matches(r#""type":"part""#).count()
+    }
+
     /// What the user said in the chat that is saved.
     fn asked(&self) -> Vec<String> {
         let lines = self.saved();
@@ -203,7 +208,7 @@ fn every_command() {
         asked[5].contains("zebra") && asked[5].contains("yak") && asked[5].ends_with("/etc is a path"),
         "{asked:?}"
     );
-    // As they are said elsewhere.
+    // Other programs' words for leaving work too.
     for word in ["exit", "Quit", "bye"] {
         let mut t = home.chat(&["--no-save", "--no-history"]);
         t.line(word);
@@ -501,9 +506,13 @@ fn ctrl_c_at_any_moment() {
     // What came is kept, and the model knows.
     command(&mut t, "/set predict -1", &["predict is -1"]);
     command(&mut t, "/set ignore-eos on", &["ignore-eos is on"]);
+    let parts = home.parts();
     t.line("Tell me a long story.");
-    t.expect("Tell me a long story. ");
-    std::thread::sleep(Duration::from_millis(700));
+    let end = Instant::now() + Duration::from_secs(60);
+    while home.parts() <= parts {
+        assert!(Instant::now() < end, "no answer came: {}", t.text());
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let sent = Instant::now();
     t.send(CTRL_C);
     t.expect("what came is kept");

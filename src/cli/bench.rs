@@ -68,7 +68,7 @@ pub struct BenchArgs {
 pub fn options(mut a: BenchArgs) -> Result<Options> {
     let n_threads = match a.context.threads.take() {
         None => vec![cpus::default_threads()],
-        Some(list) => numbers("-t", &[list])?.into_iter().map(|n| n as usize).collect(),
+        Some(list) => list.split(',').map(context::threads).collect::<Result<_>>()?,
     };
     let format = match a.output.as_str() {
         "md" => Format::Md,
@@ -88,15 +88,12 @@ pub fn options(mut a: BenchArgs) -> Result<Options> {
         }
     };
     let prompt_gen = a.prompt_gen.iter().map(pair).collect::<Result<Vec<_>>>()?;
-    let either = a.n_prompt.is_empty() && a.n_gen.is_empty() && prompt_gen.is_empty();
-    let tests = |list: &[String], default: u32, flag: &str| -> Result<Vec<u32>> {
-        let all = if list.is_empty() && either { vec![default] } else { numbers(flag, list)? };
+    // As in llama-bench, a list that is not given has its default, unless -pg is given.
+    let tests = |flag: &str, list: &[String], default: u32| -> Result<Vec<u32>> {
+        let all = if list.is_empty() && prompt_gen.is_empty() { vec![default] } else { numbers(flag, list)? };
         Ok(all.into_iter().filter(|&n| n > 0).collect())
     };
-    // As in llama-bench, a list that is not given has its default, unless -pg alone is given.
-    let default_prompt =
-        if prompt_gen.is_empty() && a.n_prompt.is_empty() { vec![512] } else { tests(&a.n_prompt, 512, "-p")? };
-    let default_gen = if prompt_gen.is_empty() && a.n_gen.is_empty() { vec![128] } else { tests(&a.n_gen, 128, "-n")? };
+    let (n_prompt, n_gen) = (tests("-p", &a.n_prompt, 512)?, tests("-n", &a.n_gen, 128)?);
     if a.repetitions == 0 {
         return Err(out_of_range("-r", 0, "1 or more"));
     }
@@ -105,11 +102,11 @@ pub fn options(mut a: BenchArgs) -> Result<Options> {
     let prune = ratios.into_iter().map(pruned).collect::<Result<Vec<_>>>()?;
     Ok(Options {
         log: log::options(a.log),
-        model: model::options(a.model.first().cloned().unwrap_or_default(), a.model_args, a.context.rope.clone())?,
+        model: model::options(a.model.first().cloned().unwrap_or_default(), a.model_args)?,
         models: a.model,
         context: context::options(a.context)?,
-        n_prompt: default_prompt,
-        n_gen: default_gen,
+        n_prompt,
+        n_gen,
         prompt_gen,
         n_depth: numbers("-d", &a.n_depth)?,
         repetitions: a.repetitions,

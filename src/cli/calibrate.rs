@@ -46,7 +46,7 @@ pub fn options(mut a: CalibrateArgs) -> Result<Options> {
     a.context.cache_type_v.get_or_insert_with(|| "f32".to_owned());
     Ok(Options {
         log: log::options(a.log),
-        model: model::options(a.model, a.model_args, a.context.rope.clone())?,
+        model: model::options(a.model, a.model_args)?,
         context: context::options(a.context)?,
         file: a.file,
         output: a.output,

@@ -2,7 +2,6 @@
 
 use clap::Args;
 
-use super::model::RopeArgs;
 use super::value::{not_one_of, out_of_range, size, tristate};
 use crate::chat::terminal::Tristate;
 use crate::engine::Options;
@@ -46,14 +45,12 @@ pub struct ContextArgs {
     /// Flash attention: on, off, auto [-fa]
     #[arg(long, value_name = "WHEN", num_args = 0..=1, default_missing_value = "on", default_value = "auto", allow_negative_numbers = true)]
     pub flash_attn: String,
-    #[command(flatten)]
-    pub rope: RopeArgs,
 }
 
 pub fn options(a: ContextArgs) -> Result<Options> {
     let n_threads = match a.threads.as_deref() {
         None => cpus::default_threads(),
-        Some(t) => n_threads("-t", t.parse().map_err(|_| not_one_of("-t", t, "a number"))?)?,
+        Some(t) => threads(t)?,
     };
     Ok(Options {
         n_ctx: match a.ctx_size {
@@ -76,12 +73,18 @@ pub fn options(a: ContextArgs) -> Result<Options> {
         },
         cache_type_k: cache_type("-ctk", a.cache_type_k.as_deref().unwrap_or("f16"))?,
         cache_type_v: cache_type("-ctv", a.cache_type_v.as_deref().unwrap_or("f16"))?,
-        // All backends that we use have flash attention, so `auto` means on.
         exact: false,
+        // All backends that we use have flash attention, so `auto` means on.
         flash_attn: tristate("-fa", &a.flash_attn)? != Tristate::Off,
     })
 }
 
+/// Threads of -t.
+pub fn threads(text: &str) -> Result<usize> {
+    n_threads("-t", text.trim().parse().map_err(|_| not_one_of("-t", text, "a number"))?)
+}
+
+/// Threads of a flag: -1 and 0 are one for each core.
 fn n_threads(flag: &str, n: i64) -> Result<usize> {
     match n {
         -1 | 0 => Ok(cpus::default_threads()),

@@ -12,7 +12,7 @@ pub struct LogArgs {
     /// All messages
     #[arg(long, short = 'v', alias = "log-verbose")]
     pub verbose: bool,
-    /// 0 output, 1 errors, 2 warnings, 3 notes and statistics, 4 trace, 5 debug [-lv]
+    /// 0 output, 1 errors, 2 warnings, 3 notes and statistics, 4 and 5 trace [-lv]
     #[arg(long, alias = "log-verbosity", value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5))]
     pub verbosity: Option<u8>,
     /// Errors only

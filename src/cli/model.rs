@@ -58,6 +58,8 @@ pub struct ModelArgs {
     /// memory and, by the line of statistics (pack), little time; resident keeps it, 9 bits for each weight.
     #[arg(long, value_name = "HOW", default_value = "batch")]
     pub pack: String,
+    #[command(flatten)]
+    pub rope: RopeArgs,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -92,7 +94,7 @@ pub struct RopeArgs {
     pub yarn_beta_fast: Option<f32>,
 }
 
-pub fn options(path: PathBuf, a: ModelArgs, rope: RopeArgs) -> Result<Options> {
+pub fn options(path: PathBuf, a: ModelArgs) -> Result<Options> {
     let n_gpu_layers = match a.n_gpu_layers.as_deref() {
         None | Some("auto" | "-1") => None,
         Some("all" | "-2") => Some(u32::MAX),
@@ -127,7 +129,7 @@ pub fn options(path: PathBuf, a: ModelArgs, rope: RopeArgs) -> Result<Options> {
         check_tensors: a.check_tensors,
         override_kv: overrides,
         weights: weights::Options { n_gpu_layers, no_mmap, kernels, pack },
-        rope: rope_options(rope)?,
+        rope: rope_options(a.rope)?,
     })
 }
 

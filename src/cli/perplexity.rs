@@ -49,7 +49,6 @@ pub fn options(mut a: PerplexityArgs) -> Result<Options> {
         a.context.cache_type_k.get_or_insert_with(|| "f32".to_owned());
         a.context.cache_type_v.get_or_insert_with(|| "f32".to_owned());
     }
-    let rope = a.context.rope.clone();
     let mut context = context::options(a.context)?;
     context.n_ctx = Some(context.n_ctx.unwrap_or(512));
     let batch = match (a.batch, a.seq) {
@@ -75,7 +74,7 @@ pub fn options(mut a: PerplexityArgs) -> Result<Options> {
     };
     Ok(Options {
         log: log::options(a.log),
-        model: model::options(a.model, a.model_args, rope)?,
+        model: model::options(a.model, a.model_args)?,
         context,
         file: a.file,
         chunks,

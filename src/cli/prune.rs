@@ -227,7 +227,8 @@ fn choose(o: &mut Options, a: &PruneHowArgs) -> Result<()> {
     if o.history != HistoryKind::None && o.metric == Metric::Normalised {
         if a.prune_metric.is_some() || a.prune_paper {
             return Err(Error::usage(
-                "--prune-metric normalised has no history: a history holds squares of states as they are, not normalised                  (use --prune-metric ppsp or --prune-history none)",
+                "--prune-metric normalised has no history: a history holds squares of states as they are, not normalised \
+                 (use --prune-metric ppsp or --prune-history none)",
             ));
         }
         o.metric = Metric::Ppsp;

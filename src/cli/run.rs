@@ -253,7 +253,7 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
     }
     Ok(Options {
         log: log::options(a.log),
-        model: model::options(model, a.model_args, a.context.rope.clone())?,
+        model: model::options(model, a.model_args)?,
         context: context::options(a.context)?,
         sampling: sampling::options(a.sampling)?,
         prune: prune::options(a.prune, a.prune_min_tokens)?,

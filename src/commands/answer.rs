@@ -1,6 +1,7 @@
 //! Prompt in, answer out: with a progress bar while the prompt is read, and with statistics.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::run::Options;
@@ -109,33 +110,27 @@ fn read(run: &Run, session: &mut Session, prompt: &[Token]) -> (Result<usize>, u
     let bar = run.log.progress("reading the prompt", prompt.len() as u64, "tokens");
     let processed = AtomicUsize::new(0);
     let within = session.batch_progress();
-    let n_ubatch = run.options.context.n_ubatch as usize;
+    let n_ubatch = session.n_ubatch();
     let synced = std::thread::scope(|scope| {
+        // The thread below ends when this end of the channel is dropped, by a panic too.
+        let (_reading, ended) = mpsc::channel::<()>();
         // One batch may take long: a thread moves the bar while it is computed.
-        let ticker = (!bar.is_hidden()).then(|| {
+        if !bar.is_hidden() {
             let (bar, processed) = (&bar, &processed);
             scope.spawn(move || {
-                loop {
-                    std::thread::park_timeout(TICK);
+                while ended.recv_timeout(TICK) == Err(mpsc::RecvTimeoutError::Timeout) {
                     let (done, total) = (processed.load(Ordering::Relaxed), bar.length().unwrap_or(0) as usize);
-                    if done >= total || bar.is_finished() {
-                        return;
-                    }
-                    let batch = n_ubatch.min(total - done);
+                    let batch = n_ubatch.min(total.saturating_sub(done));
                     bar.set_position((done as f64 + within() * batch as f64) as u64);
                 }
-            })
-        });
-        let synced = session.sync(prompt, &mut |done, total| {
+            });
+        }
+        session.sync(prompt, &mut |done, total| {
             processed.store(done, Ordering::Relaxed);
             bar.set_length(total as u64);
             bar.set_position(done as u64);
-        });
-        bar.finish_and_clear();
-        if let Some(ticker) = ticker {
-            ticker.thread().unpark();
-        }
-        synced
+        })
     });
+    bar.finish_and_clear();
     (synced, processed.into_inner())
 }

@@ -8,7 +8,7 @@ use super::load::load;
 use super::output::write_file;
 use super::signals::Signals;
 use crate::engine::{Moments, Session};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::log::{self, Log};
 use crate::prune::{Block, BlockStats, Calibration, all_blocks, path_for};
 use crate::sampler::{self, Sampler};
@@ -72,7 +72,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let bar = log.progress("calibrating", (n_seqs * seq_len) as u64, "tokens");
     let mut running: BTreeMap<Block, Running> = BTreeMap::new();
     let mut done = 0;
-    let interrupted = |e: Error| if e.kind() == Kind::Interrupted { signals.error() } else { e };
+    let interrupted = |e| signals.named(e);
     while done < n_seqs {
         let n = batch.min(n_seqs - done);
         let written;

@@ -9,7 +9,7 @@ use super::output::print;
 use super::pruning;
 use super::signals::Signals;
 use crate::engine::{OUTPUT_ROWS, Session};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::log::{self, Log};
 use crate::tokenizer::Token;
 use crate::{engine, model, prune};
@@ -234,7 +234,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let mut scores = Scores::default();
     let (mut time, mut dense_time) = (Duration::ZERO, Duration::ZERO);
     let mut done = 0;
-    let interrupted = |e: Error| if e.kind() == Kind::Interrupted { signals.error() } else { e };
+    let interrupted = |e| signals.named(e);
     for group in windows.chunks(n_seq) {
         let seqs: Vec<&[Token]> = group.iter().map(Vec::as_slice).collect();
         let mut states = |prune: bool, time: &mut Duration| {

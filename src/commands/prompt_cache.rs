@@ -49,6 +49,10 @@ pub fn store(run: &Run, session: &Session, n_prompt: usize, held: &mut Held) -> 
     if held.0.starts_with(tokens) {
         return Ok(());
     }
+    if session.is_mixed() {
+        run.log.warn(&format!("{}: is left as it was, as pruning was changed in this text", path.display()));
+        return Ok(());
+    }
     session.save_state(path, n)?;
     held.0 = tokens.to_vec();
     run.log.trace(&format!("{}: {n} tokens written", path.display()));

@@ -59,6 +59,11 @@ impl Signals {
         }
     }
 
+    /// An error, or if it is an interruption [`Signals::error`], which knows what interrupted.
+    pub fn named(&self, e: Error) -> Error {
+        if e.kind() == Kind::Interrupted { self.error() } else { e }
+    }
+
     /// Whether Ctrl-C or SIGTERM came. The flag is taken back, so that the next signal is seen.
     pub fn take_interrupt(&self) -> bool {
         self.impatient.store(false, Ordering::Relaxed);

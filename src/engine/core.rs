@@ -19,7 +19,7 @@ const LEAST_CTX: usize = 512;
 /// Rows that the output matrix multiplies at once when texts are scored: their logits are large.
 pub const OUTPUT_ROWS: usize = 512;
 
-/// Says of a dump that one run cannot have made it.
+/// The error for a dump whose batches keep different numbers of units: no single run writes such a dump.
 pub const UNEQUAL: &str = "the batches of the dump keep different numbers of heads or channels";
 
 /// Computes batches of a model.
@@ -115,7 +115,7 @@ impl<'m> Engine<'m> {
     ) -> Result<Engine<'m>> {
         let (n_threads, n_threads_batch) = (options.n_threads, options.n_threads_batch);
         let executor = Executor::new(&model.gpus(), n_threads.max(n_threads_batch), interrupt).map_err(failure)?;
-        let loaded = || Loaded { schedule: executor.schedule(model.max_tensors(n_seq_max) * 2), current: None };
+        let loaded = || Loaded { schedule: executor.schedule(), current: None };
         let mut graphs = Graphs { few: loaded(), many: loaded() };
         let clock = Arc::default();
 
@@ -180,7 +180,7 @@ impl<'m> Engine<'m> {
         let loaded = self.graphs.of_mut(self.last);
         let key = Key { layout, pass: pass.kind() };
         if loaded.current.as_ref().is_none_or(|c| c.0 != key) {
-            // Its memory serves the next one.
+            // The old graph goes first, because the new one takes over its memory.
             loaded.current = None;
             let (graph, slots) = self.model.graph(&self.cache, &key.layout, pass, &self.clock);
             loaded.schedule.load(graph).map_err(failure)?;
@@ -226,7 +226,7 @@ impl<'m> Engine<'m> {
         }
     }
 
-    /// Loads a graph that is no batch's, in place of one that is, for [`Engine::set_loaded`] and [`Engine::compute`].
+    /// Loads a graph that belongs to no batch; that of a batch which it replaces is built again when it is needed. For [`Engine::set_loaded`] and [`Engine::compute`].
     pub fn load(&mut self, size: Size, graph: Graph) -> Result<()> {
         let loaded = self.graphs.of_mut(size);
         loaded.current = None;
@@ -297,15 +297,18 @@ fn reserve(
     let n_few = MAX_GEMV_TOKENS.min(n_ubatch);
     let few_tokens = graph(&Layout::largest(1, n_few, params.n_cells, 1, Results::Logits));
     let mut few_bytes = few.schedule.measure(&few_tokens);
-    if results == Results::States {
-        let head = model.logits_graph(&cache, OUTPUT_ROWS.min(n_wanted), clock).0;
-        few_bytes = few_bytes.max(few.schedule.measure(&head));
+    let head = (results == Results::States).then(|| model.logits_graph(&cache, OUTPUT_ROWS.min(n_wanted), clock).0);
+    if let Some(head) = &head {
+        few_bytes = few_bytes.max(few.schedule.measure(head));
     }
     let compute_bytes = (many.schedule.measure(&largest) + few_bytes) as u64;
     memory::require(cache_bytes + compute_bytes, &what, advice)?;
     let out_of_memory = |_| out_of_memory(cache_bytes + compute_bytes);
     many.schedule.reserve(&largest).map_err(out_of_memory)?;
     few.schedule.reserve(&few_tokens).map_err(out_of_memory)?;
+    if let Some(head) = &head {
+        few.schedule.reserve(head).map_err(out_of_memory)?;
+    }
     Ok(cache)
 }
 

@@ -20,7 +20,7 @@ fn pruned_mlps(pruning: &Pruning) -> impl Iterator<Item = Block> {
     plan.blocks().filter(|&b| b.kind == BlockKind::Mlp && plan.kept(b).is_some())
 }
 
-/// What one MLP of this model takes for a short and for a long piece of a prompt, whole and pruned; `None` if none is pruned.
+/// What one MLP of this model takes for a short and for a long piece of a prompt, dense and pruned; `None` if none is pruned.
 pub fn prompt_costs(engine: &mut Engine, pruning: &Pruning) -> Result<Option<PromptCosts>> {
     let Some(block) = pruned_mlps(pruning).next() else { return Ok(None) };
     let mut costs = PromptCosts { n: PIECES, dense: [0.0; 2], probe: [0.0; 2] };
@@ -56,7 +56,7 @@ pub fn answer_costs(engine: &mut Engine, pruning: &Pruning, masks: &Masks) -> Re
 
 /// Least time in seconds of a few runs of one layer's MLP with `n` tokens.
 fn time_mlp(engine: &mut Engine, il: usize, n: usize, pass: Pass) -> Result<f64> {
-    // Any position that every history has.
+    // Position 0: every history by position has it, however short its calibration was.
     let row = Row { token: 0, pos: 0, seq: 0, wanted: true };
     let batch = Batch { rows: vec![row; n], results: Results::States, is_whole: true };
     let layout = Layout::largest(1, n, n, n, Results::States);

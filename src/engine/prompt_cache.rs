@@ -262,7 +262,7 @@ pub fn encode(out: &mut dyn Write, origin: &Origin, tokens: &[Token], cells: Wri
 /// Writes a file, under a temporary name first, readable for its owner only, as a prompt may be private. [`Kind::CannotCreate`] or
 /// [`Kind::Io`] leave what was there; so does [`Kind::Malformed`]: it is something else than a prompt cache.
 pub fn write(path: &Path, origin: &Origin, tokens: &[Token], cells: WriteCells) -> Result<()> {
-    // It may have come meanwhile.
+    // Another program may have put a file there since this one was read.
     look(path)?;
     replace_file(path, 0o600, |file| {
         let mut out = BufWriter::new(file);

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::core::UNEQUAL;
-use super::report::Report;
+use super::report::{BreakEven, Report};
 use crate::error::{Error, Result};
 use crate::prune::{Masks, Plan, Record};
 
@@ -19,9 +19,9 @@ const MUCH_MORE: f64 = 1.25;
 /// How a batch is to run.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Way {
-    /// Whole
+    /// On all weights
     Dense,
-    /// Whole, and what it makes use of is observed
+    /// On all weights, and what it makes use of is observed
     Observe,
     /// With a probe of each block
     Probe,
@@ -45,39 +45,36 @@ pub enum AskPrompt {
 pub enum AskAnswer {
     /// Measure what reduced weights cost and save, and tell [`Policy::learn_answer_times`]
     Measure,
-    /// Run the last [`REFRESH`] tokens again, whole; observe what they make use of, or not
-    LookBack {
-        /// That is noted
-        observe: bool,
-    },
+    /// Run the last [`REFRESH`] tokens again, dense, and observe what they make use of
+    LookBack,
     /// Make reduced weights of these masks, or else of those of what was observed, and tell [`Policy::learn_reduced`]
     Reduce(Option<Masks>),
     /// Run it
     Run(Way),
 }
 
-/// Seconds of one MLP's run for a short and a long piece of a prompt, whole and with a probe.
+/// Seconds of one MLP's run for a short and a long piece of a prompt, dense and with a probe.
 #[derive(Debug, Clone, Copy)]
 pub struct PromptCosts {
     /// Tokens of both pieces
     pub n: [usize; 2],
-    /// Whole, and observed
+    /// Dense, and observed
     pub dense: [f64; 2],
     /// With a probe
     pub probe: [f64; 2],
 }
 
 impl PromptCosts {
-    /// From how many tokens on pruning pays: between the measured pieces, time is a line. `usize::MAX` if it never does.
-    fn break_even(&self) -> usize {
+    /// From how many tokens on pruning pays: between the measured pieces, time is taken to be a line.
+    fn break_even(&self) -> BreakEven {
         let between = (self.n[1] - self.n[0]) as f64;
         let slope = |t: [f64; 2]| (t[1] - t[0]) / between;
         let fixed = |t: [f64; 2]| t[0] - slope(t) * self.n[0] as f64;
         let saved = slope(self.dense) - slope(self.probe);
         if saved <= 0.0 {
-            return usize::MAX;
+            return BreakEven::Never;
         }
-        ((fixed(self.probe) - fixed(self.dense)) / saved).ceil().clamp(2.0, 1e9) as usize
+        BreakEven::From(((fixed(self.probe) - fixed(self.dense)) / saved).ceil().clamp(2.0, 1e9) as usize)
     }
 }
 
@@ -93,10 +90,13 @@ pub struct AnswerCosts {
 }
 
 impl AnswerCosts {
-    /// From how many tokens on reduced weights pay; `usize::MAX` if they never do.
-    fn break_even(&self) -> usize {
+    /// From how many tokens on reduced weights pay.
+    fn break_even(&self) -> BreakEven {
         let saved = self.dense - self.reduced;
-        if saved > 0.0 { (self.reduce / saved).ceil().min(1e9) as usize } else { usize::MAX }
+        if saved <= 0.0 {
+            return BreakEven::Never;
+        }
+        BreakEven::From((self.reduce / saved).ceil().min(1e9) as usize)
     }
 }
 
@@ -116,32 +116,37 @@ pub struct Ran<'a> {
     pub way: &'a Way,
     /// Rows that ran ahead, if there was a probe
     pub probe_rows: usize,
-    /// These tokens ran before: no batch of the text's
+    /// Whether these tokens had run before: a look back is no batch of the text
     pub is_again: bool,
     /// What it kept, and by which scores
     pub record: Record,
+}
+
+/// The reduced weights that an answer runs on at present.
+#[derive(Debug)]
+struct InUse {
+    /// Rows that had been observed when they were made
+    observed: f64,
+    /// Tokens that were decoded since
+    n_decoded: usize,
+    looked_back: bool,
 }
 
 /// The rules, and what they have come to so far.
 #[derive(Debug)]
 pub struct Policy {
     source: Source,
-    /// Shortest piece of a prompt that is pruned; not measured yet if there is none
-    prompt_break_even: Option<usize>,
-    /// Shortest answer that is pruned; not measured yet if there is none
-    answer_break_even: Option<usize>,
-    /// Rows that had been observed when the reduced weights for answers were made, if there are any
-    reduced_by: Option<f64>,
-    /// Tokens since then
-    n_since: usize,
-    looked_back: bool,
+    /// Which answers are pruned; `None` before it is measured. Which prompts are is in the report.
+    answer_break_even: Option<BreakEven>,
+    /// The session has reduced weights exactly while this is something
+    in_use: Option<InUse>,
     /// Batches so far, if they are to be dumped
     records: Option<Vec<Record>>,
     report: Report,
 }
 
 impl Policy {
-    /// Masks come from probes. Pieces and answers shorter than `least` run whole, or than what is measured where it is `None`. With
+    /// Masks come from probes. Pieces and answers shorter than `least` run dense, or than what is measured where it is `None`. With
     /// `probes_all`, where quality counts and not time, all pieces of a prompt are pruned.
     pub fn probe(least: Option<usize>, probes_all: bool, kept_share: f64) -> Policy {
         let of_prompts = if probes_all { Some(2) } else { least };
@@ -161,17 +166,9 @@ impl Policy {
     }
 
     fn new(source: Source, of_prompts: Option<usize>, of_answers: Option<usize>, kept_share: f64) -> Policy {
-        let report = Report { kept: kept_share, break_even: of_prompts.unwrap_or(0), ..Default::default() };
-        Policy {
-            source,
-            prompt_break_even: of_prompts,
-            answer_break_even: of_answers,
-            reduced_by: None,
-            n_since: 0,
-            looked_back: false,
-            records: None,
-            report,
-        }
+        let report = Report { kept: kept_share, break_even: of_prompts.map(BreakEven::From), ..Default::default() };
+        let answer_break_even = of_answers.map(BreakEven::From);
+        Policy { source, answer_break_even, in_use: None, records: None, report }
     }
 
     /// Keeps a record of each batch from now on.
@@ -201,7 +198,7 @@ impl Policy {
 
     /// Another text begins, of which nothing was observed: reduced weights that were made for the last one are gone.
     pub fn begin_text(&mut self) {
-        (self.reduced_by, self.n_since, self.looked_back) = (None, 0, false);
+        self.in_use = None;
     }
 
     /// What to do with a piece of `n` tokens of a prompt. [`crate::error::Kind::Malformed`] if the records of a replay are at their end.
@@ -215,19 +212,18 @@ impl Policy {
             }
             Source::Probe => {}
         }
-        Ok(match self.prompt_break_even {
+        Ok(match self.report.break_even {
             // One token has no probe: there is nothing to measure for.
             _ if n < 2 => AskPrompt::Run(Way::Observe),
             None => AskPrompt::Measure,
-            Some(least) if n >= least => AskPrompt::Run(Way::Probe),
+            Some(break_even) if break_even.pays(n) => AskPrompt::Run(Way::Probe),
             Some(_) => AskPrompt::Run(Way::Observe),
         })
     }
 
     /// Hears of what [`AskPrompt::Measure`] asked for; `None` if there is nothing that could be pruned.
     pub fn learn_prompt_times(&mut self, costs: Option<PromptCosts>) {
-        let n = costs.map_or(usize::MAX, |c| c.break_even());
-        (self.prompt_break_even, self.report.break_even) = (Some(n), n);
+        self.report.break_even = Some(costs.map_or(BreakEven::Never, |c| c.break_even()));
     }
 
     /// What to do before the next token of an answer, at position `n_past`, to be followed by at most `n_expected` with itself; `observed`
@@ -236,7 +232,7 @@ impl Policy {
     /// Reduced weights are made once the prompt has shown which, if the answer can be so long that they pay; again only when much
     /// more was observed, in prompts or in the answer itself.
     pub fn answer(&mut self, plan: &Plan, n_past: usize, n_expected: usize, observed: f64) -> Result<AskAnswer> {
-        let run = |policy: &Policy| match policy.reduced_by {
+        let run = |policy: &Policy| match policy.in_use {
             Some(_) => AskAnswer::Run(Way::Reduced),
             None => AskAnswer::Run(Way::Dense),
         };
@@ -246,15 +242,15 @@ impl Policy {
                 // The recorded run did what it is followed in: looked back, or made masks, here and only here.
                 return Ok(match records.as_slice().first() {
                     Some(r) if !r.frozen && r.kept.is_empty() && r.first.checked_add(r.n_each) == Some(n_past) => {
-                        let record = records.next().expect("looked at above");
-                        self.records.iter_mut().for_each(|all| all.push(record.clone()));
-                        AskAnswer::LookBack { observe: false }
+                        records.next();
+                        AskAnswer::LookBack
                     }
                     Some(r) if r.frozen && r.first <= n_past => {
                         let record = records.next().expect("looked at above");
                         if record.kept.iter().any(|(&b, kept)| plan.kept(b) != Some(kept.len())) {
                             return Err(Error::malformed(UNEQUAL));
                         }
+                        self.in_use = None;
                         AskAnswer::Reduce(Some(record.kept))
                     }
                     _ => run(self),
@@ -262,32 +258,35 @@ impl Policy {
             }
             Source::Probe => {}
         }
-        let has_answered = self.n_since as f64 >= self.reduced_by.unwrap_or(0.0).max(REFRESH as f64);
-        let is_fresh = self.reduced_by.is_some_and(|rows| observed < MUCH_MORE * rows && !has_answered);
-        if observed == 0.0 || is_fresh {
+        // Whether the answer has become so long since the weights were reduced that the masks should follow it.
+        let is_long = |w: &InUse| w.n_decoded as f64 >= w.observed.max(REFRESH as f64);
+        let is_fresh = |w: &InUse| observed < MUCH_MORE * w.observed && !is_long(w);
+        if observed == 0.0 || self.in_use.as_ref().is_some_and(is_fresh) {
             return Ok(run(self));
         }
-        let Some(least) = self.answer_break_even else { return Ok(AskAnswer::Measure) };
-        if n_expected < least {
+        let Some(break_even) = self.answer_break_even else { return Ok(AskAnswer::Measure) };
+        if !break_even.pays(n_expected) {
             // On what was made before, if there is any.
-            self.report.answer_below = self.reduced_by.is_none().then_some(least);
+            self.report.answer_below = self.in_use.is_none().then_some(break_even);
             return Ok(run(self));
         }
-        if self.reduced_by.is_some() && has_answered && !self.looked_back {
-            self.looked_back = true;
-            return Ok(AskAnswer::LookBack { observe: true });
+        if let Some(w) = self.in_use.as_mut().filter(|w| is_long(w) && !w.looked_back) {
+            w.looked_back = true;
+            return Ok(AskAnswer::LookBack);
         }
+        // The session drops the old ones first: if the new ones do not fit in memory there are none.
+        self.in_use = None;
         Ok(AskAnswer::Reduce(None))
     }
 
     /// Hears of what [`AskAnswer::Measure`] asked for; `None` if there is nothing that could be reduced.
     pub fn learn_answer_times(&mut self, costs: Option<AnswerCosts>) {
-        self.answer_break_even = Some(costs.map_or(usize::MAX, |c| c.break_even()));
+        self.answer_break_even = Some(costs.map_or(BreakEven::Never, |c| c.break_even()));
     }
 
     /// Hears that reduced weights were made, at position `n_past`, of `masks` by `observed` rows: how long it took, and their bytes.
     pub fn learn_reduced(&mut self, n_past: usize, masks: Masks, observed: f64, time: Duration, n_bytes: u64) {
-        (self.reduced_by, self.n_since, self.looked_back) = (Some(observed), 0, false);
+        self.in_use = Some(InUse { observed, n_decoded: 0, looked_back: false });
         self.report.answer_below = None;
         let before = self.report.reduced.map_or(Duration::ZERO, |f| f.0);
         self.report.reduced = Some((before + time, n_bytes));
@@ -324,7 +323,7 @@ impl Policy {
 
     /// Hears that a token of an answer ran.
     pub fn learn_decoded(&mut self) {
-        self.n_since += 1;
+        self.in_use.iter_mut().for_each(|w| w.n_decoded += 1);
     }
 }
 
@@ -353,12 +352,13 @@ mod tests {
     }
 
     #[test]
-    fn prompts_are_measured_once_and_short_ones_run_whole() {
+    fn prompts_are_measured_once_and_short_ones_run_dense() {
         let mut policy = Policy::probe(None, false, 0.8);
         assert_eq!(policy.prompt(1).unwrap(), AskPrompt::Run(Way::Observe), "one token has no probe");
+        assert!(policy.report().line().contains("too short for a probe"));
         assert_eq!(policy.prompt(300).unwrap(), AskPrompt::Measure);
         policy.learn_prompt_times(Some(prompt_costs(120.0)));
-        assert_eq!(policy.report().break_even, 120);
+        assert_eq!(policy.report().break_even, Some(BreakEven::From(120)));
         assert_eq!(policy.prompt(119).unwrap(), AskPrompt::Run(Way::Observe));
         assert_eq!(policy.prompt(120).unwrap(), AskPrompt::Run(Way::Probe));
         assert!(policy.report().line().contains("below break-even (120 tokens)"));
@@ -369,9 +369,9 @@ mod tests {
         let mut policy = Policy::probe(None, false, 0.8);
         policy.learn_prompt_times(Some(PromptCosts { n: [96, 192], dense: [1.0, 2.0], probe: [1.5, 2.6] }));
         assert_eq!(policy.prompt(100_000).unwrap(), AskPrompt::Run(Way::Observe));
-        assert_eq!(policy.report().break_even, usize::MAX);
+        assert_eq!(policy.report().break_even, Some(BreakEven::Never));
         policy.learn_answer_times(Some(AnswerCosts { reduce: 1.0, dense: 0.1, reduced: 0.2 }));
-        assert_eq!(answer(&mut policy, 10, usize::MAX - 1, 5.0), AskAnswer::Run(Way::Dense));
+        assert_eq!(answer(&mut policy, 10, usize::MAX, 5.0), AskAnswer::Run(Way::Dense));
         assert!(policy.report().line().contains("pruning does not pay here"));
         policy.learn_prompt_times(None);
         assert_eq!(policy.prompt(500).unwrap(), AskPrompt::Run(Way::Observe));
@@ -390,14 +390,14 @@ mod tests {
     }
 
     #[test]
-    fn answers_run_whole_until_something_was_observed_and_if_they_are_short() {
+    fn answers_run_dense_until_something_was_observed_and_if_they_are_short() {
         let mut policy = Policy::probe(None, false, 0.8);
         assert_eq!(answer(&mut policy, 9, 1000, 0.0), AskAnswer::Run(Way::Dense));
         assert_eq!(answer(&mut policy, 9, 1000, 20.0), AskAnswer::Measure);
         // Reduced weights cost as much as they save in 100 tokens.
         policy.learn_answer_times(Some(AnswerCosts { reduce: 50.0, dense: 1.0, reduced: 0.5 }));
         assert_eq!(answer(&mut policy, 9, 99, 20.0), AskAnswer::Run(Way::Dense));
-        assert_eq!(policy.report().answer_below, Some(100));
+        assert_eq!(policy.report().answer_below, Some(BreakEven::From(100)));
         assert_eq!(answer(&mut policy, 9, 100, 20.0), AskAnswer::Reduce(None));
         policy.learn_reduced(9, Masks::new(), 20.0, Duration::from_secs(1), 7);
         assert_eq!(policy.report().answer_below, None);
@@ -417,7 +417,7 @@ mod tests {
             policy.learn_decoded();
         }
         // As many tokens as had been observed, and at least 64.
-        assert_eq!(answer(&mut policy, 200, 400, 100.0), AskAnswer::LookBack { observe: true });
+        assert_eq!(answer(&mut policy, 200, 400, 100.0), AskAnswer::LookBack);
         assert_eq!(answer(&mut policy, 200, 400, 164.0), AskAnswer::Reduce(None), "once");
         policy.learn_reduced(200, Masks::new(), 164.0, Duration::ZERO, 1);
         assert_eq!(answer(&mut policy, 200, 400, 164.0), AskAnswer::Run(Way::Reduced));
@@ -428,6 +428,10 @@ mod tests {
         assert_eq!(answer(&mut policy, 164, 49, 10.0), AskAnswer::Run(Way::Reduced));
         policy.begin_text();
         assert_eq!(answer(&mut policy, 0, 49, 0.0), AskAnswer::Run(Way::Dense));
+        // Memory for new ones was short: there are none, old or new.
+        policy.learn_reduced(100, Masks::new(), 10.0, Duration::ZERO, 1);
+        assert_eq!(answer(&mut policy, 100, 500, 20.0), AskAnswer::Reduce(None));
+        assert_eq!(answer(&mut policy, 100, 49, 20.0), AskAnswer::Run(Way::Dense));
     }
 
     #[test]
@@ -454,11 +458,9 @@ mod tests {
         assert_eq!(answer(&mut policy, 10, 1, 0.0), AskAnswer::Reduce(Some(kept.clone())));
         policy.learn_reduced(10, kept.clone(), 0.0, Duration::ZERO, 1);
         assert_eq!(answer(&mut policy, 83, 1, 0.0), AskAnswer::Run(Way::Reduced));
-        assert_eq!(answer(&mut policy, 84, 1, 0.0), AskAnswer::LookBack { observe: false });
+        assert_eq!(answer(&mut policy, 84, 1, 0.0), AskAnswer::LookBack);
         assert_eq!(answer(&mut policy, 84, 1, 0.0), AskAnswer::Reduce(Some(kept.clone())));
         assert!(policy.prompt(5).unwrap_err().to_string().contains("fewer batches"));
-        // The record of the look back is in the new dump too.
-        assert_eq!(policy.records().unwrap().len(), 2);
         let mut policy =
             Policy::replay(vec![Record { frozen: true, kept: [(block, vec![0, 1, 2])].into(), ..made(0) }], 0.8);
         assert!(policy.answer(&plan(), 0, 1, 0.0).unwrap_err().to_string().contains("different numbers"));

@@ -4,6 +4,22 @@ use std::time::Duration;
 
 use crate::system::memory;
 
+/// From how many tokens on pruning pays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BreakEven {
+    /// For no number of them
+    Never,
+    /// For so many and more
+    From(usize),
+}
+
+impl BreakEven {
+    /// Whether it pays for `n` tokens.
+    pub fn pays(self, n: usize) -> bool {
+        matches!(self, BreakEven::From(least) if n >= least)
+    }
+}
+
 /// What pruning did to the last prompt and the answer after it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Report {
@@ -11,18 +27,18 @@ pub struct Report {
     pub probe_rows: usize,
     /// Tokens that ran on reduced tensors
     pub pruned_tokens: usize,
-    /// Tokens that ran whole
+    /// Tokens that ran dense
     pub dense_tokens: usize,
-    /// Tokens from which on pruning pays; `usize::MAX` if it never does
-    pub break_even: usize,
+    /// For which prompts pruning pays, once that is known
+    pub break_even: Option<BreakEven>,
     /// Share of the blocks' weights that reduced tensors have
     pub kept: f64,
     /// Masks are the same for all batches
     pub is_fixed: bool,
     /// Time that making reduced weights for answers took, and their bytes
     pub reduced: Option<(Duration, u64)>,
-    /// The answer ran whole: it was to be shorter than this, from which on reduced weights pay
-    pub answer_below: Option<usize>,
+    /// The answer ran dense: it was to be shorter than this, from which on reduced weights pay
+    pub answer_below: Option<BreakEven>,
 }
 
 impl Report {
@@ -37,19 +53,22 @@ impl Report {
         let n = self.pruned_tokens + self.dense_tokens;
         let kept = format!("kept {:.1}%", 100.0 * self.kept);
         let prompt = match (self.pruned_tokens, self.dense_tokens) {
-            (0, _) if self.break_even == usize::MAX => {
-                "dense: pruning does not pay for prompts of this model here".into()
-            }
-            (0, _) => format!("dense: prompt below break-even ({} tokens)", self.break_even),
+            (0, _) => match self.break_even {
+                Some(BreakEven::Never) => "dense: pruning does not pay for prompts of this model here".into(),
+                Some(BreakEven::From(least)) => format!("dense: prompt below break-even ({least} tokens)"),
+                None => "dense: prompt too short for a probe".into(),
+            },
             _ if self.is_fixed => format!("fixed masks, {kept}"),
             _ if self.probe_rows == 0 => format!("given masks, {kept}"),
             (_, 0) => format!("probe {} of {n} tokens, {kept}", self.probe_rows),
             (p, d) => format!("probe {} of {p} tokens, {kept}; {d} tokens dense", self.probe_rows),
         };
-        match self.reduced {
-            _ if self.answer_below == Some(usize::MAX) => format!("{prompt}; answer dense: pruning does not pay here"),
-            _ if let Some(n) = self.answer_below => format!("{prompt}; answer dense: below break-even ({n} tokens)"),
-            Some((time, bytes)) if !self.is_fixed => format!(
+        match (self.answer_below, self.reduced) {
+            (Some(BreakEven::Never), _) => format!("{prompt}; answer dense: pruning does not pay here"),
+            (Some(BreakEven::From(least)), _) => {
+                format!("{prompt}; answer dense: below break-even ({least} tokens)")
+            }
+            (None, Some((time, bytes))) if !self.is_fixed => format!(
                 "{prompt}; answer on {} of reduced weights made in {:.2} s",
                 memory::human(bytes),
                 time.as_secs_f64()
@@ -63,7 +82,7 @@ impl Report {
         let kept = format!("kept {:.1}%", 100.0 * self.kept);
         match (self.pruned_tokens > 0, self.reduced.is_some() || self.is_fixed) {
             (true, _) => kept,
-            (false, true) => format!("prompt whole, answer {kept}"),
+            (false, true) => format!("prompt dense, answer {kept}"),
             (false, false) => "all kept: too short to gain".to_owned(),
         }
     }

@@ -28,6 +28,8 @@ pub struct Session<'m> {
     pub(super) engine: Engine<'m>,
     pub(super) tokens: Vec<Token>,
     logits: Vec<f32>,
+    /// Whether pruning was changed since the first of the tokens was computed: then no identity tells what the cells depend on
+    is_mixed: bool,
     pub(super) pruned: Option<Pruned>,
     /// Tokens that will be decoded at most.
     n_expected: usize,
@@ -87,6 +89,7 @@ impl<'m> Session<'m> {
             engine: Engine::new(model, options, n_seq_max, n_wanted_max, interrupt)?,
             tokens: Vec::new(),
             logits: Vec::new(),
+            is_mixed: false,
             pruned: None,
             n_expected: usize::MAX,
             prompt: PromptTimes::default(),
@@ -97,6 +100,11 @@ impl<'m> Session<'m> {
     /// Context in tokens (per sequence).
     pub fn n_ctx(&self) -> usize {
         self.engine.n_ctx
+    }
+
+    /// Tokens of a prompt that are computed at once, at most.
+    pub fn n_ubatch(&self) -> usize {
+        self.engine.n_ubatch
     }
 
     /// Tokens in the cache.
@@ -187,8 +195,9 @@ impl<'m> Session<'m> {
     /// old one as it was.
     ///
     /// # Panics
-    /// If there are fewer tokens.
+    /// If there are fewer tokens, or if these are [mixed](Session::is_mixed).
     pub fn save_state(&self, path: &Path, n_tokens: usize) -> Result<()> {
+        assert!(!self.is_mixed, "a prompt cache says by which pruning all of its cells were computed");
         let cells = |out: &mut dyn std::io::Write| self.engine.cache.save(n_tokens, out);
         prompt_cache::write(path, &self.origin(), &self.tokens[..n_tokens], &cells)
     }
@@ -212,7 +221,12 @@ impl<'m> Session<'m> {
         Ok(Found::Restored)
     }
 
-    /// What the cells depend on.
+    /// Whether tokens were computed with other pruning than is set now.
+    pub fn is_mixed(&self) -> bool {
+        self.is_mixed
+    }
+
+    /// What the cells depend on, unless they are mixed.
     fn origin(&self) -> Origin {
         Origin::new(self.engine.model, &self.engine.cache, self.pruned.as_ref().map(|p| &p.pruning))
     }
@@ -248,6 +262,10 @@ impl<'m> Session<'m> {
     /// Prunes from now on as prepared, or no longer. [`crate::error::Kind::Memory`] if the reduced weights of fixed masks do not fit.
     pub fn set_pruning(&mut self, setup: Option<Setup>) -> Result<()> {
         self.engine.forget_graphs();
+        let identity = |pruning: Option<&Pruning>| pruning.map(Pruning::identity);
+        let before = identity(self.pruned.as_ref().map(|p| &p.pruning));
+        let after = identity(setup.as_ref().map(|s| &s.pruning));
+        self.is_mixed |= !self.tokens.is_empty() && before != after;
         self.pruned = None;
         let Some(Setup { pruning, source, dump }) = setup else { return Ok(()) };
         let share = pruning.plan.kept_share(true);
@@ -284,7 +302,7 @@ impl<'m> Session<'m> {
         self.pruned.as_ref().map(|p| p.policy.report())
     }
 
-    /// What each block runs on at present, with the model's widths; empty if all ran whole so far. `None` without pruning.
+    /// What each block runs on at present, with the model's widths; empty if all ran dense so far. `None` without pruning.
     pub fn kept(&self) -> Option<(&Masks, &Dims)> {
         self.pruned.as_ref().map(|p| (&p.kept, p.pruning.plan.dims()))
     }
@@ -315,13 +333,15 @@ impl<'m> Session<'m> {
             let Some(pruned) = &mut self.pruned else { return Ok(None) };
             let Pruned { pruning, policy, .. } = pruned;
             let masks = |pruning: &Pruning| pruning.observed.masks(&pruning.plan).expect("something was observed");
-            match policy.answer(&pruning.plan, n_past, self.n_expected, pruning.observed.n_rows())? {
+            // The context ends an answer too.
+            let n_expected = self.n_expected.min(self.engine.n_ctx - n_past);
+            match policy.answer(&pruning.plan, n_past, n_expected, pruning.observed.n_rows())? {
                 AskAnswer::Run(way) => return Ok(Some(way)),
                 AskAnswer::Measure => {
                     let costs = measure::answer_costs(&mut self.engine, pruning, &masks(pruning))?;
                     policy.learn_answer_times(costs);
                 }
-                AskAnswer::LookBack { observe } => self.look_back(if observe { Way::Observe } else { Way::Dense })?,
+                AskAnswer::LookBack => self.look_back()?,
                 AskAnswer::Reduce(given) => {
                     let start = Instant::now();
                     let masks = given.unwrap_or_else(|| masks(pruning));
@@ -351,20 +371,18 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
-    /// Runs the last tokens once more, whole: what they make most use of counts for the masks that come next.
-    fn look_back(&mut self, way: Way) -> Result<()> {
-        // No more than there is memory for.
+    /// Runs the last tokens once more, dense: what they make most use of counts for the masks that come next.
+    fn look_back(&mut self) -> Result<()> {
+        // Memory is reserved for `n_ubatch` rows, so no more are looked at.
         let first = self.n_past() - REFRESH.min(self.engine.n_ubatch).min(self.n_past());
         let last = self.tokens[first..].to_vec();
         let batch = Batch::of_pieces(&[&last], first, last.len() - 1..last.len(), Results::Logits);
-        self.run(&batch, Some(&way), false)?;
-        if way == Way::Observe {
-            self.collect(&batch, &way, true);
-        }
+        self.run(&batch, Some(&Way::Observe), false)?;
+        self.collect(&batch, &Way::Observe, true);
         Ok(())
     }
 
-    /// At most so many tokens will be decoded from now on: an answer that is too short for reduced weights runs whole.
+    /// At most so many tokens will be decoded from now on: an answer that is too short for reduced weights runs dense.
     pub fn expect(&mut self, n: usize) {
         self.n_expected = n;
     }
@@ -382,6 +400,7 @@ impl<'m> Session<'m> {
     /// Forgets all tokens from position `n_past` on.
     pub fn rewind(&mut self, n_past: usize) {
         self.tokens.truncate(n_past);
+        self.is_mixed &= !self.tokens.is_empty();
     }
 
     /// Computes a batch, in this way if there is pruning.
@@ -393,7 +412,7 @@ impl<'m> Session<'m> {
             (Some(p), Some(Way::Probe)) => {
                 Pass::Probe { pruning: &p.pruning, observe: batch.results == Results::Logits }
             }
-            // What ran whole when it was recorded does so again.
+            // What ran dense when it was recorded does so again.
             (Some(_), Some(Way::Given(record))) if record.kept.is_empty() => Pass::Dense,
             (Some(p), Some(Way::Given(_))) => Pass::Given(&p.pruning.plan),
             (Some(p), Some(Way::Reduced)) => Pass::Reduced(p.reduced.as_ref().expect("made before they are used")),

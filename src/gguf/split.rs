@@ -17,9 +17,10 @@ impl Split {
     pub fn read(meta: &Metadata) -> Result<Option<Split>> {
         let Some(count) = meta.u32("split.count")? else { return Ok(None) };
         let no = meta.u32("split.no")?.unwrap_or(0);
-        if count == 0 || no >= count {
+        // llama.cpp's numbers of parts have 16 bits.
+        if count == 0 || count > u32::from(u16::MAX) || no >= count {
             return Err(Error::malformed(format!(
-                "split.no is {no} and split.count is {count}, expected a part of at least one"
+                "split.no is {no} and split.count is {count}, expected one of 1 to 65535 parts"
             )));
         }
         if no > 0 {

@@ -30,7 +30,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let kv_shrink = self.task.layout.is_whole && w.n_head == w.n_head_kv;
         let choice = self.choice(x, block, w.n_embd_head);
         let (kept, kv) = match choice {
-            Choice::Whole => (None, None),
+            Choice::Dense => (None, None),
             Choice::Kept(kept) => (Some(kept), None),
             Choice::Probe(pruning, probe) => {
                 // The probe's keys and values are those that its rows have anyway, unless they shrink.
@@ -94,7 +94,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             Some(kv) => {
                 let q = self.matmul(states, &w.q, Part::All);
                 let [k, v] = kv.map(|t| probe.rows.map_or(t, |rows| g.get_rows(t, rows)));
-                // With a bias in it, it is not the product.
+                // The probe's queries serve the batch only if no bias was added to them: the batch's product is made without one.
                 ahead = probe.rows.filter(|_| w.q.bias.is_none()).map(|rows| Ahead { product: q, rows });
                 [q, k, v]
             }
@@ -166,8 +166,9 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     /// Attention of queries over the cache by ggml's kernels: `[n_embd_head * heads, n_tokens]`.
     fn attend_by_ggml(&mut self, q: Tensor<'g>, kept: Option<&Kept<'_, 'g>>, w: &Attention, il: usize) -> Tensor<'g> {
         let g = self.g;
-        match self.task.layout.pieces.clone() {
-            Pieces::Equal { n_seq, n_each } => {
+        let layout = self.task.layout;
+        match &layout.pieces {
+            &Pieces::Equal { n_seq, n_each } => {
                 let mask = self.inputs.get(Input::Mask);
                 self.attend_piece(q, kept, w, il, 0..n_seq, n_each, mask)
             }

@@ -53,8 +53,8 @@ pub struct GraphBuilder<'a, 'g> {
     pub(super) notes: Vec<Notes>,
     /// What is built now is a probe's.
     pub(super) is_probing: bool,
-    /// F32 `[n_embd, n_rows]`: the residual stream of the rows that are observed at the last layer's MLP, which else runs on the wanted
-    /// rows only.
+    /// The last layer's MLP runs on the wanted rows only. If other rows of it are to be observed, this is their residual stream, F32
+    /// `[n_embd, n_rows]`.
     pub(super) observed_rows: Option<Tensor<'g>>,
 }
 

@@ -12,11 +12,11 @@ use crate::prune::{self, Block, Notes, Pass, ProbeShape, Pruning, Reduced};
 /// How a block runs.
 #[derive(Debug, Clone, Copy)]
 pub enum Choice<'a, 'g> {
-    /// With all its units
-    Whole,
-    /// With those that its own probe chooses: a share of the rows must run ahead
+    /// On all its units
+    Dense,
+    /// On units that its own probe chooses: the caller first runs the probe's rows through the block
     Probe(&'a Pruning, Probe<'g>),
-    /// With these
+    /// On these
     Kept(Kept<'a, 'g>),
 }
 
@@ -38,18 +38,18 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         // The last layer's MLP runs on the wanted rows alone: they are not the batch that masks are for.
         let is_partial = x.ne()[1] < self.task.layout.n_tokens();
         match self.task.pass {
-            Pass::Dense | Pass::Observe(_) | Pass::Calibrate { .. } => Choice::Whole,
+            Pass::Dense | Pass::Observe(_) | Pass::Calibrate { .. } => Choice::Dense,
             Pass::Reduced(reduced) => self.reduced(reduced, block, width),
-            Pass::Probe { .. } | Pass::Given(_) if is_partial => Choice::Whole,
+            Pass::Probe { .. } | Pass::Given(_) if is_partial => Choice::Dense,
             Pass::Given(plan) => match plan.kept(block) {
-                None => Choice::Whole,
+                None => Choice::Dense,
                 Some(n) => {
                     let ids = self.inputs.get(Input::Kept(block, n));
                     Choice::Kept(Kept { ids, n, width, reduced: None, ahead: None })
                 }
             },
             Pass::Probe { pruning, observe } => match pruning.plan.kept(block) {
-                None => Choice::Whole,
+                None => Choice::Dense,
                 Some(_) => Choice::Probe(pruning, self.probe(x, pruning, observe)),
             },
         }
@@ -57,7 +57,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
 
     fn reduced(&self, reduced: &'a Reduced, block: Block, width: usize) -> Choice<'a, 'g> {
         match reduced.units(block) {
-            None => Choice::Whole,
+            None => Choice::Dense,
             Some(units) => {
                 let (ids, n) = (self.leaf(units.ids), units.n);
                 Choice::Kept(Kept { ids, n, width, reduced: Some((reduced, block)), ahead: None })

@@ -60,7 +60,10 @@ impl CacheParams {
     /// Bytes of the cache of a model.
     pub fn bytes(&self, dims: &Dims) -> u64 {
         let row = |ty: CacheType| ty.tensor_type().row_bytes(dims.n_embd_gqa()).unwrap_or(0) as u64;
-        (row(self.type_k) + row(self.type_v)) * (self.n_cells * self.n_seq * dims.n_layer) as u64
+        // What does not fit in 64 bits is refused as too large like anything else that does not fit in memory.
+        [self.n_cells, self.n_seq, dims.n_layer]
+            .iter()
+            .fold(row(self.type_k) + row(self.type_v), |bytes, &n| bytes.saturating_mul(n as u64))
     }
 
     /// Why a model cannot have this cache, if so.

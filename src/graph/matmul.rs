@@ -32,7 +32,7 @@ pub struct Kept<'a, 'g> {
     pub n: usize,
     /// Rows or columns of a unit
     pub width: usize,
-    /// Their weights, if they were made in advance, and whose they are
+    /// Their weights, if these were reduced in advance, and the block that they are of
     pub reduced: Option<(&'a Reduced, Block)>,
     /// What some rows of the batch have of the block's first product already
     pub ahead: Option<Ahead<'g>>,
@@ -93,7 +93,10 @@ impl<'g> GraphBuilder<'_, 'g> {
         states: &mut States<'_, 'g>,
         linears: [(&Linear, Part<'_, 'g>); N],
     ) -> [Tensor<'g>; N] {
-        assert!(!linears.iter().any(|l| matches!(l.1, Part::Columns(..))), "columns are multiplied by themselves");
+        assert!(
+            !linears.iter().any(|l| matches!(l.1, Part::Columns(..))),
+            "a product with columns is not stacked with others"
+        );
         let n = states.n();
         let own: Vec<usize> = (0..N).filter(|&i| linears[i].0.weight.kernel.is_own(n)).collect();
         let operands: Vec<Operand> = own.iter().map(|&i| self.operand(linears[i].0, linears[i].1)).collect();
@@ -156,7 +159,7 @@ impl<'g> GraphBuilder<'_, 'g> {
     ) -> Tensor<'g> {
         let n = states.n();
         let is_direct = operands.iter().all(|o| has_gemv(o.matrix.ty()));
-        // Kept units need not be named where their rows were made in advance.
+        // Kept units need not be named where their rows were reduced in advance.
         let kept = kept.filter(|_| operands.iter().any(|o| o.unit_rows.is_some()));
         let n_kept = kept.map_or(0, |k| k.n);
         let n_out = (operands.iter().step_by(combine.n_together())).map(|o| o.n_out(n_kept)).sum();
@@ -239,7 +242,8 @@ impl<'g> GraphBuilder<'_, 'g> {
                 let op = ColumnProduct { columns: columns.clone() };
                 g.custom(Type::F32, [matrix.n_out(), n, 1, 1], &[states.x], op)
             }
-            // Columns are always packed: but for a few tokens of a type that is not read in place, ggml's kernel is the weight's.
+            // Our kernels multiply kept columns by panels only. For a few tokens of a type that they cannot read in place, ggml's kernel is
+            // used: the arm below.
             _ if linear.weight.kernel.is_own(n) => {
                 let operand = Operand::all(matrix.clone(), None);
                 self.panel_product(states, vec![operand], Combine::Stack, Some(kept), Some(kept.width), matrix.n_out())

@@ -16,7 +16,7 @@ impl<'g> GraphBuilder<'_, 'g> {
         let mut notes = Notes::new(block);
         let mut states = States::normalised(x, norm);
         let kept = match self.choice(x, block, 1) {
-            Choice::Whole => None,
+            Choice::Dense => None,
             Choice::Kept(kept) => Some(kept),
             Choice::Probe(pruning, probe) => {
                 self.begin_probe(x);

@@ -142,7 +142,7 @@ impl Model {
     }
 
     /// Room that the graph of a batch of `n_pieces` sequences needs, in tensors.
-    pub fn max_tensors(&self, n_pieces: usize) -> usize {
+    fn max_tensors(&self, n_pieces: usize) -> usize {
         // A layer has some 40 nodes and views, with biases, norms of heads and rotated caches some 80, with a probe as many again; ggml's
         // attention of a piece among others has some 16.
         128 + (192 + 16 * n_pieces) * self.hparams.n_layer

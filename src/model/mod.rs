@@ -1,6 +1,6 @@
 //! The model: an architecture, its hyper-parameters and its weights. It knows tensors and tokens, never text.
 
-pub mod arch;
+mod arch;
 mod check;
 mod hparams;
 mod keys;
@@ -8,8 +8,7 @@ mod load;
 mod options;
 mod rope;
 
-pub use arch::{ARCHITECTURES, read as read_hparams};
+pub use arch::read as read_hparams;
 pub use check::check_values;
-pub use hparams::Hparams;
 pub use load::{Model, description};
 pub use options::{Options, RopeOptions, RopeScaling};

@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn ppsp_factors_as_the_paper_writes_it() {
+    fn ppsp_scores_as_the_paper_writes_them() {
         // || { a_k * W_jk^2 } || over the rows j and the channels k of a head.
         let (w, a) = ([[0.5f32, -1.5], [2.0, 0.25], [-1.0, 3.0]], [0.7f32, 1.9]);
         let matrix = Matrix::from_rows(&w.each_ref().map(|r| &r[..]));

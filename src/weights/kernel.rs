@@ -44,7 +44,8 @@ impl Kernel {
         match has_gemv(ty) {
             _ if !is_own || !ty.is_quantized() => Kernel::Ggml,
             true => Kernel::Own,
-            // An answer's logits are of few tokens, and a text is to be scored by what answers.
+            // An answer's logits are made for one token at a time, by ggml's kernel. Scores of texts use the same one, so that both see
+            // the same model.
             false if is_head => Kernel::Ggml,
             false => Kernel::OwnGemm,
         }

@@ -68,10 +68,21 @@ pub fn golden() -> [(&'static str, Forge); 2] {
     [("multi-head", forge(8, 11)), ("grouped-query", forge(2, 12))]
 }
 
-/// The tiny models whose results `tests/tools/hashes` prints: types of each way to multiply, with biases and shared keys and values.
-pub fn of_each_type() -> [(&'static str, Forge); 4] {
-    let types = [("q4_0", Type::Q4_0), ("q4_1", Type::Q4_1), ("q4_k", Type::Q4_K), ("q6_k", Type::Q6_K)];
-    types.map(|(name, ty)| (name, Forge { n_layer: 5, seed: 13, biases: true, ..Forge::tiny(ty, 8, 2) }))
+/// The tiny models whose results `tests/tools/hashes` prints: all architectures, and a type of weights for each way to multiply. Several
+/// queries share a key and a value. For llama, every matrix has a bias.
+pub fn of_each_kind() -> [(&'static str, Forge); 6] {
+    let kinds = [
+        ("q4_0", Arch::Llama, Type::Q4_0),
+        ("q4_1", Arch::Llama, Type::Q4_1),
+        ("q4_k", Arch::Llama, Type::Q4_K),
+        ("q6_k", Arch::Llama, Type::Q6_K),
+        ("qwen2-q4_0", Arch::Qwen2, Type::Q4_0),
+        ("qwen3-q4_k", Arch::Qwen3, Type::Q4_K),
+    ];
+    kinds.map(|(name, arch, ty)| {
+        let biases = arch == Arch::Llama;
+        (name, Forge { arch, n_layer: 5, seed: 13, biases, ..Forge::tiny(ty, 8, 2) })
+    })
 }
 
 impl Forge {
@@ -94,6 +105,11 @@ impl Forge {
             distinct_rows: usize::MAX,
             seed: 1,
         }
+    }
+
+    /// A model as small as there can be: two layers, 300 tokens and width 64.
+    pub fn smallest() -> Forge {
+        Forge { n_vocab: 300, n_embd: 64, n_ff: 96, ..Forge::tiny(Type::Q4_0, 4, 2) }
     }
 
     /// Writes the model.

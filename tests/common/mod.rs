@@ -9,14 +9,15 @@ pub mod term;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use pp_run::engine::Options as ContextOptions;
 use pp_run::engine::Session;
 use pp_run::gguf::Gguf;
 use pp_run::model::{Model, Options as ModelOptions, RopeOptions};
+use pp_run::tokenizer::{Token, Tokenizer};
 use pp_run::weights::{self, Kernels};
 
 /// SmolLM2-135M-Instruct, which `models/get` fetches.
@@ -27,6 +28,24 @@ pub fn smollm2() -> PathBuf {
     };
     assert!(path.is_file(), "{} is missing: run models/get", path.display());
     path
+}
+
+/// SmolLM2's file, and its tokenizer.
+pub fn tokenizer() -> (Gguf, Tokenizer) {
+    let gguf = Gguf::open(&smollm2()).unwrap();
+    let tokenizer = Tokenizer::load(&gguf).unwrap();
+    (gguf, tokenizer)
+}
+
+/// The tokens of a text, in which names of control tokens stand for these.
+pub fn tokens_of(tokenizer: &Tokenizer, text: &str) -> Vec<Token> {
+    tokenizer.encode(text, false, true).unwrap()
+}
+
+/// Tests that hold this compute one after the other: ggml's threads wait by spinning, and two pools of them starve on few cores.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// Starts a program whose output [`finished`] takes.
@@ -46,6 +65,22 @@ pub fn finished(mut child: Child) -> Output {
         std::thread::sleep(Duration::from_millis(2));
     }
     child.wait_with_output().unwrap()
+}
+
+/// Checks the exit code and a part of what is on stderr. A run that failed has one line of an error, and nothing on stdout.
+#[track_caller]
+pub fn check(id: &str, output: &Output, code: i32, part: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{id}: {stderr}");
+    assert!(stderr.contains(part), "{id}: '{part}' expected: {stderr}");
+    let errors = stderr.lines().filter(|l| l.starts_with("pp-run: error: ")).count();
+    assert_eq!(errors, usize::from(code != 0), "{id}: {stderr}");
+    assert!(code == 0 || output.stdout.is_empty(), "{id}: {}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// The last perplexity that `pp-run perplexity` printed.
+pub fn ppl(stdout: &str) -> f64 {
+    stdout.split("PPL = ").last().unwrap().split(' ').next().unwrap().parse().unwrap()
 }
 
 /// `tests/faults/shim.c`, built in a folder.

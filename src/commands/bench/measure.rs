@@ -12,7 +12,7 @@ use crate::commands::pruning;
 use crate::commands::signals::Signals;
 use crate::engine;
 use crate::engine::{Report, Session};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::log::Log;
 use crate::model::Model;
 use crate::tokenizer::Token;
@@ -92,7 +92,7 @@ pub fn measure(
     let tokens: Vec<Token> =
         (0..n_ctx as u64).map(|i| ((i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % n_vocab) as Token).collect();
 
-    let interrupted = |e: Error| if e.kind() == Kind::Interrupted { signals.error() } else { e };
+    let interrupted = |e| signals.named(e);
     let bar = log.progress(&test.name(), u64::from(options.repetitions), "");
     for engine in &mut engines {
         let warm = Test { n_gen: test.n_gen.min(1), ..test };

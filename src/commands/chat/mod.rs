@@ -33,11 +33,12 @@ pub fn chat(
     let options = &run.options;
     let mut session = Session::new(run.model, &options.context, 1, 1, run.signals.interrupt.clone())?;
     pruning::apply(&mut session, run.model, options.prune.as_ref(), options.context.n_threads_batch)?;
-    let mut held = prompt_cache::restore(&run, &mut session)?;
     let mut chat = Chat::new(run, session, watch, template, system, once);
     if let Some(opened) = resumed {
         chat.resume(opened, system)?;
     }
+    // A saved chat may have changed how is pruned, on which depends whether the file is of use.
+    let mut held = prompt_cache::restore(&chat.run, &mut chat.session)?;
     if !once {
         let n_ctx = chat.session.n_ctx();
         chat.run.log.note(&format!("context of {n_ctx} tokens; /help lists commands, Ctrl-D leaves"));

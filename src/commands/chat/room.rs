@@ -45,8 +45,7 @@ impl Chat<'_> {
     /// Adds a turn and returns the tokens of the prompt. If they do not fit, room is made first; `None` if the user stopped that.
     pub fn fitting(&mut self, content: &str) -> Result<Option<Vec<i32>>> {
         let n_ctx = self.session.n_ctx();
-        // A text that cannot fit is not tokenized, as that may take minutes.
-        if content.len() > n_ctx.saturating_mul(self.run.tokenizer.longest_piece()) {
+        if !self.run.tokenizer.can_fit(content.len(), n_ctx) {
             let n = content.len();
             return Err(Error::malformed(format!(
                 "this message has {n} bytes, more than the context of {n_ctx} tokens can hold"

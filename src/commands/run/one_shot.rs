@@ -95,12 +95,10 @@ struct Prompt {
 fn tokens(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: &str) -> Result<Prompt> {
     let options = &run.options;
     let content = format!("{}{prompt}{}", options.in_prefix, options.in_suffix);
-    // A text that cannot fit is not tokenized, as that may take minutes.
     let n_ctx = options.context.n_ctx.filter(|&n| n > 0).unwrap_or(run.model.hparams().n_ctx_train) as usize;
-    let most = if content.len() > n_ctx { n_ctx.saturating_mul(run.tokenizer.longest_piece()) } else { n_ctx };
-    if content.len() > most {
+    if !run.tokenizer.can_fit(content.len(), n_ctx) {
         return Err(Error::malformed(format!(
-            "the prompt has {} bytes, and {n_ctx} tokens, which is all that the context holds, are {most} at most: shorten it",
+            "the prompt has {} bytes, too many for {n_ctx} tokens, which is all that the context holds: shorten it",
             content.len()
         )));
     }

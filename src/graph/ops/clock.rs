@@ -38,7 +38,7 @@ fn nanoseconds(n: &AtomicI64) -> Duration {
 
 /// Marks a moment of a graph: the start or the end of a probe. Its result, one number, is of no use.
 ///
-/// The clock runs backwards at the start and forwards at the end, by the time since some origin: so it has the length in between.
+/// A start subtracts the present time from the clock and an end adds it, so that the clock goes forward by the time between.
 #[derive(Debug)]
 pub struct Mark {
     /// The clock

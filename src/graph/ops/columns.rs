@@ -7,7 +7,7 @@ use super::gemv::share;
 use crate::prune::OwnColumns;
 
 /// Kept units' states F32 `[n_kept * width, n_tokens]` -> F32 `[n_out, n_tokens]`: products with the columns of these units that were
-/// made in advance.
+/// reduced in advance.
 #[derive(Debug)]
 pub struct ColumnProduct {
     /// The columns

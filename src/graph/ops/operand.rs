@@ -60,7 +60,7 @@ impl Combine {
 /// Writes the values of a row.
 type Decode = Box<dyn Fn(&[u8], &mut [f32]) + Sync>;
 
-/// What of operands the kernels' loops over rows ask for, looked up once.
+/// The operands' rows, with what the kernels ask of each row looked up once.
 pub struct Operands<'a> {
     all: Vec<Rows<'a>>,
 }

@@ -251,12 +251,9 @@ impl Executor {
         Ok(Executor { backends: Rc::new(backends) })
     }
 
-    /// A schedule without a graph, for graphs of up to `max_tensors` tensors, counting views, inputs and those of stores.
-    ///
-    /// # Panics
-    /// If `max_tensors` is 0.
-    pub fn schedule(&self, max_tensors: usize) -> Schedule {
-        Schedule::new(&self.backends, max_tensors)
+    /// A schedule without a graph.
+    pub fn schedule(&self) -> Schedule {
+        Schedule::new(&self.backends)
     }
 
     /// Computes the schedule's graph with `n_threads` CPU threads; there are never more than the executor was made with.

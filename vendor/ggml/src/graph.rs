@@ -97,7 +97,7 @@ pub struct Graph {
 }
 
 /// More tensors than any graph has, and few enough for every number that ggml computes from it.
-pub(crate) const MOST_TENSORS: usize = 1 << 20;
+const MOST_TENSORS: usize = 1 << 20;
 
 /// Whether an operation has anything to compute.
 pub(crate) fn computes(op: sys::ggml_op) -> bool {
@@ -168,11 +168,13 @@ impl Graph {
     /// If `max_tensors` is above a million, or if `f` makes more tensors or uses more tensors of stores.
     pub fn build<R>(max_tensors: usize, f: impl for<'g> FnOnce(&Builder<'g>) -> R) -> (Graph, R) {
         assert!(max_tensors <= MOST_TENSORS, "a graph of {max_tensors} tensors: ggml counts them in 32 bits");
+        // ggml counts inputs and tensors of stores together.
+        let size = 2 * max_tensors;
         // SAFETY: returns a size computed from the number.
-        let overhead = unsafe { sys::ggml_graph_overhead_custom(max_tensors, false) };
+        let overhead = unsafe { sys::ggml_graph_overhead_custom(size, false) };
         let context = Context::new(max_tensors, overhead);
         // SAFETY: the context is live and has room for the graph.
-        let graph = unsafe { sys::ggml_new_graph_custom(context.as_ptr(), max_tensors, false) };
+        let graph = unsafe { sys::ggml_new_graph_custom(context.as_ptr(), size, false) };
         let builder = Builder {
             graph: NonNull::new(graph).expect("the context has room for the graph"),
             context,

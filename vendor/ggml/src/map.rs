@@ -56,6 +56,10 @@ impl Map {
     /// Tells the operating system that these bytes are not needed in memory for now. They stay readable.
     #[cfg(unix)]
     pub fn release(&self, range: Range<usize>) {
+        if self.file.is_none() {
+            // What is in no file could not be read again.
+            return;
+        }
         // Whole pages inside the range only; a neighbour may still need the rest.
         const PAGE: usize = 4096;
         let (start, end) = (range.start.next_multiple_of(PAGE), range.end.min(self.map.len()) / PAGE * PAGE);

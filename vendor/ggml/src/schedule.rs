@@ -6,7 +6,7 @@ use std::rc::Rc;
 use llama_cpp_sys_2 as sys;
 
 use crate::exec::{Backends, ComputeError, Element};
-use crate::graph::{Graph, MOST_TENSORS, Slot};
+use crate::graph::{Graph, Slot};
 
 /// One of ggml's schedulers: holds at most one loaded graph, and the memory that it is computed in, which stays for the
 /// next graph. Made by [`Executor::schedule`](crate::Executor::schedule), and computed by that executor only.
@@ -20,6 +20,7 @@ use crate::graph::{Graph, MOST_TENSORS, Slot};
 #[derive(Debug)]
 pub struct Schedule {
     sched: NonNull<sys::ggml_backend_sched>,
+    /// How many tensors a graph may have: those made for it, and those of stores
     max_tensors: usize,
     graph: Option<Graph>,
     /// Whether ggml's allocator has the memory that it believes it has. Measuring and running out of memory take it away, which
@@ -38,16 +39,22 @@ impl Drop for Schedule {
     }
 }
 
+/// A scheduler of ggml's for graphs of up to `max_tensors` tensors, which the caller frees.
+fn scheduler(backends: &Backends, max_tensors: usize) -> NonNull<sys::ggml_backend_sched> {
+    let mut pointers = backends.pointers();
+    let n = i32::try_from(pointers.len()).expect("devices are few");
+    // SAFETY: the array holds n live backends, the CPU last as ggml asks; null selects their own buffer types.
+    let sched = unsafe {
+        sys::ggml_backend_sched_new(pointers.as_mut_ptr(), std::ptr::null_mut(), n, max_tensors, false, true)
+    };
+    NonNull::new(sched).expect("ggml_backend_sched_new never fails")
+}
+
 impl Schedule {
-    pub(crate) fn new(backends: &Rc<Backends>, max_tensors: usize) -> Schedule {
-        assert!((1..=MOST_TENSORS).contains(&max_tensors), "schedule: graphs of {max_tensors} tensors");
-        let mut pointers = backends.pointers();
-        let n = i32::try_from(pointers.len()).expect("devices are few");
-        // SAFETY: the array holds n live backends, the CPU last as ggml asks; null selects their own buffer types.
-        let sched = unsafe {
-            sys::ggml_backend_sched_new(pointers.as_mut_ptr(), std::ptr::null_mut(), n, max_tensors, false, true)
-        };
-        let sched = NonNull::new(sched).expect("ggml_backend_sched_new never fails");
+    pub(crate) fn new(backends: &Rc<Backends>) -> Schedule {
+        // Enough for most models: for larger graphs it grows.
+        let max_tensors = 1 << 12;
+        let sched = scheduler(backends, max_tensors);
         Schedule { sched, max_tensors, graph: None, has_memory: false, n_operations: 0, backends: backends.clone() }
     }
 
@@ -73,9 +80,6 @@ impl Schedule {
 
     /// Bytes of memory for intermediate results that `graph` needs, summed over the devices. Reserves nothing, gives back what
     /// is reserved and too small, and unloads the loaded graph.
-    ///
-    /// # Panics
-    /// If the graph has more tensors than the schedule was made for.
     pub fn measure(&mut self, graph: &Graph) -> usize {
         self.make_ready_for(graph);
         self.has_memory = false;
@@ -94,9 +98,6 @@ impl Schedule {
     ///
     /// # Errors
     /// [`ComputeError::OutOfMemory`] if the memory cannot be had.
-    ///
-    /// # Panics
-    /// If the graph has more tensors than the schedule was made for.
     pub fn reserve(&mut self, graph: &Graph) -> Result<(), ComputeError> {
         self.make_ready_for(graph);
         let reserved = graph.lend(|graph| {
@@ -113,9 +114,6 @@ impl Schedule {
     ///
     /// # Errors
     /// [`ComputeError::OutOfMemory`] if the memory cannot be had; then no graph is loaded.
-    ///
-    /// # Panics
-    /// If the graph has more tensors than the schedule was made for.
     pub fn load(&mut self, graph: Graph) -> Result<(), ComputeError> {
         self.make_ready_for(&graph);
         if !self.has_memory {
@@ -147,10 +145,16 @@ impl Schedule {
         self.graph = None;
     }
 
+    /// Unloads the loaded graph, and takes a larger scheduler if `graph` needs one.
     fn make_ready_for(&mut self, graph: &Graph) {
-        let (n, max) = (graph.n_tensors(), self.max_tensors);
-        assert!(n <= max, "a graph of {n} tensors in a schedule for {max}");
         self.unload();
+        if graph.n_tensors() > self.max_tensors {
+            self.max_tensors = graph.n_tensors().next_power_of_two();
+            let old = std::mem::replace(&mut self.sched, scheduler(&self.backends, self.max_tensors));
+            // SAFETY: this owner made the old scheduler, which has no graph and is not used again.
+            unsafe { sys::ggml_backend_sched_free(old.as_ptr()) };
+            self.has_memory = false;
+        }
     }
 
     /// Sets an input of the loaded graph; `data` holds all its elements. Inputs are set before each computation, as ggml

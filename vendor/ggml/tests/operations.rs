@@ -298,16 +298,17 @@ fn concat_and_custom_refuse() {
 }
 
 /// Builds each graph that the builder does not refuse, and computes it on two threads: ggml would end the process.
-/// Returns how many were computed.
+/// Returns whether it was computed.
 fn compute_accepted(
     tensors: &[(Type, [u64; 4])],
     f: &dyn for<'g> Fn(&Builder<'g>, &[Tensor<'g>]) -> Tensor<'g>,
 ) -> bool {
     let (store, ids) = zeros(tensors);
     thread_local!(static EXECUTOR: RefCell<Executor> = RefCell::new(executor()));
-    let mut schedule = EXECUTOR.with_borrow(|e| e.schedule(64));
+    let mut schedule = EXECUTOR.with_borrow(|e| e.schedule());
     let mut loaded = false;
-    let refused = panic_of(|| {
+    // What is refused is no concern here.
+    let _ = panic_of(|| {
         let (graph, _) = Graph::build(32, |b| {
             let leaves: Vec<_> = ids.iter().map(|&id| b.leaf(&store, id)).collect();
             b.output(f(b, &leaves))
@@ -315,7 +316,6 @@ fn compute_accepted(
         schedule.load(graph).expect("memory");
         loaded = true;
     });
-    assert!(loaded || refused.is_some());
     if loaded {
         EXECUTOR.with_borrow_mut(|e| e.compute(&mut schedule, 2)).expect("computes");
     }
@@ -348,13 +348,17 @@ fn what_is_accepted_of_one_type_is_computed() {
             ok(&[(ty, ne)], &|b, t| b.cont(b.view(t[0], [256, 2, 1, 1], [3 * row, 0, 0], row), [256, 2, 1, 1])),
             "{ty}"
         );
-        ok(&[(ty, ne)], &|b, t| b.rms_norm(t[0], 1e-5));
-        ok(&[(ty, ne); 2], &|b, t| b.swiglu(t[0], t[1]));
-        ok(&[(ty, [256, 3, 2, 1]), ids], &|b, t| b.rope(t[0], t[1], None, &ROPE));
-        ok(&[(ty, [256, 3, 2, 1]), ids, (ty, [256, 1, 1, 1])], &|b, t| b.rope(t[0], t[1], Some(t[2]), &ROPE));
-        ok(&[(Type::F32, ne), (ty, ne)], &|b, t| b.soft_max(t[0], t[1], 1.0));
-        ok(&[(ty, ne), (Type::F32, ne)], &|b, t| b.soft_max(t[0], t[1], 1.0));
-        ok(&[(ty, [256, 6, 1, 1]), (Type::F32, [64, 64, 1, 1])], &|b, t| b.mul_mat_hadamard(t[0], t[1]));
+        // These take F32 at least.
+        let computed = [
+            ok(&[(ty, ne)], &|b, t| b.rms_norm(t[0], 1e-5)),
+            ok(&[(ty, ne); 2], &|b, t| b.swiglu(t[0], t[1])),
+            ok(&[(ty, [256, 3, 2, 1]), ids], &|b, t| b.rope(t[0], t[1], None, &ROPE)),
+            ok(&[(ty, [256, 3, 2, 1]), ids, (ty, [256, 1, 1, 1])], &|b, t| b.rope(t[0], t[1], Some(t[2]), &ROPE)),
+            ok(&[(Type::F32, ne), (ty, ne)], &|b, t| b.soft_max(t[0], t[1], 1.0)),
+            ok(&[(ty, ne), (Type::F32, ne)], &|b, t| b.soft_max(t[0], t[1], 1.0)),
+            ok(&[(ty, [256, 6, 1, 1]), (Type::F32, [64, 64, 1, 1])], &|b, t| b.mul_mat_hadamard(t[0], t[1])),
+        ];
+        assert!(ty != Type::F32 || computed == [true; 7], "{computed:?}");
     }
 }
 
@@ -430,7 +434,7 @@ fn an_operation_panics_in_its_sources_and_parts() {
     ];
     let mut executor = executor();
     for (i, &case) in cases.iter().enumerate() {
-        let mut schedule = executor.schedule(16);
+        let mut schedule = executor.schedule();
         let (graph, _) = Graph::build(16, |b| {
             let sources = [f32s(b, [4, 3, 1, 1]), transposed(b, Type::F32, [4, 3])];
             b.output(b.custom(Type::F32, [4, 4, 1, 1], &sources, Check(case)))
@@ -473,7 +477,7 @@ fn the_parts_of_an_operation_are_computed_once_each() {
     for (rows, columns, expected) in [(1, 0, 42), (5, 0, 9), (1000, 0, 1), (4, 3, 11 * 4), (1, 1, 420), (42, 100, 1)] {
         let parts = Arc::new(AtomicUsize::new(0));
         let op = Count { division: Division { rows, columns }, parts: parts.clone() };
-        let mut schedule = executor.schedule(16);
+        let mut schedule = executor.schedule();
         let (graph, (input, output)) = Graph::build(16, |b| {
             let (x, input) = b.input("x", Type::F32, ne);
             (input, b.output(b.custom(Type::F32, ne, &[x], op)))
@@ -494,7 +498,7 @@ fn the_parts_of_an_operation_are_computed_once_each() {
 #[test]
 fn operations_compute() {
     let mut executor = executor();
-    let mut schedule = executor.schedule(64);
+    let mut schedule = executor.schedule();
     let (graph, (inputs, outputs)) = Graph::build(64, |b| {
         let (a, a_slot) = b.input("a", Type::F32, [2, 3, 1, 1]);
         let (x, x_slot) = b.input("x", Type::F32, [2, 2, 1, 1]);

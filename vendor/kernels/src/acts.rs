@@ -102,6 +102,7 @@ pub(crate) fn scales(largest: f32) -> (f32, f32) {
 /// Writes the activations of one token: those of `factor * x * gain`, or without gain of `factor * x`.
 #[inline(always)]
 fn quantize<S: Simd>(s: S, x: &[f32], factor: f32, gain: Option<&[f32]>, out: &mut [u8]) {
+    assert_eq!(out.len(), token_bytes(x.len()), "bytes of a token's activations");
     let n_groups = 2 * x.len().div_ceil(SPAN);
     let (codes, tail) = out.split_at_mut(n_groups * GROUP);
     let factor = s.splat(factor);
@@ -203,6 +204,7 @@ impl Kernel for Swiglu<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
+        assert!(self.gate.len() == self.out.len() && self.up.len() == self.out.len(), "three slices of one length");
         let (mut gate, mut up, mut out) =
             (self.gate.chunks_exact(S::LANES), self.up.chunks_exact(S::LANES), self.out.chunks_exact_mut(S::LANES));
         for ((g, u), o) in gate.by_ref().zip(up.by_ref()).zip(out.by_ref()) {

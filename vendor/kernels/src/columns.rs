@@ -237,7 +237,7 @@ fn reduce_tile<'r, S: Simd>(
     }
     for i in 0..n_rows {
         let Row { bytes, format } = row(first + i);
-        debug_assert!(with_weight!(format, w => is_row(w, bytes, buffers.scratch.len())), "a row of the matrix");
+        assert!(with_weight!(format, w => is_row(w, bytes, buffers.scratch.len())), "a row of the matrix");
         with_weight!(format, weight => reduce_row(s, weight, bytes, w, i, buffers));
     }
     let Buffers { codes, width, scales, places, .. } = buffers;

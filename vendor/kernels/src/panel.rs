@@ -125,7 +125,7 @@ impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Pack<'_, R> {
                 continue;
             }
             let (Row { bytes, format }, out) = (row(i), PanelRow { codes, scales });
-            debug_assert!(with_weight!(format, w => is_row(w, bytes, n_in)), "a row of {n_in} inputs");
+            assert!(with_weight!(format, w => is_row(w, bytes, n_in)), "a row of {n_in} inputs");
             match columns {
                 None => with_weight!(format, w => w.panel_row(s, bytes, n_in, floats, out)),
                 Some(columns) => {
