@@ -337,7 +337,7 @@ fn models_that_change_while_they_are_in_use() {
 fn whoever_is_to_outlive_the_terminal_does() {
     let (_dir, model) = folder();
     let run = format!(
-        "trap '' HUP; exec {} -m {} -p x -n 1000 --ignore-eos -q",
+        "trap '' HUP; exec {} -m {} -p x -n 300 --ignore-eos -q",
         env!("CARGO_BIN_EXE_pp-run"),
         model.display()
     );

@@ -11,7 +11,7 @@ use super::prune::{self, PruneArgs};
 use super::value::out_of_range;
 use crate::commands::perplexity::Options;
 use crate::error::{Error, Result};
-use crate::prune::Options as PruneOptions;
+use crate::prune::{Options as PruneOptions, Spread};
 
 #[derive(Debug, Args)]
 pub struct PerplexityArgs {
@@ -30,13 +30,21 @@ pub struct PerplexityArgs {
     /// Probe Pruning's protocol: tokens of a window
     #[arg(long, value_name = "T", requires = "batch")]
     pub seq: Option<u32>,
+    /// Read so many tokens as a prompt, pruned by --prune, and score those after them (--after) densely
+    ///
+    /// Each window has C + N tokens. With --kl it is read densely as well, and the scores are compared.
+    #[arg(long, value_name = "C", requires = "after", conflicts_with_all = ["batch", "ctx_size"])]
+    pub context: Option<u32>,
+    /// Tokens to score after each context
+    #[arg(long, value_name = "N", requires = "context")]
+    pub after: Option<u32>,
     /// Compare with the dense model in the same run: KL divergence, top-1 agreement and both perplexities
     #[arg(long)]
     pub kl: bool,
     #[command(flatten)]
     pub prune: PruneArgs,
     #[command(flatten)]
-    pub context: ContextArgs,
+    pub context_args: ContextArgs,
     #[command(flatten)]
     pub model_args: ModelArgs,
     #[command(flatten)]
@@ -46,10 +54,10 @@ pub struct PerplexityArgs {
 pub fn options(mut a: PerplexityArgs) -> Result<Options> {
     if a.batch.is_some() {
         // The scores of nearly equal channels decide what is kept, so the cache holds 32-bit floats, as in the reference.
-        a.context.cache_type_k.get_or_insert_with(|| "f32".to_owned());
-        a.context.cache_type_v.get_or_insert_with(|| "f32".to_owned());
+        a.context_args.cache_type_k.get_or_insert_with(|| "f32".to_owned());
+        a.context_args.cache_type_v.get_or_insert_with(|| "f32".to_owned());
     }
-    let mut context = context::options(a.context)?;
+    let mut context = context::options(a.context_args)?;
     context.n_ctx = Some(context.n_ctx.unwrap_or(512));
     let batch = match (a.batch, a.seq) {
         (Some(b @ 1..=4096), Some(t @ 2..=1_048_576)) => Some((b as usize, t as usize)),
@@ -59,7 +67,23 @@ pub fn options(mut a: PerplexityArgs) -> Result<Options> {
         _ => None,
     };
     // The pruned model is what is measured here: even short windows are pruned, whether that saves time or not.
-    let prune = prune::options(a.prune, None)?.map(|p| PruneOptions { min_tokens: Some(2), ..p });
+    let reading = match (a.context, a.after) {
+        (Some(c @ 1..=1_048_576), Some(n @ 1..=1_048_576)) => Some((c as usize, n as usize)),
+        (Some(c), Some(n)) => {
+            return Err(Error::usage(format!("--context {c} --after {n}: expected 1 to 1048576 of both")));
+        }
+        _ => None,
+    };
+    if reading.is_none() && a.prune.how.prune_plan.is_some() {
+        return Err(Error::usage("--prune-plan is for reading: it needs --context C --after N"));
+    }
+    if a.prune.prune_answer.is_some() {
+        return Err(Error::usage("--prune-answer has no effect: no answer is written here"));
+    }
+    let mut prune = prune::options(a.prune, None)?.map(|p| PruneOptions { min_tokens: Some(2), ..p });
+    if let (Some(prune), None) = (&mut prune, reading) {
+        prune.spread = Spread::Paper;
+    }
     if a.kl && prune.is_none() {
         return Err(Error::usage("--kl compares the pruned model with the dense one: it needs --prune R"));
     }
@@ -79,6 +103,7 @@ pub fn options(mut a: PerplexityArgs) -> Result<Options> {
         file: a.file,
         chunks,
         batch,
+        reading,
         kl: a.kl,
         prune,
     })

@@ -6,21 +6,28 @@ use clap::Args;
 
 use super::value::{not_one_of, out_of_range};
 use crate::error::{Error, Result};
-use crate::prune::{HistoryKind, Method, Metric, Options, Picker};
+use crate::prune::{HistoryKind, Method, Metric, Options, Picker, Spread};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Probe Pruning")]
 pub struct PruneArgs {
-    /// Share of heads and MLP channels to leave out, 0 to 0.8: each batch runs on those that matter for it
+    /// Share of the blocks' weights that reading a prompt leaves out, 0 to 0.8: each batch runs on the heads and channels that matter
+    /// for it
     ///
-    /// The share counts over all L layers; as the first ones stay dense (--prune-skip N), the others leave out L / (L - N)
-    /// times as much. 0 is exactly the dense model. Keys and values are never left out of an answer's context.
+    /// Before each block of the model runs on a micro-batch of a prompt, a probe of its tokens finds what is kept. Keys and values
+    /// are always made of all heads, and the prompt's last tokens and the answer run dense. A prompt that is too short to gain is
+    /// read densely (--prune-min-tokens). 0 is exactly the dense model.
     ///
-    /// Before each block of the model runs on a micro-batch of a prompt, a probe of its tokens finds what is kept. The answer
-    /// runs on reduced weights, chosen by the prompt and made once, before its second token. A prompt or an answer that is too
-    /// short to gain runs dense (--prune-min-tokens).
+    /// Where whole texts are scored (pp-run perplexity without --context), and with --prune-paper, R counts heads and channels over
+    /// all L layers as in the paper; as the first ones stay dense (--prune-skip N), the others leave out L / (L - N) times as much.
     #[arg(long, value_name = "R", allow_hyphen_values = true)]
     pub prune: Option<f64>,
+    /// Share of heads and channels to leave out of answers, too, 0 to 0.8 [default: 0]
+    ///
+    /// An answer then runs on reduced weights, chosen by the prompt and made once, before its second token, unless it is too short
+    /// to gain (--prune-min-tokens). This costs much more quality than pruned reading.
+    #[arg(long, value_name = "R", allow_hyphen_values = true)]
+    pub prune_answer: Option<f64>,
     #[command(flatten)]
     pub how: PruneHowArgs,
     /// Write what each block of each batch kept, as JSON
@@ -68,6 +75,13 @@ pub struct PruneHowArgs {
     /// ppsp is also the default of full-batch and of the histories channel and position.
     #[arg(long, value_name = "METRIC")]
     pub prune_metric: Option<String>,
+    /// How what reading leaves out is spread over the blocks: depth (more in later ones), uniform, or a file [default: depth]
+    ///
+    /// A block may be dropped whole; then only its keys and values are made. A file is JSON: {"pp-run prune plan": 1, "budgets":
+    /// [{"layers": [[A, M], ..]}, ..]}, with the shares to leave out of the attention and of the MLP of each layer, 0 to 1, for
+    /// one or more ratios; between them they are interpolated.
+    #[arg(long, value_name = "PLAN")]
+    pub prune_plan: Option<String>,
     /// First layers that stay dense [default: 3]
     #[arg(long, value_name = "N")]
     pub prune_skip: Option<usize>,
@@ -90,11 +104,25 @@ pub struct PruneHowArgs {
 
 /// What to prune; `None` for nothing. Every flag that would have no effect is refused with the reason.
 pub fn options(a: PruneArgs, min_tokens: Option<String>) -> Result<Option<Options>> {
-    let of_batches = [("--prune-dump", a.prune_dump.is_some()), ("--prune-replay", a.prune_replay.is_some())];
+    let of_batches = [
+        ("--prune-dump", a.prune_dump.is_some()),
+        ("--prune-replay", a.prune_replay.is_some()),
+        ("--prune-answer", a.prune_answer.is_some()),
+    ];
     if let (None, Some((flag, _))) = (a.prune, of_batches.iter().find(|f| f.1)) {
         return Err(needs_ratio(flag));
     }
     let Some(mut o) = options_for(a.prune, a.how, min_tokens)? else { return Ok(None) };
+    o.answer = match a.prune_answer.unwrap_or(0.0) {
+        x if (0.0..=0.8).contains(&x) => x,
+        x => return Err(out_of_range("--prune-answer", x, "0 to 0.8")),
+    };
+    if o.answer > 0.0 && !o.method.looks_at_batch() && o.answer != o.ratio {
+        return Err(Error::usage(format!(
+            "--prune-method {} has one mask for prompts and answers: --prune-answer is 0 or the same as --prune",
+            o.method.name()
+        )));
+    }
     o.dump = a.prune_dump;
     o.replay = a.prune_replay;
     if o.replay.is_some() && o.needs_calibration() {
@@ -118,6 +146,7 @@ pub fn options_for(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<Strin
         ("--prune-tokens", a.prune_tokens.is_some()),
         ("--prune-samples", a.prune_samples.is_some()),
         ("--prune-metric", a.prune_metric.is_some()),
+        ("--prune-plan", a.prune_plan.is_some()),
         ("--prune-skip", a.prune_skip.is_some()),
         ("--prune-mlp-only", a.prune_mlp_only),
         ("--prune-history", a.prune_history.is_some()),
@@ -144,6 +173,22 @@ pub fn options_for(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<Strin
         o.history = HistoryKind::None;
     }
     choose(&mut o, &a)?;
+    if !o.method.looks_at_batch() {
+        if a.prune_plan.is_some() {
+            return Err(Error::usage(format!("--prune-plan has no effect on --prune-method {}", o.method.name())));
+        }
+        o.spread = Spread::Paper;
+    }
+    match a.prune_plan.as_deref() {
+        None if a.prune_mlp_only => o.spread = Spread::Paper,
+        None => {}
+        Some(_) if a.prune_mlp_only => {
+            return Err(Error::usage("--prune-mlp-only and --prune-plan both say what is left out: give one"));
+        }
+        Some("depth") => o.spread = Spread::Depth,
+        Some("uniform") => o.spread = Spread::Uniform,
+        Some(file) => o.spread = Spread::File(file.into()),
+    }
     let share = |flag: &str, x: f64| {
         if x > 0.0 && x <= 1.0 { Ok(x) } else { Err(out_of_range(flag, x, "more than 0, at most 1")) }
     };

@@ -11,6 +11,7 @@ use super::signals::Signals;
 use crate::engine::{OUTPUT_ROWS, Session};
 use crate::error::{Error, Result};
 use crate::log::{self, Log};
+use crate::model::Model;
 use crate::tokenizer::Token;
 use crate::{engine, model, prune};
 
@@ -26,6 +27,8 @@ pub struct Options {
     pub chunks: Option<usize>,
     /// `--batch`, `--seq`: windows in one pass, tokens of a window
     pub batch: Option<(usize, usize)>,
+    /// `--context`, `--after`: tokens that are read, and tokens that are scored after them
+    pub reading: Option<(usize, usize)>,
     /// `--kl`
     pub kl: bool,
     /// What to prune, if at all
@@ -183,16 +186,21 @@ impl Scores {
         n_threads: usize,
     ) -> Result<()> {
         let logits = session.outputs(states)?;
-        score_rows(&logits, next, n_threads).into_iter().for_each(|nll| self.sums.add(nll));
-        if let Some(dense) = dense {
-            let base = session.outputs(dense)?;
-            score_rows(&base, next, n_threads).into_iter().for_each(|nll| self.dense.add(nll));
-            for (kl, same) in compare_rows(&base, &logits, base.len() / next.len(), n_threads) {
+        let base = dense.map(|dense| session.outputs(dense)).transpose()?;
+        self.add_rows(&logits, base.as_deref(), next, n_threads);
+        Ok(())
+    }
+
+    /// Scores the tokens `next` by the rows of logits before them; those of the `dense` model are compared with them.
+    fn add_rows(&mut self, logits: &[f32], dense: Option<&[f32]>, next: &[Token], n_threads: usize) {
+        score_rows(logits, next, n_threads).into_iter().for_each(|nll| self.sums.add(nll));
+        if let Some(base) = dense {
+            score_rows(base, next, n_threads).into_iter().for_each(|nll| self.dense.add(nll));
+            for (kl, same) in compare_rows(base, logits, base.len() / next.len(), n_threads) {
                 self.kl.add(kl);
                 self.agreed += usize::from(same);
             }
         }
-        Ok(())
     }
 
     /// The comparison with the dense model.
@@ -207,6 +215,61 @@ impl Scores {
     }
 }
 
+/// Scores what follows each of a text's contexts, which are read as prompts are. With `--kl` the dense model reads them, too.
+fn reading(
+    options: &Options,
+    model: &Model,
+    tokens: &[Token],
+    bos: Option<Token>,
+    (n_read, n_after): (usize, usize),
+    log: &Log,
+    signals: &Signals,
+) -> Result<()> {
+    let n = n_read + n_after;
+    let n_chunks = options.chunks.unwrap_or(usize::MAX).min(tokens.len() / n);
+    if n_chunks == 0 {
+        return Err(Error::malformed(format!("has {} tokens, but one window has {n}", tokens.len())).in_file(&options.file));
+    }
+    let n_threads = options.context.n_threads_batch;
+    let context = engine::Options { n_ctx: Some(u32::try_from(n).unwrap_or(u32::MAX)), ..options.context.clone() };
+    let new = || Session::new(model, &context, 1, n_after, signals.interrupt.clone());
+    let mut session = new()?;
+    pruning::apply(&mut session, model, options.prune.as_ref(), n_threads)?;
+    let mut dense = options.kl.then(new).transpose()?;
+    log.note(&format!("{n_chunks} windows of {n_read} tokens that are read and {n_after} that are scored"));
+    let bar = log.progress("perplexity", (n_chunks * n) as u64, "tokens");
+    let mut scores = Scores::default();
+    let (mut time, mut dense_time) = (Duration::ZERO, Duration::ZERO);
+    for (done, window) in tokens.chunks_exact(n).take(n_chunks).enumerate() {
+        let mut window = window.to_vec();
+        window[0] = bos.unwrap_or(window[0]);
+        let (context, after) = window.split_at(n_read);
+        let read = |session: &mut Session, time: &mut Duration| {
+            session.rewind(0);
+            let start = Instant::now();
+            session.sync(context, &mut |_, _| {})?;
+            *time += start.elapsed();
+            let first = session.logits().to_vec();
+            Ok((first, session.states_after(&after[..n_after - 1])?))
+        };
+        let base = dense.as_mut().map(|dense| read(dense, &mut dense_time)).transpose();
+        let base = base.map_err(|e| signals.named(e))?;
+        let (first, states) = read(&mut session, &mut time).map_err(|e| signals.named(e))?;
+        scores.add_rows(&first, base.as_ref().map(|b| &b.0[..]), &after[..1], n_threads);
+        let n_embd = model.hparams().n_embd;
+        for (i, next) in after[1..].chunks(OUTPUT_ROWS).enumerate() {
+            let part = i * OUTPUT_ROWS * n_embd..(i * OUTPUT_ROWS + next.len()) * n_embd;
+            let base = base.as_ref().map(|b| &b.1[part.clone()]);
+            scores.add(&mut session, &states[part], base, next, n_threads).map_err(|e| signals.named(e))?;
+        }
+        bar.set_position(((done + 1) * n) as u64);
+        bar.suspend(|| print(&format!("[{}]{:.4},", done + 1, scores.sums.estimate().0)))?;
+    }
+    bar.finish_and_clear();
+    pruning::write_dump(&session, model, options.prune.as_ref())?;
+    finish(options, &session, &scores, time, dense_time, log)
+}
+
 /// Scores a text. With `--kl` the dense model scores it too, batch by batch.
 pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let log = Log::new(&options.log, false)?;
@@ -214,6 +277,9 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let (model, tokenizer) = load(&options.model, &options.context, &log, signals)?;
     let tokens = tokenizer.encode(&text, true, false)?;
     let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+    if let Some((n_read, n_after)) = options.reading {
+        return reading(options, &model, &tokens, bos, (n_read, n_after), &log, signals);
+    }
     let Protocol { windows, n_seq, first } = protocol(options, &tokens, bos, model.hparams().n_ctx_train as usize)?;
     let n_ctx = windows[0].len();
     let n_threads = options.context.n_threads_batch;
@@ -265,6 +331,18 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     }
     bar.finish_and_clear();
     pruning::write_dump(&session, &model, options.prune.as_ref())?;
+    finish(options, &session, &scores, time, dense_time, &log)
+}
+
+/// Says what came of it.
+fn finish(
+    options: &Options,
+    session: &Session,
+    scores: &Scores,
+    time: Duration,
+    dense_time: Duration,
+    log: &Log,
+) -> Result<()> {
     let (perplexity, error) = scores.sums.estimate();
     if !perplexity.is_finite() {
         print("\n")?;

@@ -204,7 +204,7 @@ impl<'m> Engine<'m> {
     /// Copies the results of the batch that was computed last: as many floats as `out` has.
     pub fn results(&self, out: &mut [f32]) {
         let (schedule, slots) = self.last();
-        schedule.get(slots.result, out);
+        schedule.get(slots.result.expect("a batch with results"), out);
     }
 
     /// What that batch noted about blocks.
@@ -264,7 +264,7 @@ impl<'m> Engine<'m> {
         self.graphs.few.schedule.set(input, states);
         self.compute(size, self.n_threads_batch)?;
         let mut logits = vec![0.0f32; n * self.model.n_vocab()];
-        self.graphs.few.schedule.get(slots.result, &mut logits);
+        self.graphs.few.schedule.get(slots.result.expect("logits"), &mut logits);
         Ok(logits)
     }
 }

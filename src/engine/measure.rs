@@ -6,7 +6,7 @@ use super::core::{Engine, Size};
 use super::pruning::{AnswerCosts, PromptCosts};
 use crate::error::Result;
 use crate::graph::{Batch, Layout, Results, Row};
-use crate::prune::{Block, BlockKind, LeftOut, Masks, Pass, Pruning, Reduced};
+use crate::prune::{Block, BlockKind, LeftOut, Masks, Pass, Plan, Pruning, Reduced};
 
 /// Tokens of the pieces that are measured: so many that the usual probe of them, a tenth, runs as that of a long prompt does.
 const PIECES: [usize; 2] = [96, 192];
@@ -14,27 +14,33 @@ const PIECES: [usize; 2] = [96, 192];
 /// MLPs whose reduced weights are made for a measurement.
 const SAMPLE: usize = 4;
 
-/// The MLPs that are pruned.
-fn pruned_mlps(pruning: &Pruning) -> impl Iterator<Item = Block> {
-    let plan = &pruning.plan;
-    plan.blocks().filter(|&b| b.kind == BlockKind::Mlp && plan.kept(b).is_some())
+/// The MLPs that run on a part of their channels, with how many these are.
+fn pruned_mlps(plan: &Plan) -> impl Iterator<Item = (Block, usize)> {
+    let mlps = plan.blocks().filter(|b| b.kind == BlockKind::Mlp);
+    mlps.filter_map(|b| Some((b, plan.kept(b).filter(|&n| n > 0)?)))
 }
 
 /// What one MLP of this model takes for a short and for a long piece of a prompt, dense and pruned; `None` if none is pruned.
 pub fn prompt_costs(engine: &mut Engine, pruning: &Pruning) -> Result<Option<PromptCosts>> {
-    let Some(block) = pruned_mlps(pruning).next() else { return Ok(None) };
+    // Blocks may keep more or less: one in the middle stands for all.
+    let mut mlps: Vec<(Block, usize)> = pruned_mlps(&pruning.plan).collect();
+    mlps.sort_by_key(|m| m.1);
+    let Some(&(block, _)) = mlps.get(mlps.len() / 2) else { return Ok(None) };
+    let observe = pruning.answer_plan.is_some();
     let mut costs = PromptCosts { n: PIECES, dense: [0.0; 2], probe: [0.0; 2] };
     for (i, n) in PIECES.into_iter().enumerate() {
-        // The dense run is observed, as it would be.
-        costs.dense[i] = time_mlp(engine, block.il, n, Pass::Observe(pruning))?;
-        costs.probe[i] = time_mlp(engine, block.il, n, Pass::Probe { pruning, observe: true })?;
+        // The dense run is observed where it would be.
+        let dense = if observe { Pass::Observe(pruning) } else { Pass::Dense };
+        costs.dense[i] = time_mlp(engine, block.il, n, dense)?;
+        costs.probe[i] = time_mlp(engine, block.il, n, Pass::Probe { pruning, observe })?;
     }
     Ok(Some(costs))
 }
 
 /// What making the reduced weights of a few MLPs takes, and what a token then takes in one of them; `None` if none has a mask.
 pub fn answer_costs(engine: &mut Engine, pruning: &Pruning, masks: &Masks) -> Result<Option<AnswerCosts>> {
-    let some = pruned_mlps(pruning).filter_map(|b| Some((b, masks.get(&b)?.clone())));
+    let plan = pruning.answer_plan.as_ref().expect("answers are pruned");
+    let some = pruned_mlps(plan).filter_map(|(b, _)| Some((b, masks.get(&b)?.clone())));
     let some: Masks = some.take(SAMPLE).collect();
     let Some((&block, _)) = some.first_key_value() else { return Ok(None) };
     let (model, n_threads) = (engine.model, engine.n_threads_batch);

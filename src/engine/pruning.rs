@@ -13,6 +13,12 @@ use crate::prune::{Masks, Plan, Record};
 /// Tokens of an answer that are looked at again, so that masks follow it.
 pub const REFRESH: usize = 64;
 
+/// First tokens of a text that are read whole: all later ones attend to them.
+pub const SINKS: usize = 4;
+
+/// Tokens at the end of a prompt that are read whole: the question, and what the answer follows on.
+pub const TAIL: usize = 32;
+
 /// How much more must have been observed before masks for answers are made again.
 const MUCH_MORE: f64 = 1.25;
 
@@ -31,13 +37,13 @@ pub enum Way {
     Reduced,
 }
 
-/// What to do with a piece of a prompt.
+/// What to do with what is left of a prompt, or with a batch of texts.
 #[derive(Debug, Clone, PartialEq)]
 pub enum AskPrompt {
     /// Measure how long short and long pieces take, and tell [`Policy::learn_prompt_times`]
     Measure,
-    /// Run it
-    Run(Way),
+    /// Run its first tokens, so many of each text
+    Run(Way, usize),
 }
 
 /// What to do before the next token of an answer.
@@ -65,7 +71,8 @@ pub struct PromptCosts {
 }
 
 impl PromptCosts {
-    /// From how many tokens on pruning pays: between the measured pieces, time is taken to be a line.
+    /// From how many tokens on pruning pays: between the measured pieces, time is taken to be a line. What is pruned is a batch more,
+    /// as the prompt's last tokens are read whole.
     fn break_even(&self) -> BreakEven {
         let between = (self.n[1] - self.n[0]) as f64;
         let slope = |t: [f64; 2]| (t[1] - t[0]) / between;
@@ -74,7 +81,7 @@ impl PromptCosts {
         if saved <= 0.0 {
             return BreakEven::Never;
         }
-        BreakEven::From(((fixed(self.probe) - fixed(self.dense)) / saved).ceil().clamp(2.0, 1e9) as usize)
+        BreakEven::From(TAIL + (fixed(self.probe) / saved).ceil().clamp(2.0, 1e9) as usize)
     }
 }
 
@@ -136,6 +143,10 @@ struct InUse {
 #[derive(Debug)]
 pub struct Policy {
     source: Source,
+    /// Answers are pruned, too
+    of_answers: bool,
+    /// Whether the prompt that is read is long enough, once that is decided
+    is_long: Option<bool>,
     /// Which answers are pruned; `None` before it is measured. Which prompts are is in the report.
     answer_break_even: Option<BreakEven>,
     /// The session has reduced weights exactly while this is something
@@ -146,29 +157,35 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Masks come from probes. Pieces and answers shorter than `least` run dense, or than what is measured where it is `None`. With
-    /// `probes_all`, where quality counts and not time, all pieces of a prompt are pruned.
-    pub fn probe(least: Option<usize>, probes_all: bool, kept_share: f64) -> Policy {
-        let of_prompts = if probes_all { Some(2) } else { least };
-        Policy::new(Source::Probe, of_prompts, least, kept_share)
+    /// Masks come from probes. Prompts and answers shorter than `least` run dense, or than what is measured where it is `None`; answers
+    /// always do unless `of_answers`. With `probes_all`, where quality counts and not time, prompts of any length are pruned.
+    pub fn probe(least: Option<usize>, probes_all: bool, of_answers: bool, kept_share: f64) -> Policy {
+        let prompts = if probes_all { Some(2) } else { least };
+        Policy::new(Source::Probe, prompts, least, of_answers, kept_share)
     }
 
     /// Masks are fixed.
-    pub fn fixed(kept_share: f64) -> Policy {
-        let mut policy = Policy::new(Source::Fixed, None, None, kept_share);
+    pub fn fixed(of_answers: bool, kept_share: f64) -> Policy {
+        let mut policy = Policy::new(Source::Fixed, Some(2), None, of_answers, kept_share);
         policy.report.is_fixed = true;
         policy
     }
 
     /// Masks are those of another run.
     pub fn replay(records: Vec<Record>, kept_share: f64) -> Policy {
-        Policy::new(Source::Replay(records.into_iter()), Some(2), None, kept_share)
+        Policy::new(Source::Replay(records.into_iter()), Some(2), None, true, kept_share)
     }
 
-    fn new(source: Source, of_prompts: Option<usize>, of_answers: Option<usize>, kept_share: f64) -> Policy {
-        let report = Report { kept: kept_share, break_even: of_prompts.map(BreakEven::From), ..Default::default() };
-        let answer_break_even = of_answers.map(BreakEven::From);
-        Policy { source, answer_break_even, in_use: None, records: None, report }
+    fn new(
+        source: Source,
+        prompts: Option<usize>,
+        answers: Option<usize>,
+        of_answers: bool,
+        kept_share: f64,
+    ) -> Policy {
+        let report = Report { kept: kept_share, break_even: prompts.map(BreakEven::From), ..Default::default() };
+        let answer_break_even = answers.map(BreakEven::From);
+        Policy { source, of_answers, is_long: None, answer_break_even, in_use: None, records: None, report }
     }
 
     /// Keeps a record of each batch from now on.
@@ -194,6 +211,7 @@ impl Policy {
     /// Another prompt begins: what is reported is of it.
     pub fn begin_prompt(&mut self) {
         self.report = self.report.next();
+        self.is_long = None;
     }
 
     /// Another text begins, of which nothing was observed: reduced weights that were made for the last one are gone.
@@ -201,24 +219,56 @@ impl Policy {
         self.in_use = None;
     }
 
-    /// What to do with a piece of `n` tokens of a prompt. [`crate::error::Kind::Malformed`] if the records of a replay are at their end.
-    pub fn prompt(&mut self, n: usize) -> Result<AskPrompt> {
-        match &mut self.source {
-            Source::Fixed => return Ok(AskPrompt::Run(Way::Reduced)),
+    /// How what is not pruned runs.
+    fn dense(&self) -> Way {
+        if self.of_answers { Way::Observe } else { Way::Dense }
+    }
+
+    /// What to do next with a prompt of which `n` tokens are left, from position `n_past` on; at most `n_ubatch` of them run at once.
+    /// [`crate::error::Kind::Malformed`] if the records of a replay are at their end.
+    ///
+    /// The first [`SINKS`] tokens of a text and the last [`TAIL`] of a prompt are read whole.
+    pub fn read(&mut self, n_past: usize, n: usize, n_ubatch: usize) -> Result<AskPrompt> {
+        let way = match &mut self.source {
+            Source::Fixed => Way::Reduced,
             Source::Replay(records) => {
-                let record = records.find(|r| !r.frozen);
-                let record = record.ok_or_else(|| Error::malformed("the dump has fewer batches than this run"))?;
-                return Ok(AskPrompt::Run(Way::Given(record)));
+                let record = next_batch(records)?;
+                let n_each = record.n_each.clamp(1, n_ubatch).min(n);
+                return Ok(AskPrompt::Run(Way::Given(record), n_each));
             }
-            Source::Probe => {}
+            Source::Probe => Way::Probe,
+        };
+        // So short a prompt has nothing to measure for: one token has no probe.
+        let is_long = match (self.is_long, self.report.break_even) {
+            (Some(is_long), _) => is_long,
+            (None, _) if n < TAIL + 2 => false,
+            (None, None) => return Ok(AskPrompt::Measure),
+            (None, Some(break_even)) => break_even.pays(n),
+        };
+        self.is_long = Some(is_long);
+        if !is_long || n < TAIL + 2 {
+            return Ok(AskPrompt::Run(self.dense(), n.min(n_ubatch)));
         }
-        Ok(match self.report.break_even {
-            // One token has no probe: there is nothing to measure for.
-            _ if n < 2 => AskPrompt::Run(Way::Observe),
-            None => AskPrompt::Measure,
-            Some(break_even) if break_even.pays(n) => AskPrompt::Run(Way::Probe),
-            Some(_) => AskPrompt::Run(Way::Observe),
-        })
+        if n_past < SINKS {
+            return Ok(AskPrompt::Run(self.dense(), (SINKS - n_past).min(n_ubatch)));
+        }
+        // Batches of about equal length, so that none has a probe much worse than the others.
+        let pruned = n - TAIL;
+        Ok(AskPrompt::Run(way, pruned.div_ceil(pruned.div_ceil(n_ubatch))))
+    }
+
+    /// What to do with a batch of texts that are scored, `n_seq` side by side, `n_each` tokens of each.
+    /// [`crate::error::Kind::Malformed`] if the records of a replay are at their end.
+    pub fn score(&mut self, n_seq: usize, n_each: usize) -> Result<AskPrompt> {
+        let way = match (&mut self.source, self.report.break_even) {
+            (Source::Fixed, _) => Way::Reduced,
+            (Source::Replay(records), _) => Way::Given(next_batch(records)?),
+            (Source::Probe, _) if n_seq * n_each < 2 => Way::Dense,
+            (Source::Probe, None) => return Ok(AskPrompt::Measure),
+            (Source::Probe, Some(break_even)) if break_even.pays(n_seq * n_each) => Way::Probe,
+            (Source::Probe, Some(_)) => Way::Dense,
+        };
+        Ok(AskPrompt::Run(way, n_each))
     }
 
     /// Hears of what [`AskPrompt::Measure`] asked for; `None` if there is nothing that could be pruned.
@@ -231,13 +281,16 @@ impl Policy {
     ///
     /// Reduced weights are made once the prompt has shown which, if the answer can be so long that they pay; again only when much
     /// more was observed, in prompts or in the answer itself.
-    pub fn answer(&mut self, plan: &Plan, n_past: usize, n_expected: usize, observed: f64) -> Result<AskAnswer> {
+    ///
+    /// `plan` says how many units answers keep; without one they run dense.
+    pub fn answer(&mut self, plan: Option<&Plan>, n_past: usize, n_expected: usize, observed: f64) -> Result<AskAnswer> {
         let run = |policy: &Policy| match policy.in_use {
             Some(_) => AskAnswer::Run(Way::Reduced),
             None => AskAnswer::Run(Way::Dense),
         };
         match &mut self.source {
-            Source::Fixed => return Ok(AskAnswer::Run(Way::Reduced)),
+            Source::Fixed if self.of_answers => return Ok(AskAnswer::Run(Way::Reduced)),
+            Source::Fixed => return Ok(AskAnswer::Run(Way::Dense)),
             Source::Replay(records) => {
                 // The recorded run did what it is followed in: looked back, or made masks, here and only here.
                 return Ok(match records.as_slice().first() {
@@ -247,7 +300,7 @@ impl Policy {
                     }
                     Some(r) if r.frozen && r.first <= n_past => {
                         let record = records.next().expect("looked at above");
-                        if record.kept.iter().any(|(&b, kept)| plan.kept(b) != Some(kept.len())) {
+                        if record.kept.iter().any(|(&b, kept)| plan.and_then(|p| p.kept(b)) != Some(kept.len())) {
                             return Err(Error::malformed(UNEQUAL));
                         }
                         self.in_use = None;
@@ -256,6 +309,7 @@ impl Policy {
                     _ => run(self),
                 });
             }
+            Source::Probe if plan.is_none() => return Ok(AskAnswer::Run(Way::Dense)),
             Source::Probe => {}
         }
         // Whether the answer has become so long since the weights were reduced that the masks should follow it.
@@ -327,6 +381,11 @@ impl Policy {
     }
 }
 
+/// The next record of a batch. [`crate::error::Kind::Malformed`] if there is none.
+fn next_batch(records: &mut std::vec::IntoIter<Record>) -> Result<Record> {
+    records.find(|r| !r.frozen).ok_or_else(|| Error::malformed("the dump has fewer batches than this run"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,62 +395,89 @@ mod tests {
     fn plan() -> Plan {
         let dims =
             Dims { n_layer: 4, n_embd: 64, n_head: 4, n_head_kv: 4, n_embd_head: 16, n_ff: 256, n_ff_matrices: 3 };
-        Plan::new(&Options::new(0.2), dims).unwrap()
+        Plan::new(&Options::paper(0.2), None, dims).unwrap()
     }
 
     /// Costs of a machine on which pruning pays from `n` tokens of a prompt on.
     fn prompt_costs(n: f64) -> PromptCosts {
-        // A probe takes as long as it saves of `n` tokens: half of each.
+        // A batch with a probe takes as long as it saves of `n` tokens beside the prompt's last ones: half of each.
         let [short, long] = [96.0, 192.0];
-        let probe = |tokens: f64| 0.5 * n + 0.5 * tokens;
+        let probe = |tokens: f64| 0.5 * (n - TAIL as f64) + 0.5 * tokens;
         PromptCosts { n: [96, 192], dense: [short, long], probe: [probe(short), probe(long)] }
     }
 
+    /// What is to be done with a prompt of `n` tokens.
+    fn read(policy: &mut Policy, n: usize) -> AskPrompt {
+        policy.begin_prompt();
+        policy.read(SINKS, n, 512).unwrap()
+    }
+
     fn answer(policy: &mut Policy, n_past: usize, n_expected: usize, observed: f64) -> AskAnswer {
-        policy.answer(&plan(), n_past, n_expected, observed).unwrap()
+        policy.answer(Some(&plan()), n_past, n_expected, observed).unwrap()
     }
 
     #[test]
     fn prompts_are_measured_once_and_short_ones_run_dense() {
-        let mut policy = Policy::probe(None, false, 0.8);
-        assert_eq!(policy.prompt(1).unwrap(), AskPrompt::Run(Way::Observe), "one token has no probe");
+        let mut policy = Policy::probe(None, false, false, 0.8);
+        assert_eq!(read(&mut policy, 33), AskPrompt::Run(Way::Dense, 33), "one token has no probe");
         assert!(policy.report().line().contains("too short for a probe"));
-        assert_eq!(policy.prompt(300).unwrap(), AskPrompt::Measure);
+        assert_eq!(read(&mut policy, 300), AskPrompt::Measure);
         policy.learn_prompt_times(Some(prompt_costs(120.0)));
         assert_eq!(policy.report().break_even, Some(BreakEven::From(120)));
-        assert_eq!(policy.prompt(119).unwrap(), AskPrompt::Run(Way::Observe));
-        assert_eq!(policy.prompt(120).unwrap(), AskPrompt::Run(Way::Probe));
+        assert_eq!(read(&mut policy, 119), AskPrompt::Run(Way::Dense, 119));
+        assert_eq!(read(&mut policy, 120), AskPrompt::Run(Way::Probe, 120 - TAIL));
         assert!(policy.report().line().contains("below break-even (120 tokens)"));
     }
 
     #[test]
+    fn the_end_of_a_long_prompt_is_read_whole() {
+        let mut policy = Policy::probe(Some(100), false, false, 0.8);
+        policy.begin_prompt();
+        let n = 1100 + SINKS + TAIL;
+        assert_eq!(policy.read(0, n, 512).unwrap(), AskPrompt::Run(Way::Dense, SINKS));
+        let mut n_past = SINKS;
+        for step in [367, 367, 366] {
+            assert_eq!(policy.read(n_past, n - n_past, 512).unwrap(), AskPrompt::Run(Way::Probe, step));
+            n_past += step;
+        }
+        assert_eq!(policy.read(n_past, n - n_past, 512).unwrap(), AskPrompt::Run(Way::Dense, TAIL));
+        // However little is left of a long prompt, it is still that prompt; and a short one stays short.
+        policy.begin_prompt();
+        assert_eq!(policy.read(0, 99, 64).unwrap(), AskPrompt::Run(Way::Dense, 64));
+        assert_eq!(policy.read(64, 35, 64).unwrap(), AskPrompt::Run(Way::Dense, 35));
+        // Batches of texts are pruned to their end.
+        assert_eq!(policy.score(2, 50).unwrap(), AskPrompt::Run(Way::Probe, 50));
+        assert_eq!(policy.score(1, 99).unwrap(), AskPrompt::Run(Way::Dense, 99));
+    }
+
+    #[test]
     fn what_never_pays_is_never_done() {
-        let mut policy = Policy::probe(None, false, 0.8);
+        let mut policy = Policy::probe(None, false, true, 0.8);
         policy.learn_prompt_times(Some(PromptCosts { n: [96, 192], dense: [1.0, 2.0], probe: [1.5, 2.6] }));
-        assert_eq!(policy.prompt(100_000).unwrap(), AskPrompt::Run(Way::Observe));
+        assert_eq!(read(&mut policy, 100_000), AskPrompt::Run(Way::Observe, 512));
         assert_eq!(policy.report().break_even, Some(BreakEven::Never));
         policy.learn_answer_times(Some(AnswerCosts { reduce: 1.0, dense: 0.1, reduced: 0.2 }));
         assert_eq!(answer(&mut policy, 10, usize::MAX, 5.0), AskAnswer::Run(Way::Dense));
         assert!(policy.report().line().contains("pruning does not pay here"));
         policy.learn_prompt_times(None);
-        assert_eq!(policy.prompt(500).unwrap(), AskPrompt::Run(Way::Observe));
+        assert_eq!(read(&mut policy, 500), AskPrompt::Run(Way::Observe, 500));
     }
 
     #[test]
     fn the_users_least_is_not_measured() {
-        let mut policy = Policy::probe(Some(50), false, 0.8);
-        assert_eq!(policy.prompt(49).unwrap(), AskPrompt::Run(Way::Observe));
-        assert_eq!(policy.prompt(50).unwrap(), AskPrompt::Run(Way::Probe));
+        let mut policy = Policy::probe(Some(50), false, true, 0.8);
+        assert_eq!(read(&mut policy, 49), AskPrompt::Run(Way::Observe, 49));
+        assert_eq!(read(&mut policy, 50), AskPrompt::Run(Way::Probe, 50 - TAIL));
         assert_eq!(answer(&mut policy, 60, 49, 10.0), AskAnswer::Run(Way::Dense));
         assert_eq!(answer(&mut policy, 60, 50, 10.0), AskAnswer::Reduce(None));
         // A method that looks at the whole batch is for its quality.
-        let mut policy = Policy::probe(Some(50), true, 0.8);
-        assert_eq!(policy.prompt(2).unwrap(), AskPrompt::Run(Way::Probe));
+        let mut policy = Policy::probe(Some(50), true, true, 0.8);
+        assert_eq!(read(&mut policy, TAIL + 2), AskPrompt::Run(Way::Probe, 2));
     }
 
     #[test]
     fn answers_run_dense_until_something_was_observed_and_if_they_are_short() {
-        let mut policy = Policy::probe(None, false, 0.8);
+        let mut policy = Policy::probe(None, false, true, 0.8);
         assert_eq!(answer(&mut policy, 9, 1000, 0.0), AskAnswer::Run(Way::Dense));
         assert_eq!(answer(&mut policy, 9, 1000, 20.0), AskAnswer::Measure);
         // Reduced weights cost as much as they save in 100 tokens.
@@ -407,7 +493,7 @@ mod tests {
 
     #[test]
     fn masks_are_renewed_by_much_more_that_was_observed_or_by_looking_back() {
-        let mut policy = Policy::probe(Some(2), false, 0.8);
+        let mut policy = Policy::probe(Some(2), false, true, 0.8);
         policy.learn_reduced(100, Masks::new(), 80.0, Duration::ZERO, 1);
         assert_eq!(answer(&mut policy, 100, 500, 99.0), AskAnswer::Run(Way::Reduced));
         assert_eq!(answer(&mut policy, 100, 500, 100.0), AskAnswer::Reduce(None), "a quarter more");
@@ -422,7 +508,7 @@ mod tests {
         policy.learn_reduced(200, Masks::new(), 164.0, Duration::ZERO, 1);
         assert_eq!(answer(&mut policy, 200, 400, 164.0), AskAnswer::Run(Way::Reduced));
         // Too few tokens are left for new ones to pay.
-        let mut policy = Policy::probe(Some(50), false, 0.8);
+        let mut policy = Policy::probe(Some(50), false, true, 0.8);
         policy.learn_reduced(100, Masks::new(), 10.0, Duration::ZERO, 1);
         (0..64).for_each(|_| policy.learn_decoded());
         assert_eq!(answer(&mut policy, 164, 49, 10.0), AskAnswer::Run(Way::Reduced));
@@ -436,12 +522,15 @@ mod tests {
 
     #[test]
     fn fixed_masks_hold_for_everything() {
-        let mut policy = Policy::fixed(0.8);
+        let mut policy = Policy::fixed(true, 0.8);
         policy.keep_records();
         policy.learn_fixed(Masks::new());
-        assert_eq!(policy.prompt(1).unwrap(), AskPrompt::Run(Way::Reduced));
+        assert_eq!(read(&mut policy, 100), AskPrompt::Run(Way::Reduced, 100 - TAIL));
+        assert_eq!(policy.score(1, 1).unwrap(), AskPrompt::Run(Way::Reduced, 1));
         assert_eq!(answer(&mut policy, 0, 1, 0.0), AskAnswer::Run(Way::Reduced));
         assert_eq!(policy.records().unwrap().len(), 1);
+        let mut policy = Policy::fixed(false, 0.8);
+        assert_eq!(answer(&mut policy, 0, 1, 0.0), AskAnswer::Run(Way::Dense));
     }
 
     #[test]
@@ -454,15 +543,15 @@ mod tests {
         let records = vec![batch.clone(), made(10), looked_back, made(84)];
         let mut policy = Policy::replay(records, 0.8);
         policy.keep_records();
-        assert_eq!(policy.prompt(10).unwrap(), AskPrompt::Run(Way::Given(batch)));
+        assert_eq!(read(&mut policy, 12), AskPrompt::Run(Way::Given(batch), 10));
         assert_eq!(answer(&mut policy, 10, 1, 0.0), AskAnswer::Reduce(Some(kept.clone())));
         policy.learn_reduced(10, kept.clone(), 0.0, Duration::ZERO, 1);
         assert_eq!(answer(&mut policy, 83, 1, 0.0), AskAnswer::Run(Way::Reduced));
         assert_eq!(answer(&mut policy, 84, 1, 0.0), AskAnswer::LookBack);
         assert_eq!(answer(&mut policy, 84, 1, 0.0), AskAnswer::Reduce(Some(kept.clone())));
-        assert!(policy.prompt(5).unwrap_err().to_string().contains("fewer batches"));
+        assert!(policy.read(0, 5, 512).unwrap_err().to_string().contains("fewer batches"));
         let mut policy =
             Policy::replay(vec![Record { frozen: true, kept: [(block, vec![0, 1, 2])].into(), ..made(0) }], 0.8);
-        assert!(policy.answer(&plan(), 0, 1, 0.0).unwrap_err().to_string().contains("different numbers"));
+        assert!(policy.answer(Some(&plan()), 0, 1, 0.0).unwrap_err().to_string().contains("different numbers"));
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::pruning::Way;
 use super::session::Session;
 use crate::error::{Error, Result};
 use crate::graph::{Batch, Results};
@@ -34,7 +33,7 @@ impl Session<'_> {
         for start in (0..length).step_by(step) {
             let end = length.min(start + step);
             let pieces: Vec<&[Token]> = seqs.iter().map(|s| &s[start..end]).collect();
-            let way = if prune { self.way_of_prompt(n_seq * (end - start))? } else { None };
+            let way = if prune { self.way_of_texts(n_seq, end - start)? } else { None };
             let is_whole = end - start == length;
             if let Some(pruned) = &mut self.pruned {
                 pruned.policy.set_kept_share(pruned.pruning.plan.kept_share(!is_whole));
@@ -44,9 +43,7 @@ impl Session<'_> {
             let from = if way.is_some() { start } else { wanted.min(end - 1) };
             let batch = Batch::of_pieces(&pieces, start, from - start..end - start, Results::States);
             let batch = Batch { is_whole, ..batch };
-            // Nothing is observed for an answer: there is none.
-            let run = way.as_ref().filter(|&way| *way != Way::Observe);
-            self.run(&batch, run, false)?;
+            self.run(&batch, way.as_ref(), false)?;
             if let Some(way) = &way {
                 self.collect(&batch, way, false);
             }
@@ -61,6 +58,20 @@ impl Session<'_> {
                 let new = &rows[(wanted - from) * n_embd..];
                 states[at..at + new.len()].copy_from_slice(new);
             }
+        }
+        Ok(states)
+    }
+
+    /// Appends tokens, dense, and returns the state before the output matrix of each: `[n_embd, n]`. There are no logits after them.
+    pub fn states_after(&mut self, tokens: &[Token]) -> Result<Vec<f32>> {
+        let n_embd = self.engine.model.hparams().n_embd;
+        let mut states = vec![0.0f32; tokens.len() * n_embd];
+        let n_ubatch = self.engine.n_ubatch;
+        for (piece, states) in tokens.chunks(n_ubatch).zip(states.chunks_mut(n_ubatch * n_embd)) {
+            let batch = Batch::of_pieces(&[piece], self.tokens.len(), 0..piece.len(), Results::States);
+            self.engine.run(&batch, Pass::Dense, None, false)?;
+            self.engine.results(states);
+            self.tokens.extend_from_slice(piece);
         }
         Ok(states)
     }

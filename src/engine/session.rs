@@ -149,25 +149,32 @@ impl<'m> Session<'m> {
         let total = prompt.len() - self.n_past();
         self.prompt = PromptTimes::default();
         while self.n_past() < prompt.len() {
-            let start = self.n_past();
-            self.piece(&prompt[start..prompt.len().min(start + self.engine.n_ubatch)])?;
+            let left = &prompt[self.n_past()..];
+            let (way, n) = self.way_of_prompt(left.len())?;
+            self.piece(&left[..n], way, n == left.len())?;
             progress(self.n_past() + total - prompt.len(), total);
         }
         Ok(total)
     }
 
-    /// Processes one piece of a prompt.
-    fn piece(&mut self, piece: &[Token]) -> Result<()> {
+    /// Processes one piece of a prompt: after the last one, logits are wanted.
+    fn piece(&mut self, piece: &[Token], way: Option<Way>, is_last: bool) -> Result<()> {
         let first = self.n_past();
         let began = Instant::now();
-        let way = self.way_of_prompt(piece.len())?;
         let (probe, pack) = (self.engine.clock.probe(), self.engine.clock.pack());
-        let batch = Batch::of_pieces(&[piece], first, piece.len() - 1..piece.len(), Results::Logits);
+        let (wanted, results) = match is_last {
+            true => (piece.len() - 1..piece.len(), Results::Logits),
+            false => (0..0, Results::Cells),
+        };
+        let batch = Batch::of_pieces(&[piece], first, wanted, results);
         let nodes = self.run(&batch, way.as_ref(), self.trace.is_some())?;
         if let Some(way) = way.as_ref() {
             self.collect(&batch, way, false);
         }
-        self.read_logits(&batch, way.as_ref())?;
+        match is_last {
+            true => self.read_logits(&batch, way.as_ref())?,
+            false => self.logits.clear(),
+        }
         if let Some(trace) = &mut self.trace {
             let (n_tokens, duration) = (piece.len(), began.elapsed());
             trace.push(TracedBatch { first, n_tokens, start: began, duration, nodes });
@@ -269,10 +276,14 @@ impl<'m> Session<'m> {
         self.pruned = None;
         let Some(Setup { pruning, source, dump }) = setup else { return Ok(()) };
         let share = pruning.plan.kept_share(true);
+        let of_answers = pruning.options.answer > 0.0;
         let (mut policy, fixed) = match source {
-            MaskSource::Probe => (Policy::probe(pruning.options.min_tokens, pruning.probes_all(), share), None),
+            MaskSource::Probe => {
+                let (least, all) = (pruning.options.min_tokens, pruning.probes_all());
+                (Policy::probe(least, all, of_answers, share), None)
+            }
             MaskSource::Replay(records) => (Policy::replay(records, share), None),
-            MaskSource::Fixed(masks, left_out) => (Policy::fixed(share), Some((masks, left_out))),
+            MaskSource::Fixed(masks, left_out) => (Policy::fixed(of_answers, share), Some((masks, left_out))),
         };
         if dump {
             policy.keep_records();
@@ -312,12 +323,23 @@ impl<'m> Session<'m> {
         self.pruned.as_ref()?.policy.records()
     }
 
-    /// How a piece of `n` tokens of a prompt is to run; `None` without pruning.
-    pub(super) fn way_of_prompt(&mut self, n: usize) -> Result<Option<Way>> {
+    /// How the next piece of a prompt of which `n` tokens are left is to run, and of how many tokens it is; on all weights without pruning.
+    fn way_of_prompt(&mut self, n: usize) -> Result<(Option<Way>, usize)> {
+        let (n_past, n_ubatch) = (self.n_past(), self.engine.n_ubatch);
+        self.ask(&mut |policy| policy.read(n_past, n, n_ubatch)).map(|run| run.unwrap_or((None, n.min(n_ubatch))))
+    }
+
+    /// How texts side by side are to run, `n_each` tokens of each; `None` without pruning.
+    pub(super) fn way_of_texts(&mut self, n_seq: usize, n_each: usize) -> Result<Option<Way>> {
+        self.ask(&mut |policy| policy.score(n_seq, n_each)).map(|run| run.and_then(|r| r.0))
+    }
+
+    /// Asks the policy, if there is one, and measures what it wants to know first.
+    fn ask(&mut self, ask: &mut dyn FnMut(&mut Policy) -> Result<AskPrompt>) -> Result<Option<(Option<Way>, usize)>> {
         let Some(pruned) = &mut self.pruned else { return Ok(None) };
         loop {
-            match pruned.policy.prompt(n)? {
-                AskPrompt::Run(way) => return Ok(Some(way)),
+            match ask(&mut pruned.policy)? {
+                AskPrompt::Run(way, n) => return Ok(Some((Some(way), n))),
                 AskPrompt::Measure => {
                     let costs = measure::prompt_costs(&mut self.engine, &pruned.pruning)?;
                     pruned.policy.learn_prompt_times(costs);
@@ -332,10 +354,14 @@ impl<'m> Session<'m> {
             let n_past = self.n_past();
             let Some(pruned) = &mut self.pruned else { return Ok(None) };
             let Pruned { pruning, policy, .. } = pruned;
-            let masks = |pruning: &Pruning| pruning.observed.masks(&pruning.plan).expect("something was observed");
+            let plan = pruning.answer_plan.as_ref();
+            let masks = |pruning: &Pruning| {
+                let plan = pruning.answer_plan.as_ref().expect("answers are pruned");
+                pruning.observed.masks(plan).expect("something was observed")
+            };
             // The context ends an answer too.
             let n_expected = self.n_expected.min(self.engine.n_ctx - n_past);
-            match policy.answer(&pruning.plan, n_past, n_expected, pruning.observed.n_rows())? {
+            match policy.answer(plan, n_past, n_expected, pruning.observed.n_rows())? {
                 AskAnswer::Run(way) => return Ok(Some(way)),
                 AskAnswer::Measure => {
                     let costs = measure::answer_costs(&mut self.engine, pruning, &masks(pruning))?;
@@ -410,7 +436,10 @@ impl<'m> Session<'m> {
             (Some(p), Some(Way::Observe)) => Pass::Observe(&p.pruning),
             // States are for scores: no answer follows for which anything is to be observed.
             (Some(p), Some(Way::Probe)) => {
-                Pass::Probe { pruning: &p.pruning, observe: batch.results == Results::Logits }
+                Pass::Probe {
+                    pruning: &p.pruning,
+                    observe: p.pruning.answer_plan.is_some() && batch.results != Results::States,
+                }
             }
             // What ran dense when it was recorded does so again.
             (Some(_), Some(Way::Given(record))) if record.kept.is_empty() => Pass::Dense,
@@ -442,6 +471,12 @@ impl<'m> Session<'m> {
                 self.engine.noted(slot, &mut scores);
                 record.scores.insert(notes.block, Summary::of(&scores, ids.len()));
                 record.kept.insert(notes.block, ids);
+            }
+        }
+        if *way == Way::Probe {
+            for block in pruning.plan.dropped() {
+                kept.insert(block, Vec::new());
+                record.kept.insert(block, Vec::new());
             }
         }
         if let Way::Given(given) = way {

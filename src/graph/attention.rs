@@ -5,7 +5,7 @@ use ggml::{Tensor, Type};
 use super::batch::Pieces;
 use super::builder::GraphBuilder;
 use super::choice::{Choice, Probe};
-use super::inputs::Input;
+use super::inputs::{Input, Rows};
 use super::matmul::{Ahead, Kept, Part};
 use super::ops::Attend;
 use super::states::States;
@@ -21,16 +21,20 @@ struct Qkv<'g> {
 }
 
 impl<'a, 'g> GraphBuilder<'a, 'g> {
-    /// The attention block of layer `il` over the cache, this batch included, on the residual stream `x`: `[n_embd, n_tokens]`.
-    pub fn attention(&mut self, x: Tensor<'g>, norm: &Norm, w: &Attention, il: usize) -> Tensor<'g> {
+    /// The attention block of layer `il` over the cache, this batch included, on the residual stream `x`: `[n_embd, n_tokens]`, or of the
+    /// wanted rows only, if it is the last layer. `None` if it adds nothing: then it has made keys and values.
+    pub fn attention(&mut self, x: Tensor<'g>, norm: &Norm, w: &Attention, il: usize) -> Option<Tensor<'g>> {
         let block = Block { il, kind: BlockKind::Attn };
         let mut notes = Notes::new(block);
         let mut states = States::normalised(x, norm);
         // Whole texts of a multi-head model need the keys and values of kept heads only, and no cache.
         let kv_shrink = self.task.layout.is_whole && w.n_head == w.n_head_kv;
         let choice = self.choice(x, block, w.n_embd_head);
+        if self.only_wanted(il) || matches!(choice, Choice::Dropped) {
+            return self.attention_of_wanted(&mut states, w, &choice, il);
+        }
         let (kept, kv) = match choice {
-            Choice::Dense => (None, None),
+            Choice::Dense | Choice::Dropped => (None, None),
             Choice::Kept(kept) => (Some(kept), None),
             Choice::Probe(pruning, probe) => {
                 // The probe's keys and values are those that its rows have anyway, unless they shrink.
@@ -57,12 +61,60 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         self.name(qkv.v, "Vcur", il);
         let kqv = match kv_shrink && kept.is_some() {
             true => self.attend_batch(qkv, w),
-            false => self.attend_cache(qkv, kept.as_ref(), w, il),
+            false => {
+                // Together, so that the scheduler does not split the graph between them.
+                [qkv.q, qkv.v, qkv.k].iter().for_each(|&t| self.g.expand(t));
+                self.write_cache(qkv.k, qkv.v, il);
+                self.attend_cache(qkv.q, kept.as_ref(), w, il, Rows::All)
+            }
         };
         self.note(kqv, kept.as_ref(), notes);
         let part = kept.as_ref().map_or(Part::All, |kept| Part::Columns(kept, Role::Output));
         let out = self.matmul(&mut States::new(kqv), &w.output, part);
-        self.name(out, "attn_out", il)
+        Some(self.name(out, "attn_out", il))
+    }
+
+    /// [`GraphBuilder::attention`] where only keys and values are made of all rows: the rest of it of the wanted ones, or of none if the
+    /// block is dropped.
+    fn attention_of_wanted(
+        &mut self,
+        states: &mut States<'_, 'g>,
+        w: &Attention,
+        choice: &Choice<'_, 'g>,
+        il: usize,
+    ) -> Option<Tensor<'g>> {
+        let pos = self.inputs.get(Input::Positions);
+        let [k, v] = self.keys_and_values(states, w);
+        let (k, v) = (self.embedded(self.by_head(k, w), &w.k_norm, w, pos), self.by_head(v, w));
+        self.name(k, "Kcur", il);
+        self.name(v, "Vcur", il);
+        self.write_cache(k, v, il);
+        if self.task.layout.n_wanted == 0 || matches!(choice, Choice::Dropped) {
+            return None;
+        }
+        let kept = match choice {
+            Choice::Kept(kept) => Some(kept),
+            _ => None,
+        };
+        let wanted = self.inputs.get(Input::Wanted);
+        let is_own = self.attends(&w.q.weight);
+        let (mut of_wanted, mut pos, mut rows) = (None, pos, Rows::All);
+        if is_own {
+            of_wanted = Some(self.rows(states, wanted));
+            (pos, rows) = (self.positions_of(pos, wanted), Rows::Wanted);
+        }
+        let part = kept.map_or(Part::All, |kept| Part::Rows(kept, Role::Q));
+        let q = self.matmul(of_wanted.as_mut().unwrap_or(states), &w.q, part);
+        let q = self.embedded(self.by_head(q, w), &w.q_norm, w, pos);
+        self.name(q, "Qcur", il);
+        let mut kqv = self.attend_cache(q, kept, w, il, rows);
+        if !is_own {
+            // ggml attends for one query otherwise than for many, with other rounding: all queries make results those of libllama.
+            kqv = self.g.get_rows(kqv, wanted);
+        }
+        let part = kept.map_or(Part::All, |kept| Part::Columns(kept, Role::Output));
+        let out = self.matmul(&mut States::new(kqv), &w.output, part);
+        Some(self.name(out, "attn_out", il))
     }
 
     /// Products `[n_embd_head * n_head_kv, n_tokens]` of keys and values, all heads.
@@ -109,40 +161,55 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     /// Queries, keys and values by head, of products `[n_embd_head * heads, n_tokens]` whose rows are contiguous: each head's queries and
     /// keys normalised, if the model does so, and positions embedded.
     fn qkv(&self, products: [Tensor<'g>; 3], w: &Attention, pos: Tensor<'g>) -> Qkv<'g> {
-        let g = self.g;
-        let [q, k, v] = products.map(|t| {
-            let [n, n_tokens, ..] = t.ne();
-            let (head, token) = (w.n_embd_head * 4, t.nb()[1]);
-            g.view(t, [w.n_embd_head, n / w.n_embd_head, n_tokens, 1], [head, token, token * n_tokens], 0)
-        });
-        let embed = |t, norm: &Option<Norm>| {
-            let t = norm.as_ref().map_or(t, |norm| self.norm(t, norm));
-            g.rope(t, pos, w.rope_freqs.as_ref().map(|f| self.vector(f)), &w.rope)
-        };
-        Qkv { q: embed(q, &w.q_norm), k: embed(k, &w.k_norm), v }
+        let [q, k, v] = products.map(|t| self.by_head(t, w));
+        Qkv { q: self.embedded(q, &w.q_norm, w, pos), k: self.embedded(k, &w.k_norm, w, pos), v }
     }
 
-    /// Attention over the cache, which takes in the batch's keys and values; of kept heads, if these are given.
-    fn attend_cache(&mut self, mut qkv: Qkv<'g>, kept: Option<&Kept<'_, 'g>>, w: &Attention, il: usize) -> Tensor<'g> {
-        let g = self.g;
-        let cache = self.task.cache;
+    /// A product by head: `[n_embd_head, n_head, n_tokens]`.
+    fn by_head(&self, product: Tensor<'g>, w: &Attention) -> Tensor<'g> {
+        let [n, n_tokens, ..] = product.ne();
+        let (head, token) = (w.n_embd_head * 4, product.nb()[1]);
+        let ne = [w.n_embd_head, n / w.n_embd_head, n_tokens, 1];
+        self.g.view(product, ne, [head, token, token * n_tokens], 0)
+    }
+
+    /// Queries or keys by head, each normalised, if the model does so, and with their positions embedded.
+    fn embedded(&self, t: Tensor<'g>, norm: &Option<Norm>, w: &Attention, pos: Tensor<'g>) -> Tensor<'g> {
+        let t = norm.as_ref().map_or(t, |norm| self.norm(t, norm));
+        self.g.rope(t, pos, w.rope_freqs.as_ref().map(|f| self.vector(f)), &w.rope)
+    }
+
+    /// The cache takes in the batch's keys and values.
+    fn write_cache(&mut self, mut k: Tensor<'g>, mut v: Tensor<'g>, il: usize) {
+        let (g, cache) = (self.g, self.task.cache);
         let [rot_k, rot_v] = cache.rotation_matrices(g);
         if let Some(rot) = rot_k {
-            qkv.q = g.mul_mat_hadamard(qkv.q, rot);
-            qkv.k = g.mul_mat_hadamard(qkv.k, rot);
+            k = g.mul_mat_hadamard(k, rot);
         }
         if let Some(rot) = rot_v {
-            qkv.v = g.mul_mat_hadamard(qkv.v, rot);
+            v = g.mul_mat_hadamard(v, rot);
         }
-        // Together, so that the scheduler does not split the graph between them.
-        g.expand(qkv.q);
-        g.expand(qkv.v);
-        g.expand(qkv.k);
         let (k_cells, v_cells) = (self.inputs.get(Input::KeyCells), self.inputs.get(Input::ValueCells));
-        cache.write(g, il, qkv.k, qkv.v, k_cells, v_cells);
+        cache.write(g, il, k, v, k_cells, v_cells);
+    }
+
+    /// Attention of queries over the cache, which has the batch's keys and values; of kept heads, if these are given.
+    fn attend_cache(
+        &mut self,
+        mut q: Tensor<'g>,
+        kept: Option<&Kept<'_, 'g>>,
+        w: &Attention,
+        il: usize,
+        rows: Rows,
+    ) -> Tensor<'g> {
+        let g = self.g;
+        let [rot_k, rot_v] = self.task.cache.rotation_matrices(g);
+        if let Some(rot) = rot_k {
+            q = g.mul_mat_hadamard(q, rot);
+        }
         let out = match self.attends(&w.q.weight) {
-            true => self.attend_by_own(qkv.q, kept, w, il),
-            false => self.attend_by_ggml(qkv.q, kept, w, il),
+            true => self.attend_by_own(q, kept, w, il, rows),
+            false => self.attend_by_ggml(q, kept, w, il),
         };
         match rot_v {
             Some(rot) => g.mul_mat_hadamard(out, rot),
@@ -151,12 +218,19 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     }
 
     /// Attention of queries over the cache by our own kernels: `[n_embd_head * heads, n_tokens]`.
-    fn attend_by_own(&mut self, q: Tensor<'g>, kept: Option<&Kept<'_, 'g>>, w: &Attention, il: usize) -> Tensor<'g> {
+    fn attend_by_own(
+        &mut self,
+        q: Tensor<'g>,
+        kept: Option<&Kept<'_, 'g>>,
+        w: &Attention,
+        il: usize,
+        rows: Rows,
+    ) -> Tensor<'g> {
         let (g, cache, n_kv) = (self.g, self.task.cache, self.task.layout.n_kv);
         let seqs = 0..cache.params().n_seq;
         let (k, v) = (cache.k(g, il, n_kv, seqs.clone()), cache.v(g, il, n_kv, seqs));
         let [d, n_head, n, _] = q.ne();
-        let mut sources = vec![q, k, v, self.inputs.get(Input::Sights)];
+        let mut sources = vec![q, k, v, self.inputs.get(Input::Sights(rows))];
         sources.extend(kept.map(|kept| kept.ids));
         let op = Attend { scale: w.scale, n_rep: w.n_rep(), d };
         let out = g.custom(Type::F32, [d * n_head, n, 1, 1], &sources, op);

@@ -22,6 +22,8 @@ pub enum Results {
     Logits,
     /// F32 `[n_embd, n_wanted]`: what the output matrix makes logits of
     States,
+    /// Nothing: the cache is all that counts
+    Cells,
 }
 
 /// Tokens that are computed together. Rows of one sequence lie one after the other.

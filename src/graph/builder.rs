@@ -40,8 +40,8 @@ pub struct GraphSlots {
     pub inputs: InputSlots,
     /// What it notes about blocks
     pub notes: Vec<Notes>,
-    /// The results that are wanted, see [`Results`]
-    pub result: Slot,
+    /// The results that are wanted, see [`Results`]; `None` if none are
+    pub result: Option<Slot>,
 }
 
 /// Builds the graph of one micro-batch.
@@ -83,11 +83,6 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         t
     }
 
-    /// `a + b`
-    pub fn add(&self, a: Tensor<'g>, b: Tensor<'g>) -> Tensor<'g> {
-        self.g.add(a, b)
-    }
-
     /// `[n_embd, n_tokens]`: embeddings of the tokens.
     pub fn embed(&mut self, table: TensorId) -> Tensor<'g> {
         let tokens = self.inputs.get(Input::Tokens);
@@ -100,12 +95,20 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         self.g.mul(self.g.rms_norm(x, *eps), self.vector(gain))
     }
 
-    /// The residual stream `x` `[n_embd, n_tokens]` after the attention block of layer `il`; beyond the last one, of the wanted rows only:
-    /// `[n_embd, n_wanted]`.
-    pub fn residual(&mut self, attn_out: Tensor<'g>, x: Tensor<'g>, il: usize) -> Tensor<'g> {
+    /// The residual stream `x` `[n_embd, n_tokens]` after the attention block of layer `il`, if that adds anything; beyond the last one, of
+    /// the wanted rows only: `[n_embd, n_wanted]`.
+    pub fn residual(&mut self, attn_out: Option<Tensor<'g>>, x: Tensor<'g>, il: usize) -> Tensor<'g> {
         let g = self.g;
-        if il + 1 < self.task.n_layer {
-            return g.add(attn_out, x);
+        if il + 1 < self.task.n_layer || self.task.layout.n_wanted == 0 {
+            return self.added(attn_out, x);
+        }
+        let Some(attn_out) = attn_out else {
+            let wanted = self.inputs.get(Input::Wanted);
+            return g.get_rows(x, wanted);
+        };
+        if self.only_wanted(il) {
+            let wanted = self.inputs.get(Input::Wanted);
+            return g.add(attn_out, g.get_rows(x, wanted));
         }
         let rows_of = |rows| g.add(g.get_rows(attn_out, rows), g.get_rows(x, rows));
         if let Some(rows) = self.rows_to_observe() {
@@ -115,15 +118,23 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         rows_of(wanted)
     }
 
+    /// `x` with what a block adds to it, if anything.
+    pub fn added(&self, out: Option<Tensor<'g>>, x: Tensor<'g>) -> Tensor<'g> {
+        out.map_or(x, |out| self.g.add(out, x))
+    }
+
     /// Ends the graph with what is wanted of `x` `[n_embd, n_wanted]`: its norm, or the logits that the output matrix makes of that.
     pub fn head(mut self, x: Tensor<'g>, norm: &Norm, output: &Weight) -> GraphSlots {
+        if self.task.layout.results == Results::Cells {
+            return self.finish(None);
+        }
         let states = self.norm(x, norm);
         self.g.name(states, "result_norm");
         let result = match self.task.layout.results {
-            Results::States => states,
             Results::Logits => self.logits(states, output),
+            Results::States | Results::Cells => states,
         };
-        self.finish(result)
+        self.finish(Some(result))
     }
 
     /// Logits `[n_vocab, n]` of normalised states `[n_embd, n]`.
@@ -133,9 +144,10 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         logits
     }
 
-    /// Ends the graph with a result.
-    pub fn finish(self, result: Tensor<'g>) -> GraphSlots {
-        GraphSlots { inputs: self.inputs.finish(), notes: self.notes, result: self.g.output(result) }
+    /// Ends the graph with a result, if there is one.
+    pub fn finish(self, result: Option<Tensor<'g>>) -> GraphSlots {
+        let result = result.map(|t| self.g.output(t));
+        GraphSlots { inputs: self.inputs.finish(), notes: self.notes, result }
     }
 
     /// The states as floats `[k, n]`.

@@ -18,6 +18,8 @@ pub enum Choice<'a, 'g> {
     Probe(&'a Pruning, Probe<'g>),
     /// On these
     Kept(Kept<'a, 'g>),
+    /// Not at all: it adds nothing to the residual stream
+    Dropped,
 }
 
 /// The rows of a batch that run ahead.
@@ -35,14 +37,15 @@ pub struct Probe<'g> {
 impl<'a, 'g> GraphBuilder<'a, 'g> {
     /// How a block with units of this `width` that gets the residual stream `x` runs.
     pub(super) fn choice(&mut self, x: Tensor<'g>, block: Block, width: usize) -> Choice<'a, 'g> {
-        // The last layer's MLP runs on the wanted rows alone: they are not the batch that masks are for.
-        let is_partial = x.ne()[1] < self.task.layout.n_tokens();
+        // Where the last layer runs on the wanted rows alone, they are not the batch that masks are for.
+        let is_partial = self.only_wanted(block.il) || x.ne()[1] < self.task.layout.n_tokens();
         match self.task.pass {
             Pass::Dense | Pass::Observe(_) | Pass::Calibrate { .. } => Choice::Dense,
             Pass::Reduced(reduced) => self.reduced(reduced, block, width),
             Pass::Probe { .. } | Pass::Given(_) if is_partial => Choice::Dense,
             Pass::Given(plan) => match plan.kept(block) {
                 None => Choice::Dense,
+                Some(0) => Choice::Dropped,
                 Some(n) => {
                     let ids = self.inputs.get(Input::Kept(block, n));
                     Choice::Kept(Kept { ids, n, width, reduced: None, ahead: None })
@@ -50,6 +53,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             },
             Pass::Probe { pruning, observe } => match pruning.plan.kept(block) {
                 None => Choice::Dense,
+                Some(0) => Choice::Dropped,
                 Some(_) => Choice::Probe(pruning, self.probe(x, pruning, observe)),
             },
         }
@@ -63,6 +67,17 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
                 Choice::Kept(Kept { ids, n, width, reduced: Some((reduced, block)), ahead: None })
             }
         }
+    }
+
+    /// Whether a layer makes nothing but keys and values of rows that are not wanted: the last one, unless all of its rows are to be
+    /// observed.
+    pub(super) fn only_wanted(&self, il: usize) -> bool {
+        let layout = self.task.layout;
+        let observes = matches!(
+            self.task.pass,
+            Pass::Observe(_) | Pass::Probe { observe: true, .. } | Pass::Calibrate { .. }
+        );
+        il + 1 == self.task.n_layer && layout.n_wanted < layout.n_tokens() && !observes
     }
 
     /// Stage pick: the probe of a block that gets the residual stream `x`.
@@ -111,7 +126,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     }
 
     /// Positions of rows of the batch: I32 `[n_rows]`.
-    fn positions_of(&self, positions: Tensor<'g>, rows: Tensor<'g>) -> Tensor<'g> {
+    pub(super) fn positions_of(&self, positions: Tensor<'g>, rows: Tensor<'g>) -> Tensor<'g> {
         let g = self.g;
         let column = g.reshape(positions, [1, positions.ne()[0], 1, 1]);
         g.reshape(g.get_rows(column, rows), [rows.ne()[0], 1, 1, 1])

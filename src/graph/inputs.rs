@@ -21,8 +21,8 @@ pub enum Input {
     Mask,
     /// The same of one piece among others, `[n_kv, n]`
     PieceMask(usize),
-    /// I32 `[3, n_tokens]`: of each row its sequence, the first cell that it looks at, and the one after the last
-    Sights,
+    /// I32 `[3, n]`: of each of these rows its sequence, the first cell that it looks at, and the one after the last
+    Sights(Rows),
     /// I32 `[n_wanted]`: the rows whose results are wanted
     Wanted,
     /// I32 `[n_rows]`: a probe's rows, at even distances
@@ -31,6 +31,22 @@ pub enum Input {
     ProbeMask(usize),
     /// I32 `[n]`: the units of a block that are kept
     Kept(Block, usize),
+}
+
+/// Which rows of a batch attend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// All
+    All,
+    /// Those whose results are wanted
+    Wanted,
+}
+
+impl Rows {
+    /// Whether a row is one of them.
+    fn has(self, row: &Row) -> bool {
+        self == Rows::All || row.wanted
+    }
 }
 
 /// What inputs are set to.
@@ -63,7 +79,8 @@ impl Input {
                 ("attn_inp_kq_mask", mask_type, [layout.n_kv, n_each, 1, n_seq])
             }
             Input::PieceMask(i) => ("attn_inp_kq_mask", mask_type, [layout.n_kv, piece(layout, i).len(), 1, 1]),
-            Input::Sights => ("attn_inp_sights", Type::I32, [3, n, 1, 1]),
+            Input::Sights(Rows::All) => ("attn_inp_sights", Type::I32, [3, n, 1, 1]),
+            Input::Sights(Rows::Wanted) => ("attn_inp_sights", Type::I32, [3, layout.n_wanted, 1, 1]),
             Input::Wanted => ("out_ids", Type::I32, vector(layout.n_wanted)),
             Input::ProbeRows(probe) => ("prune_probe_rows", Type::I32, vector(probe.n_rows())),
             Input::ProbeMask(n) => ("prune_probe_mask", mask_type, [n, n, 1, 1]),
@@ -85,8 +102,9 @@ impl Input {
             Input::PieceMask(i) => {
                 set_mask(slot, to, cache, layout.n_kv, rows[piece(layout, i)].iter().map(|r| r.pos));
             }
-            Input::Sights => {
-                let sights: Vec<i32> = rows.iter().flat_map(|r| [r.seq as i32, 0, r.pos as i32 + 1]).collect();
+            Input::Sights(which) => {
+                let rows = rows.iter().filter(|r| which.has(r));
+                let sights: Vec<i32> = rows.flat_map(|r| [r.seq as i32, 0, r.pos as i32 + 1]).collect();
                 to.set(slot, &sights);
             }
             Input::Wanted => {

@@ -10,12 +10,14 @@ use crate::prune::{Block, BlockKind, Notes, Role};
 use crate::weights::{Mlp, Norm};
 
 impl<'g> GraphBuilder<'_, 'g> {
-    /// The MLP block of layer `il` on the residual stream `x`: `[n_embd, n]` for as many rows as `x` has.
-    pub fn mlp(&mut self, x: Tensor<'g>, norm: &Norm, w: &Mlp, il: usize) -> Tensor<'g> {
+    /// The MLP block of layer `il` on the residual stream `x`: `[n_embd, n]` for as many rows as `x` has. `None` if it adds nothing.
+    pub fn mlp(&mut self, x: Tensor<'g>, norm: &Norm, w: &Mlp, il: usize) -> Option<Tensor<'g>> {
         let block = Block { il, kind: BlockKind::Mlp };
         let mut notes = Notes::new(block);
         let mut states = States::normalised(x, norm);
         let kept = match self.choice(x, block, 1) {
+            Choice::Dropped => return None,
+            Choice::Dense if self.task.layout.n_wanted == 0 && self.only_wanted(il) => return None,
             Choice::Dense => None,
             Choice::Kept(kept) => Some(kept),
             Choice::Probe(pruning, probe) => {
@@ -41,7 +43,7 @@ impl<'g> GraphBuilder<'_, 'g> {
         }
         let part = kept.as_ref().map_or(Part::All, |kept| Part::Columns(kept, Role::Down));
         let out = self.matmul(&mut States::new(inside), w.last(), part);
-        self.name(out, "ffn_out", il)
+        Some(self.name(out, "ffn_out", il))
     }
 
     /// The inputs of an MLP's last matrix, `[n_ff, n]`; or of the kept channels only.

@@ -189,7 +189,7 @@ impl Model {
             let mut builder = GraphBuilder::new(g, self.task(cache, &layout, Pass::Dense, clock));
             let (states, input) = g.input("result_norm", Type::F32, [self.hparams.n_embd, n, 1, 1]);
             let logits = builder.logits(states, &self.tensors.output);
-            (input, builder.finish(logits))
+            (input, builder.finish(Some(logits)))
         })
     }
 }

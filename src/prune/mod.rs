@@ -19,6 +19,7 @@
 //! and if the host is to hear of it, a slot in [`Notes`] that the engine reads after the batch.
 
 mod block;
+mod budget;
 mod calibration;
 mod history;
 mod observed;
@@ -37,7 +38,7 @@ mod setup;
 pub use block::{Block, BlockKind, Masks, all_blocks};
 pub use calibration::{BlockStats, Calibration, path_for};
 pub use observed::Observed;
-pub use options::{HistoryKind, Method, Metric, Options, Picker};
+pub use options::{HistoryKind, Method, Metric, Options, Picker, Spread};
 pub use pass::{Notes, Pass, PassKind, choose, note, pick};
 pub use plan::Plan;
 pub use probe::{ProbeShape, evenly};

@@ -110,11 +110,28 @@ impl HistoryKind {
     }
 }
 
+/// How what is left out is spread over the blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Spread {
+    /// By the paper's rule: the same share of heads and channels in each layer but the first ones. The ratio counts heads and channels
+    Paper,
+    /// The same share of heads and channels in each layer but the first ones. From here on the ratio counts weights
+    Uniform,
+    /// More with depth: [`super::budget::depth`]
+    Depth,
+    /// As this file says: [`super::budget::parse`]
+    File(PathBuf),
+}
+
 /// Which heads and channels to leave out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// Share of heads and channels to leave out, over all layers: more than 0, at most 0.8
+    /// Share to leave out of prompts and of scored texts, over all layers: more than 0, at most 0.8
     pub ratio: f64,
+    /// How it is spread over the blocks
+    pub spread: Spread,
+    /// Share of heads and channels to leave out of answers, by the paper's rule; 0 = they run dense
+    pub answer: f64,
     /// What decides
     pub method: Method,
     /// The probe
@@ -150,6 +167,8 @@ impl Options {
     pub fn new(ratio: f64) -> Options {
         Options {
             ratio,
+            spread: Spread::Depth,
+            answer: 0.0,
             method: Method::Pp,
             picker: Picker::Even,
             tokens: 0.1,
@@ -170,6 +189,7 @@ impl Options {
     /// The paper's own configuration.
     pub fn paper(ratio: f64) -> Options {
         Options {
+            spread: Spread::Paper,
             picker: Picker::Residual,
             tokens: 0.5,
             samples: 0.05,

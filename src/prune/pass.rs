@@ -132,7 +132,7 @@ pub fn choose<'g>(
     let kept = g.custom(Type::I32, [n, 1, 1, 1], &[scores], Select);
     g.name(kept, &format!("prune_kept_{}-{}", block.kind.name(), block.il));
     notes.kept = Some(g.output(kept));
-    if let (true, Some(normalised)) = (observe, normalised) {
+    if let (true, Some(normalised)) = (observe && pruning.answers_keep(block), normalised) {
         notes.observed = Some(energy(g, normalised));
     }
     kept
@@ -164,7 +164,7 @@ pub fn note<'g>(
                 false => energy(g, states).0,
             });
         }
-        Pass::Observe(pruning) | Pass::Probe { pruning, observe: true } if pruning.plan.kept(notes.block).is_some() => {
+        Pass::Observe(pruning) | Pass::Probe { pruning, observe: true } if pruning.answers_keep(notes.block) => {
             notes.observed = Some(energy(g, normalise(g, states)));
         }
         _ => return false,

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::block::{Block, BlockKind, all_blocks};
-use super::options::Options;
+use super::budget::{self, Curve, Shares};
+use super::options::{Options, Spread};
 use crate::error::{Error, Result};
 use crate::weights::Dims;
 
@@ -16,16 +19,54 @@ pub struct Plan {
     multiple: usize,
     /// Share to leave out of each block that is pruned, corrected for those that are not.
     ratio: f64,
-    /// The same by block, where blocks differ (FLAP): attention and MLP of each layer.
-    shares: Option<Vec<[f64; 2]>>,
+    /// The same by block, where blocks differ: attention and MLP of each layer.
+    shares: Option<Shares>,
+    /// Whether a share of all units drops the block. (FLAP's keeps some, as there is no tensor without any.)
+    drops: bool,
     /// Kept counts, where these are given (a replay).
     counts: Option<BTreeMap<Block, usize>>,
 }
 
 impl Plan {
+    /// What the options ask for; `curve` are the budgets in the file that they name, if they do.
+    /// [`crate::error::Kind::Usage`] if nothing would be left.
+    pub fn new(options: &Options, curve: Option<&Curve>, dims: Dims) -> Result<Plan> {
+        let shares = match (&options.spread, curve) {
+            (Spread::Paper, _) => return Plan::paper(options, dims),
+            (_, Some(curve)) => {
+                let most = curve.last().map_or(0.0, |p| p.0);
+                if options.ratio > most + 1e-9 {
+                    return Err(Error::usage(format!(
+                        "--prune {} is more than the plan has budgets for: {most:.3}",
+                        options.ratio
+                    )));
+                }
+                budget::between(curve, options.ratio, &dims)
+            }
+            (Spread::Uniform, None) => budget::uniform(options.ratio, options.skip, &dims),
+            (Spread::Depth | Spread::File(_), None) => budget::depth(options.ratio, options.skip, &dims),
+        };
+        if budget::saved(&shares, &dims) < options.ratio - 1e-6 {
+            return Err(Error::usage(format!(
+                "--prune {} is more than can be left out: keys and values are always made (and see --prune-skip)",
+                options.ratio
+            )));
+        }
+        Ok(Plan {
+            dims,
+            mlp_only: false,
+            skip: 0,
+            multiple: options.multiple,
+            ratio: options.ratio,
+            shares: Some(shares),
+            drops: true,
+            counts: None,
+        })
+    }
+
     /// The paper's rule: the ratio counts over all layers, so that the pruned ones lose more: `L / (L - skip) * ratio`, to
-    /// two decimals. [`crate::error::Kind::Usage`] if nothing would be left.
-    pub fn new(options: &Options, dims: Dims) -> Result<Plan> {
+    /// two decimals.
+    fn paper(options: &Options, dims: Dims) -> Result<Plan> {
         let Dims { n_layer, .. } = dims;
         let skip = options.skip;
         if skip >= n_layer {
@@ -41,6 +82,7 @@ impl Plan {
             multiple: options.multiple,
             ratio,
             shares: None,
+            drops: false,
             counts: None,
         };
         if ratio >= 1.0 {
@@ -76,6 +118,11 @@ impl Plan {
         (self.skip..self.dims.n_layer).flat_map(move |il| kinds.iter().map(move |&kind| Block { il, kind }))
     }
 
+    /// The blocks that are dropped.
+    pub fn dropped(&self) -> impl Iterator<Item = Block> {
+        all_blocks(&self.dims).filter(|&b| self.kept(b) == Some(0))
+    }
+
     /// Gives each block a share of its own.
     pub fn set_shares(&mut self, shares: Vec<[f64; 2]>) {
         self.shares = Some(shares);
@@ -86,7 +133,7 @@ impl Plan {
         self.counts = Some(counts);
     }
 
-    /// Units that a block keeps; `None` if it stays whole.
+    /// Units that a block keeps; `None` if it stays whole, 0 if it is dropped.
     pub fn kept(&self, block: Block) -> Option<usize> {
         if let Some(counts) = &self.counts {
             return counts.get(&block).copied();
@@ -97,15 +144,23 @@ impl Plan {
         }
         let units = kind.units(&self.dims);
         let ratio = self.shares.as_ref().map_or(self.ratio, |s| s[il][kind as usize]);
+        if self.drops && ratio >= 1.0 - 1e-9 {
+            return Some(0);
+        }
         let pruned = (ratio * units as f64) as usize;
         let kept = match kind {
             BlockKind::Attn => units - pruned,
             // The paper rounds the number up; it cannot be more than there are.
             BlockKind::Mlp => (units - pruned).next_multiple_of(self.multiple).min(units),
         };
-        // FLAP's share can be all units of a block, which would leave no tensor.
         let least = if kind == BlockKind::Attn { 1 } else { self.multiple.min(units) };
         Some(kept.max(least)).filter(|&k| k < units)
+    }
+
+    /// XXH3 of what each block keeps: units as u64, little-endian, all ones if it stays whole.
+    pub fn checksum(&self) -> u64 {
+        let kept = |block| self.kept(block).map_or(u64::MAX, |n| n as u64).to_le_bytes();
+        xxh3_64(&all_blocks(&self.dims).flat_map(kept).collect::<Vec<u8>>())
     }
 
     /// Share of the weights of all blocks that is used; `whole_kv` counts keys and values of all heads.
@@ -136,7 +191,7 @@ mod tests {
 
     /// Kept heads and channels of a layer beyond the first three.
     fn kept(d: Dims, ratio: f64) -> (usize, usize) {
-        let plan = Plan::new(&Options::paper(ratio), d).unwrap();
+        let plan = Plan::new(&Options::paper(ratio), None, d).unwrap();
         let block = |kind| plan.kept(Block { il: d.n_layer - 1, kind }).unwrap();
         (block(BlockKind::Attn), block(BlockKind::Mlp))
     }
@@ -155,12 +210,12 @@ mod tests {
     fn skipped_layers_stay_whole_and_the_rest_makes_up_for_them() {
         let d = dims(32, 32, 4096, 11008);
         let mut options = Options::paper(0.4);
-        let plan = Plan::new(&options, d).unwrap();
+        let plan = Plan::new(&options, None, d).unwrap();
         assert_eq!(plan.kept(Block { il: 2, kind: BlockKind::Mlp }), None);
         assert_eq!(plan.blocks().count(), 29 * 2);
         assert!((plan.kept_share(false) - 0.6).abs() < 0.01, "{}", plan.kept_share(false));
         options.mlp_only = true;
-        let plan = Plan::new(&options, d).unwrap();
+        let plan = Plan::new(&options, None, d).unwrap();
         assert_eq!(plan.kept(Block { il: 3, kind: BlockKind::Attn }), None);
         assert_eq!(plan.blocks().count(), 29);
     }
@@ -168,13 +223,13 @@ mod tests {
     #[test]
     fn what_leaves_nothing_is_refused() {
         let d = dims(4, 4, 64, 128);
-        let mut options = Options::new(0.4);
-        assert!(Plan::new(&options, d).unwrap_err().to_string().contains("--prune-skip"));
+        let mut options = Options::paper(0.4);
+        assert!(Plan::new(&options, None, d).unwrap_err().to_string().contains("--prune-skip"));
         options.skip = 4;
-        assert!(Plan::new(&options, d).is_err());
+        assert!(Plan::new(&options, None, d).is_err());
         options.skip = 0;
-        assert!(Plan::new(&options, d).is_ok());
+        assert!(Plan::new(&options, None, d).is_ok());
         options.multiple = 256;
-        assert!(Plan::new(&options, d).is_err());
+        assert!(Plan::new(&options, None, d).is_err());
     }
 }

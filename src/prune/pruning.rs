@@ -15,7 +15,7 @@ use super::score::{self, Formula};
 use super::select;
 
 /// Bytes of [`Pruning::identity`].
-pub const IDENTITY_BYTES: usize = 88;
+pub const IDENTITY_BYTES: usize = 104;
 
 /// A pruned block's numbers.
 #[derive(Debug)]
@@ -31,8 +31,10 @@ pub struct BlockState {
 pub struct Pruning {
     /// What was asked for
     pub options: Options,
-    /// Kept counts
+    /// Kept counts of prompts and of scored texts
     pub plan: Plan,
+    /// Kept counts of answers, if they are pruned
+    pub answer_plan: Option<Plan>,
     /// How scores are made
     pub formula: Formula,
     /// What the text made use of so far: masks for its answer are chosen by it
@@ -43,12 +45,14 @@ pub struct Pruning {
 }
 
 impl Pruning {
-    /// The state before the first batch. `constants` are of [`Formula::constants`] for each block of the plan; `stats` seed
+    /// The state before the first batch. `constants` are of [`Formula::constants`] for each block that the plan
+    /// probes; `stats` seed
     /// the history, if there is one.
     pub fn new(
         options: Options,
         plan: Plan,
-        mut constants: BTreeMap<Block, Vec<f32>>,
+        answer_plan: Option<Plan>,
+        constants: BTreeMap<Block, Vec<f32>>,
         stats: Option<&BTreeMap<Block, BlockStats>>,
     ) -> Pruning {
         let formula = Formula::of(&options);
@@ -62,12 +66,11 @@ impl Pruning {
             let history = History::new(block.kind.channels(plan.dims()), means.clone());
             Some(Arc::new(RwLock::new(history)))
         };
-        let state = |block: Block| {
-            let constants = constants.remove(&block).expect("constants of every block").into();
-            (block, BlockState { constants, history: history(block) })
+        let state = |(block, constants): (Block, Vec<f32>)| {
+            (block, BlockState { constants: constants.into(), history: history(block) })
         };
-        let blocks = plan.blocks().map(state).collect();
-        Pruning { formula, blocks, observed: Observed::default(), statistics: 0, plan, options }
+        let blocks = constants.into_iter().map(state).collect();
+        Pruning { formula, blocks, observed: Observed::default(), statistics: 0, plan, answer_plan, options }
     }
 
     /// The masks of a method that never looks at a batch, and what stands in for what they leave out (FLAP). `n_tokens` is the length
@@ -108,18 +111,25 @@ impl Pruning {
 
     /// What the results depend on, in a fixed order, little-endian: prompt caches are told apart by it. Method, picker, metric and
     /// history by number (u32 each); ratio, shares of tokens and of samples, momentum (f64 each); skipped layers, multiple, whether
-    /// attention stays whole, the shortest piece (all ones if it is measured), and the statistics (u64 each).
+    /// attention stays whole, the shortest piece (all ones if it is measured), the statistics, and the kept counts of prompts and of
+    /// answers, as [`Plan::checksum`] (u64 each).
     pub fn identity(&self) -> [u8; IDENTITY_BYTES] {
         let o = &self.options;
         let kinds = [o.method.number(), o.picker.number(), o.metric.number(), o.history.number()];
         let shares = [o.ratio, o.tokens, o.samples, o.momentum];
         let least = o.min_tokens.map_or(u64::MAX, |n| n as u64);
-        let numbers = [o.skip as u64, o.multiple as u64, o.mlp_only.into(), least, self.statistics];
+        let plans = [Some(&self.plan), self.answer_plan.as_ref()].map(|p| p.map_or(0, Plan::checksum));
+        let numbers = [o.skip as u64, o.multiple as u64, o.mlp_only.into(), least, self.statistics, plans[0], plans[1]];
         let mut bytes = Vec::with_capacity(IDENTITY_BYTES);
         kinds.iter().for_each(|n| bytes.extend(n.to_le_bytes()));
         shares.iter().for_each(|x| bytes.extend(x.to_le_bytes()));
         numbers.iter().for_each(|n| bytes.extend(n.to_le_bytes()));
-        bytes.try_into().expect("four words, four floats and five numbers")
+        bytes.try_into().expect("four words, four floats and seven numbers")
+    }
+
+    /// Whether answers run on a part of the block.
+    pub fn answers_keep(&self, block: Block) -> bool {
+        self.answer_plan.as_ref().is_some_and(|plan| plan.kept(block).is_some())
     }
 
     /// The numbers of a pruned block.

@@ -55,7 +55,7 @@ impl Record {
         for (block, kept) in &self.kept {
             let units = block.kind.units(dims) as i32;
             let rising = kept.windows(2).all(|w| w[0] < w[1]);
-            if block.il >= dims.n_layer || kept.is_empty() || !rising || kept[0] < 0 || kept[kept.len() - 1] >= units {
+            if block.il >= dims.n_layer || !rising || kept.iter().any(|k| !(0..units).contains(k)) {
                 return Err(Error::malformed(format!(
                     "layer {} keeps no ascending list of {}s of this model's {units}",
                     block.il,

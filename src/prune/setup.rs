@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::block::{Block, BlockKind, Masks};
+use super::budget::{self, Curve};
 use super::calibration::{Calibration, path_for};
-use super::options::{HistoryKind, Options};
+use super::options::{HistoryKind, Options, Spread};
 use super::plan::Plan;
 use super::pruning::Pruning;
 use super::record::Record;
@@ -59,7 +60,13 @@ pub fn prepare(
     n_threads: usize,
 ) -> Result<Setup> {
     let ModelFacts { dims, layers, fingerprint, .. } = model;
-    let plan = Plan::new(options, dims)?;
+    let curve = match &options.spread {
+        Spread::File(path) => Some(read_curve(path, &dims).map_err(|e| e.in_file(path))?),
+        _ => None,
+    };
+    let plan = Plan::new(options, curve.as_ref(), dims)?;
+    let of_answers = Options { ratio: options.answer, spread: Spread::Paper, ..options.clone() };
+    let answer_plan = (options.answer > 0.0).then(|| Plan::new(&of_answers, None, dims)).transpose()?;
     let path = options.calibration.clone().unwrap_or_else(|| path_for(model.path));
     let (calibration, statistics) = match options.needs_calibration() {
         true => Calibration::read(&path, &dims, fingerprint).map(|(c, sum)| (Some(c), sum))?,
@@ -74,13 +81,19 @@ pub fn prepare(
         BlockKind::Mlp => layers[block.il].mlp.last(),
     };
     let constants = |block| (block, formula.constants(&last(block).weight.rows, n_threads));
-    let constants = plan.blocks().map(constants).collect();
-    let mut pruning = Pruning::new(options.clone(), plan, constants, calibration.as_ref().map(|c| &c.blocks));
+    let constants = plan.blocks().filter(|&b| plan.kept(b) != Some(0)).map(constants).collect();
+    let mut pruning = Pruning::new(options.clone(), plan, answer_plan, constants, calibration.as_ref().map(|c| &c.blocks));
     pruning.statistics = statistics;
     let source = match (replay, &calibration) {
         (Some(records), _) => {
-            let counts = records.iter().flat_map(|r| r.kept.iter().map(|(&b, k)| (b, k.len())));
-            pruning.plan.set_counts(counts.collect());
+            let counts = |frozen| {
+                let of_them = records.iter().filter(move |r| r.frozen == frozen);
+                of_them.flat_map(|r| r.kept.iter().map(|(&b, k)| (b, k.len()))).collect()
+            };
+            let mut of_answers = pruning.plan.clone();
+            of_answers.set_counts(counts(true));
+            pruning.plan.set_counts(counts(false));
+            pruning.answer_plan = records.iter().any(|r| r.frozen).then_some(of_answers);
             match records.first().filter(|r| r.frozen) {
                 Some(first) => MaskSource::Fixed(first.kept.clone(), LeftOut::new()),
                 None => MaskSource::Replay(records),
@@ -93,6 +106,12 @@ pub fn prepare(
         (None, _) => MaskSource::Probe,
     };
     Ok(Setup { pruning, source, dump: options.dump.is_some() })
+}
+
+/// The budgets in a file.
+fn read_curve(path: &Path, dims: &Dims) -> Result<Curve> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::input(format!("cannot be read: {e}")))?;
+    budget::parse(&text, dims)
 }
 
 /// Whether the statistics have means for each position of the context.

@@ -65,7 +65,7 @@ pub fn graph(mut b: GraphBuilder, m: &Tensors) -> GraphSlots {
         let ffn_inp = b.residual(attn_out, x, il);
         b.name(ffn_inp, "ffn_inp", il);
         let ffn_out = b.mlp(ffn_inp, &l.ffn_norm, &l.mlp, il);
-        x = b.add(ffn_out, ffn_inp);
+        x = b.added(ffn_out, ffn_inp);
         b.name(x, "l_out", il);
     }
     b.head(x, &m.output_norm, &m.output)
