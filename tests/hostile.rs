@@ -1242,7 +1242,11 @@ fn calibrations_and_dumps() {
     replayed("P05-negative", list, &|v| kept(v, vec![-1, 0].into()));
     replayed("P05-twice", list, &|v| kept(v, vec![1, 1].into()));
     replayed("P05-unsorted", list, &|v| kept(v, vec![1, 0].into()));
-    replayed("P05-none", list, &|v| kept(v, Vec::<i32>::new().into()));
+    // A batch may drop a block, but reduced weights have units.
+    replayed("P05-none", list, &|v| {
+        v["batches"][at_batch]["frozen"] = true.into();
+        kept(v, Vec::<i32>::new().into());
+    });
     replayed("P05-huge", "is no dump", &|v| kept(v, vec![1i64 << 40].into()));
     replayed("P06-layer", list, &|v| block(v, "layer", 4.into()));
     replayed("P06-kind", "is no dump", &|v| block(v, "block", "head".into()));

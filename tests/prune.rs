@@ -12,8 +12,8 @@ use common::forge::{Arch, Forge, golden};
 use common::{ppl, smollm2, turn};
 use ggml::Type;
 use pp_run::engine::Options as ContextOptions;
-use pp_run::prune::{self, Options as PruneOptions, Record};
-use serde_json::Value;
+use pp_run::prune::{self, Options as PruneOptions, Plan, Record};
+use serde_json::{Value, json};
 
 #[allow(dead_code, reason = "its main is an example's")]
 #[path = "tools/dequantise.rs"]
@@ -162,8 +162,14 @@ fn tiny_of(arch: Arch, name: &str, ty: Type, n_head_kv: usize) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-const PROMPT: &str =
-    "the lighthouse keeper had not spoken to anyone for a long time and so he walked down to the harbour";
+/// Longer than what is read whole at its start and at its end.
+const PROMPT: &str = "the lighthouse keeper had not spoken to anyone for a long time and so he walked down to the harbour, where the \
+     boats lay side by side and the nets hung out to dry";
+
+/// The first record of each batch that was pruned, or of reduced weights.
+fn pruned(records: &[Sets]) -> Vec<&Sets> {
+    records.iter().filter(|r| !r.is_empty()).collect()
+}
 
 #[test]
 fn a_ratio_of_zero_is_the_dense_model() {
@@ -196,15 +202,15 @@ fn counts_are_exact_masks_are_reproducible_and_dumps_replay() {
         let [first, second, third] = ["a", "b", "c"].map(path);
         let run = |more: &[&str]| {
             let mut args = vec!["-m", &model, "-p", PROMPT, "-n", "8", "--temp", "0", "-no-cnv", "--prune", "0.4"];
+            args.extend(["--prune-answer", "0.4", "--kernels", kernels]);
             args.extend(["--prune-skip", "1", "--prune-min-tokens", "2", "--output-format", "json"]);
-            args.extend(["--kernels", kernels]);
             args.extend(more);
             let object: Value = serde_json::from_str(&ok(&args).0).unwrap();
             (object["logits_hash"].clone(), object["text"].clone(), object["prune"].clone())
         };
         let one = run(&["--prune-dump", &first, "-t", "2"]);
         let line = one.2.as_str().unwrap().to_owned();
-        assert!(line.starts_with("probe ") && line.contains("kept 6"), "{line}");
+        assert!(line.starts_with("probe ") && line.contains("kept "), "{line}");
         run(&["--prune-dump", &second, "-t", "1"]);
         assert_eq!(
             fs::read_to_string(&first).unwrap(),
@@ -212,12 +218,17 @@ fn counts_are_exact_masks_are_reproducible_and_dumps_replay() {
             "threads make no difference"
         );
         let batches = dump(Path::new(&first));
-        assert_eq!(batches.len(), 2, "the prompt, and the masks of the answer");
-        // 5 / 4 * 0.4 = 0.5 of 8 heads and 512 channels; the last MLP of a prompt sees one token, and runs whole.
-        for (batch, blocks) in batches.iter().zip([7, 8]) {
-            assert_eq!(batch.len(), blocks);
-            assert!(batch.iter().all(|(b, k)| k.len() == if b.ends_with("attn") { 4 } else { 256 }));
-        }
+        assert_eq!(batches.len(), 4, "the prompt's start, middle and end, and the masks of the answer");
+        let counts = |batch: &Sets| batch.iter().map(|(b, k)| (b.clone(), k.len())).collect::<Vec<_>>();
+        let [middle, answer] = pruned(&batches)[..] else { panic!("{name}") };
+        let options = PruneOptions { skip: 1, ..PruneOptions::new(0.4) };
+        let plan = Plan::new(&options, None, common::load(Path::new(&model)).dims()).unwrap();
+        let planned = plan.blocks().filter_map(|b| Some((format!("{} {}", b.il, b.kind.name()), plan.kept(b)?)));
+        assert_eq!(counts(middle), planned.collect::<Vec<_>>());
+        let is_dropped = |k: &BTreeSet<u64>| k.is_empty();
+        assert!(middle.values().any(is_dropped) && !middle.values().all(is_dropped));
+        // 5 / 4 * 0.4 = 0.5 of the layers after the first.
+        assert!(answer.len() == 8 && answer.iter().all(|(b, k)| k.len() == if b.ends_with("attn") { 4 } else { 256 }));
         let again = run(&["--prune-replay", &first, "--prune-dump", &third]);
         assert_eq!((again.0, again.1), (one.0, one.1), "{name}");
         assert_eq!(dump(Path::new(&third)), batches);
@@ -230,7 +241,9 @@ fn a_conversation_of_two_turns_replays() {
     let model = PathBuf::from(tiny("turns", Type::F32, 2));
     let context = ContextOptions { n_ctx: Some(512), ..ContextOptions::new(2) };
     let model = common::load(&model);
-    let options = PruneOptions { skip: 1, min_tokens: Some(2), dump: Some("-".into()), ..PruneOptions::new(0.4) };
+    let least = Some(2);
+    let options =
+        PruneOptions { skip: 1, min_tokens: least, answer: 0.4, dump: Some("-".into()), ..PruneOptions::new(0.4) };
     let run = |replay: Option<Vec<Record>>| {
         let mut session = common::session(&model, &context);
         let setup = prune::prepare(&options, model.facts(), replay, session.n_ctx(), 1).unwrap();
@@ -251,7 +264,8 @@ fn a_conversation_of_two_turns_replays() {
     };
     let (logits, records) = run(None);
     let frozen: Vec<bool> = records.iter().map(|r| r.frozen).collect();
-    assert_eq!(frozen, [false, true, false, true], "each turn has masks of its own");
+    // The start, the middle and the end of the first prompt, and its answer; of the second one the middle and the end.
+    assert_eq!(frozen, [false, false, false, true, false, false, true], "each turn has masks of its own");
     let (again, replayed) = run(Some(records.clone()));
     assert_eq!(again, logits);
     assert!(replayed.iter().zip(&records).all(|(a, b)| a.kept == b.kept && a.frozen == b.frozen));
@@ -262,7 +276,9 @@ fn short_answers_run_whole_and_long_ones_have_their_masks_renewed() {
     let _turn = turn();
     let context = ContextOptions { n_ctx: Some(512), ..ContextOptions::new(2) };
     let model = common::load(&PathBuf::from(tiny("answers", Type::F32, 2)));
-    let options = PruneOptions { skip: 1, min_tokens: Some(20), dump: Some("-".into()), ..PruneOptions::new(0.4) };
+    let least = Some(20);
+    let options =
+        PruneOptions { skip: 1, min_tokens: least, answer: 0.4, dump: Some("-".into()), ..PruneOptions::new(0.4) };
     let run = |replay: Option<Vec<Record>>, n: usize, expected: Option<usize>| {
         let mut session = common::session(&model, &context);
         let setup = prune::prepare(&options, model.facts(), replay, session.n_ctx(), 1).unwrap();
@@ -280,9 +296,9 @@ fn short_answers_run_whole_and_long_ones_have_their_masks_renewed() {
     assert!(frozen(&records).is_empty() && line.ends_with("answer dense: below break-even (20 tokens)"), "{line}");
     let (logits, records, _) = run(None, 90, Some(90));
     // After 64 tokens, which are more than the prompt: they run once more, whole.
-    assert_eq!((frozen(&records), records.len()), (vec![40, 104], 4));
-    assert_eq!((records[2].first, records[2].n_each, records[2].kept.is_empty()), (40, 64, true));
-    assert_ne!(records[1].kept, records[3].kept);
+    assert_eq!((frozen(&records), records.len()), (vec![40, 104], 6));
+    assert_eq!((records[4].first, records[4].n_each, records[4].kept.is_empty()), (40, 64, true));
+    assert_ne!(records[3].kept, records[5].kept);
     let (again, replayed, _) = run(Some(records.clone()), 90, None);
     assert_eq!(again, logits);
     assert!(replayed.iter().zip(&records).all(|(a, b)| (a.first, a.frozen, &a.kept) == (b.first, b.frozen, &b.kept)));
@@ -380,6 +396,48 @@ fn calibrations_that_are_not_this_models_are_refused() {
 }
 
 #[test]
+fn what_follows_a_pruned_context_is_scored_beside_a_dense_one() {
+    let _turn = turn();
+    let file = text("text");
+    let model = smollm2();
+    let model = model.to_str().unwrap();
+    let plan = DIR.path().join("last.json");
+    let layers: Vec<[f64; 2]> = (0..30).map(|il| if il == 29 { [1.0; 2] } else { [0.0; 2] }).collect();
+    fs::write(&plan, json!({ "pp-run prune plan": 1, "budgets": [{ "layers": layers }] }).to_string()).unwrap();
+    let base = ["perplexity", "-m", model, "-f", &file, "--context", "128", "--after", "40", "--chunks", "3"];
+    let run = |more: &[&str]| -> (f64, f64, f64) {
+        let (out, err) = ok(&[&base[..], &["--kl"], more].concat());
+        let number =
+            |before: &str| out.split(before).nth(1).unwrap().split(' ').next().unwrap().parse::<f64>().unwrap();
+        assert!(err.contains("probe ") || err.contains("kept 97"), "{err}");
+        (number("KL divergence: "), number("Dense: PPL = "), number("Final estimate: PPL = "))
+    };
+    // The last layer matters to nobody but the tokens whose results are wanted.
+    let (kl, dense, pruned) = run(&["--prune", "0.03", "--prune-plan", plan.to_str().unwrap()]);
+    assert!(kl < 0.01 && (pruned / dense - 1.0).abs() < 0.02, "{kl} {dense} {pruned}");
+    // More of it costs more, and spread evenly the most.
+    let (little, _, _) = run(&["--prune", "0.2"]);
+    let (much, _, _) = run(&["--prune", "0.5"]);
+    let (uniform, same, _) = run(&["--prune", "0.5", "--prune-plan", "uniform"]);
+    assert!(little < much && much < uniform && same == dense, "{little} {much} {uniform}");
+    // Without pruning the context is read and what follows is scored all the same.
+    let (out, _) = ok(&base);
+    assert!((ppl(&out) / dense - 1.0).abs() < 1e-3, "{out}");
+    for (more, reason) in [
+        (&["--context", "9"][..], "--after"),
+        (&["--context", "0", "--after", "2"], "expected 1 to"),
+        (&["-c", "64", "--prune", "0.2", "--prune-plan", "depth"], "needs --context"),
+        (&["-c", "64", "--prune", "0.2", "--prune-answer", "0.2"], "no answer is written"),
+        (&["--context", "64", "--after", "9", "--prune", "0.2", "--prune-plan", "none.json"], "none.json"),
+    ] {
+        let args = [&base[..5], more].concat();
+        let code = if reason == "none.json" { 66 } else { 2 };
+        let line = refused(&args, code);
+        assert!(line.contains(reason), "{line}");
+    }
+}
+
+#[test]
 fn flags_without_effect_are_refused_with_the_reason() {
     let model = smollm2();
     for (flags, reason) in [
@@ -396,6 +454,11 @@ fn flags_without_effect_are_refused_with_the_reason() {
         (&["--prune", "0.4", "--prune-min-tokens", "few"], "a number, auto"),
         (&["--prune", "0.4", "--prune-skip", "30"], "nothing to prune"),
         (&["--prune", "0.4", "--prune-skip", "20"], "skip fewer"),
+        (&["--prune-answer", "0.4"], "--prune R"),
+        (&["--prune", "0.4", "--prune-answer", "0.9"], "expected 0 to 0.8"),
+        (&["--prune", "0.4", "--prune-method", "flap", "--prune-answer", "0.2"], "one mask for prompts and answers"),
+        (&["--prune", "0.4", "--prune-method", "flap", "--prune-plan", "depth"], "no effect"),
+        (&["--prune", "0.4", "--prune-plan", "depth", "--prune-mlp-only"], "give one"),
         (&["--prune", "0.4", "--prune-multiple", "2000"], "1536 channels"),
     ] {
         let mut args = vec!["-m", model.to_str().unwrap(), "-p", "x", "-n", "1"];
@@ -431,7 +494,7 @@ fn dumps_that_are_not_this_models_are_refused() {
         (good.replacen("\"model\":\"", "\"model\":\"0", 1), "another model"),
         ("{}".to_owned(), "no dump"),
         (good[..good.len() / 2].to_owned(), "no dump"),
-        (good.replacen("\"layer\":1", "\"layer\":-1", 1), "no dump"),
+        (good.replacen("\"layer\":4", "\"layer\":-4", 1), "no dump"),
     ] {
         fs::write(&path, bad).unwrap();
         let out = strs(&replay);

@@ -77,7 +77,7 @@ pub fn options(mut a: PerplexityArgs) -> Result<Options> {
     if reading.is_none() && a.prune.how.prune_plan.is_some() {
         return Err(Error::usage("--prune-plan is for reading: it needs --context C --after N"));
     }
-    if a.prune.prune_answer.is_some() {
+    if a.prune.how.prune_answer.is_some() {
         return Err(Error::usage("--prune-answer has no effect: no answer is written here"));
     }
     let mut prune = prune::options(a.prune, None)?.map(|p| PruneOptions { min_tokens: Some(2), ..p });

@@ -22,12 +22,6 @@ pub struct PruneArgs {
     /// all L layers as in the paper; as the first ones stay dense (--prune-skip N), the others leave out L / (L - N) times as much.
     #[arg(long, value_name = "R", allow_hyphen_values = true)]
     pub prune: Option<f64>,
-    /// Share of heads and channels to leave out of answers, too, 0 to 0.8 [default: 0]
-    ///
-    /// An answer then runs on reduced weights, chosen by the prompt and made once, before its second token, unless it is too short
-    /// to gain (--prune-min-tokens). This costs much more quality than pruned reading.
-    #[arg(long, value_name = "R", allow_hyphen_values = true)]
-    pub prune_answer: Option<f64>,
     #[command(flatten)]
     pub how: PruneHowArgs,
     /// Write what each block of each batch kept, as JSON
@@ -46,6 +40,12 @@ pub struct PruneArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Probe Pruning")]
 pub struct PruneHowArgs {
+    /// Share of heads and channels to leave out of answers, too, 0 to 0.8 [default: 0]
+    ///
+    /// An answer then runs on reduced weights, chosen by the prompt and made once, before its second token, unless it is too short
+    /// to gain (--prune-min-tokens). This costs much more quality than pruned reading.
+    #[arg(long, value_name = "R", allow_hyphen_values = true)]
+    pub prune_answer: Option<f64>,
     /// The paper's own configuration, for batches of many samples; the other flags change it
     ///
     /// A probe of half of the tokens and 5% of the samples, of the largest residual norm; the metric PPsp; a history by position
@@ -104,25 +104,11 @@ pub struct PruneHowArgs {
 
 /// What to prune; `None` for nothing. Every flag that would have no effect is refused with the reason.
 pub fn options(a: PruneArgs, min_tokens: Option<String>) -> Result<Option<Options>> {
-    let of_batches = [
-        ("--prune-dump", a.prune_dump.is_some()),
-        ("--prune-replay", a.prune_replay.is_some()),
-        ("--prune-answer", a.prune_answer.is_some()),
-    ];
+    let of_batches = [("--prune-dump", a.prune_dump.is_some()), ("--prune-replay", a.prune_replay.is_some())];
     if let (None, Some((flag, _))) = (a.prune, of_batches.iter().find(|f| f.1)) {
         return Err(needs_ratio(flag));
     }
     let Some(mut o) = options_for(a.prune, a.how, min_tokens)? else { return Ok(None) };
-    o.answer = match a.prune_answer.unwrap_or(0.0) {
-        x if (0.0..=0.8).contains(&x) => x,
-        x => return Err(out_of_range("--prune-answer", x, "0 to 0.8")),
-    };
-    if o.answer > 0.0 && !o.method.looks_at_batch() && o.answer != o.ratio {
-        return Err(Error::usage(format!(
-            "--prune-method {} has one mask for prompts and answers: --prune-answer is 0 or the same as --prune",
-            o.method.name()
-        )));
-    }
     o.dump = a.prune_dump;
     o.replay = a.prune_replay;
     if o.replay.is_some() && o.needs_calibration() {
@@ -146,6 +132,7 @@ pub fn options_for(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<Strin
         ("--prune-tokens", a.prune_tokens.is_some()),
         ("--prune-samples", a.prune_samples.is_some()),
         ("--prune-metric", a.prune_metric.is_some()),
+        ("--prune-answer", a.prune_answer.is_some()),
         ("--prune-plan", a.prune_plan.is_some()),
         ("--prune-skip", a.prune_skip.is_some()),
         ("--prune-mlp-only", a.prune_mlp_only),
@@ -198,6 +185,16 @@ pub fn options_for(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<Strin
         x if (0.0..=1.0).contains(&x) => x,
         x => return Err(out_of_range("--prune-momentum", x, "0 to 1")),
     };
+    o.answer = match a.prune_answer.unwrap_or(0.0) {
+        x if (0.0..=0.8).contains(&x) => x,
+        x => return Err(out_of_range("--prune-answer", x, "0 to 0.8")),
+    };
+    if o.answer > 0.0 && !o.method.looks_at_batch() && o.answer != o.ratio {
+        return Err(Error::usage(format!(
+            "--prune-method {} has one mask for prompts and answers: --prune-answer is 0 or the same as --prune",
+            o.method.name()
+        )));
+    }
     o.skip = a.prune_skip.unwrap_or(o.skip);
     o.mlp_only = a.prune_mlp_only;
     o.multiple = match a.prune_multiple.unwrap_or(o.multiple) {

@@ -228,7 +228,9 @@ fn reading(
     let n = n_read + n_after;
     let n_chunks = options.chunks.unwrap_or(usize::MAX).min(tokens.len() / n);
     if n_chunks == 0 {
-        return Err(Error::malformed(format!("has {} tokens, but one window has {n}", tokens.len())).in_file(&options.file));
+        return Err(
+            Error::malformed(format!("has {} tokens, but one window has {n}", tokens.len())).in_file(&options.file)
+        );
     }
     let n_threads = options.context.n_threads_batch;
     let context = engine::Options { n_ctx: Some(u32::try_from(n).unwrap_or(u32::MAX)), ..options.context.clone() };

@@ -283,7 +283,13 @@ impl Policy {
     /// more was observed, in prompts or in the answer itself.
     ///
     /// `plan` says how many units answers keep; without one they run dense.
-    pub fn answer(&mut self, plan: Option<&Plan>, n_past: usize, n_expected: usize, observed: f64) -> Result<AskAnswer> {
+    pub fn answer(
+        &mut self,
+        plan: Option<&Plan>,
+        n_past: usize,
+        n_expected: usize,
+        observed: f64,
+    ) -> Result<AskAnswer> {
         let run = |policy: &Policy| match policy.in_use {
             Some(_) => AskAnswer::Run(Way::Reduced),
             None => AskAnswer::Run(Way::Dense),

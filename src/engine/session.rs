@@ -435,15 +435,16 @@ impl<'m> Session<'m> {
             (None, _) | (_, None | Some(Way::Dense)) => Pass::Dense,
             (Some(p), Some(Way::Observe)) => Pass::Observe(&p.pruning),
             // States are for scores: no answer follows for which anything is to be observed.
-            (Some(p), Some(Way::Probe)) => {
-                Pass::Probe {
-                    pruning: &p.pruning,
-                    observe: p.pruning.answer_plan.is_some() && batch.results != Results::States,
-                }
-            }
+            (Some(p), Some(Way::Probe)) => Pass::Probe {
+                pruning: &p.pruning,
+                observe: p.pruning.answer_plan.is_some() && batch.results != Results::States,
+            },
             // What ran dense when it was recorded does so again.
-            (Some(_), Some(Way::Given(record))) if record.kept.is_empty() => Pass::Dense,
-            (Some(p), Some(Way::Given(_))) => Pass::Given(&p.pruning.plan),
+            (Some(p), Some(Way::Given(record))) if record.kept.is_empty() => match p.pruning.answer_plan {
+                Some(_) => Pass::Observe(&p.pruning),
+                None => Pass::Dense,
+            },
+            (Some(p), Some(Way::Given(_))) => Pass::Given(&p.pruning),
             (Some(p), Some(Way::Reduced)) => Pass::Reduced(p.reduced.as_ref().expect("made before they are used")),
         };
         let given = match way {

@@ -43,7 +43,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             Pass::Dense | Pass::Observe(_) | Pass::Calibrate { .. } => Choice::Dense,
             Pass::Reduced(reduced) => self.reduced(reduced, block, width),
             Pass::Probe { .. } | Pass::Given(_) if is_partial => Choice::Dense,
-            Pass::Given(plan) => match plan.kept(block) {
+            Pass::Given(pruning) => match pruning.plan.kept(block) {
                 None => Choice::Dense,
                 Some(0) => Choice::Dropped,
                 Some(n) => {
@@ -73,15 +73,13 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     /// observed.
     pub(super) fn only_wanted(&self, il: usize) -> bool {
         let layout = self.task.layout;
-        let observes = matches!(
-            self.task.pass,
-            Pass::Observe(_) | Pass::Probe { observe: true, .. } | Pass::Calibrate { .. }
-        );
+        let observes =
+            matches!(self.task.pass, Pass::Observe(_) | Pass::Probe { observe: true, .. } | Pass::Calibrate { .. });
         il + 1 == self.task.n_layer && layout.n_wanted < layout.n_tokens() && !observes
     }
 
     /// Stage pick: the probe of a block that gets the residual stream `x`.
-    fn probe(&mut self, x: Tensor<'g>, pruning: &Pruning, observe: bool) -> Probe<'g> {
+    pub(super) fn probe(&mut self, x: Tensor<'g>, pruning: &Pruning, observe: bool) -> Probe<'g> {
         let (n_seq, n_each) = self.task.layout.samples();
         let shape = pruning.probe(n_seq, n_each);
         let rows = if pruning.probes_all() {

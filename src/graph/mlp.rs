@@ -1,12 +1,12 @@
 //! MLP blocks.
 
-use ggml::Tensor;
+use ggml::{Tensor, Type};
 
 use super::builder::GraphBuilder;
-use super::choice::Choice;
+use super::choice::{Choice, Probe};
 use super::matmul::{Ahead, Kept, Part};
 use super::states::States;
-use crate::prune::{Block, BlockKind, Notes, Role};
+use crate::prune::{Block, BlockKind, MeanLeftOut, Notes, Pass, Role};
 use crate::weights::{Mlp, Norm};
 
 impl<'g> GraphBuilder<'_, 'g> {
@@ -15,21 +15,27 @@ impl<'g> GraphBuilder<'_, 'g> {
         let block = Block { il, kind: BlockKind::Mlp };
         let mut notes = Notes::new(block);
         let mut states = States::normalised(x, norm);
+        let mut left_out = None;
         let kept = match self.choice(x, block, 1) {
             Choice::Dropped => return None,
             Choice::Dense if self.task.layout.n_wanted == 0 && self.only_wanted(il) => return None,
             Choice::Dense => None,
-            Choice::Kept(kept) => Some(kept),
+            Choice::Kept(kept) => {
+                if let Pass::Given(pruning) = self.task.pass
+                    && pruning.fills_in()
+                {
+                    let probe = self.probe(x, pruning, false);
+                    let (inside, _) = self.probe_inside(&mut states, w, probe);
+                    left_out = Some(self.left_out(inside, &kept));
+                }
+                Some(kept)
+            }
             Choice::Probe(pruning, probe) => {
                 self.begin_probe(x);
-                let (inside, ahead) = match probe.rows {
-                    None => (self.inside(&mut states, w, None), None),
-                    Some(rows) => {
-                        let product = self.inside(&mut self.rows(&states, rows), w, None);
-                        (product, Some(Ahead { product, rows }))
-                    }
-                };
-                Some(Kept { ahead, ..self.end_probe(pruning, probe, inside, 1, &mut notes) })
+                let (inside, ahead) = self.probe_inside(&mut states, w, probe);
+                let kept = Kept { ahead, ..self.end_probe(pruning, probe, inside, 1, &mut notes) };
+                left_out = pruning.fills_in().then(|| self.left_out(inside, &kept));
+                Some(kept)
             }
         };
         let inside = self.inside(&mut states, w, kept.as_ref());
@@ -42,8 +48,33 @@ impl<'g> GraphBuilder<'_, 'g> {
             None => self.note(inside, kept.as_ref(), notes),
         }
         let part = kept.as_ref().map_or(Part::All, |kept| Part::Columns(kept, Role::Down));
-        let out = self.matmul(&mut States::new(inside), w.last(), part);
+        let mut out = self.matmul(&mut States::new(inside), w.last(), part);
+        if let Some(mean) = left_out {
+            let stand_in = self.matmul_weight(&mut States::new(mean), &w.last().weight);
+            out = self.g.add(out, stand_in);
+        }
         Some(self.name(out, "ffn_out", il))
+    }
+
+    /// The probe of an MLP: the inputs of its last matrix `[n_ff, n_rows]`, and what the batch has of its first product by that.
+    fn probe_inside(
+        &mut self,
+        states: &mut States<'_, 'g>,
+        w: &Mlp,
+        probe: Probe<'g>,
+    ) -> (Tensor<'g>, Option<Ahead<'g>>) {
+        match probe.rows {
+            None => (self.inside(states, w, None), None),
+            Some(rows) => {
+                let product = self.inside(&mut self.rows(states, rows), w, None);
+                (product, Some(Ahead { product, rows }))
+            }
+        }
+    }
+
+    /// What stands in for the channels that are left out: their means over the probe's states `[n_ff, n_rows]`, F32 `[n_ff, 1]`.
+    fn left_out(&self, states: Tensor<'g>, kept: &Kept<'_, 'g>) -> Tensor<'g> {
+        self.g.custom(Type::F32, [states.ne()[0], 1, 1, 1], &[states, kept.ids], MeanLeftOut)
     }
 
     /// The inputs of an MLP's last matrix, `[n_ff, n]`; or of the kept channels only.

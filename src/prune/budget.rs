@@ -12,6 +12,11 @@ pub type Shares = Vec<[f64; 2]>;
 /// Budgets that were solved for several ratios, by rising ratio.
 pub type Curve = Vec<(f64, Shares)>;
 
+/// How fast shares grow with depth, from 0 to 1: by this power of e.
+const STEEPNESS: f64 = 5.0;
+/// See [`depth`].
+const HEADS_LATER: f64 = 1.2;
+
 /// Share of the weights of all blocks that is saved; keys and values are made of all heads.
 pub fn saved(shares: &[[f64; 2]], dims: &Dims) -> f64 {
     let [attn, mlp] = [BlockKind::Attn, BlockKind::Mlp].map(|kind| {
@@ -38,9 +43,19 @@ pub fn uniform(ratio: f64, skip: usize, dims: &Dims) -> Shares {
     solve(ratio, dims, |x| (0..dims.n_layer).map(|il| if il < skip { [0.0; 2] } else { [x; 2] }).collect())
 }
 
-/// More with depth.
+/// More with depth, but nothing of the first `skip` layers. What a token's later layers compute serves the tokens after it through the
+/// keys and values of fewer layers: on SmolLM2 the cost of leaving out half of an MLP falls by a factor of ten from the middle of the
+/// model to its end, about as `exp(-5 d)` with `d` the depth from 0 to 1 (`tests/bench/skim`). Where costs grow as squares of shares, the
+/// best shares are as the costs' inverses: `exp(5 d)`, up to all of an MLP. Heads cost more than channels for what they save, so that
+/// attention is whole or dropped, the latter where the MLP could be left out [`HEADS_LATER`] times.
 pub fn depth(ratio: f64, skip: usize, dims: &Dims) -> Shares {
-    uniform(ratio, skip, dims)
+    let depth = |il: usize| il as f64 / (dims.n_layer - 1).max(1) as f64;
+    let most = HEADS_LATER * STEEPNESS.exp();
+    let shares = |il: usize, x: f64| match x * most * (STEEPNESS * (depth(il) - 1.0)).exp() {
+        _ if il < skip => [0.0, 0.0],
+        share => [if share >= HEADS_LATER { 1.0 } else { 0.0 }, share.min(1.0)],
+    };
+    solve(ratio, dims, |x| (0..dims.n_layer).map(|il| shares(il, x)).collect())
 }
 
 /// Shares for a ratio, between those of the curve's next points.
@@ -81,4 +96,62 @@ pub fn parse(text: &str, dims: &Dims) -> Result<Curve> {
     }
     curve.sort_by(|a, b| a.0.total_cmp(&b.0));
     Ok(curve)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dims(n_layer: usize) -> Dims {
+        Dims { n_layer, n_embd: 576, n_head: 9, n_head_kv: 3, n_embd_head: 64, n_ff: 1536, n_ff_matrices: 3 }
+    }
+
+    #[test]
+    fn a_ratio_is_the_share_of_the_weights() {
+        for n_layer in [1, 5, 30] {
+            let d = dims(n_layer);
+            for ratio in [0.05, 0.33, 0.8] {
+                let shares = uniform(ratio, 0, &d);
+                assert!((saved(&shares, &d) - ratio).abs() < 1e-9);
+                // Attention is dropped at once: a little more is saved.
+                let more = saved(&depth(ratio, 0, &d), &d) - ratio;
+                assert!((-1e-9..0.2 / n_layer as f64).contains(&more), "{n_layer} {ratio} {more}");
+            }
+        }
+        // All but keys and values of the second half.
+        assert!((saved(&uniform(0.9, 15, &dims(30)), &dims(30)) - 0.46875).abs() < 1e-9);
+    }
+
+    #[test]
+    fn later_layers_lose_more() {
+        let shares = depth(0.33, 3, &dims(30));
+        assert_eq!(shares[..3], [[0.0; 2]; 3]);
+        assert!(shares[3..].windows(2).all(|s| s[0][0] <= s[1][0] && s[0][1] <= s[1][1]));
+        assert_eq!(shares[29], [1.0; 2]);
+        assert!(shares.iter().all(|s| (s[0] == 0.0 || s[0] == 1.0) && s[0] <= s[1]));
+    }
+
+    #[test]
+    fn files_are_read_and_interpolated() {
+        let d = dims(2);
+        let text =
+            r#"{"pp-run prune plan": 1, "budgets": [{"layers": [[0, 0.5], [1, 1]]}, {"layers": [[0, 0], [0, 0.4]]}]}"#;
+        let curve = parse(text, &d).unwrap();
+        assert_eq!(curve[0].1, [[0.0, 0.0], [0.0, 0.4]]);
+        let between = between(&curve, 0.3, &d);
+        assert!((saved(&between, &d) - 0.3).abs() < 1e-9);
+        assert!(between[1][0] > 0.0 && between[1][0] < 1.0 && between[1][1] > 0.4);
+        let half: Shares = super::between(&curve, curve[0].0 / 2.0, &d);
+        assert!((half[1][1] - 0.2).abs() < 1e-9 && half[0] == [0.0; 2]);
+        for (bad, part) in [
+            ("{}", "no plan"),
+            (r#"{"pp-run prune plan": 2, "budgets": []}"#, "no plan"),
+            (r#"{"pp-run prune plan": 1, "budgets": []}"#, "no plan"),
+            (r#"{"pp-run prune plan": 1, "budgets": [{"layers": [[0, 1]]}]}"#, "1 layers, but the model has 2"),
+            (r#"{"pp-run prune plan": 1, "budgets": [{"layers": [[0, 1], [0, 1.5]]}]}"#, "no plan"),
+            (r#"{"pp-run prune plan": 1, "budgets": [{"layers": [[0, 1], [0]]}]}"#, "no plan"),
+        ] {
+            assert!(parse(bad, &d).unwrap_err().to_string().contains(part), "{bad}");
+        }
+    }
 }

@@ -5,11 +5,11 @@
 //! batch runs on reduced tensors. All of that is one graph. This module makes the operations and keeps the state between
 //! batches; it sees matrices and numbers, never a file's layout.
 //!
-//! In reading order: `options` and `block` (what can be asked for, and what can be left out), `plan` (how many units each block keeps),
-//! `probe` (which rows run ahead), `history`, `score` and `select` (from their states to kept units), `pass` (these stages as operations of
-//! a graph), `reduce` (tensors of kept units, made in a batch's graph) and `reduced` (made once), `observed` (what masks for answers are chosen
-//! by), `pruning` (the state between batches), `record` (dumps and replays), `calibration` (statistics in a file), `setup` (all of it from
-//! options and files).
+//! In reading order: `options` and `block` (what can be asked for, and what can be left out), `budget` and `plan` (which share of each
+//! block is left out, and how many units that keeps), `probe` (which rows run ahead), `history`, `score` and `select` (from their states to
+//! kept units), `left_out` (what stands in for the others), `pass` (these stages as operations of a graph), `reduce` (tensors of kept units,
+//! made in a batch's graph) and `reduced` (made once), `observed` (what masks for answers are chosen by), `pruning` (the state between
+//! batches), `record` (dumps and replays), `calibration` (statistics in a file), `setup` (all of it from options and files).
 //!
 //! To add a **method**: a variant of [`Method`] with its name, its formula in `score` ([`Formula::of`], constants and scores), and, if it does
 //! not look at the batch, its statistics in [`Pruning::fixed`]; then a column in `tests/golden/make`, which makes the figures of the reference
@@ -22,6 +22,7 @@ mod block;
 mod budget;
 mod calibration;
 mod history;
+mod left_out;
 mod observed;
 mod options;
 mod pass;
@@ -37,6 +38,7 @@ mod setup;
 
 pub use block::{Block, BlockKind, Masks, all_blocks};
 pub use calibration::{BlockStats, Calibration, path_for};
+pub use left_out::MeanLeftOut;
 pub use observed::Observed;
 pub use options::{HistoryKind, Method, Metric, Options, Picker, Spread};
 pub use pass::{Notes, Pass, PassKind, choose, note, pick};

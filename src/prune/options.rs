@@ -117,9 +117,9 @@ pub enum Spread {
     Paper,
     /// The same share of heads and channels in each layer but the first ones. From here on the ratio counts weights
     Uniform,
-    /// More with depth: [`super::budget::depth`]
+    /// More with depth, see `budget::depth`
     Depth,
-    /// As this file says: [`super::budget::parse`]
+    /// As this file says, see `budget::parse`
     File(PathBuf),
 }
 

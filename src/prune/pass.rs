@@ -4,7 +4,6 @@ use ggml::{Builder, Slot, Tensor, Type};
 
 use super::block::Block;
 use super::options::HistoryKind;
-use super::plan::Plan;
 use super::probe::{PickByResidual, ProbeShape, SquaredNorms};
 use super::pruning::Pruning;
 use super::reduced::Reduced;
@@ -26,7 +25,7 @@ pub enum Pass<'a> {
         observe: bool,
     },
     /// Runs on units that are given for this batch, as many as planned.
-    Given(&'a Plan),
+    Given(&'a Pruning),
     /// Runs on reduced weights that were made before.
     Reduced(&'a Reduced),
     /// Runs whole, and notes moments of all blocks for a calibration.

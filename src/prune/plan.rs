@@ -31,6 +31,18 @@ impl Plan {
     /// What the options ask for; `curve` are the budgets in the file that they name, if they do.
     /// [`crate::error::Kind::Usage`] if nothing would be left.
     pub fn new(options: &Options, curve: Option<&Curve>, dims: Dims) -> Result<Plan> {
+        if options.skip >= dims.n_layer {
+            return Err(Error::usage(format!(
+                "--prune-skip {} leaves nothing to prune: the model has {} layers",
+                options.skip, dims.n_layer
+            )));
+        }
+        if options.multiple > dims.n_ff {
+            return Err(Error::usage(format!(
+                "--prune-multiple {} is more than the {} channels of an MLP",
+                options.multiple, dims.n_ff
+            )));
+        }
         let shares = match (&options.spread, curve) {
             (Spread::Paper, _) => return Plan::paper(options, dims),
             (_, Some(curve)) => {
@@ -48,8 +60,11 @@ impl Plan {
         };
         if budget::saved(&shares, &dims) < options.ratio - 1e-6 {
             return Err(Error::usage(format!(
-                "--prune {} is more than can be left out: keys and values are always made (and see --prune-skip)",
-                options.ratio
+                "--prune {} is more than can be left out, which is {:.2}: keys and values are always made (prune less, or skip \
+                 fewer than {} layers: --prune-skip)",
+                options.ratio,
+                budget::saved(&shares, &dims),
+                options.skip
             )));
         }
         Ok(Plan {
@@ -69,11 +84,6 @@ impl Plan {
     fn paper(options: &Options, dims: Dims) -> Result<Plan> {
         let Dims { n_layer, .. } = dims;
         let skip = options.skip;
-        if skip >= n_layer {
-            return Err(Error::usage(format!(
-                "--prune-skip {skip} leaves nothing to prune: the model has {n_layer} layers"
-            )));
-        }
         let ratio = two_decimals(n_layer as f64 / (n_layer - skip) as f64 * options.ratio);
         let plan = Plan {
             dims,
@@ -91,12 +101,6 @@ impl Plan {
                  {skip} layers (--prune-skip)",
                 options.ratio,
                 n_layer - skip
-            )));
-        }
-        if options.multiple > dims.n_ff {
-            return Err(Error::usage(format!(
-                "--prune-multiple {} is more than the {} channels of an MLP",
-                options.multiple, dims.n_ff
             )));
         }
         Ok(plan)

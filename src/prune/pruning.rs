@@ -7,7 +7,7 @@ use super::block::{Block, Masks};
 use super::calibration::BlockStats;
 use super::history::History;
 use super::observed::Observed;
-use super::options::{HistoryKind, Method, Options, Picker};
+use super::options::{HistoryKind, Method, Options, Picker, Spread};
 use super::plan::Plan;
 use super::probe::ProbeShape;
 use super::reduced::LeftOut;
@@ -140,6 +140,11 @@ impl Pruning {
     /// Rows of the probe of a batch of `n_seq` samples of `n_each` tokens.
     pub fn probe(&self, n_seq: usize, n_each: usize) -> ProbeShape {
         ProbeShape::of(&self.options, n_seq, n_each)
+    }
+
+    /// Whether the mean over the probe stands in for an MLP's channels that are left out. The paper has nothing there.
+    pub fn fills_in(&self) -> bool {
+        self.options.spread != Spread::Paper
     }
 
     /// Whether all rows of the batch are the probe.

@@ -82,7 +82,8 @@ pub fn prepare(
     };
     let constants = |block| (block, formula.constants(&last(block).weight.rows, n_threads));
     let constants = plan.blocks().filter(|&b| plan.kept(b) != Some(0)).map(constants).collect();
-    let mut pruning = Pruning::new(options.clone(), plan, answer_plan, constants, calibration.as_ref().map(|c| &c.blocks));
+    let mut pruning =
+        Pruning::new(options.clone(), plan, answer_plan, constants, calibration.as_ref().map(|c| &c.blocks));
     pruning.statistics = statistics;
     let source = match (replay, &calibration) {
         (Some(records), _) => {
@@ -93,7 +94,9 @@ pub fn prepare(
             let mut of_answers = pruning.plan.clone();
             of_answers.set_counts(counts(true));
             pruning.plan.set_counts(counts(false));
-            pruning.answer_plan = records.iter().any(|r| r.frozen).then_some(of_answers);
+            if records.iter().any(|r| r.frozen) {
+                pruning.answer_plan = Some(of_answers);
+            }
             match records.first().filter(|r| r.frozen) {
                 Some(first) => MaskSource::Fixed(first.kept.clone(), LeftOut::new()),
                 None => MaskSource::Replay(records),

@@ -45,7 +45,8 @@ impl Row {
     /// Share of the blocks' weights that the test ran on
     pub fn kept(&self) -> f64 {
         match &self.report {
-            Some(r) if r.is_fixed || r.pruned_tokens > 0 || r.reduced.is_some() => r.kept,
+            // What came before an answer is not what is timed.
+            Some(r) if r.reduced.is_some() || (self.test.n_prompt > 0 && r.pruned_tokens > 0) => r.kept,
             _ => 1.0,
         }
     }

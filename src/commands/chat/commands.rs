@@ -183,7 +183,12 @@ impl Chat<'_> {
     fn pruned(&self) -> String {
         match &self.run.options.prune {
             Some(o) if o.ratio > 0.0 => {
-                format!("{:.0}% of heads and channels are left out from the next turn on", 100.0 * o.ratio)
+                let of_answers = match o.answer {
+                    0.0 => String::new(),
+                    answer => format!(", and {:.0}% of heads and channels of answers", 100.0 * answer),
+                };
+                let of_reading = format!("{:.0}% of the weights are left out of reading", 100.0 * o.ratio);
+                format!("{of_reading}{of_answers} from the next turn on")
             }
             _ => "nothing is left out".to_owned(),
         }
