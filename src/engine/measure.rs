@@ -25,14 +25,19 @@ pub fn prompt_costs(engine: &mut Engine, pruning: &Pruning) -> Result<Option<Pro
     // Blocks may keep more or less: one in the middle stands for all.
     let mut mlps: Vec<(Block, usize)> = pruned_mlps(&pruning.plan).collect();
     mlps.sort_by_key(|m| m.1);
-    let Some(&(block, _)) = mlps.get(mlps.len() / 2) else { return Ok(None) };
+    let plan = &pruning.plan;
+    let Some(block) = mlps.get(mlps.len() / 2).map(|m| m.0).or_else(|| plan.dropped().next()) else { return Ok(None) };
     let observe = pruning.answer_plan.is_some();
     let mut costs = PromptCosts { n: PIECES, dense: [0.0; 2], probe: [0.0; 2] };
     for (i, n) in PIECES.into_iter().enumerate() {
         // The dense run is observed where it would be.
         let dense = if observe { Pass::Observe(pruning) } else { Pass::Dense };
         costs.dense[i] = time_mlp(engine, block.il, n, dense)?;
-        costs.probe[i] = time_mlp(engine, block.il, n, Pass::Probe { pruning, observe })?;
+        costs.probe[i] = match mlps.is_empty() {
+            false => time_mlp(engine, block.il, n, Pass::Probe { pruning, observe })?,
+            // Blocks are whole or dropped: there is no probe.
+            true => costs.dense[i] * plan.kept_share(true),
+        };
     }
     Ok(Some(costs))
 }

@@ -241,7 +241,10 @@ impl Policy {
         // So short a prompt has nothing to measure for: one token has no probe.
         let is_long = match (self.is_long, self.report.break_even) {
             (Some(is_long), _) => is_long,
-            (None, _) if n < TAIL + 2 => false,
+            (None, break_even) if n < TAIL + 2 => {
+                self.report.is_too_short = break_even.is_none_or(|b| b.pays(n));
+                false
+            }
             (None, None) => return Ok(AskPrompt::Measure),
             (None, Some(break_even)) => break_even.pays(n),
         };
@@ -479,6 +482,8 @@ mod tests {
         // A method that looks at the whole batch is for its quality.
         let mut policy = Policy::probe(Some(50), true, true, 0.8);
         assert_eq!(read(&mut policy, TAIL + 2), AskPrompt::Run(Way::Probe, 2));
+        assert_eq!(read(&mut policy, TAIL + 1), AskPrompt::Run(Way::Observe, TAIL + 1));
+        assert!(policy.report().line().contains("too short for a probe"));
     }
 
     #[test]

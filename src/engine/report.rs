@@ -31,6 +31,8 @@ pub struct Report {
     pub dense_tokens: usize,
     /// For which prompts pruning pays, once that is known
     pub break_even: Option<BreakEven>,
+    /// The prompt was long enough for pruning to pay, but hardly longer than what is read whole of any
+    pub is_too_short: bool,
     /// Share of the blocks' weights that reduced tensors have
     pub kept: f64,
     /// Masks are the same for all batches
@@ -53,6 +55,7 @@ impl Report {
         let n = self.pruned_tokens + self.dense_tokens;
         let kept = format!("kept {:.1}%", 100.0 * self.kept);
         let prompt = match (self.pruned_tokens, self.dense_tokens) {
+            (0, _) if self.is_too_short => "dense: prompt too short for a probe".into(),
             (0, _) => match self.break_even {
                 Some(BreakEven::Never) => "dense: pruning does not pay for prompts of this model here".into(),
                 Some(BreakEven::From(least)) => format!("dense: prompt below break-even ({least} tokens)"),
