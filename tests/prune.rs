@@ -246,7 +246,7 @@ fn a_conversation_of_two_turns_replays() {
         PruneOptions { skip: 1, min_tokens: least, answer: 0.4, dump: Some("-".into()), ..PruneOptions::new(0.4) };
     let run = |replay: Option<Vec<Record>>| {
         let mut session = common::session(&model, &context);
-        let setup = prune::prepare(&options, model.facts(), replay, session.n_ctx(), 1).unwrap();
+        let setup = prune::prepare(&options, model.facts(), None, replay, session.n_ctx(), 1).unwrap();
         session.set_pruning(Some(setup)).unwrap();
         let mut logits = Vec::new();
         let mut text: Vec<i32> = (0..40).map(|i| 300 + i).collect();
@@ -281,7 +281,7 @@ fn short_answers_run_whole_and_long_ones_have_their_masks_renewed() {
         PruneOptions { skip: 1, min_tokens: least, answer: 0.4, dump: Some("-".into()), ..PruneOptions::new(0.4) };
     let run = |replay: Option<Vec<Record>>, n: usize, expected: Option<usize>| {
         let mut session = common::session(&model, &context);
-        let setup = prune::prepare(&options, model.facts(), replay, session.n_ctx(), 1).unwrap();
+        let setup = prune::prepare(&options, model.facts(), None, replay, session.n_ctx(), 1).unwrap();
         session.set_pruning(Some(setup)).unwrap();
         let text: Vec<i32> = (0..40).map(|i| 300 + i).collect();
         session.sync(&text, &mut |_, _| {}).unwrap();

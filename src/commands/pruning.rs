@@ -5,12 +5,16 @@ use super::output::write_file;
 use crate::engine::Session;
 use crate::error::Result;
 use crate::model::Model;
-use crate::prune;
+use crate::prune::{self, Spread};
 
 /// Lets the session prune as the options say; not at all for `None`.
 pub fn apply(session: &mut Session, model: &Model, options: Option<&prune::Options>, n_threads: usize) -> Result<()> {
     let Some(options) = options else { return session.set_pruning(None) };
     let facts = model.facts();
+    let curve = match &options.spread {
+        Spread::File(path) => Some(prune::parse_plan(&read_text(path)?, &facts.dims).map_err(|e| e.in_file(path))?),
+        _ => None,
+    };
     let replay = match &options.replay {
         None => None,
         Some(path) => {
@@ -18,7 +22,7 @@ pub fn apply(session: &mut Session, model: &Model, options: Option<&prune::Optio
             Some(records.map_err(|e| e.in_file(path))?)
         }
     };
-    session.set_pruning(Some(prune::prepare(options, facts, replay, session.n_ctx(), n_threads)?))
+    session.set_pruning(Some(prune::prepare(options, facts, curve, replay, session.n_ctx(), n_threads)?))
 }
 
 /// Writes what was kept, if a dump is wanted.

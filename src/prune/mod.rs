@@ -37,6 +37,7 @@ mod select;
 mod setup;
 
 pub use block::{Block, BlockKind, Masks, all_blocks};
+pub use budget::{Curve, parse as parse_plan};
 pub use calibration::{BlockStats, Calibration, path_for};
 pub use left_out::MeanLeftOut;
 pub use observed::Observed;

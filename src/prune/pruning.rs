@@ -172,3 +172,54 @@ impl Pruning {
         history.update(self.options.momentum as f32, first, &channels, energy);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prune::{Metric, block::BlockKind};
+    use crate::weights::Dims;
+
+    fn state(options: Options) -> Pruning {
+        let dims =
+            Dims { n_layer: 8, n_embd: 64, n_head: 4, n_head_kv: 4, n_embd_head: 16, n_ff: 256, n_ff_matrices: 3 };
+        let plan = Plan::new(&options, None, dims).unwrap();
+        let answers = Options { ratio: options.answer, ..Options::paper(0.0) };
+        let answer_plan = (options.answer > 0.0).then(|| Plan::new(&answers, None, dims).unwrap());
+        Pruning::new(options, plan, answer_plan, BTreeMap::new(), None)
+    }
+
+    #[test]
+    fn every_setting_is_in_the_identity() {
+        let base = || Options { spread: Spread::Uniform, ..Options::new(0.2) };
+        let others = [
+            Options { ratio: 0.3, ..base() },
+            Options { spread: Spread::Depth, ..base() },
+            Options { answer: 0.2, ..base() },
+            Options { answer: 0.4, ..base() },
+            Options { method: Method::FullBatch, ..base() },
+            Options { picker: Picker::Residual, ..base() },
+            Options { tokens: 0.2, ..base() },
+            Options { samples: 0.5, ..base() },
+            Options { metric: Metric::Ppsp, ..base() },
+            Options { skip: 2, ..base() },
+            Options { mlp_only: true, ..base() },
+            Options { history: HistoryKind::Channel, ..base() },
+            Options { momentum: 0.5, ..base() },
+            Options { multiple: 32, ..base() },
+            Options { min_tokens: Some(9), ..base() },
+        ];
+        let mut all: Vec<[u8; IDENTITY_BYTES]> = others.into_iter().map(|o| state(o).identity()).collect();
+        all.push(state(base()).identity());
+        let mut with_statistics = state(base());
+        with_statistics.statistics = 7;
+        all.push(with_statistics.identity());
+        let mut with_counts = state(base());
+        with_counts.plan.set_counts([(Block { il: 5, kind: BlockKind::Mlp }, 64)].into());
+        all.push(with_counts.identity());
+        let n = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), n);
+        assert_eq!(state(base()).identity(), state(base()).identity());
+    }
+}

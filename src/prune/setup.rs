@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::block::{Block, BlockKind, Masks};
-use super::budget::{self, Curve};
+use super::budget::Curve;
 use super::calibration::{Calibration, path_for};
 use super::options::{HistoryKind, Options, Spread};
 use super::plan::Plan;
@@ -49,21 +49,19 @@ pub struct ModelFacts<'a> {
     pub layers: &'a [Layer],
 }
 
-/// Prepares to prune as the options say, in a context of `n_ctx` tokens; `replay` are the batches to follow, if any. Reads the
+/// Prepares to prune as the options say, in a context of `n_ctx` tokens; `curve` are the budgets in
+/// the file that they name, and `replay` the batches to follow, if any. Reads the
 /// calibration file if the method needs one: errors are those of [`Calibration::read`], and [`crate::error::Kind::Usage`] for options
 /// that do not go together with the model or the statistics.
 pub fn prepare(
     options: &Options,
     model: ModelFacts,
+    curve: Option<Curve>,
     replay: Option<Vec<Record>>,
     n_ctx: usize,
     n_threads: usize,
 ) -> Result<Setup> {
     let ModelFacts { dims, layers, fingerprint, .. } = model;
-    let curve = match &options.spread {
-        Spread::File(path) => Some(read_curve(path, &dims).map_err(|e| e.in_file(path))?),
-        _ => None,
-    };
     let plan = Plan::new(options, curve.as_ref(), dims)?;
     let of_answers = Options { ratio: options.answer, spread: Spread::Paper, ..options.clone() };
     let answer_plan = (options.answer > 0.0).then(|| Plan::new(&of_answers, None, dims)).transpose()?;
@@ -109,12 +107,6 @@ pub fn prepare(
         (None, _) => MaskSource::Probe,
     };
     Ok(Setup { pruning, source, dump: options.dump.is_some() })
-}
-
-/// The budgets in a file.
-fn read_curve(path: &Path, dims: &Dims) -> Result<Curve> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::input(format!("cannot be read: {e}")))?;
-    budget::parse(&text, dims)
 }
 
 /// Whether the statistics have means for each position of the context.
