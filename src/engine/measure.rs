@@ -22,22 +22,26 @@ fn pruned_mlps(plan: &Plan) -> impl Iterator<Item = (Block, usize)> {
 
 /// What one MLP of this model takes for a short and for a long piece of a prompt, dense and pruned; `None` if none is pruned.
 pub fn prompt_costs(engine: &mut Engine, pruning: &Pruning) -> Result<Option<PromptCosts>> {
-    // Blocks may keep more or less: one in the middle stands for all.
-    let mut mlps: Vec<(Block, usize)> = pruned_mlps(&pruning.plan).collect();
-    mlps.sort_by_key(|m| m.1);
+    // Blocks keep more or less: of those with a probe, the one in the middle stands for all.
     let plan = &pruning.plan;
+    let mut mlps: Vec<(Block, usize)> = pruned_mlps(plan).collect();
+    mlps.sort_by_key(|m| m.1);
+    let n_dropped = plan.dropped().filter(|b| b.kind == BlockKind::Mlp).count();
     let Some(block) = mlps.get(mlps.len() / 2).map(|m| m.0).or_else(|| plan.dropped().next()) else { return Ok(None) };
+    let n_layer = plan.dims().n_layer;
+    let [whole, probed] = [n_layer - n_dropped - mlps.len(), mlps.len()].map(|n| n as f64 / n_layer as f64);
     let observe = pruning.answer_plan.is_some();
     let mut costs = PromptCosts { n: PIECES, dense: [0.0; 2], probe: [0.0; 2] };
     for (i, n) in PIECES.into_iter().enumerate() {
         // The dense run is observed where it would be.
         let dense = if observe { Pass::Observe(pruning) } else { Pass::Dense };
         costs.dense[i] = time_mlp(engine, block.il, n, dense)?;
-        costs.probe[i] = match mlps.is_empty() {
-            false => time_mlp(engine, block.il, n, Pass::Probe { pruning, observe })?,
-            // Blocks are whole or dropped: there is no probe.
-            true => costs.dense[i] * plan.kept_share(true),
+        let probe = match probed > 0.0 {
+            true => time_mlp(engine, block.il, n, Pass::Probe { pruning, observe })?,
+            false => 0.0,
         };
+        // The mean over the layers: a block that is dropped costs nothing.
+        costs.probe[i] = whole * costs.dense[i] + probed * probe;
     }
     Ok(Some(costs))
 }
