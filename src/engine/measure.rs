@@ -1,6 +1,6 @@
 //! How long things take that pruning must pay for, measured on this model here.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::core::{Engine, Size};
 use super::pruning::{AnswerCosts, PromptCosts};
@@ -10,6 +10,11 @@ use crate::prune::{Block, BlockKind, LeftOut, Masks, Pass, Plan, Pruning, Reduce
 
 /// Tokens of the pieces that are measured: so many that the usual probe of them, a tenth, runs as that of a long prompt does.
 const PIECES: [usize; 2] = [96, 192];
+
+/// Runs that are timed: so many at least, and more until this time is over, but no more than that.
+const LEAST_RUNS: usize = 3;
+const MOST_RUNS: usize = 20;
+const ENOUGH: Duration = Duration::from_millis(40);
 
 /// MLPs whose reduced weights are made for a measurement.
 const SAMPLE: usize = 4;
@@ -69,7 +74,7 @@ pub fn answer_costs(engine: &mut Engine, pruning: &Pruning, masks: &Masks) -> Re
     Ok(Some(AnswerCosts { reduce, dense, reduced: token }))
 }
 
-/// Least time in seconds of a few runs of one layer's MLP with `n` tokens.
+/// Least time in seconds of some runs of one layer's MLP with `n` tokens: of short ones more, as they are disturbed more.
 fn time_mlp(engine: &mut Engine, il: usize, n: usize, pass: Pass) -> Result<f64> {
     // Position 0: every history by position has it, however short its calibration was.
     let row = Row { token: 0, pos: 0, seq: 0, wanted: true };
@@ -81,7 +86,11 @@ fn time_mlp(engine: &mut Engine, il: usize, n: usize, pass: Pass) -> Result<f64>
     let size = Size::of(n);
     engine.load(size, graph)?;
     let mut best = f64::INFINITY;
-    for _ in 0..3 {
+    let began = Instant::now();
+    for i in 0..MOST_RUNS {
+        if i >= LEAST_RUNS && began.elapsed() > ENOUGH {
+            break;
+        }
         engine.set_loaded(size, (input, &states), &slots, &batch, &layout)?;
         let start = Instant::now();
         engine.compute(size, n_threads)?;

@@ -219,9 +219,12 @@ impl Policy {
         self.in_use = None;
     }
 
-    /// How what is not pruned runs.
+    /// How what is not pruned runs: observed, if masks for answers are to be chosen by it.
     fn dense(&self) -> Way {
-        if self.of_answers { Way::Observe } else { Way::Dense }
+        match self.source {
+            Source::Probe if self.of_answers => Way::Observe,
+            _ => Way::Dense,
+        }
     }
 
     /// What to do next with a prompt of which `n` tokens are left, from position `n_past` on; at most `n_ubatch` of them run at once.

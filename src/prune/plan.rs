@@ -56,7 +56,8 @@ impl Plan {
                 budget::between(curve, options.ratio, &dims)
             }
             (Spread::Uniform, None) => budget::uniform(options.ratio, options.skip, &dims),
-            (Spread::Depth | Spread::File(_), None) => budget::depth(options.ratio, options.skip, &dims),
+            (Spread::Depth, None) => budget::depth(options.ratio, options.skip, &dims),
+            (Spread::File(_), None) => panic!("the plan's file is read by whoever asks for it"),
         };
         if budget::saved(&shares, &dims) < options.ratio - 1e-6 {
             return Err(Error::usage(format!(

@@ -15,7 +15,7 @@ use super::score::{self, Formula};
 use super::select;
 
 /// Bytes of [`Pruning::identity`].
-pub const IDENTITY_BYTES: usize = 104;
+pub const IDENTITY_BYTES: usize = 112;
 
 /// A pruned block's numbers.
 #[derive(Debug)]
@@ -45,9 +45,8 @@ pub struct Pruning {
 }
 
 impl Pruning {
-    /// The state before the first batch. `constants` are of [`Formula::constants`] for each block that the plan
-    /// probes; `stats` seed
-    /// the history, if there is one.
+    /// The state before the first batch. `constants` are of [`Formula::constants`] for each block that the plan probes; `stats` seed the
+    /// history, if there is one.
     pub fn new(
         options: Options,
         plan: Plan,
@@ -111,7 +110,7 @@ impl Pruning {
 
     /// What the results depend on, in a fixed order, little-endian: prompt caches are told apart by it. Method, picker, metric and
     /// history by number (u32 each); ratio, shares of tokens and of samples, momentum (f64 each); skipped layers, multiple, whether
-    /// attention stays whole, the shortest piece (all ones if it is measured), the statistics, and the kept counts of prompts and of
+    /// attention stays whole, whether means stand in for what is left out, the shortest piece (all ones if it is measured), the statistics, and the kept counts of prompts and of
     /// answers, as [`Plan::checksum`] (u64 each).
     pub fn identity(&self) -> [u8; IDENTITY_BYTES] {
         let o = &self.options;
@@ -119,12 +118,14 @@ impl Pruning {
         let shares = [o.ratio, o.tokens, o.samples, o.momentum];
         let least = o.min_tokens.map_or(u64::MAX, |n| n as u64);
         let plans = [Some(&self.plan), self.answer_plan.as_ref()].map(|p| p.map_or(0, Plan::checksum));
-        let numbers = [o.skip as u64, o.multiple as u64, o.mlp_only.into(), least, self.statistics, plans[0], plans[1]];
+        let flags = [o.mlp_only, self.fills_in()].map(u64::from);
+        let numbers =
+            [o.skip as u64, o.multiple as u64, flags[0], flags[1], least, self.statistics, plans[0], plans[1]];
         let mut bytes = Vec::with_capacity(IDENTITY_BYTES);
         kinds.iter().for_each(|n| bytes.extend(n.to_le_bytes()));
         shares.iter().for_each(|x| bytes.extend(x.to_le_bytes()));
         numbers.iter().for_each(|n| bytes.extend(n.to_le_bytes()));
-        bytes.try_into().expect("four words, four floats and seven numbers")
+        bytes.try_into().expect("four words, four floats and eight numbers")
     }
 
     /// Whether answers run on a part of the block.
@@ -194,6 +195,7 @@ mod tests {
         let others = [
             Options { ratio: 0.3, ..base() },
             Options { spread: Spread::Depth, ..base() },
+            Options { spread: Spread::Paper, ..base() },
             Options { answer: 0.2, ..base() },
             Options { answer: 0.4, ..base() },
             Options { method: Method::FullBatch, ..base() },
