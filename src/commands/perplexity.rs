@@ -252,7 +252,10 @@ fn reading(
             session.sync(context, &mut |_, _| {})?;
             *time += start.elapsed();
             let first = session.logits().to_vec();
-            Ok((first, session.states_after(&after[..n_after - 1])?))
+            let states = session.states_after(&after[..n_after - 1])?;
+            // The other session's turn comes: this one's threads would wait by spinning.
+            session.pause();
+            Ok((first, states))
         };
         let base = dense.as_mut().map(|dense| read(dense, &mut dense_time)).transpose();
         let base = base.map_err(|e| signals.named(e))?;
@@ -264,6 +267,7 @@ fn reading(
             let base = base.as_ref().map(|b| &b.1[part.clone()]);
             scores.add(&mut session, &states[part], base, next, n_threads).map_err(|e| signals.named(e))?;
         }
+        session.pause();
         bar.set_position(((done + 1) * n) as u64);
         bar.suspend(|| print(&format!("[{}]{:.4},", done + 1, scores.sums.estimate().0)))?;
     }

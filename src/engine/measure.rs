@@ -11,10 +11,10 @@ use crate::prune::{Block, BlockKind, LeftOut, Masks, Pass, Plan, Pruning, Reduce
 /// Tokens of the pieces that are measured: so many that the usual probe of them, a tenth, runs as that of a long prompt does.
 const PIECES: [usize; 2] = [96, 192];
 
-/// Runs that are timed: so many at least, and more until this time is over, but no more than that.
-const LEAST_RUNS: usize = 3;
-const MOST_RUNS: usize = 20;
-const ENOUGH: Duration = Duration::from_millis(40);
+/// Most rounds in which a prompt's costs are measured, and after how long no further one begins: a machine that is busy for a moment is so
+/// for some of what is compared only.
+const ROUNDS: usize = 8;
+const ENOUGH: Duration = Duration::from_millis(150);
 
 /// MLPs whose reduced weights are made for a measurement.
 const SAMPLE: usize = 4;
@@ -36,19 +36,24 @@ pub fn prompt_costs(engine: &mut Engine, pruning: &Pruning) -> Result<Option<Pro
     let n_layer = plan.dims().n_layer;
     let [whole, probed] = [n_layer - n_dropped - mlps.len(), mlps.len()].map(|n| n as f64 / n_layer as f64);
     let observe = pruning.answer_plan.is_some();
-    let mut costs = PromptCosts { n: PIECES, dense: [0.0; 2], probe: [0.0; 2] };
-    for (i, n) in PIECES.into_iter().enumerate() {
-        // The dense run is observed where it would be.
-        let dense = if observe { Pass::Observe(pruning) } else { Pass::Dense };
-        costs.dense[i] = time_mlp(engine, block.il, n, dense)?;
-        let probe = match probed > 0.0 {
-            true => time_mlp(engine, block.il, n, Pass::Probe { pruning, observe })?,
-            false => 0.0,
-        };
-        // The mean over the layers: a block that is dropped costs nothing.
-        costs.probe[i] = whole * costs.dense[i] + probed * probe;
+    // The dense run is observed where it would be.
+    let dense_pass = if observe { Pass::Observe(pruning) } else { Pass::Dense };
+    let (mut dense, mut probe) = ([f64::INFINITY; 2], [f64::INFINITY; 2]);
+    let began = Instant::now();
+    for round in 0..ROUNDS {
+        if round > 0 && began.elapsed() > ENOUGH {
+            break;
+        }
+        for (i, n) in PIECES.into_iter().enumerate() {
+            dense[i] = dense[i].min(time_mlp(engine, block.il, n, dense_pass)?);
+            if !mlps.is_empty() {
+                probe[i] = probe[i].min(time_mlp(engine, block.il, n, Pass::Probe { pruning, observe })?);
+            }
+        }
     }
-    Ok(Some(costs))
+    // The mean over the layers: a block that is dropped costs nothing.
+    let mean = |i: usize| whole * dense[i] + if mlps.is_empty() { 0.0 } else { probed * probe[i] };
+    Ok(Some(PromptCosts { n: PIECES, dense, probe: [mean(0), mean(1)] }))
 }
 
 /// What making the reduced weights of a few MLPs takes, and what a token then takes in one of them; `None` if none has a mask.
@@ -74,7 +79,7 @@ pub fn answer_costs(engine: &mut Engine, pruning: &Pruning, masks: &Masks) -> Re
     Ok(Some(AnswerCosts { reduce, dense, reduced: token }))
 }
 
-/// Least time in seconds of some runs of one layer's MLP with `n` tokens: of short ones more, as they are disturbed more.
+/// Least time in seconds of a few runs of one layer's MLP with `n` tokens.
 fn time_mlp(engine: &mut Engine, il: usize, n: usize, pass: Pass) -> Result<f64> {
     // Position 0: every history by position has it, however short its calibration was.
     let row = Row { token: 0, pos: 0, seq: 0, wanted: true };
@@ -86,11 +91,7 @@ fn time_mlp(engine: &mut Engine, il: usize, n: usize, pass: Pass) -> Result<f64>
     let size = Size::of(n);
     engine.load(size, graph)?;
     let mut best = f64::INFINITY;
-    let began = Instant::now();
-    for i in 0..MOST_RUNS {
-        if i >= LEAST_RUNS && began.elapsed() > ENOUGH {
-            break;
-        }
+    for _ in 0..3 {
         engine.set_loaded(size, (input, &states), &slots, &batch, &layout)?;
         let start = Instant::now();
         engine.compute(size, n_threads)?;
