@@ -14,6 +14,7 @@ pub mod perplexity;
 mod prompt_cache;
 mod pruning;
 pub mod run;
+mod scores;
 pub mod show;
 mod signals;
 pub mod tokenize;

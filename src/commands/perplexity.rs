@@ -7,6 +7,7 @@ use super::input::read_text;
 use super::load::load;
 use super::output::print;
 use super::pruning;
+use super::scores::{Followed, Scores};
 use super::signals::Signals;
 use crate::engine::{OUTPUT_ROWS, Session};
 use crate::error::{Error, Result};
@@ -33,94 +34,6 @@ pub struct Options {
     pub kl: bool,
     /// What to prune, if at all
     pub prune: Option<prune::Options>,
-}
-
-/// Sums over the tokens scored so far.
-#[derive(Debug, Default)]
-struct Sums {
-    nll: f64,
-    nll_squared: f64,
-    count: usize,
-}
-
-impl Sums {
-    fn add(&mut self, nll: f64) {
-        self.nll += nll;
-        self.nll_squared += nll * nll;
-        self.count += 1;
-    }
-
-    fn mean(&self) -> f64 {
-        self.nll / self.count as f64
-    }
-
-    /// Standard error of the mean.
-    fn error(&self) -> f64 {
-        let n = self.count as f64;
-        let variance = self.nll_squared / n - self.mean() * self.mean();
-        if variance > 0.0 && self.count > 1 { (variance / (n - 1.0)).sqrt() } else { 0.0 }
-    }
-
-    /// Perplexity and its standard error.
-    fn estimate(&self) -> (f64, f64) {
-        let perplexity = self.mean().exp();
-        (perplexity, self.error() * perplexity)
-    }
-}
-
-/// Negative log-likelihood of `token`: floats for the exponentials, doubles for their sum, as llama-perplexity.
-fn negative_log_likelihood(logits: &[f32], token: Token) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|l| f64::from((l - max).exp())).sum();
-    sum.ln() - f64::from(logits[token as usize] - max)
-}
-
-/// Scores of the tokens `next` by the rows of logits before them, on `n_threads` threads.
-fn score_rows(logits: &[f32], next: &[Token], n_threads: usize) -> Vec<f64> {
-    let n_vocab = logits.len() / next.len().max(1);
-    let share = next.len().div_ceil(n_threads).max(1);
-    let score = |logits: &[f32], next: &[Token]| -> Vec<f64> {
-        logits.chunks_exact(n_vocab).zip(next).map(|(row, &token)| negative_log_likelihood(row, token)).collect()
-    };
-    std::thread::scope(|scope| {
-        let parts: Vec<_> = logits
-            .chunks((share * n_vocab).max(1))
-            .zip(next.chunks(share))
-            .map(|(logits, next)| scope.spawn(move || score(logits, next)))
-            .collect();
-        parts.into_iter().flat_map(|p| p.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
-    })
-}
-
-/// KL divergence of `other` from `base`, and whether both have the same most likely token.
-fn compare(base: &[f32], other: &[f32]) -> (f64, bool) {
-    let best = |logits: &[f32]| {
-        let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
-        let best = (0..logits.len()).fold(0, better);
-        (best, logits[best])
-    };
-    let ((top_base, max_base), (top_other, max_other)) = (best(base), best(other));
-    let sum_other: f64 = other.iter().map(|l| f64::from((l - max_other).exp())).sum();
-    let (mut sum_base, mut weighted) = (0.0f64, 0.0f64);
-    for (&b, &o) in base.iter().zip(other) {
-        let e = f64::from((b - max_base).exp());
-        sum_base += e;
-        weighted += e * f64::from((b - max_base) - (o - max_other));
-    }
-    (weighted / sum_base - sum_base.ln() + sum_other.ln(), top_base == top_other)
-}
-
-/// [`compare`] for rows of logits, on `n_threads` threads.
-fn compare_rows(base: &[f32], other: &[f32], n_vocab: usize, n_threads: usize) -> Vec<(f64, bool)> {
-    let share = (base.len() / n_vocab).div_ceil(n_threads).max(1) * n_vocab;
-    let part = |base: &[f32], other: &[f32]| -> Vec<(f64, bool)> {
-        base.chunks_exact(n_vocab).zip(other.chunks_exact(n_vocab)).map(|(b, o)| compare(b, o)).collect()
-    };
-    std::thread::scope(|scope| {
-        let parts: Vec<_> =
-            base.chunks(share).zip(other.chunks(share)).map(|(b, o)| scope.spawn(move || part(b, o))).collect();
-        parts.into_iter().flat_map(|p| p.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
-    })
 }
 
 /// What a run computes.
@@ -163,58 +76,6 @@ fn protocol(options: &Options, tokens: &[Token], bos: Option<Token>, n_ctx_train
     Ok(Protocol { n_seq: n_seq.clamp(1, n_chunks), windows, first })
 }
 
-/// What was scored so far.
-#[derive(Debug, Default)]
-struct Scores {
-    sums: Sums,
-    /// `--kl`: the same of the dense model
-    dense: Sums,
-    /// `--kl`: divergences of both
-    kl: Sums,
-    /// `--kl`: tokens for which both have the same most likely token
-    agreed: usize,
-}
-
-impl Scores {
-    /// Scores the tokens `next` by the states before them, `[n_embd]` each; those of the `dense` model are compared with them.
-    fn add(
-        &mut self,
-        session: &mut Session,
-        states: &[f32],
-        dense: Option<&[f32]>,
-        next: &[Token],
-        n_threads: usize,
-    ) -> Result<()> {
-        let logits = session.outputs(states)?;
-        let base = dense.map(|dense| session.outputs(dense)).transpose()?;
-        self.add_rows(&logits, base.as_deref(), next, n_threads);
-        Ok(())
-    }
-
-    /// Scores the tokens `next` by the rows of logits before them; those of the `dense` model are compared with them.
-    fn add_rows(&mut self, logits: &[f32], dense: Option<&[f32]>, next: &[Token], n_threads: usize) {
-        score_rows(logits, next, n_threads).into_iter().for_each(|nll| self.sums.add(nll));
-        if let Some(base) = dense {
-            score_rows(base, next, n_threads).into_iter().for_each(|nll| self.dense.add(nll));
-            for (kl, same) in compare_rows(base, logits, base.len() / next.len(), n_threads) {
-                self.kl.add(kl);
-                self.agreed += usize::from(same);
-            }
-        }
-    }
-
-    /// The comparison with the dense model.
-    fn comparison(&self) -> String {
-        let (dense, dense_error) = self.dense.estimate();
-        format!(
-            "Mean KL divergence: {:.5} +/- {:.5}\nTop-1 agreement: {:.2}%\nDense: PPL = {dense:.4} +/- {dense_error:.5}\n",
-            self.kl.mean(),
-            self.kl.error(),
-            100.0 * self.agreed as f64 / self.kl.count as f64
-        )
-    }
-}
-
 /// Scores what follows each of a text's contexts, which are read as prompts are. With `--kl` the dense model reads them, too.
 fn reading(
     options: &Options,
@@ -246,28 +107,12 @@ fn reading(
         let mut window = window.to_vec();
         window[0] = bos.unwrap_or(window[0]);
         let (context, after) = window.split_at(n_read);
-        let read = |session: &mut Session, time: &mut Duration| {
-            session.rewind(0);
-            let start = Instant::now();
-            session.sync(context, &mut |_, _| {})?;
-            *time += start.elapsed();
-            let first = session.logits().to_vec();
-            let states = session.states_after(&after[..n_after - 1])?;
-            // The other session's turn comes: this one's threads would wait by spinning.
-            session.pause();
-            Ok((first, states))
-        };
-        let base = dense.as_mut().map(|dense| read(dense, &mut dense_time)).transpose();
+        let base = dense.as_mut().map(|dense| Followed::new(dense, context, after)).transpose();
         let base = base.map_err(|e| signals.named(e))?;
-        let (first, states) = read(&mut session, &mut time).map_err(|e| signals.named(e))?;
-        scores.add_rows(&first, base.as_ref().map(|b| &b.0[..]), &after[..1], n_threads);
-        let n_embd = model.hparams().n_embd;
-        for (i, next) in after[1..].chunks(OUTPUT_ROWS).enumerate() {
-            let part = i * OUTPUT_ROWS * n_embd..(i * OUTPUT_ROWS + next.len()) * n_embd;
-            let base = base.as_ref().map(|b| &b.1[part.clone()]);
-            scores.add(&mut session, &states[part], base, next, n_threads).map_err(|e| signals.named(e))?;
-        }
-        session.pause();
+        let read = Followed::new(&mut session, context, after).map_err(|e| signals.named(e))?;
+        dense_time += base.as_ref().map_or(Duration::ZERO, |b| b.time);
+        time += read.time;
+        scores.add_followed(&mut session, &read, base.as_ref(), after, n_threads).map_err(|e| signals.named(e))?;
         bar.set_position(((done + 1) * n) as u64);
         bar.suspend(|| print(&format!("[{}]{:.4},", done + 1, scores.sums.estimate().0)))?;
     }
@@ -367,28 +212,4 @@ fn finish(
         print(&scores.comparison())?;
     }
     print(&format!("Final estimate: PPL = {perplexity:.4} +/- {error:.5}\n"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn divergence_of_two_coins() {
-        // 1/2, 1/2 against 1/4, 3/4, at any offset.
-        let (kl, same) = compare(&[3.0, 3.0], &[1.0, 1.0 + 3.0f32.ln()]);
-        assert!((kl - 0.5 * (4.0f64 / 3.0).ln()).abs() < 1e-6 && !same, "{kl}");
-        let (kl, same) = compare(&[0.5, 2.0], &[7.5, 9.0]);
-        assert!(kl.abs() < 1e-6 && same, "{kl}");
-    }
-
-    #[test]
-    fn equal_logits_give_the_size_of_the_vocabulary() {
-        let mut sums = Sums::default();
-        for token in 0..4 {
-            sums.add(negative_log_likelihood(&[1.5; 4], token));
-        }
-        let (perplexity, error) = sums.estimate();
-        assert!((perplexity - 4.0).abs() < 1e-12 && error < 1e-6, "{perplexity} {error}");
-    }
 }

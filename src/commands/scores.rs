@@ -1,0 +1,218 @@
+//! Scores of tokens by a model's logits: perplexity, and how far two readings of one text are apart.
+
+use std::time::{Duration, Instant};
+
+use crate::engine::{OUTPUT_ROWS, Session};
+use crate::error::Result;
+use crate::tokenizer::Token;
+
+/// Sums over the tokens scored so far.
+#[derive(Debug, Clone, Default)]
+pub struct Sums {
+    nll: f64,
+    nll_squared: f64,
+    count: usize,
+}
+
+impl Sums {
+    fn add(&mut self, nll: f64) {
+        self.nll += nll;
+        self.nll_squared += nll * nll;
+        self.count += 1;
+    }
+
+    pub fn mean(&self) -> f64 {
+        self.nll / self.count as f64
+    }
+
+    /// Standard error of the mean.
+    fn error(&self) -> f64 {
+        let n = self.count as f64;
+        let variance = self.nll_squared / n - self.mean() * self.mean();
+        if variance > 0.0 && self.count > 1 { (variance / (n - 1.0)).sqrt() } else { 0.0 }
+    }
+
+    /// Perplexity and its standard error.
+    pub fn estimate(&self) -> (f64, f64) {
+        let perplexity = self.mean().exp();
+        (perplexity, self.error() * perplexity)
+    }
+}
+
+/// Negative log-likelihood of `token`: floats for the exponentials, doubles for their sum, as llama-perplexity.
+fn negative_log_likelihood(logits: &[f32], token: Token) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|l| f64::from((l - max).exp())).sum();
+    sum.ln() - f64::from(logits[token as usize] - max)
+}
+
+/// Scores of the tokens `next` by the rows of logits before them, on `n_threads` threads.
+fn score_rows(logits: &[f32], next: &[Token], n_threads: usize) -> Vec<f64> {
+    let n_vocab = logits.len() / next.len().max(1);
+    let share = next.len().div_ceil(n_threads).max(1);
+    let score = |logits: &[f32], next: &[Token]| -> Vec<f64> {
+        logits.chunks_exact(n_vocab).zip(next).map(|(row, &token)| negative_log_likelihood(row, token)).collect()
+    };
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = logits
+            .chunks((share * n_vocab).max(1))
+            .zip(next.chunks(share))
+            .map(|(logits, next)| scope.spawn(move || score(logits, next)))
+            .collect();
+        parts.into_iter().flat_map(|p| p.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
+    })
+}
+
+/// KL divergence of `other` from `base`, and whether both have the same most likely token.
+fn compare(base: &[f32], other: &[f32]) -> (f64, bool) {
+    let best = |logits: &[f32]| {
+        let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
+        let best = (0..logits.len()).fold(0, better);
+        (best, logits[best])
+    };
+    let ((top_base, max_base), (top_other, max_other)) = (best(base), best(other));
+    let sum_other: f64 = other.iter().map(|l| f64::from((l - max_other).exp())).sum();
+    let (mut sum_base, mut weighted) = (0.0f64, 0.0f64);
+    for (&b, &o) in base.iter().zip(other) {
+        let e = f64::from((b - max_base).exp());
+        sum_base += e;
+        weighted += e * f64::from((b - max_base) - (o - max_other));
+    }
+    (weighted / sum_base - sum_base.ln() + sum_other.ln(), top_base == top_other)
+}
+
+/// [`compare`] for rows of logits, on `n_threads` threads.
+fn compare_rows(base: &[f32], other: &[f32], n_vocab: usize, n_threads: usize) -> Vec<(f64, bool)> {
+    let share = (base.len() / n_vocab).div_ceil(n_threads).max(1) * n_vocab;
+    let part = |base: &[f32], other: &[f32]| -> Vec<(f64, bool)> {
+        base.chunks_exact(n_vocab).zip(other.chunks_exact(n_vocab)).map(|(b, o)| compare(b, o)).collect()
+    };
+    std::thread::scope(|scope| {
+        let parts: Vec<_> =
+            base.chunks(share).zip(other.chunks(share)).map(|(b, o)| scope.spawn(move || part(b, o))).collect();
+        parts.into_iter().flat_map(|p| p.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
+    })
+}
+
+/// What was scored so far.
+#[derive(Debug, Default)]
+pub struct Scores {
+    /// Negative log-likelihoods
+    pub sums: Sums,
+    /// `--kl`: the same of the dense model
+    pub dense: Sums,
+    /// `--kl`: divergences of both
+    pub kl: Sums,
+    /// `--kl`: tokens for which both have the same most likely token
+    agreed: usize,
+}
+
+impl Scores {
+    /// Scores the tokens `next` by the states before them, `[n_embd]` each; those of the `dense` model are compared with them.
+    pub fn add(
+        &mut self,
+        session: &mut Session,
+        states: &[f32],
+        dense: Option<&[f32]>,
+        next: &[Token],
+        n_threads: usize,
+    ) -> Result<()> {
+        let logits = session.outputs(states)?;
+        let base = dense.map(|dense| session.outputs(dense)).transpose()?;
+        self.add_rows(&logits, base.as_deref(), next, n_threads);
+        Ok(())
+    }
+
+    /// Scores the tokens `next` by the rows of logits before them; those of the `dense` model are compared with them.
+    fn add_rows(&mut self, logits: &[f32], dense: Option<&[f32]>, next: &[Token], n_threads: usize) {
+        score_rows(logits, next, n_threads).into_iter().for_each(|nll| self.sums.add(nll));
+        if let Some(base) = dense {
+            score_rows(base, next, n_threads).into_iter().for_each(|nll| self.dense.add(nll));
+            for (kl, same) in compare_rows(base, logits, base.len() / next.len(), n_threads) {
+                self.kl.add(kl);
+                self.agreed += usize::from(same);
+            }
+        }
+    }
+
+    /// [`Scores::add`] for what followed a context; `base` is what followed another reading of it.
+    pub fn add_followed(
+        &mut self,
+        session: &mut Session,
+        read: &Followed,
+        base: Option<&Followed>,
+        after: &[Token],
+        n_threads: usize,
+    ) -> Result<()> {
+        self.add_rows(&read.first, base.map(|b| &b.first[..]), &after[..1], n_threads);
+        let n_embd = read.states.len() / (after.len() - 1).max(1);
+        for (i, next) in after[1..].chunks(OUTPUT_ROWS).enumerate() {
+            let part = i * OUTPUT_ROWS * n_embd..(i * OUTPUT_ROWS + next.len()) * n_embd;
+            self.add(session, &read.states[part.clone()], base.map(|b| &b.states[part]), next, n_threads)?;
+        }
+        // Another session's turn may come: this one's threads would wait by spinning.
+        session.pause();
+        Ok(())
+    }
+
+    /// The comparison with the dense model.
+    pub fn comparison(&self) -> String {
+        let (dense, dense_error) = self.dense.estimate();
+        format!(
+            "Mean KL divergence: {:.5} +/- {:.5}\nTop-1 agreement: {:.2}%\nDense: PPL = {dense:.4} +/- {dense_error:.5}\n",
+            self.kl.mean(),
+            self.kl.error(),
+            100.0 * self.agreed as f64 / self.kl.count as f64
+        )
+    }
+}
+
+/// A context that was read as a prompt, and what the model makes of the tokens after it.
+#[derive(Debug)]
+pub struct Followed {
+    /// Logits `[n_vocab]` after the context
+    first: Vec<f32>,
+    /// States before the output matrix `[n_embd, n]`, of all tokens after the context but the last
+    states: Vec<f32>,
+    /// Time that reading the context took
+    pub time: Duration,
+}
+
+impl Followed {
+    /// Reads `context` from the start, and runs the tokens `after` it dense.
+    pub fn new(session: &mut Session, context: &[Token], after: &[Token]) -> Result<Followed> {
+        session.rewind(0);
+        let start = Instant::now();
+        session.sync(context, &mut |_, _| {})?;
+        let time = start.elapsed();
+        let first = session.logits().to_vec();
+        let states = session.states_after(&after[..after.len() - 1])?;
+        // Another session's turn may come: this one's threads would wait by spinning.
+        session.pause();
+        Ok(Followed { first, states, time })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn divergence_of_two_coins() {
+        // 1/2, 1/2 against 1/4, 3/4, at any offset.
+        let (kl, same) = compare(&[3.0, 3.0], &[1.0, 1.0 + 3.0f32.ln()]);
+        assert!((kl - 0.5 * (4.0f64 / 3.0).ln()).abs() < 1e-6 && !same, "{kl}");
+        let (kl, same) = compare(&[0.5, 2.0], &[7.5, 9.0]);
+        assert!(kl.abs() < 1e-6 && same, "{kl}");
+    }
+
+    #[test]
+    fn equal_logits_give_the_size_of_the_vocabulary() {
+        let mut sums = Sums::default();
+        for token in 0..4 {
+            sums.add(negative_log_likelihood(&[1.5; 4], token));
+        }
+        let (perplexity, error) = sums.estimate();
+        assert!((perplexity - 4.0).abs() < 1e-12 && error < 1e-6, "{perplexity} {error}");
+    }
+}
