@@ -93,6 +93,7 @@ fn compare(name: &str, model: &Path, least_jaccard: f64, most_error: f64) {
     let (calibration, file) = (text("calibration"), text("text"));
     ok(&[
         "calibrate",
+        "--no-costs",
         "-m",
         model,
         "-f",
@@ -246,7 +247,8 @@ fn a_conversation_of_two_turns_replays() {
         PruneOptions { skip: 1, min_tokens: least, answer: 0.4, dump: Some("-".into()), ..PruneOptions::new(0.4) };
     let run = |replay: Option<Vec<Record>>| {
         let mut session = common::session(&model, &context);
-        let setup = prune::prepare(&options, model.facts(), None, replay, session.n_ctx(), 1).unwrap();
+        let sources = prune::Sources { replay, ..Default::default() };
+        let setup = prune::prepare(&options, model.dims(), model.layers(), sources, 1).unwrap();
         session.set_pruning(Some(setup)).unwrap();
         let mut logits = Vec::new();
         let mut text: Vec<i32> = (0..40).map(|i| 300 + i).collect();
@@ -281,7 +283,8 @@ fn short_answers_run_whole_and_long_ones_have_their_masks_renewed() {
         PruneOptions { skip: 1, min_tokens: least, answer: 0.4, dump: Some("-".into()), ..PruneOptions::new(0.4) };
     let run = |replay: Option<Vec<Record>>, n: usize, expected: Option<usize>| {
         let mut session = common::session(&model, &context);
-        let setup = prune::prepare(&options, model.facts(), None, replay, session.n_ctx(), 1).unwrap();
+        let sources = prune::Sources { replay, ..Default::default() };
+        let setup = prune::prepare(&options, model.dims(), model.layers(), sources, 1).unwrap();
         session.set_pruning(Some(setup)).unwrap();
         let text: Vec<i32> = (0..40).map(|i| 300 + i).collect();
         session.sync(&text, &mut |_, _| {}).unwrap();
@@ -348,7 +351,7 @@ fn calibrations_that_are_not_this_models_are_refused() {
 
     // Without a text the model writes its own.
     let calibrate = |model: &str, more: &[&str]| {
-        let mut args = vec!["calibrate", "-m", model, "--seqs", "4", "--seq-len", "32"];
+        let mut args = vec!["calibrate", "--no-costs", "-m", model, "--seqs", "4", "--seq-len", "32"];
         args.extend(more);
         ok(&args)
     };

@@ -41,7 +41,7 @@ pub struct BenchArgs {
     /// Run llama.cpp's own engine alternately in the same process, and print the ratio: llama.cpp
     #[arg(long, value_name = "ENGINE")]
     pub baseline: Option<String>,
-    /// Shares of heads and MLP channels to leave out, 0 to 0.8: a list; each test runs with each of them
+    /// Shares of the blocks' weights that reading leaves out, 0 to 0.8 or auto: a list; each test runs with each of them
     #[arg(
         long,
         value_name = "R,..",
@@ -49,7 +49,7 @@ pub struct BenchArgs {
         allow_hyphen_values = true,
         help_heading = "Probe Pruning"
     )]
-    pub prune: Vec<f64>,
+    pub prune: Vec<String>,
     /// Shortest prompt, and shortest answer, that is pruned, in tokens [default: auto]
     ///
     /// auto is where each begins to pay, measured on this machine when the first prompt and the first answer come.
@@ -97,9 +97,9 @@ pub fn options(mut a: BenchArgs) -> Result<Options> {
     if a.repetitions == 0 {
         return Err(out_of_range("-r", 0, "1 or more"));
     }
-    let ratios = if a.prune.is_empty() { vec![None] } else { a.prune.into_iter().map(Some).collect() };
-    let pruned = |ratio| prune::options_for(ratio, a.prune_how.clone(), a.prune_min_tokens.clone());
-    let prune = ratios.into_iter().map(pruned).collect::<Result<Vec<_>>>()?;
+    let amounts = if a.prune.is_empty() { vec![None] } else { a.prune.iter().map(|r| Some(r.as_str())).collect() };
+    let pruned = |amount| prune::options_for(amount, a.prune_how.clone(), a.prune_min_tokens.clone());
+    let prune = amounts.into_iter().map(pruned).collect::<Result<Vec<_>>>()?;
     Ok(Options {
         log: log::options(a.log),
         model: model::options(a.model.first().cloned().unwrap_or_default(), a.model_args)?,

@@ -77,6 +77,9 @@ pub fn options(mut a: PerplexityArgs) -> Result<Options> {
     if reading.is_none() && a.prune.how.prune_plan.is_some() {
         return Err(Error::usage("--prune-plan is for reading: it needs --context C --after N"));
     }
+    if reading.is_none() && a.prune.prune.as_deref().is_some_and(|r| r.starts_with("auto")) {
+        return Err(Error::usage("--prune auto is for reading: it needs --context C --after N"));
+    }
     if a.prune.how.prune_answer.is_some() {
         return Err(Error::usage("--prune-answer has no effect: no answer is written here"));
     }

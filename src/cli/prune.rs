@@ -6,7 +6,10 @@ use clap::Args;
 
 use super::value::{not_one_of, out_of_range};
 use crate::error::{Error, Result};
-use crate::prune::{HistoryKind, Method, Metric, Options, Picker, Spread};
+use crate::prune::{HistoryKind, Method, Metric, MAX_RATIO, Options, Picker, Spread};
+
+/// What `--prune auto` may cost: about what Q5_K_M costs.
+const TARGET: f64 = 0.01;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Probe Pruning")]
@@ -18,10 +21,13 @@ pub struct PruneArgs {
     /// are always made of all heads, and the prompt's last tokens and the answer run dense. A prompt that is too short to gain is
     /// read densely (--prune-min-tokens). 0 is exactly the dense model.
     ///
+    /// auto, or auto:KL, is the largest share that on this model costs no more than KL [0.01]: the divergence, in nats per token, of
+    /// what follows from what follows a dense reading, by the curve that pp-run calibrate measured. Without one, reading is dense.
+    ///
     /// Where whole texts are scored (pp-run perplexity without --context), and with --prune-paper, R counts heads and channels over
     /// all L layers as in the paper; as the first ones stay dense (--prune-skip N), the others leave out L / (L - N) times as much.
-    #[arg(long, value_name = "R", allow_hyphen_values = true)]
-    pub prune: Option<f64>,
+    #[arg(long, value_name = "R|auto[:KL]", allow_hyphen_values = true)]
+    pub prune: Option<String>,
     #[command(flatten)]
     pub how: PruneHowArgs,
     /// Write what each block of each batch kept, as JSON
@@ -75,13 +81,22 @@ pub struct PruneHowArgs {
     /// ppsp is also the default of full-batch and of the histories channel and position.
     #[arg(long, value_name = "METRIC")]
     pub prune_metric: Option<String>,
-    /// How what reading leaves out is spread over the blocks: depth (more in later ones), uniform, or a file [default: depth]
+    /// How what reading leaves out is spread over the blocks: depth (more in later ones), uniform, calibrated, or a file [default: depth]
+    ///
+    /// calibrated is what costs least by what pp-run calibrate measured on the model, and what --prune auto takes; the probe is then
+    /// seconded by what the channels did on that text.
     ///
     /// A block may be dropped whole; then only its keys and values are made. A file is JSON: {"pp-run prune plan": 1, "budgets":
     /// [{"layers": [[A, M], ..]}, ..]}, with the shares to leave out of the attention and of the MLP of each layer, 0 to 1, for
     /// one or more ratios; between them they are interpolated.
     #[arg(long, value_name = "PLAN")]
     pub prune_plan: Option<String>,
+    /// Read the first piece of a long prompt both ways; if that costs more than KL, prune the rest less, or not at all
+    ///
+    /// With --prune auto or --prune-plan calibrated. The piece is one of -ub tokens, and the prompt must be more than twice as long. What is
+    /// compared is what the model expects of the 64 tokens after it. The piece itself is kept as it was read densely.
+    #[arg(long, value_name = "KL", allow_hyphen_values = true)]
+    pub prune_guard: Option<f64>,
     /// First layers that stay dense [default: 3]
     #[arg(long, value_name = "N")]
     pub prune_skip: Option<usize>,
@@ -105,10 +120,10 @@ pub struct PruneHowArgs {
 /// What to prune; `None` for nothing. Every flag that would have no effect is refused with the reason.
 pub fn options(a: PruneArgs, min_tokens: Option<String>) -> Result<Option<Options>> {
     let of_batches = [("--prune-dump", a.prune_dump.is_some()), ("--prune-replay", a.prune_replay.is_some())];
-    if let (None, Some((flag, _))) = (a.prune, of_batches.iter().find(|f| f.1)) {
+    if let (None, Some((flag, _))) = (&a.prune, of_batches.iter().find(|f| f.1)) {
         return Err(needs_ratio(flag));
     }
-    let Some(mut o) = options_for(a.prune, a.how, min_tokens)? else { return Ok(None) };
+    let Some(mut o) = options_for(a.prune.as_deref(), a.how, min_tokens)? else { return Ok(None) };
     o.dump = a.prune_dump;
     o.replay = a.prune_replay;
     if o.replay.is_some() && o.needs_calibration() {
@@ -124,7 +139,7 @@ fn needs_ratio(flag: &str) -> Error {
 }
 
 /// [`options`] without what concerns single batches.
-pub fn options_for(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<String>) -> Result<Option<Options>> {
+pub fn options_for(amount: Option<&str>, a: PruneHowArgs, min_tokens: Option<String>) -> Result<Option<Options>> {
     let given = [
         ("--prune-paper", a.prune_paper),
         ("--prune-method", a.prune_method.is_some()),
@@ -134,6 +149,7 @@ pub fn options_for(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<Strin
         ("--prune-metric", a.prune_metric.is_some()),
         ("--prune-answer", a.prune_answer.is_some()),
         ("--prune-plan", a.prune_plan.is_some()),
+        ("--prune-guard", a.prune_guard.is_some()),
         ("--prune-skip", a.prune_skip.is_some()),
         ("--prune-mlp-only", a.prune_mlp_only),
         ("--prune-history", a.prune_history.is_some()),
@@ -142,16 +158,15 @@ pub fn options_for(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<Strin
         ("--prune-calibration", a.prune_calibration.is_some()),
         ("--prune-min-tokens", min_tokens.is_some()),
     ];
-    let Some(ratio) = ratio else {
+    let Some(amount) = amount else {
         return match given.iter().find(|g| g.1) {
             Some((flag, _)) => Err(needs_ratio(flag)),
             None => Ok(None),
         };
     };
-    if !(0.0..=0.8).contains(&ratio) {
-        return Err(out_of_range("--prune", ratio, "0 to 0.8"));
-    }
+    let (ratio, target) = self::amount(amount)?;
     let mut o = if a.prune_paper { Options::paper(ratio) } else { Options::new(ratio) };
+    o.target = target;
     o.method = method(a.prune_method.as_deref())?;
     if o.method != Method::Pp {
         check_method(o.method, &given)?;
@@ -161,12 +176,26 @@ pub fn options_for(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<Strin
     }
     choose(&mut o, &a)?;
     if !o.method.looks_at_batch() {
+        if target.is_some() {
+            return Err(Error::usage(format!(
+                "--prune auto has no effect on --prune-method {}: what that costs is not measured",
+                o.method.name()
+            )));
+        }
         if a.prune_plan.is_some() {
             return Err(Error::usage(format!("--prune-plan has no effect on --prune-method {}", o.method.name())));
         }
         o.spread = Spread::Paper;
     }
     match a.prune_plan.as_deref() {
+        None | Some("calibrated") if target.is_some() && !a.prune_mlp_only && !a.prune_paper => {
+            o.spread = Spread::Calibrated;
+        }
+        _ if target.is_some() => {
+            return Err(Error::usage(
+                "--prune auto goes by what the model's own plan costs: --prune-plan, --prune-mlp-only and --prune-paper ask for others",
+            ));
+        }
         None if a.prune_mlp_only => o.spread = Spread::Paper,
         None => {}
         Some(_) if a.prune_mlp_only => {
@@ -174,8 +203,18 @@ pub fn options_for(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<Strin
         }
         Some("depth") => o.spread = Spread::Depth,
         Some("uniform") => o.spread = Spread::Uniform,
+        Some("calibrated") => o.spread = Spread::Calibrated,
         Some(file) => o.spread = Spread::File(file.into()),
     }
+    o.guard = match a.prune_guard {
+        Some(kl) if !(kl > 0.0 && kl.is_finite()) => return Err(out_of_range("--prune-guard", kl, "more than 0")),
+        Some(_) if o.spread != Spread::Calibrated => {
+            return Err(Error::usage(
+                "--prune-guard goes by what the model's own plan costs: it needs --prune auto or --prune-plan calibrated",
+            ));
+        }
+        guard => guard,
+    };
     let share = |flag: &str, x: f64| {
         if x > 0.0 && x <= 1.0 { Ok(x) } else { Err(out_of_range(flag, x, "more than 0, at most 1")) }
     };
@@ -207,11 +246,31 @@ pub fn options_for(ratio: Option<f64>, a: PruneHowArgs, min_tokens: Option<Strin
     };
     if a.prune_calibration.is_some() && !o.needs_calibration() {
         return Err(Error::usage(
-            "--prune-calibration has no effect: neither the method nor its history uses statistics (see --prune-history)",
+            "--prune-calibration has no effect: neither the plan nor the method nor its history uses statistics (see --prune-plan)",
         ));
     }
     o.calibration = a.prune_calibration;
-    Ok((ratio > 0.0).then_some(o))
+    Ok((ratio > 0.0 || target.is_some()).then_some(o))
+}
+
+/// `R`, `auto` or `auto:KL`: the ratio, and the divergence that it is to be found by.
+fn amount(text: &str) -> Result<(f64, Option<f64>)> {
+    let bad = || not_one_of("--prune", text, "0 to 0.8, auto, auto:KL");
+    let target = match text.strip_prefix("auto") {
+        None => None,
+        Some("") => Some(TARGET),
+        Some(kl) => {
+            let kl = kl.strip_prefix(':').and_then(|kl| kl.parse().ok());
+            Some(kl.filter(|kl| *kl > 0.0 && f64::is_finite(*kl)).ok_or_else(bad)?)
+        }
+    };
+    match target {
+        Some(_) => Ok((0.0, target)),
+        None => match text.parse().map_err(|_| bad())? {
+            ratio if (0.0..=MAX_RATIO).contains(&ratio) => Ok((ratio, None)),
+            ratio => Err(out_of_range("--prune", ratio, "0 to 0.8")),
+        },
+    }
 }
 
 fn method(name: Option<&str>) -> Result<Method> {

@@ -97,7 +97,7 @@ fn reading(
     let context = engine::Options { n_ctx: Some(u32::try_from(n).unwrap_or(u32::MAX)), ..options.context.clone() };
     let new = || Session::new(model, &context, 1, n_after, signals.interrupt.clone());
     let mut session = new()?;
-    pruning::apply(&mut session, model, options.prune.as_ref(), n_threads)?;
+    pruning::apply(&mut session, model, options.prune.as_ref(), n_threads, log)?;
     let mut dense = options.kl.then(new).transpose()?;
     log.note(&format!("{n_chunks} windows of {n_read} tokens that are read and {n_after} that are scored"));
     let bar = log.progress("perplexity", (n_chunks * n) as u64, "tokens");
@@ -117,7 +117,7 @@ fn reading(
         bar.suspend(|| print(&format!("[{}]{:.4},", done + 1, scores.sums.estimate().0)))?;
     }
     bar.finish_and_clear();
-    pruning::write_dump(&session, model, options.prune.as_ref())?;
+    pruning::write_dump(&session, model)?;
     finish(options, &session, &scores, time, dense_time, log)
 }
 
@@ -144,7 +144,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
         context.n_batch = context.n_ubatch;
     }
     let mut session = Session::new(&model, &context, n_seq, n_seq * n_ctx, signals.interrupt.clone())?;
-    pruning::apply(&mut session, &model, options.prune.as_ref(), n_threads)?;
+    pruning::apply(&mut session, &model, options.prune.as_ref(), n_threads, &log)?;
 
     log.note(&format!("{} windows of {n_ctx} tokens, {n_seq} at a time", windows.len()));
     let bar = log.progress("perplexity", (windows.len() * n_ctx) as u64, "tokens");
@@ -181,7 +181,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
         }
     }
     bar.finish_and_clear();
-    pruning::write_dump(&session, &model, options.prune.as_ref())?;
+    pruning::write_dump(&session, &model)?;
     finish(options, &session, &scores, time, dense_time, &log)
 }
 

@@ -4,11 +4,14 @@
 //! - `session`: one timeline of tokens; `score`: texts side by side
 //! - `pruning`: the policy, which says what to do next and computes nothing; `measure`: from how many tokens on pruning pays; `report`: what
 //!   pruning did
+//! - `guard`: a prompt's own first piece read both ways; `divergence`: how far apart that is
 //! - `prompt_cache`: tokens and cells in a file
 //!
 //! This module knows tokens, never text.
 
 mod core;
+mod divergence;
+mod guard;
 mod measure;
 mod options;
 pub mod prompt_cache;
@@ -18,7 +21,9 @@ mod score;
 mod session;
 
 pub use core::{Engine, OUTPUT_ROWS};
+pub use divergence::divergences;
 pub use options::Options;
+pub use pruning::READ_WHOLE;
 pub use report::Report;
 pub use score::Moments;
 pub use session::{PromptTimes, Session, TracedBatch};

@@ -38,7 +38,7 @@ use crate::tokenizer::Token;
 
 const MAGIC: &[u8; 8] = b"PPRUNKVC";
 /// Version 1 told settings of pruning apart by a hash of a text that is not made any more.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// Bytes before the tokens.
 const HEADER: usize = 96 + IDENTITY_BYTES;
 /// Bytes of the header before [`Origin`].

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::core::UNEQUAL;
-use super::report::{BreakEven, Report};
+use super::report::{BreakEven, Guarded, Report};
 use crate::error::{Error, Result};
 use crate::prune::{Masks, Plan, Record};
 
@@ -18,6 +18,9 @@ pub const SINKS: usize = 4;
 
 /// Tokens at the end of a prompt that are read whole: the question, and what the answer follows on.
 pub const TAIL: usize = 32;
+
+/// Tokens of a prompt that are read whole: the first and the last.
+pub const READ_WHOLE: usize = SINKS + TAIL;
 
 /// How much more must have been observed before masks for answers are made again.
 const MUCH_MORE: f64 = 1.25;
@@ -208,9 +211,19 @@ impl Policy {
         self.report.kept = share;
     }
 
-    /// Another prompt begins: what is reported is of it.
-    pub fn begin_prompt(&mut self) {
-        self.report = self.report.next();
+    /// Hears what the guard found in a prompt's first tokens, and what the rest is expected to cost.
+    pub fn learn_guard(&mut self, guarded: Guarded, expected_kl: f64) {
+        if guarded.ratio == 0.0 {
+            self.is_long = Some(false);
+        }
+        self.report.expected_kl = Some(expected_kl);
+        self.report.guarded = Some(guarded);
+    }
+
+    /// Another prompt begins: what is reported is of it. Its batches run on this share of the blocks' weights, and that is expected to
+    /// cost so much, if it is known.
+    pub fn begin_prompt(&mut self, kept_share: f64, expected_kl: Option<f64>) {
+        self.report = Report { kept: kept_share, expected_kl, ..self.report.next() };
         self.is_long = None;
     }
 
@@ -220,7 +233,7 @@ impl Policy {
     }
 
     /// How what is not pruned runs: observed, if masks for answers are to be chosen by it.
-    fn dense(&self) -> Way {
+    pub fn dense(&self) -> Way {
         match self.source {
             Source::Probe if self.of_answers => Way::Observe,
             _ => Way::Dense,

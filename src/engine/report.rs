@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::prune::in_words;
 use crate::system::memory;
 
 /// From how many tokens on pruning pays.
@@ -20,6 +21,19 @@ impl BreakEven {
     }
 }
 
+/// What the guard found out about a prompt.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Guarded {
+    /// KL divergence of what came after the prompt's first piece, read pruned, from the same after it was read densely, in nats per token
+    pub kl: f64,
+    /// What the model's curve has for that share
+    pub expected: f64,
+    /// The share left out of the rest; 0 = it ran dense
+    pub ratio: f64,
+    /// Time that reading the piece once more and comparing took
+    pub time: Duration,
+}
+
 /// What pruning did to the last prompt and the answer after it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Report {
@@ -35,6 +49,11 @@ pub struct Report {
     pub is_too_short: bool,
     /// Share of the blocks' weights that reduced tensors have
     pub kept: f64,
+    /// KL divergence of what follows from what follows a dense reading, in nats per token, as it was measured for this share on other
+    /// texts
+    pub expected_kl: Option<f64>,
+    /// What the guard found out, if there was one and the prompt was long enough
+    pub guarded: Option<Guarded>,
     /// Masks are the same for all batches
     pub is_fixed: bool,
     /// Time that making reduced weights for answers took, and their bytes
@@ -53,8 +72,9 @@ impl Report {
     /// How prompt and answer were run, as the statistics say it.
     pub fn line(&self) -> String {
         let n = self.pruned_tokens + self.dense_tokens;
-        let kept = format!("kept {:.1}%", 100.0 * self.kept);
+        let kept = format!("kept {:.1}%{}", 100.0 * self.kept, self.expected_cost());
         let prompt = match (self.pruned_tokens, self.dense_tokens) {
+            (0, _) if self.guarded.is_some() => "dense".into(),
             (0, _) if self.is_too_short => "dense: prompt too short for a probe".into(),
             (0, _) => match self.break_even {
                 Some(BreakEven::Never) => "dense: pruning does not pay for prompts of this model here".into(),
@@ -65,6 +85,16 @@ impl Report {
             _ if self.probe_rows == 0 => format!("given masks, {kept}"),
             (_, 0) => format!("probe {} of {n} tokens, {kept}", self.probe_rows),
             (p, d) => format!("probe {} of {p} tokens, {kept}; {d} tokens dense", self.probe_rows),
+        };
+        let prompt = match self.guarded {
+            Some(g) => format!(
+                "{prompt}; guard: KL {:.4} here, {:.4} expected, {:.0}% left out of the rest ({:.2} s)",
+                g.kl,
+                g.expected,
+                100.0 * g.ratio,
+                g.time.as_secs_f64()
+            ),
+            None => prompt,
         };
         match (self.answer_below, self.reduced) {
             (Some(BreakEven::Never), _) => format!("{prompt}; answer dense: pruning does not pay here"),
@@ -78,6 +108,11 @@ impl Report {
             ),
             _ => prompt,
         }
+    }
+
+    /// What reading is expected to cost, in words.
+    fn expected_cost(&self) -> String {
+        self.expected_kl.map_or(String::new(), |kl| format!(" at an expected KL of {kl:.4}, {}", in_words(kl)))
     }
 
     /// The same in a few words.

@@ -15,7 +15,9 @@ pub struct Moments {
     pub mean: Vec<f32>,
     /// Mean of squares of each channel
     pub energy: Vec<f32>,
-    /// The same by position, `[n_each, n_channels]`; empty unless asked for
+    /// Mean of squares of states that are divided by their root mean square, token by token
+    pub normalised: Vec<f32>,
+    /// The same as `energy` by position, `[n_each, n_channels]`; empty unless asked for
     pub positions: Vec<f32>,
 }
 
@@ -92,12 +94,14 @@ impl Session<'_> {
             let n = notes.block.kind.channels(&dims);
             let mut both = vec![0.0f32; 2 * n];
             self.engine.noted(notes.moments.expect("noted of every block"), &mut both);
+            let mut normalised = vec![0.0f32; n];
+            self.engine.noted(notes.observed.expect("noted of every block").0, &mut normalised);
             let mut by_position = vec![0.0f32; if positions { n * length } else { 0 }];
             if let Some(slot) = notes.energy {
                 self.engine.noted(slot, &mut by_position);
             }
             let [mean, energy] = [0, 1].map(|i| both.iter().skip(i).step_by(2).copied().collect());
-            (notes.block, Moments { mean, energy, positions: by_position })
+            (notes.block, Moments { mean, energy, normalised, positions: by_position })
         };
         Ok(self.engine.notes().iter().map(moments).collect())
     }

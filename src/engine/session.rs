@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ggml::NodeTime;
 
 use super::core::Engine;
+use super::guard;
 use super::measure;
 use super::options::Options;
 use super::prompt_cache::{self, Found, Origin};
@@ -17,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Batch, KV_STEP, Results};
 use crate::model::Model;
 use crate::prune::{
-    Block, LeftOut, MaskSource, Masks, Notes, Observed, Pass, Pruning, Record, Reduced, Setup, Summary,
+    self, Block, Costs, LeftOut, MaskSource, Masks, Notes, Observed, Pass, Pruning, Record, Reduced, Setup, Summary,
 };
 use crate::tokenizer::Token;
 use crate::weights::Dims;
@@ -44,6 +45,8 @@ pub struct Session<'m> {
 pub(super) struct Pruned {
     pub pruning: Pruning,
     pub policy: Policy,
+    /// What was measured on the model, for a budget that was made by it
+    pub costs: Option<Costs>,
     /// Reduced weights of masks that are fixed, or of the text so far
     reduced: Option<Reduced>,
     /// What the last batch ran on, or the answer does
@@ -140,25 +143,45 @@ impl<'m> Session<'m> {
         }
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         self.rewind(common.min(prompt.len() - 1));
-        if let Some(pruned) = &mut self.pruned {
-            pruned.policy.begin_prompt();
+        if let Some(Pruned { pruning, policy, costs, .. }) = &mut self.pruned {
+            policy.begin_prompt(pruning.plan.kept_share(true), expected_kl(pruning, costs.as_ref()));
         }
         if self.tokens.is_empty() {
             self.begin_text();
         }
         let total = prompt.len() - self.n_past();
         self.prompt = PromptTimes::default();
+        let asked = self.pruned.as_ref().filter(|p| p.pruning.options.guard.is_some()).map(|p| p.pruning.plan.clone());
+        let result = self.read(prompt, &mut |n_past| progress(n_past + total - prompt.len(), total));
+        // What the guard found holds for one prompt.
+        if let Some(plan) = asked {
+            self.replan(plan);
+        }
+        result.map(|()| total)
+    }
+
+    /// Processes a prompt from the tokens in the cache on; tells after each piece how many these are.
+    fn read(&mut self, prompt: &[Token], progress: &mut dyn FnMut(usize)) -> Result<()> {
+        let mut is_guarded = self.pruned.as_ref().is_some_and(|p| p.pruning.options.guard.is_some());
         while self.n_past() < prompt.len() {
             let left = &prompt[self.n_past()..];
             let (way, n) = self.way_of_prompt(left.len())?;
+            if is_guarded && way == Some(Way::Probe) {
+                is_guarded = false;
+                if guard::pays(n, left.len()) {
+                    self.guard(left, n)?;
+                    progress(self.n_past());
+                    continue;
+                }
+            }
             self.piece(&left[..n], way, n == left.len())?;
-            progress(self.n_past() + total - prompt.len(), total);
+            progress(self.n_past());
         }
-        Ok(total)
+        Ok(())
     }
 
     /// Processes one piece of a prompt: after the last one, logits are wanted.
-    fn piece(&mut self, piece: &[Token], way: Option<Way>, is_last: bool) -> Result<()> {
+    pub(super) fn piece(&mut self, piece: &[Token], way: Option<Way>, is_last: bool) -> Result<()> {
         let first = self.n_past();
         let began = Instant::now();
         let (probe, pack) = (self.engine.clock.probe(), self.engine.clock.pack());
@@ -274,7 +297,7 @@ impl<'m> Session<'m> {
         let after = identity(setup.as_ref().map(|s| &s.pruning));
         self.is_mixed |= !self.tokens.is_empty() && before != after;
         self.pruned = None;
-        let Some(Setup { pruning, source, dump }) = setup else { return Ok(()) };
+        let Some(Setup { pruning, source, dump, costs }) = setup else { return Ok(()) };
         let share = pruning.plan.kept_share(true);
         let of_answers = pruning.options.answer > 0.0;
         let (mut policy, fixed) = match source {
@@ -285,7 +308,7 @@ impl<'m> Session<'m> {
             MaskSource::Replay(records) => (Policy::replay(records, share), None),
             MaskSource::Fixed(masks, left_out) => (Policy::fixed(of_answers, share), Some((masks, left_out))),
         };
-        if dump {
+                if dump {
             policy.keep_records();
         }
         let (mut reduced, mut kept) = (None, Masks::new());
@@ -294,7 +317,7 @@ impl<'m> Session<'m> {
             kept.clone_from(&masks);
             policy.learn_fixed(masks);
         }
-        self.pruned = Some(Pruned { pruning, policy, reduced, kept });
+        self.pruned = Some(Pruned { pruning, policy, costs, reduced, kept });
         Ok(())
     }
 
@@ -311,6 +334,11 @@ impl<'m> Session<'m> {
     /// What pruning did lately.
     pub fn prune_report(&self) -> Option<&Report> {
         self.pruned.as_ref().map(|p| p.policy.report())
+    }
+
+    /// How is pruned, with the ratio that was found where that depends on the model; `None` without pruning.
+    pub fn prune_options(&self) -> Option<&prune::Options> {
+        self.pruned.as_ref().map(|p| &p.pruning.options)
     }
 
     /// What each block runs on at present, with the model's widths; empty if all ran dense so far. `None` without pruning.
@@ -511,6 +539,11 @@ impl<'m> Session<'m> {
         ))
         .in_file(self.engine.model.gguf().path()))
     }
+}
+
+/// What reading is expected to cost by what was measured on the model.
+fn expected_kl(pruning: &Pruning, costs: Option<&Costs>) -> Option<f64> {
+    Some(prune::expected(&costs?.curve, pruning.options.ratio))
 }
 
 /// The units that a probe chose for a block, if there was one; the history hears of what they computed.

@@ -13,7 +13,7 @@ use super::options::Options;
 use crate::error::Result;
 use crate::gguf::Gguf;
 use crate::graph::{Clock, GraphBuilder, GraphSlots, KvCache, Layout, Pieces, Results, Task};
-use crate::prune::{ModelFacts, Pass};
+use crate::prune::{Pass};
 use crate::weights::{Dims, Kernel, Kernels, Layer, Loaded, Loader, Pack, Placement, pack_all};
 
 /// A model in memory, ready to compute.
@@ -91,16 +91,6 @@ impl Model {
     /// The file that the model was loaded from.
     pub fn gguf(&self) -> &Gguf {
         &self.gguf
-    }
-
-    /// What pruning must know of it.
-    pub fn facts(&self) -> ModelFacts<'_> {
-        ModelFacts {
-            path: self.gguf.path(),
-            fingerprint: self.gguf.fingerprint(),
-            dims: self.dims(),
-            layers: self.layers(),
-        }
     }
 
     /// Bytes of all weights in the file.

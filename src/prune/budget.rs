@@ -15,7 +15,7 @@ pub type Curve = Vec<(f64, Shares)>;
 /// How fast shares grow with depth, from 0 to 1: by this power of e.
 const STEEPNESS: f64 = 3.0;
 /// Most of an MLP that is left out while it is not dropped: what the best few channels compute costs little and serves much.
-const MOST: f64 = 0.9375;
+pub(super) const MOST: f64 = 0.9375;
 /// Attention is dropped where the strength of pruning would be this share of the MLP.
 const HEADS_LATER: f64 = 1.5;
 
@@ -31,7 +31,7 @@ pub fn saved(shares: &[[f64; 2]], dims: &Dims) -> f64 {
 }
 
 /// The shares that `shares_at` has for the strength at which `ratio` of the weights is saved. It rises with the strength, 0 to 1.
-fn solve(ratio: f64, dims: &Dims, shares_at: impl Fn(f64) -> Shares) -> Shares {
+pub(super) fn solve(ratio: f64, dims: &Dims, shares_at: impl Fn(f64) -> Shares) -> Shares {
     let (mut low, mut high) = (0.0, 1.0);
     for _ in 0..50 {
         let middle = 0.5 * (low + high);
@@ -64,8 +64,12 @@ pub fn depth(ratio: f64, skip: usize, dims: &Dims) -> Shares {
     solve(ratio, dims, |x| (0..dims.n_layer).map(|il| shares(il, x)).collect())
 }
 
-/// Shares for a ratio, between those of the curve's next points.
-pub fn between(curve: &Curve, ratio: f64, dims: &Dims) -> Shares {
+/// Shares for a ratio, between those of the curve's next points. [`crate::error::Kind::Usage`] if it is more than the curve has.
+pub fn between(curve: &Curve, ratio: f64, dims: &Dims) -> Result<Shares> {
+    let most = curve.last().map_or(0.0, |p| p.0);
+    if ratio > most + 1e-9 {
+        return Err(Error::usage(format!("--prune {ratio} is more than the plan has budgets for: {most:.3}")));
+    }
     let none = vec![[0.0; 2]; dims.n_layer];
     let above = curve.iter().position(|p| p.0 >= ratio).unwrap_or(curve.len() - 1);
     let high = &curve[above].1;
@@ -74,7 +78,7 @@ pub fn between(curve: &Curve, ratio: f64, dims: &Dims) -> Shares {
         let mix = |(a, b): (&[f64; 2], &[f64; 2])| [0, 1].map(|i| a[i] + x * (b[i] - a[i]));
         low.iter().zip(high).map(mix).collect()
     };
-    solve(ratio, dims, mix)
+    Ok(solve(ratio, dims, mix))
 }
 
 /// Budgets in a file: JSON with `"pp-run prune plan": 1` and `"budgets"`, a list of objects `{"layers": [[attention, mlp], ..]}`.

@@ -1,6 +1,6 @@
 //! Calibration files: statistics of a model's blocks on some text, next to the model.
 //!
-//! Layout, little-endian: magic, version (u32), length of the header (u32), header (JSON), for each block the five vectors of
+//! Layout, little-endian: magic, version (u32), length of the header (u32), header (JSON), for each block the six vectors of
 //! [`BlockStats`] as F32, then for each block its table by position (if any), then XXH3 of all that (u64).
 
 use std::collections::BTreeMap;
@@ -12,12 +12,13 @@ use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::block::{Block, all_blocks};
+use super::cost::Costs;
 use crate::error::{Error, Result};
 use crate::weights::Dims;
 
 const MAGIC: &[u8; 8] = b"PPRUNCAL";
-/// Version 1 told models apart by another fingerprint.
-const VERSION: u32 = 2;
+/// Version 1 told models apart by another fingerprint; version 2 had neither energies of normalised states nor costs.
+const VERSION: u32 = 3;
 /// Bytes before the header: magic, version, length of the header.
 const FIXED: usize = 16;
 /// Most bytes of a header: no header comes near this.
@@ -36,6 +37,8 @@ pub struct BlockStats {
     pub mean_as_coded: Vec<f32>,
     /// The fluctuation around that
     pub variance_as_coded: Vec<f32>,
+    /// Mean of squares of each channel of states that are divided by their root mean square, token by token
+    pub normalised: Vec<f32>,
     /// Mean of squares by position, `[n_pos, n_channels]`; empty if left out
     pub positions: Vec<f32>,
 }
@@ -53,6 +56,8 @@ pub struct Calibration {
     pub text: String,
     /// Statistics of each block
     pub blocks: BTreeMap<Block, BlockStats>,
+    /// What leaving parts of the model out costs, if that was measured
+    pub costs: Option<Costs>,
 }
 
 /// The file next to a model: its name with `.ppcal` for `.gguf`.
@@ -71,6 +76,7 @@ impl Calibration {
             "batch": self.batch,
             "positions": positions,
             "text": self.text,
+            "costs": self.costs.as_ref().map(Costs::to_json),
         })
         .to_string();
         let mut out = MAGIC.to_vec();
@@ -80,7 +86,8 @@ impl Calibration {
         let mut push = |values: &[f32]| values.iter().for_each(|v| out.extend(v.to_le_bytes()));
         for block in all_blocks(dims) {
             let b = &self.blocks[&block];
-            [&b.energy, &b.mean, &b.variance, &b.mean_as_coded, &b.variance_as_coded].into_iter().for_each(|v| push(v));
+            let vectors = [&b.energy, &b.mean, &b.variance, &b.mean_as_coded, &b.variance_as_coded, &b.normalised];
+            vectors.into_iter().for_each(|v| push(v));
         }
         if positions {
             all_blocks(dims).for_each(|block| push(&self.blocks[&block].positions));
@@ -117,6 +124,23 @@ impl Calibration {
         Ok((calibration, sum))
     }
 
+    /// Whether there are means for each position of a context; [`crate::error::Kind::Usage`] if not.
+    pub fn require_positions(&self, n_ctx: usize) -> Result<()> {
+        if self.blocks.values().any(|b| b.positions.is_empty()) {
+            return Err(Error::usage(
+                "has no means per position (it was made with --no-positions): use --prune-history channel, or calibrate anew",
+            ));
+        }
+        if n_ctx > self.seq_len {
+            return Err(Error::usage(format!(
+                "has means for {} positions, but the context has {n_ctx}: use --prune-history channel, a smaller context, or \
+                 pp-run calibrate --seq-len {n_ctx}",
+                self.seq_len
+            )));
+        }
+        Ok(())
+    }
+
     /// [`Calibration::read`] of the file's bytes.
     pub fn parse(bytes: &[u8], dims: &Dims, fingerprint: u64) -> Result<Calibration> {
         let again = "pp-run calibrate makes it anew";
@@ -147,7 +171,7 @@ impl Calibration {
         let (n_seqs, seq_len, batch) = (number("n_seqs")?, number("seq_len")?, number("batch")?);
         let positions = header["positions"].as_bool().ok_or_else(broken)?;
         let channels: usize = all_blocks(dims).map(|b| b.kind.channels(dims)).sum();
-        let rows = 5 + if positions { seq_len } else { 0 };
+        let rows = 6 + if positions { seq_len } else { 0 };
         if channels.checked_mul(rows).and_then(|n| n.checked_mul(4)) != Some(data.len()) {
             return Err(broken());
         }
@@ -159,8 +183,9 @@ impl Calibration {
         let mut blocks: BTreeMap<Block, BlockStats> = all_blocks(dims)
             .map(|block| {
                 let n = block.kind.channels(dims);
-                let [energy, mean, variance, mean_as_coded, variance_as_coded] = [(); 5].map(|()| take(n));
-                (block, BlockStats { energy, mean, variance, mean_as_coded, variance_as_coded, positions: Vec::new() })
+                let [energy, mean, variance, mean_as_coded, variance_as_coded, normalised] = [(); 6].map(|()| take(n));
+                let positions = Vec::new();
+                (block, BlockStats { energy, mean, variance, mean_as_coded, variance_as_coded, normalised, positions })
             })
             .collect();
         if positions {
@@ -169,7 +194,7 @@ impl Calibration {
             }
         }
         let numbers = |b: &BlockStats| {
-            let squares = [&b.energy, &b.variance, &b.variance_as_coded, &b.positions]
+            let squares = [&b.energy, &b.variance, &b.variance_as_coded, &b.normalised, &b.positions]
                 .into_iter()
                 .flatten()
                 .all(|v| *v >= 0.0 && v.is_finite());
@@ -179,12 +204,17 @@ impl Calibration {
             return Err(Error::malformed(format!("has statistics that are NaN, infinite or negative: {again}")));
         }
         let text = header["text"].as_str().unwrap_or_default().to_owned();
-        Ok(Calibration { n_seqs, seq_len, batch, text, blocks })
+        let costs = match &header["costs"] {
+            Value::Null => None,
+            costs => Some(Costs::from_json(costs, dims.n_layer).ok_or_else(broken)?),
+        };
+        Ok(Calibration { n_seqs, seq_len, batch, text, blocks, costs })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::cost::{LayerCosts, Measured};
     use super::*;
 
     fn sample(positions: bool) -> (Dims, Calibration) {
@@ -198,11 +228,15 @@ mod tests {
                 variance: v(3.0),
                 mean_as_coded: v(4.0),
                 variance_as_coded: v(5.0),
+                normalised: v(6.0),
                 positions: if positions { vec![0.5; n * 3] } else { Vec::new() },
             }
         };
         let blocks = all_blocks(&dims).map(|b| (b, stats(b))).collect();
-        (dims, Calibration { n_seqs: 2, seq_len: 3, batch: 2, text: "a.txt".into(), blocks })
+        let measured = Measured { ratio: 0.25, time: 0.8, kl: 0.01, perplexity: 1.01 };
+        let costs = Costs { layers: vec![LayerCosts { attn: 0.5, mlp: [0.25, 1.0] }], curve: vec![measured] };
+        let costs = positions.then_some(costs);
+        (dims, Calibration { n_seqs: 2, seq_len: 3, batch: 2, text: "a.txt".into(), blocks, costs })
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //! batch runs on reduced tensors. All of that is one graph. This module makes the operations and keeps the state between
 //! batches; it sees matrices and numbers, never a file's layout.
 //!
-//! In reading order: `options` and `block` (what can be asked for, and what can be left out), `budget` and `plan` (which share of each
-//! block is left out, and how many units that keeps), `probe` (which rows run ahead), `history`, `score` and `select` (from their states to
+//! In reading order: `options` and `block` (what can be asked for, and what can be left out), `cost`, `budget` and `plan` (what it costs to
+//! leave out a share of a block, which share is left out, and how many units that keeps), `probe` (which rows run ahead), `history`, `score` and `select` (from their states to
 //! kept units), `left_out` (what stands in for the others), `pass` (these stages as operations of a graph), `reduce` (tensors of kept units,
 //! made in a batch's graph) and `reduced` (made once), `observed` (what masks for answers are chosen by), `pruning` (the state between
 //! batches), `record` (dumps and replays), `calibration` (statistics in a file), `setup` (all of it from options and files).
@@ -21,6 +21,7 @@
 mod block;
 mod budget;
 mod calibration;
+mod cost;
 mod history;
 mod left_out;
 mod observed;
@@ -37,11 +38,12 @@ mod select;
 mod setup;
 
 pub use block::{Block, BlockKind, Masks, all_blocks};
-pub use budget::{Curve, parse as parse_plan};
+pub use budget::{Curve, Shares, between, parse as parse_plan, saved};
 pub use calibration::{BlockStats, Calibration, path_for};
+pub use cost::{Costs, LayerCosts, MLP_SHARES, Measured, cheapest, expected, in_words, largest, measurements};
 pub use left_out::MeanLeftOut;
 pub use observed::Observed;
-pub use options::{HistoryKind, Method, Metric, Options, Picker, Spread};
+pub use options::{HistoryKind, MAX_RATIO, Method, Metric, Options, Picker, Spread};
 pub use pass::{Notes, Pass, PassKind, choose, note, pick};
 pub use plan::Plan;
 pub use probe::{ProbeShape, evenly};
@@ -50,4 +52,4 @@ pub use record::{Record, Summary, parse as parse_dump, to_text as dump_text};
 pub use reduce::{GatherColumns, GatherHeads, GatherRows, OwnColumns, SpreadHeads, column_type};
 pub use reduced::{LeftOut, Reduced, ReducedLinear, ReducedMatrix, Role};
 pub use score::Formula;
-pub use setup::{MaskSource, ModelFacts, Setup, prepare};
+pub use setup::{MaskSource, Setup, Sources, prepare};

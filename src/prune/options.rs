@@ -1,6 +1,11 @@
 //! Which heads and channels are left out, and what decides it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use super::calibration::path_for;
+
+/// Most that can be asked for to be left out.
+pub const MAX_RATIO: f64 = 0.8;
 
 /// What decides which heads and channels a batch runs on (algorithm.md gives the sources).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +124,8 @@ pub enum Spread {
     Uniform,
     /// More with depth, see `budget::depth`
     Depth,
+    /// At the least cost by what `pp-run calibrate` measured on the model, see `cost::cheapest`
+    Calibrated,
     /// As this file says, see `budget::parse`
     File(PathBuf),
 }
@@ -126,8 +133,13 @@ pub enum Spread {
 /// Which heads and channels to leave out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// Share to leave out of prompts and of scored texts, over all layers: more than 0, at most 0.8
+    /// Share to leave out of prompts and of scored texts, over all layers: more than 0, at most [`MAX_RATIO`]. With `target` it is 0 until the
+    /// model's curve is known
     pub ratio: f64,
+    /// `--prune auto`: the ratio is the largest whose measured KL divergence is no more than this
+    pub target: Option<f64>,
+    /// KL divergence that a long prompt may show at the end of its first piece: if it shows more, the rest is pruned less
+    pub guard: Option<f64>,
     /// How it is spread over the blocks
     pub spread: Spread,
     /// Share of heads and channels to leave out of answers, by the paper's rule; 0 = they run dense
@@ -167,6 +179,8 @@ impl Options {
     pub fn new(ratio: f64) -> Options {
         Options {
             ratio,
+            target: None,
+            guard: None,
             spread: Spread::Depth,
             answer: 0.0,
             method: Method::Pp,
@@ -202,9 +216,19 @@ impl Options {
     /// Whether statistics of a calibration are needed.
     pub fn needs_calibration(&self) -> bool {
         match self.method {
-            Method::Pp => self.history != HistoryKind::None,
-            Method::FullBatch => false,
+            Method::Pp => self.history != HistoryKind::None || self.spread == Spread::Calibrated,
+            Method::FullBatch => self.spread == Spread::Calibrated,
             _ => true,
         }
+    }
+
+    /// How much is left out, as `--prune` takes it.
+    pub fn amount(&self) -> String {
+        self.target.map_or_else(|| self.ratio.to_string(), |kl| format!("auto:{kl}"))
+    }
+
+    /// Where the calibration of the model at `path` is.
+    pub fn calibration_of(&self, path: &Path) -> PathBuf {
+        self.calibration.clone().unwrap_or_else(|| path_for(path))
     }
 }

@@ -120,6 +120,7 @@ pub fn choose<'g>(
         width: block.kind.width(dims),
         n_each: probe.n_each,
         constants: state.constants.clone(),
+        prior: state.prior.clone(),
         history: state.history.clone(),
         by_position: state.history.is_some() && pruning.options.history == HistoryKind::Position,
     };
@@ -155,6 +156,7 @@ pub fn note<'g>(
     match pass {
         Pass::Calibrate { positions } => {
             notes.moments = Some(g.output(g.custom(Type::F32, [2, n_channels, 1, 1], &[states], Moments)));
+            notes.observed = Some(energy(g, normalise(g, states)));
             notes.energy = positions.then(by_position);
         }
         Pass::Probe { pruning, .. } if is_reduced => {

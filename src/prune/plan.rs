@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::block::{Block, BlockKind, all_blocks};
-use super::budget::{self, Curve, Shares};
+use super::budget::{self, Shares};
 use super::options::{Options, Spread};
 use crate::error::{Error, Result};
 use crate::weights::Dims;
@@ -28,9 +28,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What the options ask for; `curve` are the budgets in the file that they name, if they do.
+    /// What the options ask for; `shares` is the budget, where they do not say how to make it.
     /// [`crate::error::Kind::Usage`] if nothing would be left.
-    pub fn new(options: &Options, curve: Option<&Curve>, dims: Dims) -> Result<Plan> {
+    pub fn new(options: &Options, shares: Option<Shares>, dims: Dims) -> Result<Plan> {
         if options.skip >= dims.n_layer {
             return Err(Error::usage(format!(
                 "--prune-skip {} leaves nothing to prune: the model has {} layers",
@@ -43,21 +43,12 @@ impl Plan {
                 options.multiple, dims.n_ff
             )));
         }
-        let shares = match (&options.spread, curve) {
+        let shares = match (&options.spread, shares) {
             (Spread::Paper, _) => return Plan::paper(options, dims),
-            (_, Some(curve)) => {
-                let most = curve.last().map_or(0.0, |p| p.0);
-                if options.ratio > most + 1e-9 {
-                    return Err(Error::usage(format!(
-                        "--prune {} is more than the plan has budgets for: {most:.3}",
-                        options.ratio
-                    )));
-                }
-                budget::between(curve, options.ratio, &dims)
-            }
+            (_, Some(shares)) => shares,
             (Spread::Uniform, None) => budget::uniform(options.ratio, options.skip, &dims),
             (Spread::Depth, None) => budget::depth(options.ratio, options.skip, &dims),
-            (Spread::File(_), None) => panic!("the plan's file is read by whoever asks for it"),
+            (Spread::File(_) | Spread::Calibrated, None) => panic!("whoever reads the file makes the budget"),
         };
         if budget::saved(&shares, &dims) < options.ratio - 1e-6 {
             return Err(Error::usage(format!(

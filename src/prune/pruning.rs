@@ -15,13 +15,15 @@ use super::score::{self, Formula};
 use super::select;
 
 /// Bytes of [`Pruning::identity`].
-pub const IDENTITY_BYTES: usize = 112;
+pub const IDENTITY_BYTES: usize = 120;
 
 /// A pruned block's numbers.
 #[derive(Debug)]
 pub struct BlockState {
     /// Constants of the channels: [`Formula::constants`]
     pub constants: Arc<[f32]>,
+    /// What the model's channels do on other texts: energies of normalised states, which count as much as the probe's
+    pub prior: Option<Arc<[f32]>>,
     /// What the probe's energy is fused with
     pub history: Option<Arc<RwLock<History>>>,
 }
@@ -46,7 +48,7 @@ pub struct Pruning {
 
 impl Pruning {
     /// The state before the first batch. `constants` are of [`Formula::constants`] for each block that the plan probes; `stats` seed the
-    /// history, if there is one.
+    /// history, if there is one, and are the prior of a plan that was made by them.
     pub fn new(
         options: Options,
         plan: Plan,
@@ -65,8 +67,10 @@ impl Pruning {
             let history = History::new(block.kind.channels(plan.dims()), means.clone());
             Some(Arc::new(RwLock::new(history)))
         };
+        let has_prior = options.spread == Spread::Calibrated && formula == Formula::Normalised;
+        let prior = |block: Block| stats.filter(|_| has_prior).map(|s| s[&block].normalised.clone().into());
         let state = |(block, constants): (Block, Vec<f32>)| {
-            (block, BlockState { constants: constants.into(), history: history(block) })
+            (block, BlockState { constants: constants.into(), prior: prior(block), history: history(block) })
         };
         let blocks = constants.into_iter().map(state).collect();
         Pruning { formula, blocks, observed: Observed::default(), statistics: 0, plan, answer_plan, options }
@@ -109,13 +113,13 @@ impl Pruning {
     }
 
     /// What the results depend on, in a fixed order, little-endian: prompt caches are told apart by it. Method, picker, metric and
-    /// history by number (u32 each); ratio, shares of tokens and of samples, momentum (f64 each); skipped layers, multiple, whether
+    /// history by number (u32 each); ratio, shares of tokens and of samples, momentum, the guard's divergence (f64 each); skipped layers, multiple, whether
     /// attention stays whole, whether means stand in for what is left out, the shortest piece (all ones if it is measured), the statistics, and the kept counts of prompts and of
     /// answers, as [`Plan::checksum`] (u64 each).
     pub fn identity(&self) -> [u8; IDENTITY_BYTES] {
         let o = &self.options;
         let kinds = [o.method.number(), o.picker.number(), o.metric.number(), o.history.number()];
-        let shares = [o.ratio, o.tokens, o.samples, o.momentum];
+        let shares = [o.ratio, o.tokens, o.samples, o.momentum, o.guard.unwrap_or(0.0)];
         let least = o.min_tokens.map_or(u64::MAX, |n| n as u64);
         let plans = [Some(&self.plan), self.answer_plan.as_ref()].map(|p| p.map_or(0, Plan::checksum));
         let flags = [o.mlp_only, self.fills_in()].map(u64::from);
@@ -125,7 +129,7 @@ impl Pruning {
         kinds.iter().for_each(|n| bytes.extend(n.to_le_bytes()));
         shares.iter().for_each(|x| bytes.extend(x.to_le_bytes()));
         numbers.iter().for_each(|n| bytes.extend(n.to_le_bytes()));
-        bytes.try_into().expect("four words, four floats and eight numbers")
+        bytes.try_into().expect("four words, five floats and eight numbers")
     }
 
     /// Whether answers run on a part of the block.
@@ -196,6 +200,7 @@ mod tests {
             Options { ratio: 0.3, ..base() },
             Options { spread: Spread::Depth, ..base() },
             Options { spread: Spread::Paper, ..base() },
+            Options { guard: Some(0.01), ..base() },
             Options { answer: 0.2, ..base() },
             Options { answer: 0.4, ..base() },
             Options { method: Method::FullBatch, ..base() },

@@ -105,6 +105,8 @@ pub struct Score {
     pub n_each: usize,
     /// Constants of the channels
     pub constants: Arc<[f32]>,
+    /// Energies that are added to those of the probe
+    pub prior: Option<Arc<[f32]>>,
     /// What the energy is fused with
     pub history: Option<Arc<RwLock<History>>>,
     /// The fusion is done position by position and then summed; else once, over all rows
@@ -138,6 +140,9 @@ impl Op for Score {
                         }
                     }
                 }
+            }
+            if let Some(prior) = &self.prior {
+                energy.iter_mut().zip(&prior[channels.clone()]).for_each(|(a, &p)| *a += f64::from(p));
             }
             let energy: Vec<f32> = energy.into_iter().map(|a| a as f32).collect();
             let scores = self.formula.scores(&energy, &self.constants[channels], self.width);

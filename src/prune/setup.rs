@@ -1,17 +1,16 @@
 //! From options and files to the state that a session prunes by.
 
-use std::path::Path;
-
 use super::block::{Block, BlockKind, Masks};
-use super::budget::Curve;
-use super::calibration::{Calibration, path_for};
-use super::options::{HistoryKind, Options, Spread};
+use super::budget::Shares;
+use super::calibration::Calibration;
+use super::cost::Costs;
+use super::options::{Options, Spread};
 use super::plan::Plan;
 use super::pruning::Pruning;
 use super::record::Record;
 use super::reduced::LeftOut;
 use super::score::Formula;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::weights::{Dims, Layer};
 
 /// All that a session needs in order to prune.
@@ -23,6 +22,8 @@ pub struct Setup {
     pub source: MaskSource,
     /// Keep a record of each batch
     pub dump: bool,
+    /// What was measured on the model, for a budget that was made by it
+    pub costs: Option<Costs>,
 }
 
 /// Where masks come from.
@@ -36,54 +37,45 @@ pub enum MaskSource {
     Replay(Vec<Record>),
 }
 
-/// What the setup must know of a model.
-#[derive(Debug, Clone, Copy)]
-pub struct ModelFacts<'a> {
-    /// Its file; statistics lie beside it
-    pub path: &'a Path,
-    /// [`crate::gguf::Gguf::fingerprint`]
-    pub fingerprint: u64,
-    /// Its sizes
-    pub dims: Dims,
-    /// Its weights
-    pub layers: &'a [Layer],
+/// What options refer to, read from files.
+#[derive(Debug, Default)]
+pub struct Sources<'a> {
+    /// Statistics and costs of the model, and what tells them from others, if [`Options::needs_calibration`]
+    pub calibration: Option<(&'a Calibration, u64)>,
+    /// The budget for a spread that comes from a file
+    pub shares: Option<Shares>,
+    /// The batches to follow
+    pub replay: Option<Vec<Record>>,
 }
 
-/// Prepares to prune as the options say, in a context of `n_ctx` tokens; `curve` are the budgets in
-/// the file that they name, and `replay` the batches to follow, if any. Reads the
-/// calibration file if the method needs one: errors are those of [`Calibration::read`], and [`crate::error::Kind::Usage`] for options
-/// that do not go together with the model or the statistics.
+/// Prepares to prune a model of these sizes and weights as the options say, with `n_threads` threads. [`crate::error::Kind::Usage`] for options that do not go together
+/// with the model or the statistics.
 pub fn prepare(
     options: &Options,
-    model: ModelFacts,
-    curve: Option<Curve>,
-    replay: Option<Vec<Record>>,
-    n_ctx: usize,
+    dims: Dims,
+    layers: &[Layer],
+    sources: Sources,
     n_threads: usize,
 ) -> Result<Setup> {
-    let ModelFacts { dims, layers, fingerprint, .. } = model;
-    let plan = Plan::new(options, curve.as_ref(), dims)?;
+    let plan = Plan::new(options, sources.shares, dims)?;
     let of_answers = Options { ratio: options.answer, spread: Spread::Paper, ..options.clone() };
     let answer_plan = (options.answer > 0.0).then(|| Plan::new(&of_answers, None, dims)).transpose()?;
-    let path = options.calibration.clone().unwrap_or_else(|| path_for(model.path));
-    let (calibration, statistics) = match options.needs_calibration() {
-        true => Calibration::read(&path, &dims, fingerprint).map(|(c, sum)| (Some(c), sum))?,
-        false => (None, 0),
-    };
-    if let (Some(c), HistoryKind::Position) = (&calibration, options.history) {
-        require_positions(c, n_ctx).map_err(|e| e.in_file(&path))?;
-    }
+    let (calibration, statistics) = sources.calibration.map_or((None, 0), |(c, sum)| (Some(c), sum));
     let formula = Formula::of(options);
     let last = |block: Block| match block.kind {
         BlockKind::Attn => &layers[block.il].attn.output,
         BlockKind::Mlp => layers[block.il].mlp.last(),
     };
     let constants = |block| (block, formula.constants(&last(block).weight.rows, n_threads));
-    let constants = plan.blocks().filter(|&b| plan.kept(b) != Some(0)).map(constants).collect();
+    // A method that never looks at the batch scores all blocks before it knows what they keep.
+    // And a guard may change what is kept.
+    let may_be_scored = |b: Block| !options.method.looks_at_batch() || options.guard.is_some() && b.kind == BlockKind::Mlp;
+    let is_scored = |&b: &Block| may_be_scored(b) || plan.kept(b).is_some_and(|n| n > 0);
+    let constants = plan.blocks().filter(is_scored).map(constants).collect();
     let mut pruning =
-        Pruning::new(options.clone(), plan, answer_plan, constants, calibration.as_ref().map(|c| &c.blocks));
+        Pruning::new(options.clone(), plan, answer_plan, constants, calibration.map(|c| &c.blocks));
     pruning.statistics = statistics;
-    let source = match (replay, &calibration) {
+    let source = match (sources.replay, calibration) {
         (Some(records), _) => {
             let counts = |frozen| {
                 let of_them = records.iter().filter(move |r| r.frozen == frozen);
@@ -106,22 +98,6 @@ pub fn prepare(
         }
         (None, _) => MaskSource::Probe,
     };
-    Ok(Setup { pruning, source, dump: options.dump.is_some() })
-}
-
-/// Whether the statistics have means for each position of the context.
-fn require_positions(calibration: &Calibration, n_ctx: usize) -> Result<()> {
-    if calibration.blocks.values().any(|b| b.positions.is_empty()) {
-        return Err(Error::usage(
-            "has no means per position (it was made with --no-positions): use --prune-history channel, or calibrate anew",
-        ));
-    }
-    if n_ctx > calibration.seq_len {
-        return Err(Error::usage(format!(
-            "has means for {} positions, but the context has {n_ctx}: use --prune-history channel, a smaller context, or pp-run \
-             calibrate --seq-len {n_ctx}",
-            calibration.seq_len
-        )));
-    }
-    Ok(())
+    let costs = calibration.filter(|_| options.spread == Spread::Calibrated).and_then(|c| c.costs.as_ref());
+    Ok(Setup { pruning, source, dump: options.dump.is_some(), costs: costs.cloned() })
 }

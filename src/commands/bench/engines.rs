@@ -36,9 +36,9 @@ impl Test {
     }
 }
 
-/// Our engine at some pruning ratio, or llama.cpp's as the baseline.
+/// Our engine, pruned or not, or llama.cpp's as the baseline.
 pub enum Engine<'m> {
-    Ours { session: Box<Session<'m>>, ratio: f64 },
+    Ours { session: Box<Session<'m>> },
     Llama { context: Context<'m>, n_batch: usize },
 }
 
@@ -53,7 +53,7 @@ impl Engine<'_> {
     /// The pruning ratio; 0 = nothing is left out.
     pub fn ratio(&self) -> f64 {
         match self {
-            Engine::Ours { ratio, .. } => *ratio,
+            Engine::Ours { session } => session.prune_options().map_or(0.0, |o| o.ratio),
             Engine::Llama { .. } => 0.0,
         }
     }
@@ -61,14 +61,14 @@ impl Engine<'_> {
     /// What pruning did in the last test.
     pub fn report(&self) -> Option<&Report> {
         match self {
-            Engine::Ours { session, .. } => session.prune_report(),
+            Engine::Ours { session } => session.prune_report(),
             Engine::Llama { .. } => None,
         }
     }
 
     fn clear(&mut self) {
         match self {
-            Engine::Ours { session, .. } => session.rewind(0),
+            Engine::Ours { session } => session.rewind(0),
             Engine::Llama { context, .. } => context.clear(),
         }
     }
@@ -76,7 +76,7 @@ impl Engine<'_> {
     /// Processes `tokens` from position `start` on.
     fn prompt(&mut self, tokens: &[Token], start: usize) -> Result<()> {
         match self {
-            Engine::Ours { session, .. } => {
+            Engine::Ours { session } => {
                 let mut all = session.tokens().to_vec();
                 all.extend_from_slice(tokens);
                 session.sync(&all, &mut |_, _| {}).map(drop)
@@ -100,7 +100,7 @@ impl Engine<'_> {
 
     fn decode(&mut self, token: Token, position: usize) -> Result<()> {
         match self {
-            Engine::Ours { session, .. } => session.decode(token),
+            Engine::Ours { session } => session.decode(token),
             Engine::Llama { .. } => self.prompt(&[token], position),
         }
     }
@@ -108,7 +108,7 @@ impl Engine<'_> {
     /// Lets the engine's threads sleep while another engine runs.
     fn pause(&self) {
         match self {
-            Engine::Ours { session, .. } => session.pause(),
+            Engine::Ours { session } => session.pause(),
             Engine::Llama { context, .. } => context.pause(),
         }
     }
@@ -121,7 +121,7 @@ impl Engine<'_> {
         if !depth.is_empty() {
             self.prompt(depth, 0)?;
         }
-        if let Engine::Ours { session, .. } = self {
+        if let Engine::Ours { session } = self {
             session.expect(generated.len());
         }
         let start = Instant::now();

@@ -85,8 +85,8 @@ pub fn measure(
     for pruned in &options.prune {
         let interrupt: Arc<AtomicBool> = signals.interrupt.clone();
         let mut session = Session::new(model, &context, 1, 1, interrupt)?;
-        pruning::apply(&mut session, model, pruned.as_ref(), n_threads)?;
-        engines.push(Engine::Ours { session: Box::new(session), ratio: pruned.as_ref().map_or(0.0, |p| p.ratio) });
+        pruning::apply(&mut session, model, pruned.as_ref(), n_threads, log)?;
+        engines.push(Engine::Ours { session: Box::new(session) });
     }
     // The tokens are spread over the vocabulary; which ones they are does not matter.
     let n_vocab = model.n_vocab() as u64;

@@ -181,8 +181,8 @@ impl Chat<'_> {
     }
 
     fn pruned(&self) -> String {
-        match &self.run.options.prune {
-            Some(o) if o.ratio > 0.0 => {
+        match self.session.prune_options() {
+            Some(o) => {
                 let of_answers = match o.answer {
                     0.0 => String::new(),
                     answer => format!(", and {:.0}% of heads and channels of answers", 100.0 * answer),

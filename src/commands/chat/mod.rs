@@ -32,7 +32,7 @@ pub fn chat(
     let watch = run.signals.watch()?;
     let options = &run.options;
     let mut session = Session::new(run.model, &options.context, 1, 1, run.signals.interrupt.clone())?;
-    pruning::apply(&mut session, run.model, options.prune.as_ref(), options.context.n_threads_batch)?;
+    pruning::apply(&mut session, run.model, options.prune.as_ref(), options.context.n_threads_batch, &run.log)?;
     let mut chat = Chat::new(run, session, watch, template, system, once);
     if let Some(opened) = resumed {
         chat.resume(opened, system)?;
@@ -45,7 +45,7 @@ pub fn chat(
     }
     let result = chat.turns(first);
     let result =
-        result.and_then(|()| pruning::write_dump(&chat.session, chat.run.model, chat.run.options.prune.as_ref()));
+        result.and_then(|()| pruning::write_dump(&chat.session, chat.run.model));
     if let (Some(name), false) = (chat.keep.name(), once) {
         chat.run.log.note(&format!("kept as {name}: pp-run --continue goes on with it"));
     }

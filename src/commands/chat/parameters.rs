@@ -7,7 +7,8 @@ use crate::stats::Stats;
 
 /// How an answer came about, for the file of the chat.
 pub fn how(options: &Options, stats: &Stats) -> How {
-    let prune = stats.prune.as_ref().map(|p| format!("{}: {p}", options.prune.as_ref().map_or(0.0, |o| o.ratio)));
+    let how = |how: &String| Some(format!("{}: {how}", options.prune.as_ref()?.amount()));
+    let prune = stats.prune.as_ref().and_then(how);
     How { seed: stats.seed, stop: stats.stop_reason.to_owned(), prune, flags: parameters(options) }
 }
 

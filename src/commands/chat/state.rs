@@ -118,7 +118,7 @@ impl<'a> Chat<'a> {
         }
         if before.is_none_or(|b| b.prune != options.prune) {
             let n_threads = options.context.n_threads_batch;
-            pruning::apply(&mut self.session, self.run.model, options.prune.as_ref(), n_threads)?;
+            pruning::apply(&mut self.session, self.run.model, options.prune.as_ref(), n_threads, &self.run.log)?;
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
     let Prompt { content, tokens, reasoning } = tokens(run, template, system, prompt)?;
     let context = context(run, tokens.len());
     let mut session = Session::new(run.model, &context, 1, 1, run.signals.interrupt.clone())?;
-    pruning::apply(&mut session, run.model, options.prune.as_ref(), context.n_threads_batch)?;
+    pruning::apply(&mut session, run.model, options.prune.as_ref(), context.n_threads_batch, &run.log)?;
     if options.trace.is_some() {
         session.trace();
     }
@@ -42,7 +42,7 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
         printer.end()?;
     }
     let answer = answer?;
-    pruning::write_dump(&session, run.model, options.prune.as_ref())?;
+    pruning::write_dump(&session, run.model)?;
     if json {
         print(&format!("{}\n", as_json(options, &answer, load_time)))?;
     }

@@ -1,0 +1,269 @@
+//! What pruned reading costs, as it was measured on a model, and budgets that are solved from it.
+
+use serde_json::{Value, json};
+
+use super::block::{Block, BlockKind};
+use super::budget::{MOST, Shares, saved, solve};
+use crate::weights::Dims;
+
+/// What reading saves and costs with a share of the weights left out, by the budget of [`cheapest`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Measured {
+    /// Share of the blocks' weights that is left out
+    pub ratio: f64,
+    /// Time of reading, as a multiple of that of dense reading
+    pub time: f64,
+    /// Mean KL divergence of what follows from what follows a dense reading, in nats per token
+    pub kl: f64,
+    /// Perplexity of what follows, as a multiple of that after a dense reading
+    pub perplexity: f64,
+}
+
+/// Mean KL divergence of a quantised Llama-3-8B from the same in 16 bits, in nats per token, as llama.cpp's `quantize` documents it.
+const QUANTISATIONS: [(&str, f64); 5] =
+    [("Q8_0", 0.0014), ("Q6_K", 0.0055), ("Q5_K_M", 0.011), ("Q4_K_M", 0.031), ("Q3_K_M", 0.10)];
+
+/// Where a divergence lies on the scale of quantisations.
+pub fn in_words(kl: f64) -> String {
+    let near = |&&(_, of): &&(&str, f64)| (kl / of).ln().abs() < 0.15;
+    if let Some((name, _)) = QUANTISATIONS.iter().find(near) {
+        return format!("as {name}");
+    }
+    match QUANTISATIONS.iter().position(|q| q.1 > kl) {
+        Some(0) => format!("less than {}", QUANTISATIONS[0].0),
+        Some(i) => format!("between {} and {}", QUANTISATIONS[i - 1].0, QUANTISATIONS[i].0),
+        None => format!("more than {}", QUANTISATIONS[QUANTISATIONS.len() - 1].0),
+    }
+}
+
+/// A curve's points with one in front at which nothing is left out and nothing lost, each no cheaper than the one before: `(ratio, kl)`.
+fn rising(curve: &[Measured]) -> Vec<(f64, f64)> {
+    let mut points: Vec<(f64, f64)> = vec![(0.0, 0.0)];
+    for p in curve {
+        let before = points[points.len() - 1];
+        points.push((p.ratio, before.1.max(p.kl)));
+    }
+    points
+}
+
+/// The divergence to be expected at a ratio: between measured points, a line.
+pub fn expected(curve: &[Measured], ratio: f64) -> f64 {
+    let points = rising(curve);
+    match points.windows(2).find(|w| w[1].0 >= ratio) {
+        Some(w) => w[0].1 + (ratio - w[0].0) / (w[1].0 - w[0].0) * (w[1].1 - w[0].1),
+        None => points[points.len() - 1].1,
+    }
+}
+
+/// The largest ratio whose expected divergence is no more than `kl`; 0 if none is.
+pub fn largest(curve: &[Measured], kl: f64) -> f64 {
+    let points = rising(curve);
+    match points.windows(2).find(|w| w[1].1 > kl) {
+        Some(w) => w[0].0 + (kl - w[0].1).max(0.0) / (w[1].1 - w[0].1) * (w[1].0 - w[0].0),
+        None => points[points.len() - 1].0,
+    }
+}
+
+/// Shares of an MLP's channels at which its costs are measured.
+pub const MLP_SHARES: [f64; 2] = [0.5, MOST];
+
+/// What one layer's blocks cost what follows when they alone are pruned: KL divergences.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LayerCosts {
+    /// Attention is dropped
+    pub attn: f64,
+    /// These [`MLP_SHARES`] of the MLP's channels are left out
+    pub mlp: [f64; 2],
+}
+
+/// The cost of a share of an MLP's channels: a power of it, through what was measured.
+struct Power {
+    factor: f64,
+    exponent: f64,
+}
+
+impl Power {
+    fn through(costs: [f64; 2]) -> Power {
+        // Divergences so small are noise, and no share is cheaper than a smaller one.
+        let low = costs[0].max(1e-7);
+        let high = costs[1].max(low);
+        let exponent = ((high / low).ln() / (MLP_SHARES[1] / MLP_SHARES[0]).ln()).clamp(1.25, 4.0);
+        // The larger share is measured with less noise.
+        Power { factor: high / MLP_SHARES[1].powf(exponent), exponent }
+    }
+
+    /// The share at which a little more costs `price` for each share.
+    fn share_at(&self, price: f64) -> f64 {
+        (price / (self.factor * self.exponent)).powf(1.0 / (self.exponent - 1.0)).min(MOST)
+    }
+}
+
+/// The budget that leaves out `ratio` of the blocks' weights at the least cost, if costs add up: each block is pruned until a little
+/// more of any would cost the same for what it saves. `costs` are of all layers but the last, which is dropped: it serves nothing that
+/// is read.
+pub fn cheapest(costs: &[LayerCosts], ratio: f64, dims: &Dims) -> Shares {
+    let powers: Vec<Power> = costs.iter().map(|c| Power::through(c.mlp)).collect();
+    let weights = |kind: BlockKind| {
+        let units = kind.units(dims);
+        (kind.weights(dims, units, true) - kind.weights(dims, 0, true)) as f64
+    };
+    let (attn, mlp) = (weights(BlockKind::Attn), weights(BlockKind::Mlp));
+    // Prices of a weight over twelve orders of magnitude, from one at which hardly anything is left out.
+    let price = |x: f64| 1e-9 / mlp * 10f64.powf(12.0 * x);
+    let shares = |dropped: &dyn Fn(usize) -> bool, price: f64| {
+        let mut shares: Shares = (0..costs.len())
+            .map(|il| [if dropped(il) { 1.0 } else { 0.0 }, powers[il].share_at(price * mlp)])
+            .collect();
+        shares.push([1.0; 2]);
+        shares
+    };
+    let cheap = |price: f64| move |il: usize| costs[il].attn.max(0.0) < price * attn;
+    // The price at which enough is saved; just below it no attention more is dropped than needed, and MLPs make up for the rest.
+    let (mut low, mut high) = (0.0, 1.0);
+    for _ in 0..50 {
+        let middle = 0.5 * (low + high);
+        let enough = saved(&shares(&cheap(price(middle)), price(middle)), dims) >= ratio;
+        if enough { high = middle } else { low = middle }
+    }
+    let below = solve(ratio, dims, |x| shares(&cheap(price(low)), price(x)));
+    if saved(&below, dims) >= ratio { below } else { shares(&cheap(price(high)), price(high)) }
+}
+
+/// What was measured on a model.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Costs {
+    /// Of all layers but the last
+    pub layers: Vec<LayerCosts>,
+    /// By rising ratio
+    pub curve: Vec<Measured>,
+}
+
+impl Costs {
+    /// As it is written into files.
+    pub fn to_json(&self) -> Value {
+        let layer = |c: &LayerCosts| json!([c.attn, c.mlp[0], c.mlp[1]]);
+        json!({
+            "layers": self.layers.iter().map(layer).collect::<Value>(),
+            "curve": Costs::curve_to_json(&self.curve),
+        })
+    }
+
+    /// A curve as it is written into files.
+    pub fn curve_to_json(curve: &[Measured]) -> Value {
+        let point = |p: &Measured| json!({ "ratio": p.ratio, "time": p.time, "kl": p.kl, "perplexity": p.perplexity });
+        curve.iter().map(point).collect()
+    }
+
+    /// What [`Costs::to_json`] wrote, of a model of `n_layer` layers; `None` if it is not that.
+    pub fn from_json(value: &Value, n_layer: usize) -> Option<Costs> {
+        let layer = |v: &Value| Some(LayerCosts { attn: number(&v[0])?, mlp: [number(&v[1])?, number(&v[2])?] });
+        let layers = value["layers"].as_array()?.iter().map(layer).collect::<Option<Vec<LayerCosts>>>()?;
+        let curve = Costs::curve_from_json(&value["curve"])?;
+        (layers.len() + 1 == n_layer).then_some(Costs { layers, curve })
+    }
+
+    /// What [`Costs::curve_to_json`] wrote; `None` if it is not that.
+    pub fn curve_from_json(value: &Value) -> Option<Vec<Measured>> {
+        let positive = |v: &Value| number(v).filter(|x| *x > 0.0);
+        let point = |v: &Value| {
+            let ratio = positive(&v["ratio"]).filter(|x| *x <= 1.0)?;
+            let [time, perplexity] = [positive(&v["time"])?, positive(&v["perplexity"])?];
+            Some(Measured { ratio, time, kl: number(&v["kl"])?, perplexity })
+        };
+        let curve = value.as_array()?.iter().map(point).collect::<Option<Vec<Measured>>>()?;
+        curve.is_sorted_by(|a, b| a.ratio < b.ratio).then_some(curve)
+    }
+}
+
+fn number(v: &Value) -> Option<f64> {
+    v.as_f64().filter(|x| x.is_finite())
+}
+
+/// The block and the share of each measurement that [`cheapest`] needs, layer by layer: the attention, then both shares of the MLP.
+pub fn measurements(dims: &Dims) -> impl Iterator<Item = (Block, f64)> + use<> {
+    (0..dims.n_layer - 1).flat_map(|il| {
+        let [attn, mlp] = [BlockKind::Attn, BlockKind::Mlp].map(|kind| Block { il, kind });
+        [(attn, 1.0), (mlp, MLP_SHARES[0]), (mlp, MLP_SHARES[1])]
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIMS: Dims =
+        Dims { n_layer: 4, n_embd: 64, n_head: 4, n_head_kv: 2, n_embd_head: 16, n_ff: 192, n_ff_matrices: 3 };
+
+    fn point(ratio: f64, kl: f64) -> Measured {
+        Measured { ratio, time: 1.0 - ratio, kl, perplexity: 1.0 }
+    }
+
+    #[test]
+    fn a_curve_is_read_both_ways() {
+        // A point that came out cheaper than the one before it by chance is taken to cost as much.
+        let curve = [point(0.1, 0.004), point(0.2, 0.003), point(0.4, 0.02)];
+        assert_eq!(largest(&curve, 0.002), 0.05);
+        assert_eq!(largest(&curve, 0.004), 0.2);
+        assert!((largest(&curve, 0.012) - 0.3).abs() < 1e-12);
+        assert_eq!(largest(&curve, 1.0), 0.4);
+        assert_eq!(largest(&[], 0.01), 0.0);
+        assert_eq!(expected(&curve, 0.05), 0.002);
+        assert!((expected(&curve, 0.3) - 0.012).abs() < 1e-12);
+        assert_eq!(expected(&curve, 0.5), 0.02);
+    }
+
+    #[test]
+    fn words() {
+        let words = [0.0, 0.001, 0.0055, 0.008, 0.01, 0.05, 0.5].map(in_words);
+        let expected = [
+            "less than Q8_0",
+            "less than Q8_0",
+            "as Q6_K",
+            "between Q6_K and Q5_K_M",
+            "as Q5_K_M",
+            "between Q4_K_M and Q3_K_M",
+            "more than Q3_K_M",
+        ];
+        assert_eq!(words, expected);
+    }
+
+    #[test]
+    fn what_costs_least_is_left_out_first() {
+        let costs = [
+            LayerCosts { attn: 0.5, mlp: [0.1, 0.4] },
+            LayerCosts { attn: 0.0001, mlp: [0.01, 0.04] },
+            LayerCosts { attn: 0.05, mlp: [0.001, 0.004] },
+        ];
+        for ratio in [0.3, 0.45, 0.6] {
+            let shares = cheapest(&costs, ratio, &DIMS);
+            let is = saved(&shares, &DIMS);
+            assert!(is >= ratio && is < ratio + 0.02, "{ratio}: {is}");
+            assert_eq!(shares[3], [1.0, 1.0]);
+            assert!(shares[0][1] < shares[1][1] && shares[1][1] < shares[2][1], "{shares:?}");
+            assert_eq!((shares[0][0], shares[1][0]), (0.0, 1.0), "{shares:?}");
+        }
+    }
+
+    #[test]
+    fn costs_of_nothing_and_of_noise_are_no_trouble() {
+        for cost in [0.0, -1e-9, 1e-12] {
+            let costs = [LayerCosts { attn: cost, mlp: [cost; 2] }; 3];
+            let shares = cheapest(&costs, 0.5, &DIMS);
+            assert!(saved(&shares, &DIMS) >= 0.5 && shares.iter().flatten().all(|x| (0.0..=1.0).contains(x)));
+        }
+    }
+
+    #[test]
+    fn costs_are_read_as_they_were_written() {
+        let layers = vec![LayerCosts { attn: 0.01, mlp: [-1e-9, 0.04] }; 3];
+        let costs = Costs { layers, curve: vec![point(0.3, 0.1), point(0.5, 0.2)] };
+        let json = costs.to_json();
+        assert_eq!(Costs::from_json(&json, 4), Some(costs));
+        assert_eq!(Costs::from_json(&json, 5), None);
+        for (pointer, wrong) in [("/layers/0/1", json!("0")), ("/curve/1/ratio", json!(0.2)), ("/curve/0/time", json!(0))] {
+            let mut damaged = json.clone();
+            *damaged.pointer_mut(pointer).unwrap() = wrong;
+            assert_eq!(Costs::from_json(&damaged, 4), None, "{pointer}");
+        }
+    }
+}
