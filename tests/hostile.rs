@@ -1163,7 +1163,8 @@ fn calibrations_and_dumps() {
     Forge { seed: 2, ..forge }.write(&at("other.gguf"));
     let model = text(at("model.gguf"));
     fs::write(at("text.txt"), "the quick brown fox jumps over the lazy dog ".repeat(40)).unwrap();
-    let calibrate = run(&["calibrate", "-m", &model, "-f", &text(at("text.txt")), "--seq-len", "32", "--no-costs", "-q"]);
+    let calibrate =
+        run(&["calibrate", "-m", &model, "-f", &text(at("text.txt")), "--seq-len", "32", "--no-costs", "-q"]);
     assert_eq!(calibrate.code, Some(0), "{}", calibrate.stderr);
     let good = fs::read(at("model.ppcal")).unwrap();
     let pruned = |model: &str, more: &[&str]| {

@@ -540,3 +540,69 @@ fn what_can_be_pruned_is_listed() {
         assert!(out.contains(part), "{part}: {out}");
     }
 }
+
+/// The costs in a calibration file.
+fn costs(path: &Path) -> Value {
+    let bytes = fs::read(path).unwrap();
+    let length = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+    let mut costs = serde_json::from_slice::<Value>(&bytes[16..16 + length]).unwrap()["costs"].take();
+    // How long something takes is never the same.
+    costs["curve"].as_array_mut().unwrap().iter_mut().for_each(|p| p["time"].take().as_f64().map(|_| ()).unwrap());
+    costs
+}
+
+#[test]
+fn a_model_has_a_plan_of_its_own() {
+    let _turn = turn();
+    let model = tiny("costs", Type::Q8_0, 2);
+    let sidecar = Path::new(&model).with_extension("ppcal");
+    let part = Path::new(&model).with_extension("ppcal.part");
+    let prompt = PROMPT.repeat(4);
+    let base = ["-m", &model, "-p", &prompt, "-n", "4", "-no-cnv", "--temp", "0", "-c", "2048", "-ub", "64"];
+    let run = |more: &[&str]| ok(&[&base[..], &["--prune-min-tokens", "2"], more].concat());
+    let (whole, _) = ok(&base);
+    let (answer, err) = run(&["--prune", "auto"]);
+    assert!(answer == whole && err.contains("reading is dense") && err.contains("pp-run calibrate"), "{err}");
+    assert!(
+        refused(&[&base[..], &["--prune", "0.3", "--prune-plan", "calibrated"]].concat(), 66).contains("calibrate")
+    );
+
+    let calibrate = ["calibrate", "-m", &model, "--seqs", "4", "--seq-len", "32", "--no-positions"];
+    // One that is ended in the middle keeps what it has, and the next one goes on with that.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pp-run")).args(calibrate).spawn().unwrap();
+    while !part.exists() {
+        assert_eq!(child.try_wait().unwrap(), None, "it has ended without a part");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success() && child.wait().unwrap().code() == Some(130) && part.exists() && !sidecar.exists());
+    let (table, _) = ok(&calibrate);
+    assert!(table.contains("left out") && table.contains("30%") && !part.exists(), "{table}");
+    let measured = costs(&sidecar);
+    ok(&calibrate);
+    assert_eq!(costs(&sidecar), measured, "what is measured in parts is what is measured at once");
+
+    let (_, err) = run(&["--prune", "auto:1000"]);
+    assert!(err.contains("kept ") && err.contains("at an expected KL of"), "{err}");
+    let (answer, err) = run(&["--prune", "auto:1e-12"]);
+    assert!(answer == whole && err.contains("no share of the weights costs so little"), "{err}");
+    let (answer, err) = run(&["--prune", "auto:1000", "--prune-guard", "1e-12"]);
+    assert!(answer == whole && err.contains("0% left out of the rest"), "{err}");
+    let (guarded, err) = run(&["--prune", "0.3", "--prune-plan", "calibrated", "--prune-guard", "1000"]);
+    assert!(err.contains("30% left out of the rest"), "{err}");
+    let dump = DIR.path().join("guarded.json");
+    let dump = dump.to_str().unwrap();
+    let guard = ["--prune", "0.3", "--prune-plan", "calibrated", "--prune-guard", "1000", "--prune-dump", dump];
+    assert_eq!(run(&guard).0, guarded);
+    assert_eq!(ok(&[&base[..], &["--prune", "0.3", "--prune-replay", dump]].concat()).0, guarded);
+    for (more, reason) in [
+        (&["--prune", "auto:0"][..], "auto:KL"),
+        (&["--prune", "auto", "--prune-plan", "depth"], "the model's own plan"),
+        (&["--prune", "auto", "--prune-method", "flap"], "not measured"),
+        (&["--prune", "0.3", "--prune-guard", "0.1"], "the model's own plan"),
+        (&["--prune", "auto", "--prune-guard", "0"], "more than 0"),
+    ] {
+        let line = refused(&[&base[..], more].concat(), 2);
+        assert!(line.contains(reason), "{line}");
+    }
+}

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::value::{not_one_of, out_of_range};
 use crate::error::{Error, Result};
-use crate::prune::{HistoryKind, Method, Metric, MAX_RATIO, Options, Picker, Spread};
+use crate::prune::{HistoryKind, MAX_RATIO, Method, Metric, Options, Picker, Spread};
 
 /// What `--prune auto` may cost: about what Q5_K_M costs.
 const TARGET: f64 = 0.01;

@@ -433,7 +433,7 @@ mod tests {
 
     /// What is to be done with a prompt of `n` tokens.
     fn read(policy: &mut Policy, n: usize) -> AskPrompt {
-        policy.begin_prompt();
+        policy.begin_prompt(0.8, None);
         policy.read(SINKS, n, 512).unwrap()
     }
 
@@ -457,7 +457,7 @@ mod tests {
     #[test]
     fn the_end_of_a_long_prompt_is_read_whole() {
         let mut policy = Policy::probe(Some(100), false, false, 0.8);
-        policy.begin_prompt();
+        policy.begin_prompt(0.8, None);
         let n = 1100 + SINKS + TAIL;
         assert_eq!(policy.read(0, n, 512).unwrap(), AskPrompt::Run(Way::Dense, SINKS));
         let mut n_past = SINKS;
@@ -467,7 +467,7 @@ mod tests {
         }
         assert_eq!(policy.read(n_past, n - n_past, 512).unwrap(), AskPrompt::Run(Way::Dense, TAIL));
         // However little is left of a long prompt, it is still that prompt; and a short one stays short.
-        policy.begin_prompt();
+        policy.begin_prompt(0.8, None);
         assert_eq!(policy.read(0, 99, 64).unwrap(), AskPrompt::Run(Way::Dense, 64));
         assert_eq!(policy.read(64, 35, 64).unwrap(), AskPrompt::Run(Way::Dense, 35));
         // Batches of texts are pruned to their end.

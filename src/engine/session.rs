@@ -308,7 +308,7 @@ impl<'m> Session<'m> {
             MaskSource::Replay(records) => (Policy::replay(records, share), None),
             MaskSource::Fixed(masks, left_out) => (Policy::fixed(of_answers, share), Some((masks, left_out))),
         };
-                if dump {
+        if dump {
             policy.keep_records();
         }
         let (mut reduced, mut kept) = (None, Masks::new());

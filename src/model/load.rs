@@ -13,7 +13,7 @@ use super::options::Options;
 use crate::error::Result;
 use crate::gguf::Gguf;
 use crate::graph::{Clock, GraphBuilder, GraphSlots, KvCache, Layout, Pieces, Results, Task};
-use crate::prune::{Pass};
+use crate::prune::Pass;
 use crate::weights::{Dims, Kernel, Kernels, Layer, Loaded, Loader, Pack, Placement, pack_all};
 
 /// A model in memory, ready to compute.

@@ -148,10 +148,10 @@ mod tests {
             r#"{"pp-run prune plan": 1, "budgets": [{"layers": [[0, 0.5], [1, 1]]}, {"layers": [[0, 0], [0, 0.4]]}]}"#;
         let curve = parse(text, &d).unwrap();
         assert_eq!(curve[0].1, [[0.0, 0.0], [0.0, 0.4]]);
-        let between = between(&curve, 0.3, &d);
+        let between = between(&curve, 0.3, &d).unwrap();
         assert!((saved(&between, &d) - 0.3).abs() < 1e-9);
         assert!(between[1][0] > 0.0 && between[1][0] < 1.0 && between[1][1] > 0.4);
-        let half: Shares = super::between(&curve, curve[0].0 / 2.0, &d);
+        let half: Shares = super::between(&curve, curve[0].0 / 2.0, &d).unwrap();
         assert!((half[1][1] - 0.2).abs() < 1e-9 && half[0] == [0.0; 2]);
         for (bad, part) in [
             ("{}", "no plan"),

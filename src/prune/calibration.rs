@@ -234,7 +234,7 @@ mod tests {
         };
         let blocks = all_blocks(&dims).map(|b| (b, stats(b))).collect();
         let measured = Measured { ratio: 0.25, time: 0.8, kl: 0.01, perplexity: 1.01 };
-        let costs = Costs { layers: vec![LayerCosts { attn: 0.5, mlp: [0.25, 1.0] }], curve: vec![measured] };
+        let costs = Costs { layers: vec![LayerCosts { attn: 0.5, mlp: -0.25 }], curve: vec![measured] };
         let costs = positions.then_some(costs);
         (dims, Calibration { n_seqs: 2, seq_len: 3, batch: 2, text: "a.txt".into(), blocks, costs })
     }

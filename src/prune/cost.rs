@@ -64,69 +64,67 @@ pub fn largest(curve: &[Measured], kl: f64) -> f64 {
     }
 }
 
-/// Shares of an MLP's channels at which its costs are measured.
-pub const MLP_SHARES: [f64; 2] = [0.5, MOST];
+/// Share of an MLP's channels at which its cost is measured.
+const MLP_SHARE: f64 = 0.75;
 
-/// What one layer's blocks cost what follows when they alone are pruned: KL divergences.
+/// So small a share costs next to nothing. What is measured all the same is that sums are rounded otherwise.
+const ROUNDING_SHARE: f64 = 0.05;
+
+/// What one layer's blocks cost what follows when they alone are pruned: KL divergences, less what comes of rounding.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct LayerCosts {
     /// Attention is dropped
     pub attn: f64,
-    /// These [`MLP_SHARES`] of the MLP's channels are left out
-    pub mlp: [f64; 2],
+    /// Three quarters of the MLP's channels are left out
+    pub mlp: f64,
 }
 
-/// The cost of a share of an MLP's channels: a power of it, through what was measured.
-struct Power {
-    factor: f64,
-    exponent: f64,
-}
+/// No block costs less than this, as far as can be measured.
+const LEAST: f64 = 2e-5;
 
-impl Power {
-    fn through(costs: [f64; 2]) -> Power {
-        // Divergences so small are noise, and no share is cheaper than a smaller one.
-        let low = costs[0].max(1e-7);
-        let high = costs[1].max(low);
-        let exponent = ((high / low).ln() / (MLP_SHARES[1] / MLP_SHARES[0]).ln()).clamp(1.25, 4.0);
-        // The larger share is measured with less noise.
-        Power { factor: high / MLP_SHARES[1].powf(exponent), exponent }
-    }
+/// Tokens of context at which attention's own multiplications are counted: those of a prompt twice as long, on average.
+const N_CONTEXT: usize = 512;
 
-    /// The share at which a little more costs `price` for each share.
-    fn share_at(&self, price: f64) -> f64 {
-        (price / (self.factor * self.exponent)).powf(1.0 / (self.exponent - 1.0)).min(MOST)
-    }
-}
+/// What probing an MLP and gathering its kept weights takes, as a share of the MLP.
+const OVERHEAD: f64 = 0.15;
 
-/// The budget that leaves out `ratio` of the blocks' weights at the least cost, if costs add up: each block is pruned until a little
-/// more of any would cost the same for what it saves. `costs` are of all layers but the last, which is dropped: it serves nothing that
-/// is read.
+/// The budget that leaves out `ratio` of the blocks' weights at the least cost for the time that it saves, if costs add up: each block is
+/// pruned until a little more of any would cost the same for what it saves. `costs` are of all layers but the last, which is dropped: it
+/// serves nothing that is read.
+///
+/// An MLP costs as the square of its share. Time goes with multiplications: those of attention count, too, and an MLP that is pruned at all
+/// has a probe to pay for.
 pub fn cheapest(costs: &[LayerCosts], ratio: f64, dims: &Dims) -> Shares {
-    let powers: Vec<Power> = costs.iter().map(|c| Power::through(c.mlp)).collect();
-    let weights = |kind: BlockKind| {
-        let units = kind.units(dims);
-        (kind.weights(dims, units, true) - kind.weights(dims, 0, true)) as f64
-    };
-    let (attn, mlp) = (weights(BlockKind::Attn), weights(BlockKind::Mlp));
-    // Prices of a weight over twelve orders of magnitude, from one at which hardly anything is left out.
+    let weights = |kind: BlockKind| kind.weights(dims, kind.units(dims), true) - kind.weights(dims, 0, true);
+    let attn = (weights(BlockKind::Attn) + 2 * N_CONTEXT * dims.n_head * dims.n_embd_head) as f64;
+    let mlp = weights(BlockKind::Mlp) as f64;
+    // Prices of a multiplication, over twelve orders of magnitude.
     let price = |x: f64| 1e-9 / mlp * 10f64.powf(12.0 * x);
-    let shares = |dropped: &dyn Fn(usize) -> bool, price: f64| {
-        let mut shares: Shares = (0..costs.len())
-            .map(|il| [if dropped(il) { 1.0 } else { 0.0 }, powers[il].share_at(price * mlp)])
-            .collect();
-        shares.push([1.0; 2]);
-        shares
+    let factor = |c: &LayerCosts| c.mlp.max(LEAST) / MLP_SHARE.powi(2);
+    let share_at = |c: &LayerCosts, price: f64| (price * mlp / (2.0 * factor(c))).min(MOST);
+    // Which blocks are worth it.
+    let worth = |price: f64| -> Vec<[bool; 2]> {
+        let of_layer = |c: &LayerCosts| {
+            let share = share_at(c, price);
+            [c.attn.max(LEAST) < price * attn, factor(c) * share.powi(2) < price * mlp * (share - OVERHEAD)]
+        };
+        costs.iter().map(of_layer).collect()
     };
-    let cheap = |price: f64| move |il: usize| costs[il].attn.max(0.0) < price * attn;
-    // The price at which enough is saved; just below it no attention more is dropped than needed, and MLPs make up for the rest.
+    let shares = |worth: &[[bool; 2]], price: f64| -> Shares {
+        let of_layer = |(c, worth): (&LayerCosts, &[bool; 2])| {
+            [if worth[0] { 1.0 } else { 0.0 }, if worth[1] { share_at(c, price) } else { 0.0 }]
+        };
+        costs.iter().zip(worth).map(of_layer).chain([[1.0; 2]]).collect()
+    };
     let (mut low, mut high) = (0.0, 1.0);
     for _ in 0..50 {
         let middle = 0.5 * (low + high);
-        let enough = saved(&shares(&cheap(price(middle)), price(middle)), dims) >= ratio;
-        if enough { high = middle } else { low = middle }
+        let is_enough = saved(&shares(&worth(price(middle)), price(middle)), dims) >= ratio;
+        if is_enough { high = middle } else { low = middle }
     }
-    let below = solve(ratio, dims, |x| shares(&cheap(price(low)), price(x)));
-    if saved(&below, dims) >= ratio { below } else { shares(&cheap(price(high)), price(high)) }
+    // A block more may be a step too far: with these blocks, but no more of each than it takes.
+    let worth = worth(price(high));
+    solve(ratio, dims, |x| shares(&worth, price(x)))
 }
 
 /// What was measured on a model.
@@ -141,7 +139,7 @@ pub struct Costs {
 impl Costs {
     /// As it is written into files.
     pub fn to_json(&self) -> Value {
-        let layer = |c: &LayerCosts| json!([c.attn, c.mlp[0], c.mlp[1]]);
+        let layer = |c: &LayerCosts| json!([c.attn, c.mlp]);
         json!({
             "layers": self.layers.iter().map(layer).collect::<Value>(),
             "curve": Costs::curve_to_json(&self.curve),
@@ -156,7 +154,7 @@ impl Costs {
 
     /// What [`Costs::to_json`] wrote, of a model of `n_layer` layers; `None` if it is not that.
     pub fn from_json(value: &Value, n_layer: usize) -> Option<Costs> {
-        let layer = |v: &Value| Some(LayerCosts { attn: number(&v[0])?, mlp: [number(&v[1])?, number(&v[2])?] });
+        let layer = |v: &Value| Some(LayerCosts { attn: number(&v[0])?, mlp: number(&v[1])? });
         let layers = value["layers"].as_array()?.iter().map(layer).collect::<Option<Vec<LayerCosts>>>()?;
         let curve = Costs::curve_from_json(&value["curve"])?;
         (layers.len() + 1 == n_layer).then_some(Costs { layers, curve })
@@ -179,12 +177,19 @@ fn number(v: &Value) -> Option<f64> {
     v.as_f64().filter(|x| x.is_finite())
 }
 
-/// The block and the share of each measurement that [`cheapest`] needs, layer by layer: the attention, then both shares of the MLP.
+/// The block and the share of each measurement that [`LayerCosts`] needs, layer by layer: rounding, the attention, the MLP.
 pub fn measurements(dims: &Dims) -> impl Iterator<Item = (Block, f64)> + use<> {
     (0..dims.n_layer - 1).flat_map(|il| {
         let [attn, mlp] = [BlockKind::Attn, BlockKind::Mlp].map(|kind| Block { il, kind });
-        [(attn, 1.0), (mlp, MLP_SHARES[0]), (mlp, MLP_SHARES[1])]
+        [(mlp, ROUNDING_SHARE), (attn, 1.0), (mlp, MLP_SHARE)]
     })
+}
+
+impl LayerCosts {
+    /// Of what came of the measurements, by layer.
+    pub fn of(measured: &[f64]) -> Vec<LayerCosts> {
+        measured.chunks_exact(3).map(|kl| LayerCosts { attn: kl[1] - kl[0], mlp: kl[2] - kl[0] }).collect()
+    }
 }
 
 #[cfg(test)]
@@ -230,16 +235,16 @@ mod tests {
     #[test]
     fn what_costs_least_is_left_out_first() {
         let costs = [
-            LayerCosts { attn: 0.5, mlp: [0.1, 0.4] },
-            LayerCosts { attn: 0.0001, mlp: [0.01, 0.04] },
-            LayerCosts { attn: 0.05, mlp: [0.001, 0.004] },
+            LayerCosts { attn: 0.5, mlp: 0.4 },
+            LayerCosts { attn: 0.0001, mlp: 0.04 },
+            LayerCosts { attn: 0.05, mlp: 0.004 },
         ];
         for ratio in [0.3, 0.45, 0.6] {
             let shares = cheapest(&costs, ratio, &DIMS);
             let is = saved(&shares, &DIMS);
             assert!(is >= ratio && is < ratio + 0.02, "{ratio}: {is}");
             assert_eq!(shares[3], [1.0, 1.0]);
-            assert!(shares[0][1] < shares[1][1] && shares[1][1] < shares[2][1], "{shares:?}");
+            assert!(shares[0][1] <= shares[1][1] && shares[1][1] <= shares[2][1], "{shares:?}");
             assert_eq!((shares[0][0], shares[1][0]), (0.0, 1.0), "{shares:?}");
         }
     }
@@ -247,7 +252,7 @@ mod tests {
     #[test]
     fn costs_of_nothing_and_of_noise_are_no_trouble() {
         for cost in [0.0, -1e-9, 1e-12] {
-            let costs = [LayerCosts { attn: cost, mlp: [cost; 2] }; 3];
+            let costs = [LayerCosts { attn: cost, mlp: cost }; 3];
             let shares = cheapest(&costs, 0.5, &DIMS);
             assert!(saved(&shares, &DIMS) >= 0.5 && shares.iter().flatten().all(|x| (0.0..=1.0).contains(x)));
         }
@@ -255,12 +260,14 @@ mod tests {
 
     #[test]
     fn costs_are_read_as_they_were_written() {
-        let layers = vec![LayerCosts { attn: 0.01, mlp: [-1e-9, 0.04] }; 3];
+        let layers = vec![LayerCosts { attn: 0.01, mlp: -1e-9 }; 3];
         let costs = Costs { layers, curve: vec![point(0.3, 0.1), point(0.5, 0.2)] };
         let json = costs.to_json();
         assert_eq!(Costs::from_json(&json, 4), Some(costs));
         assert_eq!(Costs::from_json(&json, 5), None);
-        for (pointer, wrong) in [("/layers/0/1", json!("0")), ("/curve/1/ratio", json!(0.2)), ("/curve/0/time", json!(0))] {
+        for (pointer, wrong) in
+            [("/layers/0/1", json!("0")), ("/curve/1/ratio", json!(0.2)), ("/curve/0/time", json!(0))]
+        {
             let mut damaged = json.clone();
             *damaged.pointer_mut(pointer).unwrap() = wrong;
             assert_eq!(Costs::from_json(&damaged, 4), None, "{pointer}");

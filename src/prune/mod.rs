@@ -40,7 +40,7 @@ mod setup;
 pub use block::{Block, BlockKind, Masks, all_blocks};
 pub use budget::{Curve, Shares, between, parse as parse_plan, saved};
 pub use calibration::{BlockStats, Calibration, path_for};
-pub use cost::{Costs, LayerCosts, MLP_SHARES, Measured, cheapest, expected, in_words, largest, measurements};
+pub use cost::{Costs, LayerCosts, Measured, cheapest, expected, in_words, largest, measurements};
 pub use left_out::MeanLeftOut;
 pub use observed::Observed;
 pub use options::{HistoryKind, MAX_RATIO, Method, Metric, Options, Picker, Spread};

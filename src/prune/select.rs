@@ -5,8 +5,11 @@ use ggml::{Op, Parts, Source};
 /// Numbers of the `n` highest scores, ascending. Of equal scores the later is kept, as a stable sort has it.
 pub fn highest(scores: &[f32], n: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
-    let mut kept = order.split_off(scores.len() - n);
+    let least = scores.len() - n;
+    if (1..scores.len()).contains(&least) {
+        order.select_nth_unstable_by(least, |&a, &b| scores[a].total_cmp(&scores[b]).then(a.cmp(&b)));
+    }
+    let mut kept = order.split_off(least);
     kept.sort_unstable();
     kept
 }
@@ -35,6 +38,7 @@ mod tests {
         assert_eq!(highest(&[3.0, 1.0, 2.0, 5.0], 2), [0, 3]);
         assert_eq!(highest(&[1.0, 1.0, 1.0], 2), [1, 2]);
         assert_eq!(highest(&[1.0, 2.0], 2), [0, 1]);
+        assert_eq!(highest(&[1.0, 2.0], 0), [0; 0]);
         assert_eq!(highest(&[0.0; 4], 1), [3]);
         assert_eq!(highest(&[f32::NAN; 4], 3), [1, 2, 3]);
         assert_eq!(highest(&[f32::NAN, 1.0, f32::NEG_INFINITY], 2), [0, 1]);

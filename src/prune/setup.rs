@@ -50,13 +50,7 @@ pub struct Sources<'a> {
 
 /// Prepares to prune a model of these sizes and weights as the options say, with `n_threads` threads. [`crate::error::Kind::Usage`] for options that do not go together
 /// with the model or the statistics.
-pub fn prepare(
-    options: &Options,
-    dims: Dims,
-    layers: &[Layer],
-    sources: Sources,
-    n_threads: usize,
-) -> Result<Setup> {
+pub fn prepare(options: &Options, dims: Dims, layers: &[Layer], sources: Sources, n_threads: usize) -> Result<Setup> {
     let plan = Plan::new(options, sources.shares, dims)?;
     let of_answers = Options { ratio: options.answer, spread: Spread::Paper, ..options.clone() };
     let answer_plan = (options.answer > 0.0).then(|| Plan::new(&of_answers, None, dims)).transpose()?;
@@ -69,11 +63,11 @@ pub fn prepare(
     let constants = |block| (block, formula.constants(&last(block).weight.rows, n_threads));
     // A method that never looks at the batch scores all blocks before it knows what they keep.
     // And a guard may change what is kept.
-    let may_be_scored = |b: Block| !options.method.looks_at_batch() || options.guard.is_some() && b.kind == BlockKind::Mlp;
+    let may_be_scored =
+        |b: Block| !options.method.looks_at_batch() || options.guard.is_some() && b.kind == BlockKind::Mlp;
     let is_scored = |&b: &Block| may_be_scored(b) || plan.kept(b).is_some_and(|n| n > 0);
     let constants = plan.blocks().filter(is_scored).map(constants).collect();
-    let mut pruning =
-        Pruning::new(options.clone(), plan, answer_plan, constants, calibration.map(|c| &c.blocks));
+    let mut pruning = Pruning::new(options.clone(), plan, answer_plan, constants, calibration.map(|c| &c.blocks));
     pruning.statistics = statistics;
     let source = match (sources.replay, calibration) {
         (Some(records), _) => {

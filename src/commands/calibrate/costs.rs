@@ -12,7 +12,7 @@ use crate::engine::{self, Session};
 use crate::error::{Error, Result};
 use crate::log::Log;
 use crate::model::Model;
-use crate::prune::{self, Block, BlockKind, Calibration, Costs, LayerCosts, MLP_SHARES, Measured, Shares, Sources, Spread};
+use crate::prune::{self, Block, Calibration, Costs, LayerCosts, Measured, Shares, Sources, Spread};
 use crate::tokenizer::Token;
 
 /// Windows that each block's cost is measured on.
@@ -123,16 +123,7 @@ impl<'m> Measure<'m> {
                 part.save()?;
             }
         }
-        let kl = |il: usize, kind: BlockKind, share: f64| {
-            let is_it = |m: &(Block, f64)| *m == (Block { il, kind }, share);
-            measurements.iter().position(is_it).map_or(0.0, |i| part.blocks[i])
-        };
-        let layer = |il: usize| LayerCosts {
-            attn: kl(il, BlockKind::Attn, 1.0),
-            mlp: MLP_SHARES.map(|share| kl(il, BlockKind::Mlp, share)),
-        };
-        let layers: Vec<LayerCosts> = (0..dims.n_layer - 1).map(layer).collect();
-
+        let layers = LayerCosts::of(&part.blocks);
         if part.curve.len() < RATIOS.len() {
             let mut dense = self.session()?;
             let bases = self.read_all(&mut dense, of_curve)?;
@@ -163,7 +154,7 @@ impl<'m> Measure<'m> {
         }
         bar.finish_and_clear();
         let costs = Costs { layers, curve: part.curve };
-        let numbers = costs.layers.iter().flat_map(|c| [c.attn, c.mlp[0], c.mlp[1]]).chain(costs.curve.iter().map(|p| p.kl));
+        let numbers = costs.layers.iter().flat_map(|c| [c.attn, c.mlp]).chain(costs.curve.iter().map(|p| p.kl));
         match numbers.into_iter().all(f64::is_finite) {
             true => Ok(costs),
             false => Err(Error::failed("the model computes values that are not numbers: nothing was written")),
@@ -190,8 +181,7 @@ impl<'m> Measure<'m> {
     fn prune(&self, session: &mut Session, shares: Shares) -> Result<()> {
         let dims = self.model.dims();
         let ratio = prune::saved(&shares, &dims);
-        let options =
-            prune::Options { spread: Spread::Calibrated, min_tokens: Some(2), ..prune::Options::new(ratio) };
+        let options = prune::Options { spread: Spread::Calibrated, min_tokens: Some(2), ..prune::Options::new(ratio) };
         let sources = Sources { calibration: Some((self.calibration, 0)), shares: Some(shares), replay: None };
         let setup = prune::prepare(&options, dims, self.model.layers(), sources, self.context.n_threads_batch)?;
         session.set_pruning(Some(setup))

@@ -14,8 +14,8 @@ use super::output::{print, write_file};
 use super::signals::Signals;
 use crate::engine::{Moments, Session};
 use crate::error::{Error, Result};
-use crate::log::{self, Log};
 use crate::graph::CacheType;
+use crate::log::{self, Log};
 use crate::model::Model;
 use crate::prune::{Block, BlockStats, Calibration, Costs, all_blocks, in_words, path_for};
 use crate::sampler::{self, Sampler};
@@ -186,8 +186,7 @@ fn write_for_costs(
     log: &Log,
     signals: &Signals,
 ) -> Result<Vec<Vec<Token>>> {
-    let context =
-        engine::Options { n_ctx: Some(u32::try_from(length).unwrap_or(u32::MAX)), ..options.context.clone() };
+    let context = engine::Options { n_ctx: Some(u32::try_from(length).unwrap_or(u32::MAX)), ..options.context.clone() };
     let mut session = Session::new(model, &context, GROUP, GROUP, signals.interrupt.clone())?;
     let bar = log.progress("writing", (WINDOWS * length) as u64, "tokens");
     let mut windows = Vec::new();
@@ -278,7 +277,13 @@ impl Running {
     fn new(m: &Moments) -> Running {
         let zeros = vec![0.0; m.mean.len()];
         let flap = Flap { mean: zeros.clone(), variance: zeros.clone() };
-        Running { energy: zeros.clone(), normalised: zeros, plain: flap.clone(), as_coded: flap, positions: vec![0.0; m.positions.len()] }
+        Running {
+            energy: zeros.clone(),
+            normalised: zeros,
+            plain: flap.clone(),
+            as_coded: flap,
+            positions: vec![0.0; m.positions.len()],
+        }
     }
 
     /// Adds a batch of `n` windows, of which `done` came before.
@@ -315,7 +320,12 @@ mod tests {
         let n = x.len() as f32;
         let energy = x.iter().map(|x| x * x).sum::<f32>() / n;
         // One channel has all of each token's norm.
-        Moments { mean: vec![x.iter().sum::<f32>() / n], energy: vec![energy], normalised: vec![1.0], positions: vec![energy] }
+        Moments {
+            mean: vec![x.iter().sum::<f32>() / n],
+            energy: vec![energy],
+            normalised: vec![1.0],
+            positions: vec![energy],
+        }
     }
 
     #[test]

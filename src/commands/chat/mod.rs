@@ -44,8 +44,7 @@ pub fn chat(
         chat.run.log.note(&format!("context of {n_ctx} tokens; /help lists commands, Ctrl-D leaves"));
     }
     let result = chat.turns(first);
-    let result =
-        result.and_then(|()| pruning::write_dump(&chat.session, chat.run.model));
+    let result = result.and_then(|()| pruning::write_dump(&chat.session, chat.run.model));
     if let (Some(name), false) = (chat.keep.name(), once) {
         chat.run.log.note(&format!("kept as {name}: pp-run --continue goes on with it"));
     }
