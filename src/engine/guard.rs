@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::divergence::divergences;
-use super::pruning::{Ran, TAIL, Way};
+use super::pruning::{Ran, TAIL, Way, read_whole};
 use super::report::Guarded;
 use super::session::{Pruned, Session};
 use crate::error::Result;
@@ -30,12 +30,12 @@ impl Session<'_> {
         let (piece, after) = left[..n + COMPARED].split_at(n);
         let first = self.n_past();
         let began = Instant::now();
-        self.try_piece(piece)?;
+        self.try_piece(piece, read_whole(first, n, left.len()))?;
         let pruned = self.states_after(after)?;
         let mut time = began.elapsed();
         self.rewind(first);
         let way = self.pruned.as_ref().map(|p| p.policy.dense());
-        self.piece(piece, way, false)?;
+        self.piece(piece, way, [0; 2], false)?;
         let dense = self.states_after(after)?;
         // These are a batch of the prompt, too.
         let record = Record { n_seq: 1, n_each: COMPARED, first: first + n, ..Default::default() };
@@ -70,9 +70,9 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Reads a piece of a prompt with a probe, and lets nobody hear of it.
-    fn try_piece(&mut self, piece: &[Token]) -> Result<()> {
-        let batch = Batch::of_pieces(&[piece], self.n_past(), 0..0, Results::Cells);
+    /// Reads a piece of a prompt with a probe, but for some of its tokens, and lets nobody hear of it.
+    fn try_piece(&mut self, piece: &[Token], dense: [usize; 2]) -> Result<()> {
+        let batch = Batch { dense, ..Batch::of_pieces(&[piece], self.n_past(), 0..0, Results::Cells) };
         self.run(&batch, Some(&Way::Probe), false)?;
         self.tokens.extend_from_slice(piece);
         Ok(())

@@ -243,7 +243,8 @@ impl Policy {
     /// What to do next with a prompt of which `n` tokens are left, from position `n_past` on; at most `n_ubatch` of them run at once.
     /// [`crate::error::Kind::Malformed`] if the records of a replay are at their end.
     ///
-    /// The first [`SINKS`] tokens of a text and the last [`TAIL`] of a prompt are read whole.
+    /// The first [`SINKS`] tokens of a text and the last [`TAIL`] of a prompt are read whole: as [`read_whole`] says, where the piece has a
+    /// probe, and in pieces of their own otherwise.
     pub fn read(&mut self, n_past: usize, n: usize, n_ubatch: usize) -> Result<AskPrompt> {
         let way = match &mut self.source {
             Source::Fixed => Way::Reduced,
@@ -268,12 +269,20 @@ impl Policy {
         if !is_long || n < TAIL + 2 {
             return Ok(AskPrompt::Run(self.dense(), n.min(n_ubatch)));
         }
+        // Batches of about equal length, so that none has a probe much worse than the others.
+        let piece = |n: usize| n.div_ceil(n.div_ceil(n_ubatch));
+        if way == Way::Probe {
+            let n_piece = piece(n);
+            let n_dense: usize = read_whole(n_past, n_piece, n).iter().sum();
+            // One token has no probe.
+            let way = if n_piece < n_dense + 2 { self.dense() } else { way };
+            return Ok(AskPrompt::Run(way, n_piece));
+        }
+        // Reduced weights serve all tokens of a batch.
         if n_past < SINKS {
             return Ok(AskPrompt::Run(self.dense(), (SINKS - n_past).min(n_ubatch)));
         }
-        // Batches of about equal length, so that none has a probe much worse than the others.
-        let pruned = n - TAIL;
-        Ok(AskPrompt::Run(way, pruned.div_ceil(pruned.div_ceil(n_ubatch))))
+        Ok(AskPrompt::Run(way, piece(n - TAIL)))
     }
 
     /// What to do with a batch of texts that are scored, `n_seq` side by side, `n_each` tokens of each.
@@ -384,14 +393,15 @@ impl Policy {
     /// Hears that a batch of a prompt ran.
     pub fn learn_batch(&mut self, ran: Ran) {
         let n_tokens = ran.record.n_seq * ran.record.n_each;
+        let n_dense: usize = ran.record.dense.iter().sum();
         let report = &mut self.report;
         match ran.way {
-            Way::Probe => {
-                report.pruned_tokens += n_tokens;
+            Way::Given(record) if record.kept.is_empty() => report.dense_tokens += n_tokens,
+            Way::Probe | Way::Reduced | Way::Given(_) => {
+                report.pruned_tokens += n_tokens - n_dense;
+                report.dense_tokens += n_dense;
                 report.probe_rows += ran.probe_rows;
             }
-            Way::Given(record) if record.kept.is_empty() => report.dense_tokens += n_tokens,
-            Way::Reduced | Way::Given(_) => report.pruned_tokens += n_tokens,
             Way::Observe if ran.is_again => {}
             Way::Observe | Way::Dense => report.dense_tokens += n_tokens,
         }
@@ -404,6 +414,13 @@ impl Policy {
     pub fn learn_decoded(&mut self) {
         self.in_use.iter_mut().for_each(|w| w.n_decoded += 1);
     }
+}
+
+/// How many tokens at the beginning and at the end of a prompt's next piece are read whole: the piece has `n` tokens from position `n_past`
+/// on, of `n_left` that are left.
+pub fn read_whole(n_past: usize, n: usize, n_left: usize) -> [usize; 2] {
+    let first = SINKS.saturating_sub(n_past).min(n);
+    [first, (n + TAIL).saturating_sub(n_left).min(n - first)]
 }
 
 /// The next record of a batch. [`crate::error::Kind::Malformed`] if there is none.

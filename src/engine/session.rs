@@ -12,7 +12,7 @@ use super::guard;
 use super::measure;
 use super::options::Options;
 use super::prompt_cache::{self, Found, Origin};
-use super::pruning::{AskAnswer, AskPrompt, Policy, REFRESH, Ran, Way};
+use super::pruning::{AskAnswer, AskPrompt, Policy, REFRESH, Ran, Way, read_whole};
 use super::report::Report;
 use crate::error::{Error, Result};
 use crate::graph::{Batch, KV_STEP, Results};
@@ -174,14 +174,26 @@ impl<'m> Session<'m> {
                     continue;
                 }
             }
-            self.piece(&left[..n], way, n == left.len())?;
+            let dense = match &way {
+                Some(Way::Probe) => read_whole(self.n_past(), n, left.len()),
+                // A batch of another length has none in the same places.
+                Some(Way::Given(record)) if record.n_each == n => record.dense,
+                _ => [0; 2],
+            };
+            self.piece(&left[..n], way, dense, n == left.len())?;
             progress(self.n_past());
         }
         Ok(())
     }
 
-    /// Processes one piece of a prompt: after the last one, logits are wanted.
-    pub(super) fn piece(&mut self, piece: &[Token], way: Option<Way>, is_last: bool) -> Result<()> {
+    /// Processes one piece of a prompt, so many tokens at its beginning and its end on all weights: after the last one, logits are wanted.
+    pub(super) fn piece(
+        &mut self,
+        piece: &[Token],
+        way: Option<Way>,
+        dense: [usize; 2],
+        is_last: bool,
+    ) -> Result<()> {
         let first = self.n_past();
         let began = Instant::now();
         let (probe, pack) = (self.engine.clock.probe(), self.engine.clock.pack());
@@ -189,7 +201,7 @@ impl<'m> Session<'m> {
             true => (piece.len() - 1..piece.len(), Results::Logits),
             false => (0..0, Results::Cells),
         };
-        let batch = Batch::of_pieces(&[piece], first, wanted, results);
+        let batch = Batch { dense, ..Batch::of_pieces(&[piece], first, wanted, results) };
         let nodes = self.run(&batch, way.as_ref(), self.trace.is_some())?;
         if let Some(way) = way.as_ref() {
             self.collect(&batch, way, false);
@@ -486,7 +498,8 @@ impl<'m> Session<'m> {
     pub(super) fn collect(&mut self, batch: &Batch, way: &Way, is_again: bool) {
         let Some(Pruned { pruning, policy, kept, .. }) = &mut self.pruned else { return };
         let (n_seq, n_each) = batch.layout(self.engine.cache.params()).samples();
-        let mut record = Record { n_seq, n_each, first: batch.rows[0].pos, ..Default::default() };
+        let (first, dense) = (batch.rows[0].pos, batch.dense);
+        let mut record = Record { n_seq, n_each, first, dense, ..Default::default() };
         for notes in self.engine.notes() {
             if let Some((slot, n)) = notes.observed {
                 let mut mean = vec![0.0f32; notes.block.kind.channels(pruning.plan.dims())];
@@ -512,7 +525,10 @@ impl<'m> Session<'m> {
             kept.clone_from(&given.kept);
             record.kept.clone_from(&given.kept);
         }
-        let probe_rows = pruning.probe(n_seq, n_each).n_rows();
+        let probe_rows = match way {
+            Way::Probe => pruning.probe(n_seq, n_each - batch.dense.iter().sum::<usize>()).n_rows(),
+            _ => 0,
+        };
         policy.learn_batch(Ran { way, probe_rows, is_again, record });
     }
 

@@ -25,6 +25,26 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     /// wanted rows only, if it is the last layer. `None` if it adds nothing: then it has made keys and values.
     pub fn attention(&mut self, x: Tensor<'g>, norm: &Norm, w: &Attention, il: usize) -> Option<Tensor<'g>> {
         let block = Block { il, kind: BlockKind::Attn };
+        let out = self.pruned_attention(x, norm, w, block);
+        let out = match self.dense_rows(x, block) {
+            None => out?,
+            Some(rows) => {
+                let of_rows = self.attention_of(&mut States::normalised(x, norm), w, None, Rows::Dense, il);
+                self.with_rows(out, of_rows, rows, x.ne()[1])
+            }
+        };
+        Some(self.name(out, "attn_out", il))
+    }
+
+    /// The block, pruned for all rows if it is pruned.
+    fn pruned_attention(
+        &mut self,
+        x: Tensor<'g>,
+        norm: &Norm,
+        w: &Attention,
+        block: Block,
+    ) -> Option<Tensor<'g>> {
+        let il = block.il;
         let mut notes = Notes::new(block);
         let mut states = States::normalised(x, norm);
         // Whole texts of a multi-head model need the keys and values of kept heads only, and no cache.
@@ -70,11 +90,10 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         };
         self.note(kqv, kept.as_ref(), notes);
         let part = kept.as_ref().map_or(Part::All, |kept| Part::Columns(kept, Role::Output));
-        let out = self.matmul(&mut States::new(kqv), &w.output, part);
-        Some(self.name(out, "attn_out", il))
+        Some(self.matmul(&mut States::new(kqv), &w.output, part))
     }
 
-    /// [`GraphBuilder::attention`] where only keys and values are made of all rows: the rest of it of the wanted ones, or of none if the
+    /// [`GraphBuilder::pruned_attention`] where only keys and values are made of all rows: the rest of it of the wanted ones, or of none if the
     /// block is dropped.
     fn attention_of_wanted(
         &mut self,
@@ -96,25 +115,37 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             Choice::Kept(kept) => Some(kept),
             _ => None,
         };
-        let wanted = self.inputs.get(Input::Wanted);
+        Some(self.attention_of(states, w, kept, Rows::Wanted, il))
+    }
+
+    /// Attention of some rows over the cache, which has the batch's keys and values: `[n_embd, n]`.
+    fn attention_of(
+        &mut self,
+        states: &mut States<'_, 'g>,
+        w: &Attention,
+        kept: Option<&Kept<'_, 'g>>,
+        rows: Rows,
+        il: usize,
+    ) -> Tensor<'g> {
+        let mut pos = self.inputs.get(Input::Positions);
+        let numbers = self.inputs.get(Input::Numbers(rows));
         let is_own = self.attends(&w.q.weight);
-        let (mut of_wanted, mut pos, mut rows) = (None, pos, Rows::All);
+        let (mut of_rows, mut attending) = (None, Rows::All);
         if is_own {
-            of_wanted = Some(self.rows(states, wanted));
-            (pos, rows) = (self.positions_of(pos, wanted), Rows::Wanted);
+            of_rows = Some(self.rows(states, numbers));
+            (pos, attending) = (self.positions_of(pos, numbers), rows);
         }
         let part = kept.map_or(Part::All, |kept| Part::Rows(kept, Role::Q));
-        let q = self.matmul(of_wanted.as_mut().unwrap_or(states), &w.q, part);
+        let q = self.matmul(of_rows.as_mut().unwrap_or(states), &w.q, part);
         let q = self.embedded(self.by_head(q, w), &w.q_norm, w, pos);
         self.name(q, "Qcur", il);
-        let mut kqv = self.attend_cache(q, kept, w, il, rows);
+        let mut kqv = self.attend_cache(q, kept, w, il, attending);
         if !is_own {
             // ggml attends for one query otherwise than for many, with other rounding: all queries make results those of libllama.
-            kqv = self.g.get_rows(kqv, wanted);
+            kqv = self.g.get_rows(kqv, numbers);
         }
         let part = kept.map_or(Part::All, |kept| Part::Columns(kept, Role::Output));
-        let out = self.matmul(&mut States::new(kqv), &w.output, part);
-        Some(self.name(out, "attn_out", il))
+        self.matmul(&mut States::new(kqv), &w.output, part)
     }
 
     /// Products `[n_embd_head * n_head_kv, n_tokens]` of keys and values, all heads.

@@ -35,6 +35,8 @@ pub struct Batch {
     pub results: Results,
     /// The rows are whole texts, of which nothing is needed again: the cache may stay untouched
     pub is_whole: bool,
+    /// So many rows at the beginning and at the end of a single piece run on all weights, whatever is pruned
+    pub dense: [usize; 2],
 }
 
 /// What of a batch's arrangement its graph depends on: batches of equal layout share a graph.
@@ -50,6 +52,8 @@ pub struct Layout {
     pub results: Results,
     /// See [`Batch::is_whole`]
     pub is_whole: bool,
+    /// See [`Batch::dense`]
+    pub dense: [usize; 2],
 }
 
 /// How the rows of a batch are arranged.
@@ -78,13 +82,13 @@ impl Batch {
                 wanted: wanted.contains(&i),
             })
         });
-        Batch { rows: rows.collect(), results, is_whole: false }
+        Batch { rows: rows.collect(), results, is_whole: false, dense: [0; 2] }
     }
 
     /// What its graph depends on.
     ///
     /// # Panics
-    /// If a row is beyond the cache, or rows of one sequence lie apart.
+    /// If a row is beyond the cache, rows of one sequence lie apart, or none is left beside dense ones of a single piece.
     pub fn layout(&self, cache: CacheParams) -> Layout {
         let pieces: Vec<&[Row]> = self.rows.chunk_by(|a, b| a.seq == b.seq).collect();
         let fits = |r: &Row| r.pos < cache.n_cells && r.seq < cache.n_seq;
@@ -103,6 +107,11 @@ impl Batch {
                 Pieces::Any(pieces.iter().map(|p| (p[0].seq, p.len())).collect())
             }
         };
+        let n_dense: usize = self.dense.iter().sum();
+        assert!(
+            n_dense == 0 || matches!(pieces, Pieces::Equal { n_seq: 1, n_each } if n_dense < n_each),
+            "dense rows are some of a single piece"
+        );
         let end = self.rows.iter().map(|r| r.pos + 1).max().expect("there are rows");
         Layout {
             pieces,
@@ -110,6 +119,7 @@ impl Batch {
             n_wanted: self.rows.iter().filter(|r| r.wanted).count(),
             results: self.results,
             is_whole: self.is_whole,
+            dense: self.dense,
         }
     }
 }
@@ -117,7 +127,7 @@ impl Batch {
 impl Layout {
     /// The layout of the largest batches: `n_each` tokens of each of `n_seq` sequences, over `n_kv` cells.
     pub fn largest(n_seq: usize, n_each: usize, n_kv: usize, n_wanted: usize, results: Results) -> Layout {
-        Layout { pieces: Pieces::Equal { n_seq, n_each }, n_kv, n_wanted, results, is_whole: false }
+        Layout { pieces: Pieces::Equal { n_seq, n_each }, n_kv, n_wanted, results, is_whole: false, dense: [0; 2] }
     }
 
     /// Rows in all.
@@ -126,6 +136,11 @@ impl Layout {
             Pieces::Equal { n_seq, n_each } => n_seq * n_each,
             Pieces::Any(pieces) => pieces.iter().map(|p| p.1).sum(),
         }
+    }
+
+    /// Rows that run on all weights, whatever is pruned.
+    pub fn n_dense(&self) -> usize {
+        self.dense.iter().sum()
     }
 
     /// Sequences and rows of each, of equal pieces.
@@ -164,7 +179,7 @@ mod tests {
     fn other_rows_are_pieces_of_their_sequences() {
         let row = |seq, pos| Row { token: 0, pos, seq, wanted: true };
         let layout = |rows: &[Row]| {
-            Batch { rows: rows.to_vec(), results: Results::Logits, is_whole: false }.layout(params()).pieces
+            Batch { rows: rows.to_vec(), results: Results::Logits, is_whole: false, dense: [0; 2] }.layout(params()).pieces
         };
         assert_eq!(layout(&[row(0, 5), row(1, 6)]), Pieces::Any(vec![(0, 1), (1, 1)]));
         assert_eq!(layout(&[row(2, 5)]), Pieces::Any(vec![(2, 1)]));

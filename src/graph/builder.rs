@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ggml::{Builder, Slot, Store, Tensor, TensorId, Type};
 
 use super::batch::{Layout, Results};
-use super::inputs::{Input, InputSlots, Inputs};
+use super::inputs::{Input, InputSlots, Inputs, Rows};
 use super::kv_cache::KvCache;
 use super::ops::{Clock, Quantize, words};
 use super::states::States;
@@ -103,18 +103,18 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             return self.added(attn_out, x);
         }
         let Some(attn_out) = attn_out else {
-            let wanted = self.inputs.get(Input::Wanted);
+            let wanted = self.inputs.get(Input::Numbers(Rows::Wanted));
             return g.get_rows(x, wanted);
         };
         if self.only_wanted(il) {
-            let wanted = self.inputs.get(Input::Wanted);
+            let wanted = self.inputs.get(Input::Numbers(Rows::Wanted));
             return g.add(attn_out, g.get_rows(x, wanted));
         }
         let rows_of = |rows| g.add(g.get_rows(attn_out, rows), g.get_rows(x, rows));
         if let Some(rows) = self.rows_to_observe() {
             self.observed_rows = Some(rows_of(rows));
         }
-        let wanted = self.inputs.get(Input::Wanted);
+        let wanted = self.inputs.get(Input::Numbers(Rows::Wanted));
         rows_of(wanted)
     }
 

@@ -4,9 +4,9 @@ use ggml::{Tensor, Type};
 
 use super::batch::Pieces;
 use super::builder::GraphBuilder;
-use super::inputs::Input;
+use super::inputs::{Input, Rows};
 use super::matmul::Kept;
-use super::ops::Mark;
+use super::ops::{Mark, PutRows};
 use crate::prune::{self, Block, Notes, Pass, ProbeShape, Pruning, Reduced};
 
 /// How a block runs.
@@ -37,8 +37,7 @@ pub struct Probe<'g> {
 impl<'a, 'g> GraphBuilder<'a, 'g> {
     /// How a block with units of this `width` that gets the residual stream `x` runs.
     pub(super) fn choice(&mut self, x: Tensor<'g>, block: Block, width: usize) -> Choice<'a, 'g> {
-        // Where the last layer runs on the wanted rows alone, they are not the batch that masks are for.
-        let is_partial = self.only_wanted(block.il) || x.ne()[1] < self.task.layout.n_tokens();
+        let is_partial = self.is_partial(x, block);
         match self.task.pass {
             Pass::Dense | Pass::Observe(_) | Pass::Calibrate { .. } => Choice::Dense,
             Pass::Reduced(reduced) => self.reduced(reduced, block, width),
@@ -57,6 +56,32 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
                 Some(_) => Choice::Probe(pruning, self.probe(x, pruning, observe)),
             },
         }
+    }
+
+    /// Whether the block runs on some rows only: then they are not the batch that masks are for.
+    fn is_partial(&self, x: Tensor<'g>, block: Block) -> bool {
+        self.only_wanted(block.il) || x.ne()[1] < self.task.layout.n_tokens()
+    }
+
+    /// The batch's rows that run on all weights, if the block that gets the residual stream `x` is pruned for the others.
+    pub(super) fn dense_rows(&mut self, x: Tensor<'g>, block: Block) -> Option<Tensor<'g>> {
+        let (Pass::Probe { pruning, .. } | Pass::Given(pruning)) = self.task.pass else { return None };
+        let n_dense = self.task.layout.n_dense();
+        let are_there = n_dense > 0 && !self.is_partial(x, block) && pruning.plan.kept(block).is_some();
+        are_there.then(|| self.inputs.get(Input::Numbers(Rows::Dense)))
+    }
+
+    /// What a block adds to `n` rows: `out` `[n_embd, n]`, or nothing, but for the dense `rows` I32 `[n_dense]`, which have `of_rows`
+    /// `[n_embd, n_dense]`.
+    pub(super) fn with_rows(
+        &self,
+        out: Option<Tensor<'g>>,
+        of_rows: Tensor<'g>,
+        rows: Tensor<'g>,
+        n: usize,
+    ) -> Tensor<'g> {
+        let sources: Vec<Tensor<'g>> = [of_rows, rows].into_iter().chain(out).collect();
+        self.g.custom(Type::F32, [of_rows.ne()[0], n, 1, 1], &sources, PutRows)
     }
 
     fn reduced(&self, reduced: &'a Reduced, block: Block, width: usize) -> Choice<'a, 'g> {
@@ -80,12 +105,13 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
 
     /// Stage pick: the probe of a block that gets the residual stream `x`.
     pub(super) fn probe(&mut self, x: Tensor<'g>, pruning: &Pruning, observe: bool) -> Probe<'g> {
-        let (n_seq, n_each) = self.task.layout.samples();
-        let shape = pruning.probe(n_seq, n_each);
-        let rows = if pruning.probes_all() {
+        let layout = self.task.layout;
+        let (n_seq, n_each) = layout.samples();
+        let shape = pruning.probe(n_seq, n_each - layout.n_dense());
+        let rows = if pruning.probes_all() && layout.n_dense() == 0 {
             None
         } else if pruning.picks_by_residual() {
-            Some(prune::pick(self.g, x, shape, n_seq))
+            Some(prune::pick(self.g, x, shape, n_seq, layout.dense))
         } else {
             Some(self.inputs.get(Input::ProbeRows(shape)))
         };
@@ -139,7 +165,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             _ => return None,
         };
         let (n_seq, n_each) = self.task.layout.samples();
-        Some(self.inputs.get(Input::ProbeRows(pruning.probe(n_seq, n_each))))
+        Some(self.inputs.get(Input::ProbeRows(pruning.probe(n_seq, n_each - self.task.layout.n_dense()))))
     }
 
     /// Notes what the pass wants to know of the inputs `states` of a block's last matrix.

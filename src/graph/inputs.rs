@@ -23,9 +23,9 @@ pub enum Input {
     PieceMask(usize),
     /// I32 `[3, n]`: of each of these rows its sequence, the first cell that it looks at, and the one after the last
     Sights(Rows),
-    /// I32 `[n_wanted]`: the rows whose results are wanted
-    Wanted,
-    /// I32 `[n_rows]`: a probe's rows, at even distances
+    /// I32 `[n]`: some rows of the batch
+    Numbers(Rows),
+    /// I32 `[n_rows]`: a probe's rows, at even distances among those that are not dense
     ProbeRows(ProbeShape),
     /// F16 (flash attention) or F32 `[n, n]`: causal mask among the `n` rows of a probe's sample
     ProbeMask(usize),
@@ -33,19 +33,37 @@ pub enum Input {
     Kept(Block, usize),
 }
 
-/// Which rows of a batch attend.
+/// Some rows of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rows {
     /// All
     All,
     /// Those whose results are wanted
     Wanted,
+    /// Those that run on all weights, whatever is pruned
+    Dense,
 }
 
 impl Rows {
-    /// Whether a row is one of them.
-    fn has(self, row: &Row) -> bool {
-        self == Rows::All || row.wanted
+    /// How many they are.
+    fn count(self, layout: &Layout) -> usize {
+        match self {
+            Rows::All => layout.n_tokens(),
+            Rows::Wanted => layout.n_wanted,
+            Rows::Dense => layout.n_dense(),
+        }
+    }
+
+    /// Their numbers.
+    fn of(self, batch: &Batch) -> Vec<usize> {
+        let [first, last] = batch.dense;
+        let n = batch.rows.len();
+        let has = |&i: &usize| match self {
+            Rows::All => true,
+            Rows::Wanted => batch.rows[i].wanted,
+            Rows::Dense => i < first || i >= n - last,
+        };
+        (0..n).filter(has).collect()
     }
 }
 
@@ -79,9 +97,8 @@ impl Input {
                 ("attn_inp_kq_mask", mask_type, [layout.n_kv, n_each, 1, n_seq])
             }
             Input::PieceMask(i) => ("attn_inp_kq_mask", mask_type, [layout.n_kv, piece(layout, i).len(), 1, 1]),
-            Input::Sights(Rows::All) => ("attn_inp_sights", Type::I32, [3, n, 1, 1]),
-            Input::Sights(Rows::Wanted) => ("attn_inp_sights", Type::I32, [3, layout.n_wanted, 1, 1]),
-            Input::Wanted => ("out_ids", Type::I32, vector(layout.n_wanted)),
+            Input::Sights(rows) => ("attn_inp_sights", Type::I32, [3, rows.count(layout), 1, 1]),
+            Input::Numbers(rows) => ("out_ids", Type::I32, vector(rows.count(layout))),
             Input::ProbeRows(probe) => ("prune_probe_rows", Type::I32, vector(probe.n_rows())),
             Input::ProbeMask(n) => ("prune_probe_mask", mask_type, [n, n, 1, 1]),
             Input::Kept(_, n) => ("prune_kept", Type::I32, vector(n)),
@@ -103,17 +120,16 @@ impl Input {
                 set_mask(slot, to, cache, layout.n_kv, rows[piece(layout, i)].iter().map(|r| r.pos));
             }
             Input::Sights(which) => {
-                let rows = rows.iter().filter(|r| which.has(r));
+                let rows = which.of(batch).into_iter().map(|i| &rows[i]);
                 let sights: Vec<i32> = rows.flat_map(|r| [r.seq as i32, 0, r.pos as i32 + 1]).collect();
                 to.set(slot, &sights);
             }
-            Input::Wanted => {
-                let wanted = rows.iter().enumerate().filter(|(_, r)| r.wanted);
-                to.set(slot, &wanted.map(|(i, _)| i as i32).collect::<Vec<i32>>());
-            }
+            Input::Numbers(rows) => to.set(slot, &rows.of(batch).into_iter().map(|i| i as i32).collect::<Vec<i32>>()),
             Input::ProbeRows(probe) => {
                 let (n_seq, n_each) = layout.samples();
-                to.set(slot, &evenly(probe, n_seq, n_each));
+                let first = layout.dense[0] as i32;
+                let rows = evenly(probe, n_seq, n_each - layout.n_dense());
+                to.set(slot, &rows.into_iter().map(|i| i + first).collect::<Vec<i32>>());
             }
             Input::ProbeMask(n) => set_mask(slot, to, cache, n, 0..n),
             Input::Kept(block, n) => {

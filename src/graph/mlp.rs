@@ -13,12 +13,27 @@ impl<'g> GraphBuilder<'_, 'g> {
     /// The MLP block of layer `il` on the residual stream `x`: `[n_embd, n]` for as many rows as `x` has. `None` if it adds nothing.
     pub fn mlp(&mut self, x: Tensor<'g>, norm: &Norm, w: &Mlp, il: usize) -> Option<Tensor<'g>> {
         let block = Block { il, kind: BlockKind::Mlp };
+        let out = self.pruned_mlp(x, norm, w, block);
+        let out = match self.dense_rows(x, block) {
+            None => out?,
+            Some(rows) => {
+                let mut states = self.rows(&States::normalised(x, norm), rows);
+                let inside = self.inside(&mut states, w, None);
+                let of_rows = self.matmul(&mut States::new(inside), w.last(), Part::All);
+                self.with_rows(out, of_rows, rows, x.ne()[1])
+            }
+        };
+        Some(self.name(out, "ffn_out", il))
+    }
+
+    /// The block, pruned for all rows if it is pruned.
+    fn pruned_mlp(&mut self, x: Tensor<'g>, norm: &Norm, w: &Mlp, block: Block) -> Option<Tensor<'g>> {
         let mut notes = Notes::new(block);
         let mut states = States::normalised(x, norm);
         let mut left_out = None;
         let kept = match self.choice(x, block, 1) {
             Choice::Dropped => return None,
-            Choice::Dense if self.task.layout.n_wanted == 0 && self.only_wanted(il) => return None,
+            Choice::Dense if self.task.layout.n_wanted == 0 && self.only_wanted(block.il) => return None,
             Choice::Dense => None,
             Choice::Kept(kept) => {
                 if let Pass::Given(pruning) = self.task.pass
@@ -53,7 +68,7 @@ impl<'g> GraphBuilder<'_, 'g> {
             let stand_in = self.matmul_weight(&mut States::new(mean), &w.last().weight);
             out = self.g.add(out, stand_in);
         }
-        Some(self.name(out, "ffn_out", il))
+        Some(out)
     }
 
     /// The probe of an MLP: the inputs of its last matrix `[n_ff, n_rows]`, and what the batch has of its first product by that.

@@ -91,11 +91,12 @@ impl Notes {
 }
 
 /// Stage pick: row numbers I32 `[n_rows]` of the probe of largest residual importance, of the residual stream `x` `[n_embd, n_tokens]`
-/// of `n_seq` samples.
-pub fn pick<'g>(g: &Builder<'g>, x: Tensor<'g>, probe: ProbeShape, n_seq: usize) -> Tensor<'g> {
+/// of `n_seq` samples; but for so many rows at its beginning and its end, which run dense.
+pub fn pick<'g>(g: &Builder<'g>, x: Tensor<'g>, probe: ProbeShape, n_seq: usize, dense: [usize; 2]) -> Tensor<'g> {
     let n_tokens = x.ne()[1];
     let squares = g.custom(Type::F32, [1, n_tokens, 1, 1], &[x], SquaredNorms);
-    let pick = PickByResidual { probe, n_seq, n_each: n_tokens / n_seq };
+    let [first, last] = dense;
+    let pick = PickByResidual { probe, first, n_seq, n_each: (n_tokens - first - last) / n_seq };
     g.custom(Type::I32, [probe.n_rows(), 1, 1, 1], &[squares], pick)
 }
 

@@ -82,6 +82,8 @@ impl Op for SquaredNorms {
 pub struct PickByResidual {
     /// The probe
     pub probe: ProbeShape,
+    /// Rows at the beginning that are none of it
+    pub first: usize,
     /// Samples of the batch
     pub n_seq: usize,
     /// Tokens of each
@@ -91,9 +93,10 @@ pub struct PickByResidual {
 impl Op for PickByResidual {
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
         while let Some(mut out) = parts.next() {
-            let squares: Vec<f32> = (0..self.n_seq * self.n_each).map(|i| sources[0].row::<f32>(i)[0]).collect();
+            let n = self.n_seq * self.n_each;
+            let squares: Vec<f32> = (self.first..self.first + n).map(|i| sources[0].row::<f32>(i)[0]).collect();
             let rows = by_residual(self.probe, &squares, self.n_seq, self.n_each);
-            out.elements::<i32>().copy_from_slice(&rows);
+            out.elements::<i32>().iter_mut().zip(rows).for_each(|(o, row)| *o = row + self.first as i32);
         }
     }
 }

@@ -43,6 +43,8 @@ pub struct Record {
     pub n_each: usize,
     /// Position of the first
     pub first: usize,
+    /// Tokens at the beginning and at the end that ran on all weights
+    pub dense: [usize; 2],
     /// What was kept; none if the batch ran whole
     pub kept: Masks,
     /// Scores, where there were any
@@ -52,6 +54,10 @@ pub struct Record {
 impl Record {
     /// Whether a model of this shape can run with it.
     pub fn check(&self, dims: &Dims) -> Result<()> {
+        let n_dense = self.dense[0].saturating_add(self.dense[1]);
+        if n_dense > 0 && (self.n_seq != 1 || n_dense >= self.n_each) {
+            return Err(Error::malformed("has a batch of which all tokens are dense"));
+        }
         for (block, kept) in &self.kept {
             let units = block.kind.units(dims) as i32;
             let rising = kept.windows(2).all(|w| w[0] < w[1]);
@@ -84,6 +90,7 @@ pub fn to_text(records: &[Record], fingerprint: u64, method: &str, ratio: f64) -
             "n_seq": r.n_seq,
             "n_each": r.n_each,
             "first": r.first,
+            "dense": r.dense,
             "blocks": r.kept.iter().map(|(b, k)| block(r, b, k)).collect::<Vec<_>>(),
         })
     };
@@ -127,6 +134,11 @@ pub fn parse(text: &str, dims: &Dims, fingerprint: u64) -> Result<Vec<Record>> {
             n_seq: number(&batch["n_seq"])?,
             n_each: number(&batch["n_each"])?,
             first: number(&batch["first"])?,
+            dense: match &batch["dense"] {
+                // As before a batch could have any.
+                Value::Null => [0; 2],
+                dense => [number(&dense[0])?, number(&dense[1])?],
+            },
             kept,
             scores: BTreeMap::new(),
         };

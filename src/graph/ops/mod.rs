@@ -9,6 +9,7 @@ mod columns;
 mod gemm;
 mod gemv;
 mod operand;
+mod put_rows;
 mod quantize;
 
 pub use attend::Attend;
@@ -17,4 +18,5 @@ pub use columns::ColumnProduct;
 pub use gemm::{Ahead, PanelProduct};
 pub use gemv::RowProduct;
 pub use operand::{Combine, Operand};
+pub use put_rows::PutRows;
 pub use quantize::{Quantize, words};
