@@ -3,24 +3,13 @@
 use std::time::Instant;
 
 use super::divergence::divergences;
-use super::pruning::{Ran, TAIL, Way, read_whole};
+use super::pruning::{COMPARED, Ran, Way, read_whole};
 use super::report::Guarded;
 use super::session::{Pruned, Session};
 use crate::error::Result;
 use crate::graph::{Batch, Results};
 use crate::prune::{self, Options, Plan, Record};
 use crate::tokenizer::Token;
-
-/// Tokens after the piece by which both readings are compared.
-const COMPARED: usize = 2 * TAIL;
-
-/// Least share of the weights that is worth leaving out.
-const LEAST: f64 = 0.05;
-
-/// Whether a piece of `n` tokens is to be read twice where `n_left` are left with it: as many must come after what is compared.
-pub fn pays(n: usize, n_left: usize) -> bool {
-    n_left >= 2 * n + COMPARED
-}
 
 impl Session<'_> {
     /// Reads the first `n` tokens of `left` both ways, with some more after them, and keeps what was read densely. The prompt's rest is
@@ -58,7 +47,6 @@ impl Session<'_> {
         // How many times as much this prompt costs as the texts that the curve was measured on.
         let factor = kl / expected.max(f64::MIN_POSITIVE);
         let ratio = prune::largest(&costs.curve, allowed / factor).min(options.ratio);
-        let ratio = if ratio < LEAST { 0.0 } else { ratio };
         policy.learn_guard(Guarded { kl, expected, ratio, time }, factor * prune::expected(&costs.curve, ratio));
         if ratio < options.ratio {
             let dims = *pruning.plan.dims();

@@ -22,6 +22,9 @@ pub const TAIL: usize = 32;
 /// Tokens of a prompt that are read whole: the first and the last.
 pub const READ_WHOLE: usize = SINKS + TAIL;
 
+/// Tokens after a piece by which a guard compares both readings of it.
+pub const COMPARED: usize = 2 * TAIL;
+
 /// How much more must have been observed before masks for answers are made again.
 const MUCH_MORE: f64 = 1.25;
 
@@ -423,6 +426,11 @@ pub fn read_whole(n_past: usize, n: usize, n_left: usize) -> [usize; 2] {
     [first, (n + TAIL).saturating_sub(n_left).min(n - first)]
 }
 
+/// Whether a guard reads a piece of `n` tokens both ways where `n_left` are left with it: as many must come after what is compared.
+pub fn is_worth_a_guard(n: usize, n_left: usize) -> bool {
+    n_left >= 2 * n + COMPARED
+}
+
 /// The next record of a batch. [`crate::error::Kind::Malformed`] if there is none.
 fn next_batch(records: &mut std::vec::IntoIter<Record>) -> Result<Record> {
     records.find(|r| !r.frozen).ok_or_else(|| Error::malformed("the dump has fewer batches than this run"))
@@ -467,7 +475,7 @@ mod tests {
         policy.learn_prompt_times(Some(prompt_costs(120.0)));
         assert_eq!(policy.report().break_even, Some(BreakEven::From(120)));
         assert_eq!(read(&mut policy, 119), AskPrompt::Run(Way::Dense, 119));
-        assert_eq!(read(&mut policy, 120), AskPrompt::Run(Way::Probe, 120 - TAIL));
+        assert_eq!(read(&mut policy, 120), AskPrompt::Run(Way::Probe, 120));
         assert!(policy.report().line().contains("below break-even (120 tokens)"));
     }
 
@@ -476,13 +484,25 @@ mod tests {
         let mut policy = Policy::probe(Some(100), false, false, 0.8);
         policy.begin_prompt(0.8, None);
         let n = 1100 + SINKS + TAIL;
-        assert_eq!(policy.read(0, n, 512).unwrap(), AskPrompt::Run(Way::Dense, SINKS));
-        let mut n_past = SINKS;
-        for step in [367, 367, 366] {
+        let mut n_past = 0;
+        for (step, whole) in [(379, [SINKS, 0]), (379, [0, 0]), (378, [0, TAIL])] {
             assert_eq!(policy.read(n_past, n - n_past, 512).unwrap(), AskPrompt::Run(Way::Probe, step));
+            assert_eq!(read_whole(n_past, step, n - n_past), whole);
             n_past += step;
         }
-        assert_eq!(policy.read(n_past, n - n_past, 512).unwrap(), AskPrompt::Run(Way::Dense, TAIL));
+        assert_eq!(n_past, n);
+        // Where pieces are shorter than what is read whole, none of the last ones is pruned.
+        policy.begin_prompt(0.8, None);
+        assert_eq!(policy.read(0, 100, 16).unwrap(), AskPrompt::Run(Way::Probe, 15));
+        assert_eq!(policy.read(60, 40, 16).unwrap(), AskPrompt::Run(Way::Probe, 14));
+        assert_eq!(read_whole(60, 14, 40), [0, 6]);
+        assert_eq!(policy.read(74, 26, 16).unwrap(), AskPrompt::Run(Way::Dense, 16));
+        // Reduced weights serve all tokens of a batch.
+        let mut fixed = Policy::fixed(false, 0.8);
+        fixed.begin_prompt(0.8, None);
+        assert_eq!(fixed.read(0, n, 512).unwrap(), AskPrompt::Run(Way::Dense, SINKS));
+        assert_eq!(fixed.read(SINKS, n - SINKS, 512).unwrap(), AskPrompt::Run(Way::Reduced, 367));
+        assert_eq!(fixed.read(n - TAIL, TAIL, 512).unwrap(), AskPrompt::Run(Way::Dense, TAIL));
         // However little is left of a long prompt, it is still that prompt; and a short one stays short.
         policy.begin_prompt(0.8, None);
         assert_eq!(policy.read(0, 99, 64).unwrap(), AskPrompt::Run(Way::Dense, 64));
@@ -509,12 +529,12 @@ mod tests {
     fn the_users_least_is_not_measured() {
         let mut policy = Policy::probe(Some(50), false, true, 0.8);
         assert_eq!(read(&mut policy, 49), AskPrompt::Run(Way::Observe, 49));
-        assert_eq!(read(&mut policy, 50), AskPrompt::Run(Way::Probe, 50 - TAIL));
+        assert_eq!(read(&mut policy, 50), AskPrompt::Run(Way::Probe, 50));
         assert_eq!(answer(&mut policy, 60, 49, 10.0), AskAnswer::Run(Way::Dense));
         assert_eq!(answer(&mut policy, 60, 50, 10.0), AskAnswer::Reduce(None));
         // A method that looks at the whole batch is for its quality.
         let mut policy = Policy::probe(Some(50), true, true, 0.8);
-        assert_eq!(read(&mut policy, TAIL + 2), AskPrompt::Run(Way::Probe, 2));
+        assert_eq!(read(&mut policy, TAIL + 2), AskPrompt::Run(Way::Probe, TAIL + 2));
         assert_eq!(read(&mut policy, TAIL + 1), AskPrompt::Run(Way::Observe, TAIL + 1));
         assert!(policy.report().line().contains("too short for a probe"));
     }

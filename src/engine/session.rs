@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 use ggml::NodeTime;
 
 use super::core::Engine;
-use super::guard;
 use super::measure;
 use super::options::Options;
 use super::prompt_cache::{self, Found, Origin};
-use super::pruning::{AskAnswer, AskPrompt, Policy, REFRESH, Ran, Way, read_whole};
+use super::pruning::{AskAnswer, AskPrompt, Policy, REFRESH, Ran, Way, is_worth_a_guard, read_whole};
 use super::report::Report;
 use crate::error::{Error, Result};
 use crate::graph::{Batch, KV_STEP, Results};
@@ -168,7 +167,7 @@ impl<'m> Session<'m> {
             let (way, n) = self.way_of_prompt(left.len())?;
             if is_guarded && way == Some(Way::Probe) {
                 is_guarded = false;
-                if guard::pays(n, left.len()) {
+                if is_worth_a_guard(n, left.len()) {
                     self.guard(left, n)?;
                     progress(self.n_past());
                     continue;
@@ -187,13 +186,7 @@ impl<'m> Session<'m> {
     }
 
     /// Processes one piece of a prompt, so many tokens at its beginning and its end on all weights: after the last one, logits are wanted.
-    pub(super) fn piece(
-        &mut self,
-        piece: &[Token],
-        way: Option<Way>,
-        dense: [usize; 2],
-        is_last: bool,
-    ) -> Result<()> {
+    pub(super) fn piece(&mut self, piece: &[Token], way: Option<Way>, dense: [usize; 2], is_last: bool) -> Result<()> {
         let first = self.n_past();
         let began = Instant::now();
         let (probe, pack) = (self.engine.clock.probe(), self.engine.clock.pack());

@@ -37,13 +37,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     }
 
     /// The block, pruned for all rows if it is pruned.
-    fn pruned_attention(
-        &mut self,
-        x: Tensor<'g>,
-        norm: &Norm,
-        w: &Attention,
-        block: Block,
-    ) -> Option<Tensor<'g>> {
+    fn pruned_attention(&mut self, x: Tensor<'g>, norm: &Norm, w: &Attention, block: Block) -> Option<Tensor<'g>> {
         let il = block.il;
         let mut notes = Notes::new(block);
         let mut states = States::normalised(x, norm);
@@ -143,6 +137,9 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         if !is_own {
             // ggml attends for one query otherwise than for many, with other rounding: all queries make results those of libllama.
             kqv = self.g.get_rows(kqv, numbers);
+        }
+        if rows == Rows::Dense {
+            self.note_dense_rows(kqv, Block { il, kind: BlockKind::Attn });
         }
         let part = kept.map_or(Part::All, |kept| Part::Columns(kept, Role::Output));
         self.matmul(&mut States::new(kqv), &w.output, part)

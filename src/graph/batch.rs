@@ -179,7 +179,9 @@ mod tests {
     fn other_rows_are_pieces_of_their_sequences() {
         let row = |seq, pos| Row { token: 0, pos, seq, wanted: true };
         let layout = |rows: &[Row]| {
-            Batch { rows: rows.to_vec(), results: Results::Logits, is_whole: false, dense: [0; 2] }.layout(params()).pieces
+            Batch { rows: rows.to_vec(), results: Results::Logits, is_whole: false, dense: [0; 2] }
+                .layout(params())
+                .pieces
         };
         assert_eq!(layout(&[row(0, 5), row(1, 6)]), Pieces::Any(vec![(0, 1), (1, 1)]));
         assert_eq!(layout(&[row(2, 5)]), Pieces::Any(vec![(2, 1)]));

@@ -71,6 +71,15 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         are_there.then(|| self.inputs.get(Input::Numbers(Rows::Dense)))
     }
 
+    /// Notes what the pass wants to know of the dense rows' states in a block that is dropped for the others.
+    pub(super) fn note_dense_rows(&mut self, states: Tensor<'g>, block: Block) {
+        if let Pass::Probe { pruning, .. } = self.task.pass
+            && pruning.plan.kept(block) == Some(0)
+        {
+            self.note(states, None, Notes::new(block));
+        }
+    }
+
     /// What a block adds to `n` rows: `out` `[n_embd, n]`, or nothing, but for the dense `rows` I32 `[n_dense]`, which have `of_rows`
     /// `[n_embd, n_dense]`.
     pub(super) fn with_rows(
@@ -98,8 +107,12 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     /// observed.
     pub(super) fn only_wanted(&self, il: usize) -> bool {
         let layout = self.task.layout;
-        let observes =
-            matches!(self.task.pass, Pass::Observe(_) | Pass::Probe { observe: true, .. } | Pass::Calibrate { .. });
+        let observes = match self.task.pass {
+            Pass::Observe(_) | Pass::Probe { observe: true, .. } | Pass::Calibrate { .. } => true,
+            // As in the run that is followed.
+            Pass::Given(pruning) => pruning.answer_plan.is_some(),
+            _ => false,
+        };
         il + 1 == self.task.n_layer && layout.n_wanted < layout.n_tokens() && !observes
     }
 

@@ -19,6 +19,7 @@ impl<'g> GraphBuilder<'_, 'g> {
             Some(rows) => {
                 let mut states = self.rows(&States::normalised(x, norm), rows);
                 let inside = self.inside(&mut states, w, None);
+                self.note_dense_rows(inside, block);
                 let of_rows = self.matmul(&mut States::new(inside), w.last(), Part::All);
                 self.with_rows(out, of_rows, rows, x.ne()[1])
             }

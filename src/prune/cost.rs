@@ -36,6 +36,9 @@ pub fn in_words(kl: f64) -> String {
     }
 }
 
+/// Less is not worth it.
+const LEAST_RATIO: f64 = 0.05;
+
 /// A curve's points with one in front at which nothing is left out and nothing lost, each no cheaper than the one before: `(ratio, kl)`.
 fn rising(curve: &[Measured]) -> Vec<(f64, f64)> {
     let mut points: Vec<(f64, f64)> = vec![(0.0, 0.0)];
@@ -55,13 +58,14 @@ pub fn expected(curve: &[Measured], ratio: f64) -> f64 {
     }
 }
 
-/// The largest ratio whose expected divergence is no more than `kl`; 0 if none is.
+/// The largest ratio whose expected divergence is no more than `kl`; 0 if none is that is worth it.
 pub fn largest(curve: &[Measured], kl: f64) -> f64 {
     let points = rising(curve);
-    match points.windows(2).find(|w| w[1].1 > kl) {
+    let ratio = match points.windows(2).find(|w| w[1].1 > kl) {
         Some(w) => w[0].0 + (kl - w[0].1).max(0.0) / (w[1].1 - w[0].1) * (w[1].0 - w[0].0),
         None => points[points.len() - 1].0,
-    }
+    };
+    if ratio < LEAST_RATIO { 0.0 } else { ratio }
 }
 
 /// Share of an MLP's channels at which its cost is measured.
@@ -208,6 +212,7 @@ mod tests {
         // A point that came out cheaper than the one before it by chance is taken to cost as much.
         let curve = [point(0.1, 0.004), point(0.2, 0.003), point(0.4, 0.02)];
         assert_eq!(largest(&curve, 0.002), 0.05);
+        assert_eq!(largest(&curve, 0.0019), 0.0);
         assert_eq!(largest(&curve, 0.004), 0.2);
         assert!((largest(&curve, 0.012) - 0.3).abs() < 1e-12);
         assert_eq!(largest(&curve, 1.0), 0.4);
