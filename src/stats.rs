@@ -35,7 +35,9 @@ pub struct Stats {
     pub logits_hash: u64,
     /// What was pruned, if anything was to be.
     pub prune: Option<String>,
-    /// The same in a few words.
+    /// KL divergence that pruned reading is expected to cost, in nats per token, where it was measured for this model.
+    pub prune_expected_kl: Option<f64>,
+    /// What was pruned in a few words.
     pub prune_in_short: Option<String>,
     /// Why the answer ended.
     pub stop_reason: &'static str,

@@ -581,8 +581,10 @@ fn a_model_has_a_plan_of_its_own() {
     ok(&calibrate);
     assert_eq!(costs(&sidecar), measured, "what is measured in parts is what is measured at once");
 
-    let (_, err) = run(&["--prune", "auto:1000"]);
-    assert!(err.contains("kept ") && err.contains("at an expected KL of"), "{err}");
+    let (out, err) = run(&["--prune", "auto:1000", "--output-format", "json"]);
+    let object: Value = serde_json::from_str(&out).unwrap();
+    let line = object["prune"].as_str().unwrap();
+    assert!(object["prune_expected_kl"].is_f64() && line.contains("at an expected KL of"), "{object} {err}");
     // 60% is the end of the curve.
     let (_, err) = run(&["--prune", "auto:1000", "--prune-guard", "1e-12"]);
     assert!(err.contains("guard: KL ") && !err.contains("60% left out of the rest"), "{err}");

@@ -62,9 +62,12 @@ EXAMPLES
       --seq 1024 --chunks 20 --prune 0.4 --prune-paper"
     )]
     Perplexity(PerplexityArgs),
-    /// Statistics of a model for pruning, written next to it
+    /// What leaving out parts of a model costs, and statistics of its blocks, written next to it
     ///
-    /// The dense model runs over the windows of a text, and means and fluctuations of its channels are written to a file. They
+    /// Costs are for --prune auto and --prune-plan calibrated: what follows a text is compared with what follows it when it was read
+    /// densely, with each block pruned alone and then for whole budgets.
+    ///
+    /// For statistics the dense model runs over the windows of a text, and means and fluctuations of its channels are written to a file. They
     /// are needed by --prune-history channel and position (so by --prune-paper) and by --prune-method static, wanda-sp, flap
     /// and flap-as-coded; a plain --prune needs none. Without -f the model writes the text itself.
     ///

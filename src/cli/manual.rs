@@ -10,8 +10,11 @@ EXAMPLES
   A chat, in which /help lists the commands; the last one once more:
     pp-run -m model.gguf
     pp-run --continue
-  A long text, a fifth of heads and channels left out:
-    pp-run -m model.gguf -f long.txt --prune 0.2
+  A long text, read with a quarter of the weights left out; or, once
+  that is measured, with as much as costs next to nothing:
+    pp-run -m model.gguf -f long.txt --prune 0.25
+    pp-run calibrate -m model.gguf
+    pp-run -m model.gguf -f long.txt --prune auto
   The same text a second time, without processing it again:
     pp-run -m model.gguf -f long.txt --prompt-cache long.cache
   The flags of a command:

@@ -100,6 +100,7 @@ pub fn answer(
     stats.context_used = session.n_past();
     stats.logits_hash = logits_hash(session.logits());
     stats.prune = session.prune_report().map(Report::line);
+    stats.prune_expected_kl = session.prune_report().filter(|r| r.pruned_tokens > 0).and_then(|r| r.expected_kl);
     stats.prune_in_short = session.prune_report().map(Report::in_short);
     stats.stop_reason = stop.name();
     Ok(Answer { text, tokens, stop, stats })

@@ -126,7 +126,9 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let mut calibration = Calibration { n_seqs, seq_len, batch, text, blocks, costs: None };
     let path = options.output.clone().unwrap_or_else(|| path_for(&options.model.path));
     drop(session);
-    let part = path.with_added_extension("part");
+    let mut part = path.clone().into_os_string();
+    part.push(".part");
+    let part = PathBuf::from(part);
     if let Some((n_read, n_scored)) = of_costs {
         let length = n_read + n_scored;
         let mut windows: Vec<Vec<Token>> = match &given {
