@@ -422,12 +422,17 @@ fn what_follows_a_pruned_context_is_scored_beside_a_dense_one() {
     let (much, _, _) = run(&["--prune", "0.5"]);
     let (uniform, same, _) = run(&["--prune", "0.5", "--prune-plan", "uniform"]);
     assert!(little < much && much < uniform && same == dense, "{little} {much} {uniform}");
+    // What is not read at all is missed more.
+    let (out, _) = ok(&[&base[..], &["--kl", "--read-last", "32"]].concat());
+    let cut: f64 = out.split("KL divergence: ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(cut > little, "{cut} {little}");
     // Without pruning the context is read and what follows is scored all the same.
     let (out, _) = ok(&base);
     assert!((ppl(&out) / dense - 1.0).abs() < 1e-3, "{out}");
     for (more, reason) in [
         (&["--context", "9"][..], "--after"),
         (&["--context", "0", "--after", "2"], "expected 1 to"),
+        (&["--context", "64", "--after", "2", "--read-last", "65"], "1 to --context"),
         (&["-c", "64", "--prune", "0.2", "--prune-plan", "depth"], "needs --context"),
         (&["-c", "64", "--prune", "0.2", "--prune-answer", "0.2"], "no answer is written"),
         (&["--context", "64", "--after", "9", "--prune", "0.2", "--prune-plan", "none.json"], "none.json"),

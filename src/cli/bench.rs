@@ -52,7 +52,8 @@ pub struct BenchArgs {
     pub prune: Vec<String>,
     /// Shortest prompt, and shortest answer, that is pruned, in tokens [default: auto]
     ///
-    /// auto is where each begins to pay, measured on this machine when the first prompt and the first answer come.
+    /// auto is where each begins to pay: for prompts by what is left out, for answers (--prune-answer) as measured on this machine when
+    /// the first one comes.
     #[arg(long, value_name = "N", help_heading = "Probe Pruning")]
     pub prune_min_tokens: Option<String>,
     #[command(flatten)]

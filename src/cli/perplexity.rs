@@ -38,6 +38,9 @@ pub struct PerplexityArgs {
     /// Tokens to score after each context
     #[arg(long, value_name = "N", requires = "context")]
     pub after: Option<u32>,
+    /// Read only so many tokens at the end of each context, for comparison: --kl compares with reading all of it densely
+    #[arg(long, value_name = "N", requires = "context")]
+    pub read_last: Option<u32>,
     /// Compare with the dense model in the same run: KL divergence, top-1 agreement and both perplexities
     #[arg(long)]
     pub kl: bool,
@@ -87,7 +90,13 @@ pub fn options(mut a: PerplexityArgs) -> Result<Options> {
     if let (Some(prune), None) = (&mut prune, reading) {
         prune.spread = Spread::Paper;
     }
-    if a.kl && prune.is_none() {
+    let read_last = match (a.read_last, reading) {
+        (Some(n), Some((n_read, _))) if !(1..=n_read).contains(&(n as usize)) => {
+            return Err(out_of_range("--read-last", n, "1 to --context"));
+        }
+        (n, _) => n.map(|n| n as usize),
+    };
+    if a.kl && prune.is_none() && read_last.is_none() {
         return Err(Error::usage("--kl compares the pruned model with the dense one: it needs --prune R"));
     }
     let chunks = match a.chunks {
@@ -107,6 +116,7 @@ pub fn options(mut a: PerplexityArgs) -> Result<Options> {
         chunks,
         batch,
         reading,
+        read_last,
         kl: a.kl,
         prune,
     })

@@ -30,6 +30,8 @@ pub struct Options {
     pub batch: Option<(usize, usize)>,
     /// `--context`, `--after`: tokens that are read, and tokens that are scored after them
     pub reading: Option<(usize, usize)>,
+    /// `--read-last`: tokens at the end of each context that are read; `None` = all
+    pub read_last: Option<usize>,
     /// `--kl`
     pub kl: bool,
     /// What to prune, if at all
@@ -109,6 +111,7 @@ fn reading(
         let (context, after) = window.split_at(n_read);
         let base = dense.as_mut().map(|dense| Followed::new(dense, context, after)).transpose();
         let base = base.map_err(|e| signals.named(e))?;
+        let context = &context[n_read - options.read_last.unwrap_or(n_read)..];
         let read = Followed::new(&mut session, context, after).map_err(|e| signals.named(e))?;
         dense_time += base.as_ref().map_or(Duration::ZERO, |b| b.time);
         time += read.time;

@@ -1,20 +1,12 @@
-//! How long things take that pruning must pay for, measured on this model here.
+//! How long things take that pruned answers must pay for, measured on this model here.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::core::{Engine, Size};
-use super::pruning::{AnswerCosts, PromptCosts};
+use super::pruning::AnswerCosts;
 use crate::error::Result;
 use crate::graph::{Batch, Layout, Results, Row};
 use crate::prune::{Block, BlockKind, LeftOut, Masks, Pass, Plan, Pruning, Reduced};
-
-/// Tokens of the pieces that are measured: so many that the usual probe of them, a tenth, runs as that of a long prompt does.
-const PIECES: [usize; 2] = [96, 192];
-
-/// Most rounds in which a prompt's costs are measured, and after how long no further one begins: a machine that is busy for a moment is so
-/// for some of what is compared only.
-const ROUNDS: usize = 8;
-const ENOUGH: Duration = Duration::from_millis(150);
 
 /// MLPs whose reduced weights are made for a measurement.
 const SAMPLE: usize = 4;
@@ -23,37 +15,6 @@ const SAMPLE: usize = 4;
 fn pruned_mlps(plan: &Plan) -> impl Iterator<Item = (Block, usize)> {
     let mlps = plan.blocks().filter(|b| b.kind == BlockKind::Mlp);
     mlps.filter_map(|b| Some((b, plan.kept(b).filter(|&n| n > 0)?)))
-}
-
-/// What one MLP of this model takes for a short and for a long piece of a prompt, dense and pruned; `None` if none is pruned.
-pub fn prompt_costs(engine: &mut Engine, pruning: &Pruning) -> Result<Option<PromptCosts>> {
-    // Blocks keep more or less: of those with a probe, the one in the middle stands for all.
-    let plan = &pruning.plan;
-    let mut mlps: Vec<(Block, usize)> = pruned_mlps(plan).collect();
-    mlps.sort_by_key(|m| m.1);
-    let n_dropped = plan.dropped().filter(|b| b.kind == BlockKind::Mlp).count();
-    let Some(block) = mlps.get(mlps.len() / 2).map(|m| m.0).or_else(|| plan.dropped().next()) else { return Ok(None) };
-    let n_layer = plan.dims().n_layer;
-    let [whole, probed] = [n_layer - n_dropped - mlps.len(), mlps.len()].map(|n| n as f64 / n_layer as f64);
-    let observe = pruning.answer_plan.is_some();
-    // The dense run is observed where it would be.
-    let dense_pass = if observe { Pass::Observe(pruning) } else { Pass::Dense };
-    let (mut dense, mut probe) = ([f64::INFINITY; 2], [f64::INFINITY; 2]);
-    let began = Instant::now();
-    for round in 0..ROUNDS {
-        if round > 0 && began.elapsed() > ENOUGH {
-            break;
-        }
-        for (i, n) in PIECES.into_iter().enumerate() {
-            dense[i] = dense[i].min(time_mlp(engine, block.il, n, dense_pass)?);
-            if !mlps.is_empty() {
-                probe[i] = probe[i].min(time_mlp(engine, block.il, n, Pass::Probe { pruning, observe })?);
-            }
-        }
-    }
-    // The mean over the layers: a block that is dropped costs nothing.
-    let mean = |i: usize| whole * dense[i] + if mlps.is_empty() { 0.0 } else { probed * probe[i] };
-    Ok(Some(PromptCosts { n: PIECES, dense, probe: [mean(0), mean(1)] }))
 }
 
 /// What making the reduced weights of a few MLPs takes, and what a token then takes in one of them; `None` if none has a mask.

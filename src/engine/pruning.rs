@@ -43,15 +43,6 @@ pub enum Way {
     Reduced,
 }
 
-/// What to do with what is left of a prompt, or with a batch of texts.
-#[derive(Debug, Clone, PartialEq)]
-pub enum AskPrompt {
-    /// Measure how long short and long pieces take, and tell [`Policy::learn_prompt_times`]
-    Measure,
-    /// Run its first tokens, so many of each text
-    Run(Way, usize),
-}
-
 /// What to do before the next token of an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum AskAnswer {
@@ -63,32 +54,6 @@ pub enum AskAnswer {
     Reduce(Option<Masks>),
     /// Run it
     Run(Way),
-}
-
-/// Seconds of one MLP's run for a short and a long piece of a prompt, dense and with a probe.
-#[derive(Debug, Clone, Copy)]
-pub struct PromptCosts {
-    /// Tokens of both pieces
-    pub n: [usize; 2],
-    /// Dense, and observed
-    pub dense: [f64; 2],
-    /// With a probe
-    pub probe: [f64; 2],
-}
-
-impl PromptCosts {
-    /// From how many tokens on pruning pays: between the measured pieces, time is taken to be a line. What is pruned is a batch more,
-    /// as the prompt's last tokens are read whole.
-    fn break_even(&self) -> BreakEven {
-        let between = (self.n[1] - self.n[0]) as f64;
-        let slope = |t: [f64; 2]| (t[1] - t[0]) / between;
-        let fixed = |t: [f64; 2]| t[0] - slope(t) * self.n[0] as f64;
-        let saved = slope(self.dense) - slope(self.probe);
-        if saved <= 0.0 {
-            return BreakEven::Never;
-        }
-        BreakEven::From(TAIL + (fixed(self.probe) / saved).ceil().clamp(2.0, 1e9) as usize)
-    }
 }
 
 /// Seconds that concern one MLP of an answer.
@@ -163,33 +128,26 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Masks come from probes. Prompts and answers shorter than `least` run dense, or than what is measured where it is `None`; answers
-    /// always do unless `of_answers`. With `probes_all`, where quality counts and not time, prompts of any length are pruned.
-    pub fn probe(least: Option<usize>, probes_all: bool, of_answers: bool, kept_share: f64) -> Policy {
-        let prompts = if probes_all { Some(2) } else { least };
+    /// Masks come from probes. Prompts for which pruning does not pay run dense. So do answers that are shorter than `least`, or than what is
+    /// measured where it is `None`; and all of them unless `of_answers`.
+    pub fn probe(prompts: BreakEven, least: Option<usize>, of_answers: bool, kept_share: f64) -> Policy {
         Policy::new(Source::Probe, prompts, least, of_answers, kept_share)
     }
 
     /// Masks are fixed.
     pub fn fixed(of_answers: bool, kept_share: f64) -> Policy {
-        let mut policy = Policy::new(Source::Fixed, Some(2), None, of_answers, kept_share);
+        let mut policy = Policy::new(Source::Fixed, BreakEven::From(2), None, of_answers, kept_share);
         policy.report.is_fixed = true;
         policy
     }
 
     /// Masks are those of another run.
     pub fn replay(records: Vec<Record>, kept_share: f64) -> Policy {
-        Policy::new(Source::Replay(records.into_iter()), Some(2), None, true, kept_share)
+        Policy::new(Source::Replay(records.into_iter()), BreakEven::From(2), None, true, kept_share)
     }
 
-    fn new(
-        source: Source,
-        prompts: Option<usize>,
-        answers: Option<usize>,
-        of_answers: bool,
-        kept_share: f64,
-    ) -> Policy {
-        let report = Report { kept: kept_share, break_even: prompts.map(BreakEven::From), ..Default::default() };
+    fn new(source: Source, break_even: BreakEven, answers: Option<usize>, of_answers: bool, kept_share: f64) -> Policy {
+        let report = Report { kept: kept_share, break_even, ..Default::default() };
         let answer_break_even = answers.map(BreakEven::From);
         Policy { source, of_answers, is_long: None, answer_break_even, in_use: None, records: None, report }
     }
@@ -243,34 +201,34 @@ impl Policy {
         }
     }
 
-    /// What to do next with a prompt of which `n` tokens are left, from position `n_past` on; at most `n_ubatch` of them run at once.
+    /// How the next tokens of a prompt are to run, and how many, if `n` are left, from position `n_past` on; at most `n_ubatch` run at once.
     /// [`crate::error::Kind::Malformed`] if the records of a replay are at their end.
     ///
     /// The first [`SINKS`] tokens of a text and the last [`TAIL`] of a prompt are read whole: as [`read_whole`] says, where the piece has a
     /// probe, and in pieces of their own otherwise.
-    pub fn read(&mut self, n_past: usize, n: usize, n_ubatch: usize) -> Result<AskPrompt> {
+    pub fn read(&mut self, n_past: usize, n: usize, n_ubatch: usize) -> Result<(Way, usize)> {
         let way = match &mut self.source {
             Source::Fixed => Way::Reduced,
             Source::Replay(records) => {
                 let record = next_batch(records)?;
                 let n_each = record.n_each.clamp(1, n_ubatch).min(n);
-                return Ok(AskPrompt::Run(Way::Given(record), n_each));
+                return Ok((Way::Given(record), n_each));
             }
             Source::Probe => Way::Probe,
         };
-        // So short a prompt has nothing to measure for: one token has no probe.
-        let is_long = match (self.is_long, self.report.break_even) {
-            (Some(is_long), _) => is_long,
-            (None, break_even) if n < TAIL + 2 => {
-                self.report.is_too_short = break_even.is_none_or(|b| b.pays(n));
+        let pays = self.report.break_even.pays(n);
+        let is_long = match self.is_long {
+            Some(is_long) => is_long,
+            // One token has no probe.
+            None if n < TAIL + 2 => {
+                self.report.is_too_short = pays;
                 false
             }
-            (None, None) => return Ok(AskPrompt::Measure),
-            (None, Some(break_even)) => break_even.pays(n),
+            None => pays,
         };
         self.is_long = Some(is_long);
         if !is_long || n < TAIL + 2 {
-            return Ok(AskPrompt::Run(self.dense(), n.min(n_ubatch)));
+            return Ok((self.dense(), n.min(n_ubatch)));
         }
         // Batches of about equal length, so that none has a probe much worse than the others.
         let piece = |n: usize| n.div_ceil(n.div_ceil(n_ubatch));
@@ -279,32 +237,24 @@ impl Policy {
             let n_dense: usize = read_whole(n_past, n_piece, n).iter().sum();
             // One token has no probe.
             let way = if n_piece < n_dense + 2 { self.dense() } else { way };
-            return Ok(AskPrompt::Run(way, n_piece));
+            return Ok((way, n_piece));
         }
         // Reduced weights serve all tokens of a batch.
         if n_past < SINKS {
-            return Ok(AskPrompt::Run(self.dense(), (SINKS - n_past).min(n_ubatch)));
+            return Ok((self.dense(), (SINKS - n_past).min(n_ubatch)));
         }
-        Ok(AskPrompt::Run(way, piece(n - TAIL)))
+        Ok((way, piece(n - TAIL)))
     }
 
-    /// What to do with a batch of texts that are scored, `n_seq` side by side, `n_each` tokens of each.
+    /// How a batch of texts that are scored is to run, `n_seq` side by side, `n_each` tokens of each.
     /// [`crate::error::Kind::Malformed`] if the records of a replay are at their end.
-    pub fn score(&mut self, n_seq: usize, n_each: usize) -> Result<AskPrompt> {
-        let way = match (&mut self.source, self.report.break_even) {
-            (Source::Fixed, _) => Way::Reduced,
-            (Source::Replay(records), _) => Way::Given(next_batch(records)?),
-            (Source::Probe, _) if n_seq * n_each < 2 => Way::Dense,
-            (Source::Probe, None) => return Ok(AskPrompt::Measure),
-            (Source::Probe, Some(break_even)) if break_even.pays(n_seq * n_each) => Way::Probe,
-            (Source::Probe, Some(_)) => Way::Dense,
-        };
-        Ok(AskPrompt::Run(way, n_each))
-    }
-
-    /// Hears of what [`AskPrompt::Measure`] asked for; `None` if there is nothing that could be pruned.
-    pub fn learn_prompt_times(&mut self, costs: Option<PromptCosts>) {
-        self.report.break_even = Some(costs.map_or(BreakEven::Never, |c| c.break_even()));
+    pub fn score(&mut self, n_seq: usize, n_each: usize) -> Result<Way> {
+        Ok(match &mut self.source {
+            Source::Fixed => Way::Reduced,
+            Source::Replay(records) => Way::Given(next_batch(records)?),
+            Source::Probe if n_seq * n_each < 2 || !self.report.break_even.pays(n_seq * n_each) => Way::Dense,
+            Source::Probe => Way::Probe,
+        })
     }
 
     /// What to do before the next token of an answer, at position `n_past`, to be followed by at most `n_expected` with itself; `observed`
@@ -448,16 +398,8 @@ mod tests {
         Plan::new(&Options::paper(0.2), None, dims).unwrap()
     }
 
-    /// Costs of a machine on which pruning pays from `n` tokens of a prompt on.
-    fn prompt_costs(n: f64) -> PromptCosts {
-        // A batch with a probe takes as long as it saves of `n` tokens beside the prompt's last ones: half of each.
-        let [short, long] = [96.0, 192.0];
-        let probe = |tokens: f64| 0.5 * (n - TAIL as f64) + 0.5 * tokens;
-        PromptCosts { n: [96, 192], dense: [short, long], probe: [probe(short), probe(long)] }
-    }
-
     /// What is to be done with a prompt of `n` tokens.
-    fn read(policy: &mut Policy, n: usize) -> AskPrompt {
+    fn read(policy: &mut Policy, n: usize) -> (Way, usize) {
         policy.begin_prompt(0.8, None);
         policy.read(SINKS, n, 512).unwrap()
     }
@@ -467,81 +409,76 @@ mod tests {
     }
 
     #[test]
-    fn prompts_are_measured_once_and_short_ones_run_dense() {
-        let mut policy = Policy::probe(None, false, false, 0.8);
-        assert_eq!(read(&mut policy, 33), AskPrompt::Run(Way::Dense, 33), "one token has no probe");
-        assert!(policy.report().line().contains("too short for a probe"));
-        assert_eq!(read(&mut policy, 300), AskPrompt::Measure);
-        policy.learn_prompt_times(Some(prompt_costs(120.0)));
-        assert_eq!(policy.report().break_even, Some(BreakEven::From(120)));
-        assert_eq!(read(&mut policy, 119), AskPrompt::Run(Way::Dense, 119));
-        assert_eq!(read(&mut policy, 120), AskPrompt::Run(Way::Probe, 120));
+    fn short_prompts_run_dense() {
+        let mut policy = Policy::probe(BreakEven::From(120), None, false, 0.8);
+        assert_eq!(read(&mut policy, 119), (Way::Dense, 119));
+        assert_eq!(read(&mut policy, 120), (Way::Probe, 120));
         assert!(policy.report().line().contains("below break-even (120 tokens)"));
+        let mut policy = Policy::probe(BreakEven::From(2), None, false, 0.8);
+        assert_eq!(read(&mut policy, 33), (Way::Dense, 33), "one token has no probe");
+        assert!(policy.report().line().contains("too short for a probe"));
     }
 
     #[test]
     fn the_end_of_a_long_prompt_is_read_whole() {
-        let mut policy = Policy::probe(Some(100), false, false, 0.8);
+        let mut policy = Policy::probe(BreakEven::From(100), Some(100), false, 0.8);
         policy.begin_prompt(0.8, None);
         let n = 1100 + SINKS + TAIL;
         let mut n_past = 0;
         for (step, whole) in [(379, [SINKS, 0]), (379, [0, 0]), (378, [0, TAIL])] {
-            assert_eq!(policy.read(n_past, n - n_past, 512).unwrap(), AskPrompt::Run(Way::Probe, step));
+            assert_eq!(policy.read(n_past, n - n_past, 512).unwrap(), (Way::Probe, step));
             assert_eq!(read_whole(n_past, step, n - n_past), whole);
             n_past += step;
         }
         assert_eq!(n_past, n);
         // Where pieces are shorter than what is read whole, none of the last ones is pruned.
         policy.begin_prompt(0.8, None);
-        assert_eq!(policy.read(0, 100, 16).unwrap(), AskPrompt::Run(Way::Probe, 15));
-        assert_eq!(policy.read(60, 40, 16).unwrap(), AskPrompt::Run(Way::Probe, 14));
+        assert_eq!(policy.read(0, 100, 16).unwrap(), (Way::Probe, 15));
+        assert_eq!(policy.read(60, 40, 16).unwrap(), (Way::Probe, 14));
         assert_eq!(read_whole(60, 14, 40), [0, 6]);
-        assert_eq!(policy.read(74, 26, 16).unwrap(), AskPrompt::Run(Way::Dense, 16));
+        assert_eq!(policy.read(74, 26, 16).unwrap(), (Way::Dense, 16));
         // Reduced weights serve all tokens of a batch.
         let mut fixed = Policy::fixed(false, 0.8);
         fixed.begin_prompt(0.8, None);
-        assert_eq!(fixed.read(0, n, 512).unwrap(), AskPrompt::Run(Way::Dense, SINKS));
-        assert_eq!(fixed.read(SINKS, n - SINKS, 512).unwrap(), AskPrompt::Run(Way::Reduced, 367));
-        assert_eq!(fixed.read(n - TAIL, TAIL, 512).unwrap(), AskPrompt::Run(Way::Dense, TAIL));
+        assert_eq!(fixed.read(0, n, 512).unwrap(), (Way::Dense, SINKS));
+        assert_eq!(fixed.read(SINKS, n - SINKS, 512).unwrap(), (Way::Reduced, 367));
+        assert_eq!(fixed.read(n - TAIL, TAIL, 512).unwrap(), (Way::Dense, TAIL));
         // However little is left of a long prompt, it is still that prompt; and a short one stays short.
         policy.begin_prompt(0.8, None);
-        assert_eq!(policy.read(0, 99, 64).unwrap(), AskPrompt::Run(Way::Dense, 64));
-        assert_eq!(policy.read(64, 35, 64).unwrap(), AskPrompt::Run(Way::Dense, 35));
+        assert_eq!(policy.read(0, 99, 64).unwrap(), (Way::Dense, 64));
+        assert_eq!(policy.read(64, 35, 64).unwrap(), (Way::Dense, 35));
         // Batches of texts are pruned to their end.
-        assert_eq!(policy.score(2, 50).unwrap(), AskPrompt::Run(Way::Probe, 50));
-        assert_eq!(policy.score(1, 99).unwrap(), AskPrompt::Run(Way::Dense, 99));
+        assert_eq!(policy.score(2, 50).unwrap(), Way::Probe);
+        assert_eq!(policy.score(1, 99).unwrap(), Way::Dense);
     }
 
     #[test]
     fn what_never_pays_is_never_done() {
-        let mut policy = Policy::probe(None, false, true, 0.8);
-        policy.learn_prompt_times(Some(PromptCosts { n: [96, 192], dense: [1.0, 2.0], probe: [1.5, 2.6] }));
-        assert_eq!(read(&mut policy, 100_000), AskPrompt::Run(Way::Observe, 512));
-        assert_eq!(policy.report().break_even, Some(BreakEven::Never));
+        let mut policy = Policy::probe(BreakEven::Never, None, true, 0.8);
+        assert_eq!(read(&mut policy, 100_000), (Way::Observe, 512));
+        assert!(policy.report().line().contains("does not pay for prompts"));
         policy.learn_answer_times(Some(AnswerCosts { reduce: 1.0, dense: 0.1, reduced: 0.2 }));
         assert_eq!(answer(&mut policy, 10, usize::MAX, 5.0), AskAnswer::Run(Way::Dense));
         assert!(policy.report().line().contains("pruning does not pay here"));
-        policy.learn_prompt_times(None);
-        assert_eq!(read(&mut policy, 500), AskPrompt::Run(Way::Observe, 500));
     }
 
     #[test]
     fn the_users_least_is_not_measured() {
-        let mut policy = Policy::probe(Some(50), false, true, 0.8);
-        assert_eq!(read(&mut policy, 49), AskPrompt::Run(Way::Observe, 49));
-        assert_eq!(read(&mut policy, 50), AskPrompt::Run(Way::Probe, 50));
+        let mut policy = Policy::probe(BreakEven::From(50), Some(50), true, 0.8);
+        assert_eq!(read(&mut policy, 49), (Way::Observe, 49));
+        assert_eq!(read(&mut policy, 50), (Way::Probe, 50));
         assert_eq!(answer(&mut policy, 60, 49, 10.0), AskAnswer::Run(Way::Dense));
         assert_eq!(answer(&mut policy, 60, 50, 10.0), AskAnswer::Reduce(None));
         // A method that looks at the whole batch is for its quality.
-        let mut policy = Policy::probe(Some(50), true, true, 0.8);
-        assert_eq!(read(&mut policy, TAIL + 2), AskPrompt::Run(Way::Probe, TAIL + 2));
-        assert_eq!(read(&mut policy, TAIL + 1), AskPrompt::Run(Way::Observe, TAIL + 1));
+        let mut policy = Policy::probe(BreakEven::From(2), Some(50), true, 0.8);
+        assert_eq!(read(&mut policy, TAIL + 2), (Way::Probe, TAIL + 2));
+        assert_eq!(read(&mut policy, TAIL + 1), (Way::Observe, TAIL + 1));
         assert!(policy.report().line().contains("too short for a probe"));
     }
 
     #[test]
     fn answers_run_dense_until_something_was_observed_and_if_they_are_short() {
-        let mut policy = Policy::probe(None, false, true, 0.8);
+        let mut policy = Policy::probe(BreakEven::From(2), None, true, 0.8);
         assert_eq!(answer(&mut policy, 9, 1000, 0.0), AskAnswer::Run(Way::Dense));
         assert_eq!(answer(&mut policy, 9, 1000, 20.0), AskAnswer::Measure);
         // Reduced weights cost as much as they save in 100 tokens.
@@ -557,7 +494,7 @@ mod tests {
 
     #[test]
     fn masks_are_renewed_by_much_more_that_was_observed_or_by_looking_back() {
-        let mut policy = Policy::probe(Some(2), false, true, 0.8);
+        let mut policy = Policy::probe(BreakEven::From(2), Some(2), true, 0.8);
         policy.learn_reduced(100, Masks::new(), 80.0, Duration::ZERO, 1);
         assert_eq!(answer(&mut policy, 100, 500, 99.0), AskAnswer::Run(Way::Reduced));
         assert_eq!(answer(&mut policy, 100, 500, 100.0), AskAnswer::Reduce(None), "a quarter more");
@@ -572,7 +509,7 @@ mod tests {
         policy.learn_reduced(200, Masks::new(), 164.0, Duration::ZERO, 1);
         assert_eq!(answer(&mut policy, 200, 400, 164.0), AskAnswer::Run(Way::Reduced));
         // Too few tokens are left for new ones to pay.
-        let mut policy = Policy::probe(Some(50), false, true, 0.8);
+        let mut policy = Policy::probe(BreakEven::From(50), Some(50), true, 0.8);
         policy.learn_reduced(100, Masks::new(), 10.0, Duration::ZERO, 1);
         (0..64).for_each(|_| policy.learn_decoded());
         assert_eq!(answer(&mut policy, 164, 49, 10.0), AskAnswer::Run(Way::Reduced));
@@ -589,8 +526,8 @@ mod tests {
         let mut policy = Policy::fixed(true, 0.8);
         policy.keep_records();
         policy.learn_fixed(Masks::new());
-        assert_eq!(read(&mut policy, 100), AskPrompt::Run(Way::Reduced, 100 - TAIL));
-        assert_eq!(policy.score(1, 1).unwrap(), AskPrompt::Run(Way::Reduced, 1));
+        assert_eq!(read(&mut policy, 100), (Way::Reduced, 100 - TAIL));
+        assert_eq!(policy.score(1, 1).unwrap(), Way::Reduced);
         assert_eq!(answer(&mut policy, 0, 1, 0.0), AskAnswer::Run(Way::Reduced));
         assert_eq!(policy.records().unwrap().len(), 1);
         let mut policy = Policy::fixed(false, 0.8);
@@ -607,7 +544,7 @@ mod tests {
         let records = vec![batch.clone(), made(10), looked_back, made(84)];
         let mut policy = Policy::replay(records, 0.8);
         policy.keep_records();
-        assert_eq!(read(&mut policy, 12), AskPrompt::Run(Way::Given(batch), 10));
+        assert_eq!(read(&mut policy, 12), (Way::Given(batch), 10));
         assert_eq!(answer(&mut policy, 10, 1, 0.0), AskAnswer::Reduce(Some(kept.clone())));
         policy.learn_reduced(10, kept.clone(), 0.0, Duration::ZERO, 1);
         assert_eq!(answer(&mut policy, 83, 1, 0.0), AskAnswer::Run(Way::Reduced));

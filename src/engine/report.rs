@@ -6,9 +6,10 @@ use crate::prune::in_words;
 use crate::system::memory;
 
 /// From how many tokens on pruning pays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum BreakEven {
     /// For no number of them
+    #[default]
     Never,
     /// For so many and more
     From(usize),
@@ -43,8 +44,8 @@ pub struct Report {
     pub pruned_tokens: usize,
     /// Tokens that ran dense
     pub dense_tokens: usize,
-    /// For which prompts pruning pays, once that is known
-    pub break_even: Option<BreakEven>,
+    /// For which prompts pruning pays
+    pub break_even: BreakEven,
     /// The prompt was long enough for pruning to pay, but hardly longer than what is read whole of any
     pub is_too_short: bool,
     /// Share of the blocks' weights that reduced tensors have
@@ -77,9 +78,8 @@ impl Report {
             (0, _) if self.guarded.is_some() => "dense".into(),
             (0, _) if self.is_too_short => "dense: prompt too short for a probe".into(),
             (0, _) => match self.break_even {
-                Some(BreakEven::Never) => "dense: pruning does not pay for prompts of this model here".into(),
-                Some(BreakEven::From(least)) => format!("dense: prompt below break-even ({least} tokens)"),
-                None => "dense: prompt too short for a probe".into(),
+                BreakEven::Never => "dense: pruning so little does not pay for prompts".into(),
+                BreakEven::From(least) => format!("dense: prompt below break-even ({least} tokens)"),
             },
             _ if self.is_fixed => format!("fixed masks, {kept}"),
             _ if self.probe_rows == 0 => format!("given masks, {kept}"),

@@ -11,8 +11,8 @@ use super::core::Engine;
 use super::measure;
 use super::options::Options;
 use super::prompt_cache::{self, Found, Origin};
-use super::pruning::{AskAnswer, AskPrompt, Policy, REFRESH, Ran, Way, is_worth_a_guard, read_whole};
-use super::report::Report;
+use super::pruning::{AskAnswer, Policy, READ_WHOLE, REFRESH, Ran, Way, is_worth_a_guard, read_whole};
+use super::report::{BreakEven, Report};
 use crate::error::{Error, Result};
 use crate::graph::{Batch, KV_STEP, Results};
 use crate::model::Model;
@@ -307,8 +307,17 @@ impl<'m> Session<'m> {
         let of_answers = pruning.options.answer > 0.0;
         let (mut policy, fixed) = match source {
             MaskSource::Probe => {
-                let (least, all) = (pruning.options.min_tokens, pruning.probes_all());
-                (Policy::probe(least, all, of_answers, share), None)
+                let least = pruning.options.min_tokens;
+                let prompts = match (pruning.probes_all(), least) {
+                    // There quality counts, and not time.
+                    (true, _) => BreakEven::From(2),
+                    (false, Some(least)) => BreakEven::From(least),
+                    (false, None) => {
+                        let pays = pruning.plan.break_even(pruning.options.tokens, READ_WHOLE);
+                        pays.map_or(BreakEven::Never, BreakEven::From)
+                    }
+                };
+                (Policy::probe(prompts, least, of_answers, share), None)
             }
             MaskSource::Replay(records) => (Policy::replay(records, share), None),
             MaskSource::Fixed(masks, left_out) => (Policy::fixed(of_answers, share), Some((masks, left_out))),
@@ -359,26 +368,15 @@ impl<'m> Session<'m> {
     /// How the next piece of a prompt of which `n` tokens are left is to run, and of how many tokens it is; on all weights without pruning.
     fn way_of_prompt(&mut self, n: usize) -> Result<(Option<Way>, usize)> {
         let (n_past, n_ubatch) = (self.n_past(), self.engine.n_ubatch);
-        self.ask(&mut |policy| policy.read(n_past, n, n_ubatch)).map(|run| run.unwrap_or((None, n.min(n_ubatch))))
+        match &mut self.pruned {
+            Some(pruned) => pruned.policy.read(n_past, n, n_ubatch).map(|(way, n)| (Some(way), n)),
+            None => Ok((None, n.min(n_ubatch))),
+        }
     }
 
     /// How texts side by side are to run, `n_each` tokens of each; `None` without pruning.
     pub(super) fn way_of_texts(&mut self, n_seq: usize, n_each: usize) -> Result<Option<Way>> {
-        self.ask(&mut |policy| policy.score(n_seq, n_each)).map(|run| run.and_then(|r| r.0))
-    }
-
-    /// Asks the policy, if there is one, and measures what it wants to know first.
-    fn ask(&mut self, ask: &mut dyn FnMut(&mut Policy) -> Result<AskPrompt>) -> Result<Option<(Option<Way>, usize)>> {
-        let Some(pruned) = &mut self.pruned else { return Ok(None) };
-        loop {
-            match ask(&mut pruned.policy)? {
-                AskPrompt::Run(way, n) => return Ok(Some((Some(way), n))),
-                AskPrompt::Measure => {
-                    let costs = measure::prompt_costs(&mut self.engine, &pruned.pruning)?;
-                    pruned.policy.learn_prompt_times(costs);
-                }
-            }
-        }
+        self.pruned.as_mut().map(|pruned| pruned.policy.score(n_seq, n_each)).transpose()
     }
 
     /// How the next token of an answer is to run, after what must come before it; `None` without pruning.
