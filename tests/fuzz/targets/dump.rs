@@ -9,9 +9,11 @@ fuzz_target!(|text: &str| {
     let dims = Dims { n_layer: 2, n_embd: 4, n_head: 2, n_head_kv: 1, n_embd_head: 2, n_ff: 6, n_ff_matrices: 3 };
     let Ok(records) = parse(text, &dims, 7) else { return };
     assert!(!records.is_empty());
-    for (block, kept) in records.iter().flat_map(|r| &r.kept) {
+    for (record, (block, kept)) in records.iter().flat_map(|r| r.kept.iter().map(move |kept| (r, kept))) {
         let units = 0..block.kind.units(&dims) as i32;
-        assert!(block.il < dims.n_layer && !kept.is_empty() && kept.iter().all(|k| units.contains(k)), "{block:?} {kept:?}");
+        assert!(block.il < dims.n_layer && kept.iter().all(|k| units.contains(k)), "{block:?} {kept:?}");
+        // Only a batch may drop a block.
+        assert!(!record.frozen || !kept.is_empty(), "{block:?}");
         assert!(kept.is_sorted_by(|a, b| a < b), "{block:?} {kept:?}");
     }
 });
