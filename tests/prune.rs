@@ -606,6 +606,7 @@ fn a_model_has_a_plan_of_its_own() {
         (&["--prune", "auto", "--prune-method", "flap"], "not measured"),
         (&["--prune", "0.3", "--prune-guard", "0.1"], "the model's own plan"),
         (&["--prune", "auto", "--prune-guard", "0"], "more than 0"),
+        (&["--prune", "auto", "--prune-skip", "1"], "the plan says"),
     ] {
         let line = refused(&[&base[..], more].concat(), 2);
         assert!(line.contains(reason), "{line}");

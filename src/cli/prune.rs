@@ -128,7 +128,8 @@ pub fn options(a: PruneArgs, min_tokens: Option<String>) -> Result<Option<Option
     o.replay = a.prune_replay;
     if o.replay.is_some() && o.needs_calibration() {
         return Err(Error::usage(
-            "--prune-replay keeps what the dump says: --prune-method and --prune-history have no effect",
+            "--prune-replay keeps what the dump says: --prune auto, --prune-plan calibrated, --prune-method and --prune-history have no \
+             effect",
         ));
     }
     Ok(Some(o))
@@ -233,6 +234,9 @@ pub fn options_for(amount: Option<&str>, a: PruneHowArgs, min_tokens: Option<Str
             "--prune-method {} has one mask for prompts and answers: --prune-answer is 0 or the same as --prune",
             o.method.name()
         )));
+    }
+    if a.prune_skip.is_some() && o.answer == 0.0 && matches!(o.spread, Spread::Calibrated | Spread::File(_)) {
+        return Err(Error::usage("--prune-skip has no effect: the plan says what each layer leaves out"));
     }
     o.skip = a.prune_skip.unwrap_or(o.skip);
     o.mlp_only = a.prune_mlp_only;

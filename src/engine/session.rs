@@ -175,7 +175,7 @@ impl<'m> Session<'m> {
             }
             let dense = match &way {
                 Some(Way::Probe) => read_whole(self.n_past(), n, left.len()),
-                // A batch of another length has none in the same places.
+                // A piece that is cut shorter than the recorded batch has not the same tokens at its end.
                 Some(Way::Given(record)) if record.n_each == n => record.dense,
                 _ => [0; 2],
             };
@@ -309,7 +309,7 @@ impl<'m> Session<'m> {
             MaskSource::Probe => {
                 let least = pruning.options.min_tokens;
                 let prompts = match (pruning.probes_all(), least) {
-                    // There quality counts, and not time.
+                    // The whole batch as the probe saves no time: it shows the best quality, for prompts of any length.
                     (true, _) => BreakEven::From(2),
                     (false, Some(least)) => BreakEven::From(least),
                     (false, None) => {

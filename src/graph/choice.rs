@@ -109,7 +109,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let layout = self.task.layout;
         let observes = match self.task.pass {
             Pass::Observe(_) | Pass::Probe { observe: true, .. } | Pass::Calibrate { .. } => true,
-            // As in the run that is followed.
+            // A replay computes the last layer for as many rows as the recorded run did, so that both round alike.
             Pass::Given(pruning) => pruning.answer_plan.is_some(),
             _ => false,
         };

@@ -135,7 +135,7 @@ pub fn parse(text: &str, dims: &Dims, fingerprint: u64) -> Result<Vec<Record>> {
             n_each: number(&batch["n_each"])?,
             first: number(&batch["first"])?,
             dense: match &batch["dense"] {
-                // As before a batch could have any.
+                // Dumps of earlier versions do not say: their batches had no dense tokens beside pruned ones.
                 Value::Null => [0; 2],
                 dense => [number(&dense[0])?, number(&dense[1])?],
             },

@@ -26,6 +26,8 @@ pub const WINDOWS: usize = OF_BLOCKS + OF_CURVE;
 /// Tokens of a window that are read, and that are scored after these, as far as the model's context goes.
 const READ: usize = 512;
 const SCORED: usize = 128;
+/// Most bytes of a file of measurements: some 25 for each.
+const MAX_PART: u64 = 1 << 20;
 /// The curve's ratios.
 const RATIOS: [f64; 9] = [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6];
 
@@ -53,9 +55,12 @@ struct Part {
 }
 
 impl Part {
+    /// What the file at `path` has, if it is of these windows and this model; else nothing yet.
     fn new(path: PathBuf, key: String) -> Part {
         let mut part = Part { path, key, blocks: Vec::new(), curve: Vec::new() };
-        let read = std::fs::read(&part.path).ok();
+        // Anything may have that name: to read a FIFO would wait for a writer, and no part is large.
+        let is_part = std::fs::metadata(&part.path).is_ok_and(|m| m.is_file() && m.len() <= MAX_PART);
+        let read = is_part.then(|| std::fs::read(&part.path).ok()).flatten();
         let Some(value) = read.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok()) else { return part };
         if value["pp-run calibration in parts"].as_str() != Some(&part.key) {
             return part;
