@@ -16,8 +16,8 @@ use pp_run::prune::{self, Options as PruneOptions, Plan, Record};
 use serde_json::{Value, json};
 
 #[allow(dead_code, reason = "its main is an example's")]
-#[path = "tools/dequantise.rs"]
-mod dequantise;
+#[path = "tools/requantise.rs"]
+mod requantise;
 
 fn here(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -134,7 +134,7 @@ fn compare(name: &str, model: &Path, least_jaccard: f64, most_error: f64) {
 fn smollm2_agrees_with_the_reference() {
     let _turn = turn();
     let model = DIR.path().join("smollm2-f32.gguf");
-    dequantise::dequantise(&smollm2(), &model);
+    requantise::requantise(&smollm2(), &model, ggml::Type::F32);
     compare("smollm2", &model, 0.98, 0.01);
     fs::remove_file(model).unwrap();
 }

@@ -11,6 +11,7 @@ use super::prune::{self, PruneArgs};
 use super::value::out_of_range;
 use crate::commands::perplexity::Options;
 use crate::error::{Error, Result};
+use crate::model::Options as ModelOptions;
 use crate::prune::{Options as PruneOptions, Spread};
 
 #[derive(Debug, Args)]
@@ -44,6 +45,9 @@ pub struct PerplexityArgs {
     /// Compare with the dense model in the same run: KL divergence, top-1 agreement and both perplexities
     #[arg(long)]
     pub kl: bool,
+    /// Compare with this model read densely, such as the one that a smaller quantisation was made of, instead of the same one
+    #[arg(long, value_name = "FILE", requires_all = ["context", "kl"], allow_hyphen_values = true)]
+    pub kl_base: Option<PathBuf>,
     #[command(flatten)]
     pub prune: PruneArgs,
     #[command(flatten)]
@@ -96,7 +100,7 @@ pub fn options(mut a: PerplexityArgs) -> Result<Options> {
         }
         (n, _) => n.map(|n| n as usize),
     };
-    if a.kl && prune.is_none() && read_last.is_none() {
+    if a.kl && prune.is_none() && read_last.is_none() && a.kl_base.is_none() {
         return Err(Error::usage("--kl compares the pruned model with the dense one: it needs --prune R"));
     }
     let chunks = match a.chunks {
@@ -108,9 +112,11 @@ pub fn options(mut a: PerplexityArgs) -> Result<Options> {
                 .ok_or_else(|| out_of_range("--chunks", n, "-1, or 1 or more"))?,
         ),
     };
+    let model = model::options(a.model, a.model_args)?;
+    let kl_base = a.kl_base.map(|path| ModelOptions { path, ..model.clone() });
     Ok(Options {
         log: log::options(a.log),
-        model: model::options(a.model, a.model_args)?,
+        model,
         context,
         file: a.file,
         chunks,
@@ -118,6 +124,7 @@ pub fn options(mut a: PerplexityArgs) -> Result<Options> {
         reading,
         read_last,
         kl: a.kl,
+        kl_base,
         prune,
     })
 }

@@ -38,7 +38,7 @@ pub enum Command {
     /// `pp-run tokenize -m MODEL`
     Tokenize(tokenize::Options),
     /// `pp-run perplexity -m MODEL -f TEXT`
-    Perplexity(perplexity::Options),
+    Perplexity(Box<perplexity::Options>),
     /// `pp-run calibrate -m MODEL`
     Calibrate(calibrate::Options),
     /// `pp-run bench -m MODEL`

@@ -13,7 +13,7 @@ use crate::engine::{OUTPUT_ROWS, Session};
 use crate::error::{Error, Result};
 use crate::log::{self, Log};
 use crate::model::Model;
-use crate::tokenizer::Token;
+use crate::tokenizer::{Token, Tokenizer};
 use crate::{engine, model, prune};
 
 #[derive(Debug, Clone)]
@@ -34,6 +34,8 @@ pub struct Options {
     pub read_last: Option<usize>,
     /// `--kl`
     pub kl: bool,
+    /// `--kl-base`: the model to compare with, if it is another one
+    pub kl_base: Option<model::Options>,
     /// What to prune, if at all
     pub prune: Option<prune::Options>,
 }
@@ -78,12 +80,12 @@ fn protocol(options: &Options, tokens: &[Token], bos: Option<Token>, n_ctx_train
     Ok(Protocol { n_seq: n_seq.clamp(1, n_chunks), windows, first })
 }
 
-/// Scores what follows each of a text's contexts, which are read as prompts are. With `--kl` the dense model reads them, too.
+/// Scores what follows each of a text's contexts, which are read as prompts are. With `--kl` the dense model reads them, too, or another
+/// model (`--kl-base`).
 fn reading(
     options: &Options,
-    model: &Model,
+    (model, tokenizer): (&Model, &Tokenizer),
     tokens: &[Token],
-    bos: Option<Token>,
     (n_read, n_after): (usize, usize),
     log: &Log,
     signals: &Signals,
@@ -95,12 +97,14 @@ fn reading(
             Error::malformed(format!("has {} tokens, but one window has {n}", tokens.len())).in_file(&options.file)
         );
     }
+    let base = options.kl_base.as_ref().map(|of| load_base(of, options, tokenizer, log, signals)).transpose()?;
+    let bos = bos(tokenizer);
     let n_threads = options.context.n_threads_batch;
     let context = engine::Options { n_ctx: Some(u32::try_from(n).unwrap_or(u32::MAX)), ..options.context.clone() };
-    let new = || Session::new(model, &context, 1, n_after, signals.interrupt.clone());
-    let mut session = new()?;
+    let new = |model| Session::new(model, &context, 1, n_after, signals.interrupt.clone());
+    let mut session = new(model)?;
     pruning::apply(&mut session, model, options.prune.as_ref(), n_threads, log)?;
-    let mut dense = options.kl.then(new).transpose()?;
+    let mut dense = options.kl.then(|| new(base.as_ref().unwrap_or(model))).transpose()?;
     log.note(&format!("{n_chunks} windows of {n_read} tokens that are read and {n_after} that are scored"));
     let bar = log.progress("perplexity", (n_chunks * n) as u64, "tokens");
     let mut scores = Scores::default();
@@ -109,13 +113,15 @@ fn reading(
         let mut window = window.to_vec();
         window[0] = bos.unwrap_or(window[0]);
         let (context, after) = window.split_at(n_read);
-        let base = dense.as_mut().map(|dense| Followed::new(dense, context, after)).transpose();
-        let base = base.map_err(|e| signals.named(e))?;
+        let dense_read = dense.as_mut().map(|dense| Followed::new(dense, context, after)).transpose();
+        let dense_read = dense_read.map_err(|e| signals.named(e))?;
         let context = &context[n_read - options.read_last.unwrap_or(n_read)..];
         let read = Followed::new(&mut session, context, after).map_err(|e| signals.named(e))?;
-        dense_time += base.as_ref().map_or(Duration::ZERO, |b| b.time);
+        dense_time += dense_read.as_ref().map_or(Duration::ZERO, |b| b.time);
         time += read.time;
-        scores.add_followed(&mut session, &read, base.as_ref(), after, n_threads).map_err(|e| signals.named(e))?;
+        let base_session = dense.as_mut().filter(|_| base.is_some());
+        let scored = scores.add_followed(&mut session, &read, dense_read.as_ref(), base_session, after, n_threads);
+        scored.map_err(|e| signals.named(e))?;
         bar.set_position(((done + 1) * n) as u64);
         bar.suspend(|| print(&format!("[{}]{:.4},", done + 1, scores.sums.estimate().0)))?;
     }
@@ -124,17 +130,38 @@ fn reading(
     finish(options, &session, &scores, time, dense_time, log)
 }
 
+/// The token that windows begin with, if the model wants one.
+fn bos(tokenizer: &Tokenizer) -> Option<Token> {
+    tokenizer.bos().filter(|_| tokenizer.add_bos())
+}
+
+/// The model to compare with. [`crate::error::Kind::Usage`] if its tokens are others than those of `tokenizer`.
+fn load_base(
+    of: &model::Options,
+    options: &Options,
+    tokenizer: &Tokenizer,
+    log: &Log,
+    signals: &Signals,
+) -> Result<Model> {
+    let (base, of_base) = load(of, &options.context, log, signals)?;
+    let pieces = |t: &Tokenizer| (0..t.n_vocab()).map(|i| t.piece(i as Token, true)).collect::<Vec<_>>();
+    match pieces(&of_base) == pieces(tokenizer) {
+        true => Ok(base),
+        false => Err(Error::usage("--kl-base has another vocabulary than the model: nothing can be compared")),
+    }
+}
+
 /// Scores a text. With `--kl` the dense model scores it too, batch by batch.
 pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let log = Log::new(&options.log, false)?;
     let text = read_text(&options.file)?;
     let (model, tokenizer) = load(&options.model, &options.context, &log, signals)?;
     let tokens = tokenizer.encode(&text, true, false)?;
-    let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
     if let Some((n_read, n_after)) = options.reading {
-        return reading(options, &model, &tokens, bos, (n_read, n_after), &log, signals);
+        return reading(options, (&model, &tokenizer), &tokens, (n_read, n_after), &log, signals);
     }
-    let Protocol { windows, n_seq, first } = protocol(options, &tokens, bos, model.hparams().n_ctx_train as usize)?;
+    let Protocol { windows, n_seq, first } =
+        protocol(options, &tokens, bos(&tokenizer), model.hparams().n_ctx_train as usize)?;
     let n_ctx = windows[0].len();
     let n_threads = options.context.n_threads_batch;
     let mut context = options.context.clone();
@@ -175,8 +202,9 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
                 let end = n.min(start + OUTPUT_ROWS);
                 let part = (row + start) * n_embd..(row + end) * n_embd;
                 let dense = dense.as_ref().map(|d| &d[part.clone()]);
-                let scored = scores.add(&mut session, &pruned[part], dense, &next[start..end], n_threads);
-                scored.map_err(interrupted)?;
+                let logits = session.outputs(&pruned[part]).map_err(interrupted)?;
+                let dense = dense.map(|dense| session.outputs(dense)).transpose().map_err(interrupted)?;
+                scores.add(&logits, dense.as_deref(), &next[start..end], n_threads);
             }
             done += 1;
             bar.set_position((done * n_ctx) as u64);

@@ -77,23 +77,8 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Scores the tokens `next` by the states before them, `[n_embd]` each; those of the `dense` model are compared with them.
-    pub fn add(
-        &mut self,
-        session: &mut Session,
-        states: &[f32],
-        dense: Option<&[f32]>,
-        next: &[Token],
-        n_threads: usize,
-    ) -> Result<()> {
-        let logits = session.outputs(states)?;
-        let base = dense.map(|dense| session.outputs(dense)).transpose()?;
-        self.add_rows(&logits, base.as_deref(), next, n_threads);
-        Ok(())
-    }
-
     /// Scores the tokens `next` by the rows of logits before them; those of the `dense` model are compared with them.
-    fn add_rows(&mut self, logits: &[f32], dense: Option<&[f32]>, next: &[Token], n_threads: usize) {
+    pub fn add(&mut self, logits: &[f32], dense: Option<&[f32]>, next: &[Token], n_threads: usize) {
         score_rows(logits, next, n_threads).into_iter().for_each(|nll| self.sums.add(nll));
         if let Some(base) = dense {
             score_rows(base, next, n_threads).into_iter().for_each(|nll| self.dense.add(nll));
@@ -104,23 +89,34 @@ impl Scores {
         }
     }
 
-    /// [`Scores::add`] for what followed a context; `base` is what followed another reading of it.
+    /// Scores the tokens `after` a context; `base` is what followed another reading of it, by another model if that has a session.
     pub fn add_followed(
         &mut self,
         session: &mut Session,
         read: &Followed,
         base: Option<&Followed>,
+        mut base_session: Option<&mut Session>,
         after: &[Token],
         n_threads: usize,
     ) -> Result<()> {
-        self.add_rows(&read.first, base.map(|b| &b.first[..]), &after[..1], n_threads);
-        let n_embd = read.states.len() / (after.len() - 1).max(1);
+        self.add(&read.first, base.map(|b| &b.first[..]), &after[..1], n_threads);
         for (i, next) in after[1..].chunks(OUTPUT_ROWS).enumerate() {
-            let part = i * OUTPUT_ROWS * n_embd..(i * OUTPUT_ROWS + next.len()) * n_embd;
-            self.add(session, &read.states[part.clone()], base.map(|b| &b.states[part]), next, n_threads)?;
+            let logits = session.outputs(read.rows(i * OUTPUT_ROWS, next.len()))?;
+            let of_base = |base: &Followed| {
+                let states = base.rows(i * OUTPUT_ROWS, next.len());
+                match base_session.as_deref_mut() {
+                    Some(session) => session.outputs(states),
+                    None => session.outputs(states),
+                }
+            };
+            let base = base.map(of_base).transpose()?;
+            self.add(&logits, base.as_deref(), next, n_threads);
         }
         // Another session's turn may come: this one's threads would wait by spinning.
         session.pause();
+        if let Some(session) = base_session {
+            session.pause();
+        }
         Ok(())
     }
 
@@ -143,6 +139,7 @@ pub struct Followed {
     first: Vec<f32>,
     /// States before the output matrix `[n_embd, n]`, of all tokens after the context but the last
     states: Vec<f32>,
+    n_embd: usize,
     /// Time that reading the context took
     pub time: Duration,
 }
@@ -153,12 +150,23 @@ impl Followed {
         session.rewind(0);
         let start = Instant::now();
         session.sync(context, &mut |_, _| {})?;
-        let time = start.elapsed();
-        let first = session.logits().to_vec();
+        let read = Followed { first: session.logits().to_vec(), states: Vec::new(), n_embd: 0, time: start.elapsed() };
+        read.instead(session, context.len(), after)
+    }
+
+    /// The same context, which the session has read as its first `n_context` tokens, and other tokens `after` it.
+    pub fn instead(&self, session: &mut Session, n_context: usize, after: &[Token]) -> Result<Followed> {
+        session.rewind(n_context);
         let states = session.states_after(&after[..after.len() - 1])?;
         // Another session's turn may come: this one's threads would wait by spinning.
         session.pause();
-        Ok(Followed { first, states, time })
+        let n_embd = states.len() / (after.len() - 1).max(1);
+        Ok(Followed { first: self.first.clone(), states, n_embd, time: self.time })
+    }
+
+    /// The states of `n` tokens from the one at `first` on.
+    fn rows(&self, first: usize, n: usize) -> &[f32] {
+        &self.states[first * self.n_embd..(first + n) * self.n_embd]
     }
 }
 

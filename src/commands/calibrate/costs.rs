@@ -23,9 +23,11 @@ const OF_CURVE: usize = 16;
 const TIMED: usize = 8;
 /// Windows in all.
 pub const WINDOWS: usize = OF_BLOCKS + OF_CURVE;
-/// Tokens of a window that are read, and that are scored after these, as far as the model's context goes.
+/// Tokens of a window that are read, and that are scored after these, as far as the model's context goes. After the same reading as many
+/// are scored that repeat a part of what was read. That needs attention on what is far back, which the text that goes on hardly shows:
+/// where the heads are dropped that find it, details of a long prompt are lost.
 const READ: usize = 512;
-const SCORED: usize = 128;
+const SCORED: usize = 96;
 /// Most bytes of a file of measurements: some 25 for each.
 const MAX_PART: u64 = 1 << 20;
 /// The curve's ratios.
@@ -35,7 +37,7 @@ const RATIOS: [f64; 9] = [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6];
 /// context is too short for any of a prompt to be pruned.
 pub fn window(n_ctx_train: usize) -> Result<(usize, usize)> {
     let n = (READ + SCORED).min(n_ctx_train);
-    let scored = n / (1 + READ / SCORED);
+    let scored = n * SCORED / (READ + SCORED);
     if n - scored < 2 * engine::READ_WHOLE {
         return Err(Error::usage(format!(
             "the model's context of {n_ctx_train} tokens is too short to measure what pruned reading costs: use --no-costs"
@@ -83,6 +85,28 @@ impl Part {
     }
 }
 
+/// What follows a window that was read.
+struct Read {
+    /// Where the text goes on
+    on: Followed,
+    /// Where it repeats a part of what was read
+    quote: Followed,
+}
+
+/// Scores of what follows the windows.
+#[derive(Default)]
+struct Cost {
+    on: Scores,
+    quote: Scores,
+}
+
+impl Cost {
+    /// KL divergence from what follows dense reading, in nats per token: both ways of following count alike.
+    fn kl(&self) -> f64 {
+        0.5 * (self.on.kl.mean() + self.quote.kl.mean())
+    }
+}
+
 /// What measuring needs.
 pub struct Measure<'m> {
     pub model: &'m Model,
@@ -119,12 +143,12 @@ impl<'m> Measure<'m> {
                 let mut shares = none.clone();
                 shares[block.il][block.kind as usize] = share;
                 self.prune(&mut session, shares)?;
-                let mut scores = Scores::default();
+                let mut cost = Cost::default();
                 for (window, base) in of_blocks.iter().zip(&bases) {
-                    self.score(&mut session, window, base, &mut scores)?;
+                    self.score(&mut session, window, base, &mut cost)?;
                     bar.inc(1);
                 }
-                part.blocks.push(scores.kl.mean());
+                part.blocks.push(cost.kl());
                 part.save()?;
             }
         }
@@ -139,21 +163,22 @@ impl<'m> Measure<'m> {
                     break;
                 }
                 self.prune(&mut session, shares)?;
-                let mut scores = Scores::default();
+                let mut cost = Cost::default();
                 let mut times = Vec::new();
                 for (i, (window, base)) in of_curve.iter().zip(&bases).enumerate() {
-                    let time = self.score(&mut session, window, base, &mut scores)?;
+                    let time = self.score(&mut session, window, base, &mut cost)?;
                     // The first reading after the plan changed builds graphs.
                     if (1..=TIMED).contains(&i) {
-                        let (read, after) = window.split_at(self.n_read);
-                        let whole = Followed::new(&mut dense, read, &after[..1]).map_err(|e| self.signals.named(e))?;
+                        let (context, after) = window.split_at(self.n_read);
+                        let whole =
+                            Followed::new(&mut dense, context, &after[..1]).map_err(|e| self.signals.named(e))?;
                         times.push(time / whole.time.as_secs_f64());
                     }
                     bar.inc(1);
                 }
                 times.sort_by(f64::total_cmp);
-                let perplexity = (scores.sums.mean() - scores.dense.mean()).exp();
-                part.curve.push(Measured { ratio, time: times[times.len() / 2], kl: scores.kl.mean(), perplexity });
+                let perplexity = (cost.on.sums.mean() - cost.on.dense.mean()).exp();
+                part.curve.push(Measured { ratio, time: times[times.len() / 2], kl: cost.kl(), perplexity });
                 part.save()?;
             }
         }
@@ -192,21 +217,36 @@ impl<'m> Measure<'m> {
         session.set_pruning(Some(setup))
     }
 
-    fn read_all(&self, session: &mut Session, windows: &[Vec<Token>]) -> Result<Vec<Followed>> {
-        let read = |window: &Vec<Token>| {
-            let (read, after) = window.split_at(self.n_read);
-            Followed::new(session, read, after).map_err(|e| self.signals.named(e))
+    /// A part of a window's context that is as long as what follows it: neither its beginning nor its end, which are read whole.
+    fn quote<'w>(&self, window: &'w [Token]) -> &'w [Token] {
+        let n = window.len() - self.n_read;
+        let start = (self.n_read - n) / 2;
+        &window[start..start + n]
+    }
+
+    fn read(&self, session: &mut Session, window: &[Token]) -> Result<Read> {
+        let (context, after) = window.split_at(self.n_read);
+        let mut read = || {
+            let on = Followed::new(session, context, after)?;
+            let quote = on.instead(session, context.len(), self.quote(window))?;
+            Ok(Read { on, quote })
         };
-        windows.iter().map(read).collect()
+        read().map_err(|e| self.signals.named(e))
+    }
+
+    fn read_all(&self, session: &mut Session, windows: &[Vec<Token>]) -> Result<Vec<Read>> {
+        windows.iter().map(|window| self.read(session, window)).collect()
     }
 
     /// Reads a window and scores what follows; the seconds that reading took.
-    fn score(&self, session: &mut Session, window: &[Token], base: &Followed, scores: &mut Scores) -> Result<f64> {
-        let (read, after) = window.split_at(self.n_read);
-        let followed = Followed::new(session, read, after).map_err(|e| self.signals.named(e))?;
+    fn score(&self, session: &mut Session, window: &[Token], base: &Read, cost: &mut Cost) -> Result<f64> {
+        let read = self.read(session, window)?;
         let n_threads = self.context.n_threads_batch;
-        let scored = scores.add_followed(session, &followed, Some(base), after, n_threads);
+        let (after, quote) = (&window[self.n_read..], self.quote(window));
+        let on = cost.on.add_followed(session, &read.on, Some(&base.on), None, after, n_threads);
+        let scored =
+            on.and_then(|()| cost.quote.add_followed(session, &read.quote, Some(&base.quote), None, quote, n_threads));
         scored.map_err(|e| self.signals.named(e))?;
-        Ok(followed.time.as_secs_f64())
+        Ok(read.on.time.as_secs_f64())
     }
 }

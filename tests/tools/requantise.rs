@@ -1,6 +1,6 @@
-//! Writes a copy of a model with every matrix in F32: what the reference computes with.
+//! Writes a copy of a model with every matrix in another type: F32, which the reference computes with, or a smaller quantisation.
 //!
-//! `cargo run --release --example dequantise -- models/SmolLM2-135M-Instruct.Q4_1.gguf models/SmolLM2-135M-Instruct.F32.gguf`
+//! `cargo run --release --example requantise -- models/SmolLM2-135M-Instruct.Q4_1.gguf models/SmolLM2-135M-Instruct.F32.gguf`
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use ggml::Type;
-use pp_run::gguf::Gguf;
+use pp_run::gguf::{Gguf, TensorInfo};
 
 #[derive(Parser)]
 struct Args {
@@ -16,12 +16,24 @@ struct Args {
     model: PathBuf,
     /// The copy
     out: PathBuf,
+    /// Type of the matrices whose rows it divides; those of others keep theirs, and vectors are F32
+    #[arg(long = "type", default_value = "F32")]
+    ty: String,
 }
 
 /// Writes the copy.
-pub fn dequantise(model: &Path, out: &Path) {
+pub fn requantise(model: &Path, out: &Path, ty: Type) {
     const ALIGNMENT: u64 = 32;
     let gguf = Gguf::open(model).unwrap();
+    let type_of = |t: &TensorInfo| match (t.n_dims, ty.row_bytes(t.ne[0] as usize)) {
+        (1, _) => Type::F32,
+        (_, Some(_)) => ty,
+        (_, None) => t.ty,
+    };
+    let bytes_of = |t: &TensorInfo| {
+        let rows = t.n_elements() / t.ne[0];
+        rows * type_of(t).row_bytes(t.ne[0] as usize).unwrap() as u64
+    };
     let mut head = gguf.header_without_tensors();
     // The count comes after magic and version.
     head[8..16].copy_from_slice(&(gguf.tensors().len() as u64).to_le_bytes());
@@ -31,9 +43,9 @@ pub fn dequantise(model: &Path, out: &Path) {
         head.extend(t.name.as_bytes());
         head.extend(t.n_dims.to_le_bytes());
         t.ne[..t.n_dims as usize].iter().for_each(|n| head.extend(n.to_le_bytes()));
-        head.extend(Type::F32.id().to_le_bytes());
+        head.extend(type_of(t).id().to_le_bytes());
         head.extend(offset.to_le_bytes());
-        offset += (4 * t.n_elements()).next_multiple_of(ALIGNMENT);
+        offset += bytes_of(t).next_multiple_of(ALIGNMENT);
     }
     let temporary = out.with_extension("tmp");
     let mut file = BufWriter::new(File::create(&temporary).unwrap());
@@ -46,10 +58,9 @@ pub fn dequantise(model: &Path, out: &Path) {
         let mut values = vec![0.0f32; t.ne[0] as usize];
         for bytes in gguf.data(t).chunks_exact(row) {
             ggml::dequantize_row(t.ty, bytes, &mut values);
-            let out: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            file.write_all(&out).unwrap();
+            file.write_all(&ggml::quantize(type_of(t), &values, values.len())).unwrap();
         }
-        position += gap + 4 * t.n_elements();
+        position += gap + bytes_of(t);
     }
     file.flush().unwrap();
     drop(file);
@@ -59,5 +70,10 @@ pub fn dequantise(model: &Path, out: &Path) {
 #[allow(dead_code, reason = "tests use the function alone")]
 fn main() {
     let args = Args::parse();
-    dequantise(&args.model, &args.out);
+    let known = [Type::F32, Type::F16, Type::Q8_0, Type::Q5_0, Type::Q4_0, Type::Q3_K, Type::Q2_K];
+    let Some(ty) = known.into_iter().find(|t| t.name() == args.ty) else {
+        eprintln!("requantise: unknown type '{}'", args.ty);
+        std::process::exit(2);
+    };
+    requantise(&args.model, &args.out, ty);
 }
