@@ -426,6 +426,19 @@ fn what_follows_a_pruned_context_is_scored_beside_a_dense_one() {
     let (out, _) = ok(&[&base[..], &["--kl", "--read-last", "32"]].concat());
     let cut: f64 = out.split("KL divergence: ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!(cut > little, "{cut} {little}");
+    // A copy of the model in 8 bits differs little from it, itself not at all, and one with other tokens cannot be compared.
+    let copy = DIR.path().join("copy.gguf");
+    requantise::requantise(&smollm2(), &copy, ggml::Type::Q8_0);
+    let against = |of: &str| -> f64 {
+        let args = [&["perplexity", "-m", of][..], &base[3..], &["--kl", "--kl-base", model]].concat();
+        let (out, _) = ok(&args);
+        out.split("KL divergence: ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+    };
+    let (same, copied) = (against(model), against(copy.to_str().unwrap()));
+    assert!(same == 0.0 && copied > 0.0 && copied < little, "{same} {copied} {little}");
+    let other = tiny("vocabulary", Type::F32, 2);
+    let line = refused(&[&base[..], &["--kl", "--kl-base", &other]].concat(), 2);
+    assert!(line.contains("another vocabulary"), "{line}");
     // Without pruning the context is read and what follows is scored all the same.
     let (out, _) = ok(&base);
     assert!((ppl(&out) / dense - 1.0).abs() < 1e-3, "{out}");

@@ -23,11 +23,15 @@ const OF_CURVE: usize = 16;
 const TIMED: usize = 8;
 /// Windows in all.
 pub const WINDOWS: usize = OF_BLOCKS + OF_CURVE;
-/// Tokens of a window that are read, and that are scored after these, as far as the model's context goes. After the same reading as many
-/// are scored that repeat a part of what was read. That needs attention on what is far back, which the text that goes on hardly shows:
-/// where the heads are dropped that find it, details of a long prompt are lost.
+/// Tokens of a window that are read, and that are scored after these, as far as the model's context goes.
 const READ: usize = 512;
-const SCORED: usize = 96;
+const SCORED: usize = 128;
+/// For a block's cost, so many tokens are scored instead that repeat a part of what was read.
+const QUOTED: usize = SCORED / 2;
+/// How much these count, of 1. To go on where the same came before takes attention on what is far back, which the text that goes on hardly
+/// shows: where the blocks that find it are left out, details of a long prompt are lost. Most of these cost quotes fifty times more than
+/// anything else, so that a little shows them; the more quotes count, the more is left out of what matters to all other text.
+const QUOTES: f64 = 0.1;
 /// Most bytes of a file of measurements: some 25 for each.
 const MAX_PART: u64 = 1 << 20;
 /// The curve's ratios.
@@ -85,26 +89,17 @@ impl Part {
     }
 }
 
-/// What follows a window that was read.
+/// What follows a window that was read: the text goes on, or it repeats a part of what was read.
 struct Read {
-    /// Where the text goes on
     on: Followed,
-    /// Where it repeats a part of what was read
     quote: Followed,
 }
 
-/// Scores of what follows the windows.
-#[derive(Default)]
-struct Cost {
-    on: Scores,
-    quote: Scores,
-}
-
-impl Cost {
-    /// KL divergence from what follows dense reading, in nats per token: both ways of following count alike.
-    fn kl(&self) -> f64 {
-        0.5 * (self.on.kl.mean() + self.quote.kl.mean())
-    }
+/// The part of what was read that is repeated: neither its beginning nor its end, which are read whole.
+fn quote(read: &[Token]) -> &[Token] {
+    let n = QUOTED.min(read.len());
+    let start = (read.len() - n) / 2;
+    &read[start..start + n]
 }
 
 /// What measuring needs.
@@ -138,24 +133,28 @@ impl<'m> Measure<'m> {
         if part.blocks.len() < measurements.len() {
             // Read in the same pieces, so that nothing but the block differs.
             self.prune(&mut session, none.clone())?;
-            let bases = self.read_all(&mut session, of_blocks)?;
+            let read = |window: &Vec<Token>| self.read_block(&mut session, window);
+            let bases = of_blocks.iter().map(read).collect::<Result<Vec<_>>>()?;
             for &(block, share) in &measurements[part.blocks.len()..] {
                 let mut shares = none.clone();
                 shares[block.il][block.kind as usize] = share;
                 self.prune(&mut session, shares)?;
-                let mut cost = Cost::default();
+                let (mut on, mut quotes) = (Scores::default(), Scores::default());
                 for (window, base) in of_blocks.iter().zip(&bases) {
-                    self.score(&mut session, window, base, &mut cost)?;
+                    let read = self.read_block(&mut session, window)?;
+                    let (context, after) = window.split_at(self.n_read);
+                    self.score(&mut session, &read.on, &base.on, after, &mut on)?;
+                    self.score(&mut session, &read.quote, &base.quote, quote(context), &mut quotes)?;
                     bar.inc(1);
                 }
-                part.blocks.push(cost.kl());
+                part.blocks.push((1.0 - QUOTES) * on.kl.mean() + QUOTES * quotes.kl.mean());
                 part.save()?;
             }
         }
         let layers = LayerCosts::of(&part.blocks);
         if part.curve.len() < RATIOS.len() {
             let mut dense = self.session()?;
-            let bases = self.read_all(&mut dense, of_curve)?;
+            let bases = of_curve.iter().map(|w| self.read(&mut dense, w)).collect::<Result<Vec<_>>>()?;
             for &ratio in &RATIOS[part.curve.len()..] {
                 let shares = prune::cheapest(&layers, ratio, &dims);
                 // More than this cannot be left out, as keys and values are always made.
@@ -163,22 +162,21 @@ impl<'m> Measure<'m> {
                     break;
                 }
                 self.prune(&mut session, shares)?;
-                let mut cost = Cost::default();
+                let mut scores = Scores::default();
                 let mut times = Vec::new();
                 for (i, (window, base)) in of_curve.iter().zip(&bases).enumerate() {
-                    let time = self.score(&mut session, window, base, &mut cost)?;
+                    let read = self.read(&mut session, window)?;
+                    self.score(&mut session, &read, base, &window[self.n_read..], &mut scores)?;
                     // The first reading after the plan changed builds graphs.
                     if (1..=TIMED).contains(&i) {
-                        let (context, after) = window.split_at(self.n_read);
-                        let whole =
-                            Followed::new(&mut dense, context, &after[..1]).map_err(|e| self.signals.named(e))?;
-                        times.push(time / whole.time.as_secs_f64());
+                        let whole = self.read(&mut dense, &window[..=self.n_read])?;
+                        times.push(read.time.as_secs_f64() / whole.time.as_secs_f64());
                     }
                     bar.inc(1);
                 }
                 times.sort_by(f64::total_cmp);
-                let perplexity = (cost.on.sums.mean() - cost.on.dense.mean()).exp();
-                part.curve.push(Measured { ratio, time: times[times.len() / 2], kl: cost.kl(), perplexity });
+                let perplexity = (scores.sums.mean() - scores.dense.mean()).exp();
+                part.curve.push(Measured { ratio, time: times[times.len() / 2], kl: scores.kl.mean(), perplexity });
                 part.save()?;
             }
         }
@@ -217,36 +215,30 @@ impl<'m> Measure<'m> {
         session.set_pruning(Some(setup))
     }
 
-    /// A part of a window's context that is as long as what follows it: neither its beginning nor its end, which are read whole.
-    fn quote<'w>(&self, window: &'w [Token]) -> &'w [Token] {
-        let n = window.len() - self.n_read;
-        let start = (self.n_read - n) / 2;
-        &window[start..start + n]
-    }
-
-    fn read(&self, session: &mut Session, window: &[Token]) -> Result<Read> {
+    /// Reads a window's context, and what comes after it.
+    fn read(&self, session: &mut Session, window: &[Token]) -> Result<Followed> {
         let (context, after) = window.split_at(self.n_read);
-        let mut read = || {
-            let on = Followed::new(session, context, after)?;
-            let quote = on.instead(session, context.len(), self.quote(window))?;
-            Ok(Read { on, quote })
-        };
-        read().map_err(|e| self.signals.named(e))
+        Followed::new(session, context, after).map_err(|e| self.signals.named(e))
     }
 
-    fn read_all(&self, session: &mut Session, windows: &[Vec<Token>]) -> Result<Vec<Read>> {
-        windows.iter().map(|window| self.read(session, window)).collect()
+    /// [`Measure::read`], and the quote.
+    fn read_block(&self, session: &mut Session, window: &[Token]) -> Result<Read> {
+        let on = self.read(session, window)?;
+        let quote =
+            on.instead(session, self.n_read, quote(&window[..self.n_read])).map_err(|e| self.signals.named(e))?;
+        Ok(Read { on, quote })
     }
 
-    /// Reads a window and scores what follows; the seconds that reading took.
-    fn score(&self, session: &mut Session, window: &[Token], base: &Read, cost: &mut Cost) -> Result<f64> {
-        let read = self.read(session, window)?;
-        let n_threads = self.context.n_threads_batch;
-        let (after, quote) = (&window[self.n_read..], self.quote(window));
-        let on = cost.on.add_followed(session, &read.on, Some(&base.on), None, after, n_threads);
-        let scored =
-            on.and_then(|()| cost.quote.add_followed(session, &read.quote, Some(&base.quote), None, quote, n_threads));
-        scored.map_err(|e| self.signals.named(e))?;
-        Ok(read.on.time.as_secs_f64())
+    /// Scores the tokens `after` a context that was read as in `read`.
+    fn score(
+        &self,
+        session: &mut Session,
+        read: &Followed,
+        base: &Followed,
+        after: &[Token],
+        scores: &mut Scores,
+    ) -> Result<()> {
+        let scored = scores.add_followed(session, read, Some(base), None, after, self.context.n_threads_batch);
+        scored.map_err(|e| self.signals.named(e))
     }
 }
