@@ -436,6 +436,7 @@ fn what_follows_a_pruned_context_is_scored_beside_a_dense_one() {
     };
     let (same, copied) = (against(model), against(copy.to_str().unwrap()));
     assert!(same == 0.0 && copied > 0.0 && copied < little, "{same} {copied} {little}");
+    fs::remove_file(copy).unwrap();
     let other = tiny("vocabulary", Type::F32, 2);
     let line = refused(&[&base[..], &["--kl", "--kl-base", &other]].concat(), 2);
     assert!(line.contains("another vocabulary"), "{line}");

@@ -36,8 +36,8 @@ pub struct CalibrateArgs {
     /// Do not measure what leaving out parts of the model costs: fast, but no --prune auto and no --prune-plan calibrated
     ///
     /// Each block's cost and the curve of whole budgets are measured on further windows: 20 of 512 tokens that are read and 128 that are
-    /// scored after them, and for blocks 64 that repeat some of what was read. It takes as long as reading some 300,000 tokens on a model of 30 layers; what is done is kept until the end in
-    /// a file ending in .part, with which the same command goes on.
+    /// scored after them, and for blocks 64 that repeat some of what was read. It takes as long as reading some 300,000 tokens on a model
+    /// of 30 layers; what is done is kept until the end in a file ending in .part, with which the same command goes on.
     #[arg(long)]
     pub no_costs: bool,
     #[command(flatten)]

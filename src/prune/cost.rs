@@ -74,7 +74,8 @@ const MLP_SHARE: f64 = 0.75;
 /// So small a share costs next to nothing. What is measured all the same is that sums are rounded otherwise.
 const ROUNDING_SHARE: f64 = 0.05;
 
-/// What one layer's blocks cost what follows when they alone are pruned: KL divergences, less what comes of rounding.
+/// What one layer's blocks cost what follows when they alone are pruned: KL divergences, less what comes of rounding. In each, tokens that
+/// repeat a part of what was read have a share: `commands::calibrate` says how much.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct LayerCosts {
     /// Attention is dropped

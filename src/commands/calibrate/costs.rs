@@ -26,11 +26,10 @@ pub const WINDOWS: usize = OF_BLOCKS + OF_CURVE;
 /// Tokens of a window that are read, and that are scored after these, as far as the model's context goes.
 const READ: usize = 512;
 const SCORED: usize = 128;
-/// For a block's cost, so many tokens are scored instead that repeat a part of what was read.
-const QUOTED: usize = SCORED / 2;
-/// How much these count, of 1. To go on where the same came before takes attention on what is far back, which the text that goes on hardly
-/// shows: where the blocks that find it are left out, details of a long prompt are lost. Most of these cost quotes fifty times more than
-/// anything else, so that a little shows them; the more quotes count, the more is left out of what matters to all other text.
+/// How much tokens that repeat a part of what was read count in a block's cost, of 1; the rest is the text that goes on. To go on where the
+/// same came before, a model must find it far back. Few blocks do that, and the text that goes on hardly shows when they are left out: then
+/// details of a long prompt are lost. A tenth is enough for these blocks to be kept. With more, so much is left out elsewhere that other
+/// text suffers.
 const QUOTES: f64 = 0.1;
 /// Most bytes of a file of measurements: some 25 for each.
 const MAX_PART: u64 = 1 << 20;
@@ -95,11 +94,11 @@ struct Read {
     quote: Followed,
 }
 
-/// The part of what was read that is repeated: neither its beginning nor its end, which are read whole.
-fn quote(read: &[Token]) -> &[Token] {
-    let n = QUOTED.min(read.len());
-    let start = (read.len() - n) / 2;
-    &read[start..start + n]
+/// The part of what was read that is repeated, half as long as what follows: neither its beginning nor its end, which are read whole.
+fn quote(window: &[Token], n_read: usize) -> &[Token] {
+    let n = (window.len() - n_read) / 2;
+    let start = (n_read - n) / 2;
+    &window[start..start + n]
 }
 
 /// What measuring needs.
@@ -142,9 +141,9 @@ impl<'m> Measure<'m> {
                 let (mut on, mut quotes) = (Scores::default(), Scores::default());
                 for (window, base) in of_blocks.iter().zip(&bases) {
                     let read = self.read_block(&mut session, window)?;
-                    let (context, after) = window.split_at(self.n_read);
-                    self.score(&mut session, &read.on, &base.on, after, &mut on)?;
-                    self.score(&mut session, &read.quote, &base.quote, quote(context), &mut quotes)?;
+                    self.score(&mut session, &read.on, &base.on, &window[self.n_read..], &mut on)?;
+                    let quote = quote(window, self.n_read);
+                    self.score(&mut session, &read.quote, &base.quote, quote, &mut quotes)?;
                     bar.inc(1);
                 }
                 part.blocks.push((1.0 - QUOTES) * on.kl.mean() + QUOTES * quotes.kl.mean());
@@ -193,6 +192,7 @@ impl<'m> Measure<'m> {
     fn key(&self) -> String {
         let mut hash = Xxh3::new();
         hash.update(env!("CARGO_PKG_VERSION").as_bytes());
+        hash.update(&QUOTES.to_le_bytes());
         hash.update(&self.model.gguf().fingerprint().to_le_bytes());
         hash.update(format!("{:?} {:?} {}", self.context, self.model.kernels(), self.n_read).as_bytes());
         self.windows.iter().flatten().for_each(|t| hash.update(&t.to_le_bytes()));
@@ -224,8 +224,7 @@ impl<'m> Measure<'m> {
     /// [`Measure::read`], and the quote.
     fn read_block(&self, session: &mut Session, window: &[Token]) -> Result<Read> {
         let on = self.read(session, window)?;
-        let quote =
-            on.instead(session, self.n_read, quote(&window[..self.n_read])).map_err(|e| self.signals.named(e))?;
+        let quote = on.instead(session, self.n_read, quote(window, self.n_read)).map_err(|e| self.signals.named(e))?;
         Ok(Read { on, quote })
     }
 
