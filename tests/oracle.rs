@@ -179,6 +179,12 @@ fn random_models_of_every_architecture_agree() {
         for rope in [RopeKind::Linear, RopeKind::Yarn] {
             compare_forged(&Forge { arch, rope, ..Forge::tiny(Type::F16, 4, 2) }, &small_options());
         }
+        // Layers of each kind, and a window that is longer than the prompts.
+        let deep = Forge { arch, n_layer: 5, ..Forge::tiny(Type::Q8_0, 4, 2) };
+        compare_forged(&deep, &small_options());
+        compare_forged(&Forge { window: 400, ..deep }, &small_options());
+        // A context for which phi3 has other frequencies.
+        compare_forged(&Forge { arch, ..Forge::tiny(Type::F16, 4, 2) }, &ContextOptions { n_ctx: Some(1024), ..small_options() });
         let cache = CacheType::Q8_0;
         let options = ContextOptions { cache_type_k: cache, cache_type_v: cache, ..small_options() };
         compare_forged(&Forge { arch, ..Forge::tiny(Type::F16, 4, 2) }, &options);

@@ -9,10 +9,10 @@
 //!  20  fingerprint of the model, u64 (Gguf::fingerprint)
 //!  28  n_layer, n_embd_head, n_head_kv, type of keys, type of values (ggml's ids), flash attention (0 or 1),
 //!      width of the rotation of keys, of values (0: none), u32 each
-//!  60  RoPE in force: n_dims, neox (0 or 1), n_ctx_orig, u32 each; freq_base, freq_scale, ext_factor, attn_factor,
-//!      beta_fast, beta_slow, f32 each
-//!  96  pruning, 88 bytes: prune::Pruning::identity, or zeros for none
-//! 184  tokens, i32 each
+//!  60  RoPE in force, or zeros for none: n_dims, neox (0 or 1), n_ctx_orig, u32 each; freq_base, freq_scale, ext_factor,
+//!      attn_factor, beta_fast, beta_slow, f32 each; frequencies of long contexts (0 or 1), u32
+//! 100  pruning, 88 bytes: prune::Pruning::identity, or zeros for none
+//! 188  tokens, i32 each
 //!      cells, as KvCache::save writes them
 //!      XXH3 of all that, u64
 //! ```
@@ -38,9 +38,9 @@ use crate::tokenizer::Token;
 
 const MAGIC: &[u8; 8] = b"PPRUNKVC";
 /// Version 1 told settings of pruning apart by a hash of a text that is not made any more.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// Bytes before the tokens.
-const HEADER: usize = 96 + IDENTITY_BYTES;
+const HEADER: usize = 100 + IDENTITY_BYTES;
 /// Bytes of the header before [`Origin`].
 const COUNTED: usize = 20;
 /// Bytes of the checksum.
@@ -67,8 +67,10 @@ pub struct Origin {
     pub rot_k: usize,
     /// The same for values
     pub rot_v: usize,
-    /// RoPE in force
-    pub rope: Rope,
+    /// RoPE in force, if any
+    pub rope: Option<Rope>,
+    /// The context is one for which RoPE has other frequencies
+    pub is_long: bool,
     /// [`Pruning::identity`]; zeros for no pruning
     pub pruning: [u8; IDENTITY_BYTES],
 }
@@ -109,6 +111,7 @@ impl Origin {
             rot_k,
             rot_v,
             rope: hparams.rope,
+            is_long: model.is_long(params.n_cells),
             pruning: pruning.map_or([0; IDENTITY_BYTES], Pruning::identity),
         }
     }
@@ -127,13 +130,16 @@ impl Origin {
             number(self.rot_k),
             number(self.rot_v),
         ];
-        let r = &self.rope;
-        let floats = [r.freq_base, r.freq_scale, r.ext_factor, r.attn_factor, r.beta_fast, r.beta_slow];
-        let rope = [&[r.n_dims, r.neox.into(), r.n_ctx_orig][..], &floats.map(f32::to_bits)].concat();
+        let rope = self.rope.map_or([0; 9], |r| {
+            let [a, b, c, d, e, f] =
+                [r.freq_base, r.freq_scale, r.ext_factor, r.attn_factor, r.beta_fast, r.beta_slow].map(f32::to_bits);
+            [r.n_dims, r.neox.into(), r.n_ctx_orig, a, b, c, d, e, f]
+        });
+        let rope = [&rope[..], &[self.is_long.into()]].concat();
         [
             (self.fingerprint.to_le_bytes().to_vec(), "is of another model"),
             (words(&cells), "is of a KV cache of another type or layout (-ctk, -ctv, -fa)"),
-            (words(&rope), "was made with other RoPE settings"),
+            (words(&rope), "was made with other RoPE settings, or for a context of another length"),
             (self.pruning.to_vec(), "was made with other settings of --prune"),
         ]
     }

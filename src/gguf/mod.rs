@@ -30,7 +30,7 @@ pub use tensor::TensorInfo;
 pub use vocab::Twins;
 
 pub use metadata::{Metadata, OverrideValue};
-pub use value::ValueType;
+pub use value::{Value, ValueType};
 
 /// An open GGUF file whose header was checked.
 #[derive(Debug)]
@@ -192,7 +192,7 @@ impl Gguf {
     }
 
     /// The file that the metadata is in.
-    fn header(&self) -> &[u8] {
+    pub fn header(&self) -> &[u8] {
         &self.parts[0].map
     }
 

@@ -1,16 +1,17 @@
 //! Attention blocks: queries, keys and values with positions embedded, over the cache or among the rows of a batch.
 
 use ggml::{Tensor, Type};
+use kernels::Scores;
 
 use super::batch::Pieces;
 use super::builder::GraphBuilder;
 use super::choice::{Choice, Probe};
 use super::inputs::{Input, Rows};
 use super::matmul::{Ahead, Kept, Part};
-use super::ops::Attend;
+use super::ops::{Attend, Temper};
 use super::states::States;
 use crate::prune::{Block, BlockKind, GatherHeads, Notes, Pruning, Role, SpreadHeads};
-use crate::weights::{Attention, Norm};
+use crate::weights::{Attention, Norm, Rotary};
 
 /// Queries `[n_embd_head, n_head, n_tokens]`, keys and values `[n_embd_head, n_head_kv, n_tokens]`, positions embedded.
 #[derive(Debug, Clone, Copy)]
@@ -131,7 +132,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         }
         let part = kept.map_or(Part::All, |kept| Part::Rows(kept, Role::Q));
         let q = self.matmul(of_rows.as_mut().unwrap_or(states), &w.q, part);
-        let q = self.embedded(self.by_head(q, w), &w.q_norm, w, pos);
+        let q = self.queries(q, w, pos);
         self.name(q, "Qcur", il);
         let mut kqv = self.attend_cache(q, kept, w, il, attending);
         if !is_own {
@@ -180,17 +181,19 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             }
             None => self.matmul_stacked(states, [(&w.q, Part::All), (&w.k, Part::All), (&w.v, Part::All)]),
         };
+        // A window is ignored here: the rows are few of many, and stand for more than themselves.
         let mask = self.inputs.get(Input::ProbeMask(probe.shape.n_each));
         let qkv = self.qkv(products, w, probe.pos);
-        let kqv = self.attend_among(qkv, mask, probe.shape.n_seq, w.scale);
+        let kqv = self.attend_among(qkv, mask, probe.shape.n_seq, w);
         Kept { ahead, ..self.end_probe(pruning, probe, kqv, w.n_embd_head, notes) }
     }
 
     /// Queries, keys and values by head, of products `[n_embd_head * heads, n_tokens]` whose rows are contiguous: each head's queries and
     /// keys normalised, if the model does so, and positions embedded.
     fn qkv(&self, products: [Tensor<'g>; 3], w: &Attention, pos: Tensor<'g>) -> Qkv<'g> {
-        let [q, k, v] = products.map(|t| self.by_head(t, w));
-        Qkv { q: self.embedded(q, &w.q_norm, w, pos), k: self.embedded(k, &w.k_norm, w, pos), v }
+        let [q, k, v] = products;
+        let k = self.embedded(self.by_head(k, w), &w.k_norm, w, pos);
+        Qkv { q: self.queries(q, w, pos), k, v: self.by_head(v, w) }
     }
 
     /// A product by head: `[n_embd_head, n_head, n_tokens]`.
@@ -204,7 +207,22 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     /// Queries or keys by head, each normalised, if the model does so, and with their positions embedded.
     fn embedded(&self, t: Tensor<'g>, norm: &Option<Norm>, w: &Attention, pos: Tensor<'g>) -> Tensor<'g> {
         let t = norm.as_ref().map_or(t, |norm| self.norm(t, norm));
-        self.g.rope(t, pos, w.rope_freqs.as_ref().map(|f| self.vector(f)), &w.rope)
+        let Some(Rotary { rope, factors }) = &w.rotary else { return t };
+        let g = self.g;
+        let factors = factors.of_context(self.task.cache.params().n_cells).map(|f| self.vector(f));
+        let ([d, n_head, n, _], [_, head, token, _], n_rot) = (t.ne(), t.nb(), rope.n_dims as usize);
+        if factors.is_none() || n_rot == d {
+            return g.rope(t, pos, factors, rope);
+        }
+        // ggml reads a factor for each pair of a head, rotated or not: what is not rotated comes from beside it.
+        let part = |from: usize, to: usize| g.view(t, [to - from, n_head, n, 1], [head, token, token * n], 4 * from);
+        g.concat(g.rope(part(0, n_rot), pos, factors, rope), part(n_rot, d), 0)
+    }
+
+    /// Queries by head, of their product: normalised, with positions embedded, and with the temperature of these.
+    fn queries(&self, product: Tensor<'g>, w: &Attention, pos: Tensor<'g>) -> Tensor<'g> {
+        let q = self.embedded(self.by_head(product, w), &w.q_norm, w, pos);
+        w.temperature.map_or(q, |t| self.g.custom(Type::F32, q.ne(), &[q, pos], Temper(t)))
     }
 
     /// The cache takes in the batch's keys and values.
@@ -258,9 +276,10 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let seqs = 0..cache.params().n_seq;
         let (k, v) = (cache.k(g, il, n_kv, seqs.clone()), cache.v(g, il, n_kv, seqs));
         let [d, n_head, n, _] = q.ne();
-        let mut sources = vec![q, k, v, self.inputs.get(Input::Sights(rows))];
+        let mut sources = vec![q, k, v, self.inputs.get(Input::Sights(rows, w.window))];
         sources.extend(kept.map(|kept| kept.ids));
-        let op = Attend { scale: w.scale, n_rep: w.n_rep(), d };
+        let scores = Scores { scale: w.scale, softcap: w.softcap };
+        let op = Attend { scores, n_rep: w.n_rep(), d };
         let out = g.custom(Type::F32, [d * n_head, n, 1, 1], &sources, op);
         self.name(out, "kqv_out", il)
     }
@@ -271,7 +290,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let layout = self.task.layout;
         match &layout.pieces {
             &Pieces::Equal { n_seq, n_each } => {
-                let mask = self.inputs.get(Input::Mask);
+                let mask = self.inputs.get(Input::Mask(w.window));
                 self.attend_piece(q, kept, w, il, 0..n_seq, n_each, mask)
             }
             Pieces::Any(pieces) => {
@@ -281,7 +300,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
                 let mut of_piece = |(i, &(seq, n)): (usize, &(usize, usize))| {
                     let q = g.view(q, [d, n_head, n, 1], [nb[1], nb[2], nb[2] * n], nb[2] * first);
                     first += n;
-                    let mask = self.inputs.get(Input::PieceMask(i));
+                    let mask = self.inputs.get(Input::PieceMask(i, w.window));
                     self.attend_piece(q, kept, w, il, seq..seq + 1, n, mask)
                 };
                 let outs: Vec<Tensor<'g>> = pieces.iter().enumerate().map(&mut of_piece).collect();
@@ -321,7 +340,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         if params.flash_attn && !params.exact {
             [k, v] = [k, v].map(|t| if t.ty() == Type::F32 { g.cast(t, Type::F16) } else { t });
         }
-        let out = self.softmax_attention(q, k, v, mask, w.scale);
+        let out = self.softmax_attention(q, k, v, mask, w);
         g.expand(out);
         self.name(out, "kqv_out", il);
         let Some(kept) = spread else { return out };
@@ -335,14 +354,14 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     fn attend_batch(&mut self, qkv: Qkv<'g>, w: &Attention) -> Tensor<'g> {
         let g = self.g;
         let (n_seq, n) = self.task.layout.samples();
-        let mask = self.inputs.get(Input::Mask);
+        let mask = self.inputs.get(Input::Mask(w.window));
         let nb = mask.nb();
         let mask = g.view(mask, [n, n, 1, n_seq], [nb[1], nb[2], nb[3]], 0);
-        self.attend_among(qkv, g.cont(mask, [n, n, 1, n_seq]), n_seq, w.scale)
+        self.attend_among(qkv, g.cont(mask, [n, n, 1, n_seq]), n_seq, w)
     }
 
     /// Attention of the rows of `n_seq` sequences among themselves, in floats: `[n_embd_head * heads, n_tokens]`.
-    fn attend_among(&self, qkv: Qkv<'g>, mask: Tensor<'g>, n_seq: usize, scale: f32) -> Tensor<'g> {
+    fn attend_among(&self, qkv: Qkv<'g>, mask: Tensor<'g>, n_seq: usize, w: &Attention) -> Tensor<'g> {
         let g = self.g;
         let by_seq = |t: Tensor<'g>| {
             let ([d, n_head, n_tokens, _], nb) = (t.ne(), t.nb());
@@ -354,10 +373,11 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             let [d, n_head, n_each, _] = v.ne();
             v = g.cont(g.permute(v, [2, 1, 0, 3]), [n_each, n_head, d, n_seq]);
         }
-        self.softmax_attention(qkv.q, k, v, mask, scale)
+        self.softmax_attention(qkv.q, k, v, mask, w)
     }
 
-    /// Scaled dot-product attention: `softmax(q k^T * scale + mask) v`, as `[n_embd_head * n_head, n_tokens]`.
+    /// Scaled dot-product attention: `softmax(q k^T * scale + mask) v`, as `[n_embd_head * n_head, n_tokens]`; with a softcap on scores, if
+    /// the model has one.
     ///
     /// `q` is `[n_embd_head, n_head, n_tokens]` over all sequences; `k` is `[n_embd_head, n_head_kv, n_kv, n_seq]`; `v` is the
     /// same (with flash attention) or `[n_kv, n_head_kv, n_embd_head, n_seq]` (without); `mask` is
@@ -368,7 +388,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         k: Tensor<'g>,
         v: Tensor<'g>,
         mask: Tensor<'g>,
-        scale: f32,
+        w: &Attention,
     ) -> Tensor<'g> {
         let g = self.g;
         let n_seq = k.ne()[3];
@@ -378,12 +398,15 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let q = g.view(q, [n_embd_head, n_head, n_each, n_seq], [nb[1], nb[2], nb[2] * n_each], 0);
         let [q, k, v] = [q, k, v].map(|t| g.permute(t, [0, 2, 1, 3]));
         if self.task.cache.params().flash_attn {
-            let out = g.flash_attn(q, k, v, mask, scale);
+            let out = g.flash_attn(q, k, v, mask, w.scale, w.softcap.unwrap_or(0.0));
             return g.reshape(out, [n_embd_head * n_head, n_tokens, 1, 1]);
         }
         let kq = g.mul_mat(k, q);
         g.accumulate_in_f32(kq);
-        let kq = g.soft_max(kq, mask, scale);
+        let kq = match w.softcap {
+            None => g.soft_max(kq, mask, w.scale),
+            Some(cap) => g.soft_max(g.tanh(g.scale(kq, w.scale / cap)), mask, cap),
+        };
         let kqv = g.mul_mat(v, kq);
         g.cont(g.permute(kqv, [0, 2, 1, 3]), [n_embd_head * n_head, n_tokens, 1, 1])
     }

@@ -14,7 +14,7 @@ use super::kv_cache::KvCache;
 use super::ops::{Clock, Quantize, words};
 use super::states::States;
 use crate::prune::{Notes, Pass};
-use crate::weights::{Norm, Vector, Weight};
+use crate::weights::{Head, Norm, Vector};
 
 /// What a graph is built for.
 #[derive(Debug, Clone, Copy)]
@@ -89,10 +89,38 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         self.g.get_rows(self.leaf(table), tokens)
     }
 
+    /// `[n_embd, n_tokens]`: embeddings of the tokens' positions.
+    pub fn embed_positions(&mut self, table: TensorId) -> Tensor<'g> {
+        let positions = self.inputs.get(Input::Positions);
+        self.g.get_rows(self.leaf(table), positions)
+    }
+
     /// `x` normalised, row by row.
     pub fn norm(&self, x: Tensor<'g>, norm: &Norm) -> Tensor<'g> {
-        let Norm::Rms { gain, eps } = norm;
-        self.g.mul(self.g.rms_norm(x, *eps), self.vector(gain))
+        let g = self.g;
+        match norm {
+            Norm::Rms { gain, eps } => g.mul(g.rms_norm(x, *eps), self.vector(gain)),
+            Norm::Layer { gain, bias, eps } => {
+                g.add(g.mul(g.layer_norm(x, *eps), self.vector(gain)), self.vector(bias))
+            }
+        }
+    }
+
+    /// What a block adds to the residual stream, if anything, normalised, if the model does so; the norm's node is named `name-layer`.
+    pub fn post_norm(
+        &self,
+        out: Option<Tensor<'g>>,
+        norm: &Option<Norm>,
+        name: &str,
+        il: usize,
+    ) -> Option<Tensor<'g>> {
+        let (Some(out), Some(norm)) = (out, norm) else { return out };
+        Some(self.name(self.norm(out, norm), name, il))
+    }
+
+    /// `x`, times a factor if there is one.
+    pub fn scaled(&self, x: Tensor<'g>, factor: Option<f32>) -> Tensor<'g> {
+        factor.map_or(x, |factor| self.g.scale(x, factor))
     }
 
     /// The residual stream `x` `[n_embd, n_tokens]` after the attention block of layer `il`, if that adds anything; beyond the last one, of
@@ -124,22 +152,29 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     }
 
     /// Ends the graph with what is wanted of `x` `[n_embd, n_wanted]`: its norm, or the logits that the output matrix makes of that.
-    pub fn head(mut self, x: Tensor<'g>, norm: &Norm, output: &Weight) -> GraphSlots {
+    pub fn head(mut self, x: Tensor<'g>, head: &Head) -> GraphSlots {
         if self.task.layout.results == Results::Cells {
             return self.finish(None);
         }
-        let states = self.norm(x, norm);
+        let states = self.norm(x, &head.norm);
         self.g.name(states, "result_norm");
         let result = match self.task.layout.results {
-            Results::Logits => self.logits(states, output),
+            Results::Logits => self.logits(states, head),
             Results::States | Results::Cells => states,
         };
         self.finish(Some(result))
     }
 
     /// Logits `[n_vocab, n]` of normalised states `[n_embd, n]`.
-    pub fn logits(&mut self, states: Tensor<'g>, output: &Weight) -> Tensor<'g> {
-        let logits = self.matmul_weight(&mut States::new(states), output);
+    pub fn logits(&mut self, states: Tensor<'g>, head: &Head) -> Tensor<'g> {
+        let g = self.g;
+        let mut logits = self.matmul_weight(&mut States::new(states), &head.output);
+        if let Some(cap) = head.softcap {
+            logits = g.scale(g.tanh(g.scale(logits, 1.0 / cap)), cap);
+        }
+        if let Some(factor) = head.scale {
+            logits = g.scale(logits, factor);
+        }
         self.g.name(logits, "result_output");
         logits
     }
@@ -167,12 +202,17 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
                 Some(Norm::Rms { gain, eps }) => {
                     self.g.custom(Type::I32, ne, &[x, self.vector(gain)], Quantize { eps: *eps })
                 }
+                // Our kernels know the other norm only.
+                Some(norm @ Norm::Layer { .. }) => {
+                    let floats = states.floats.get_or_insert_with(|| self.norm(x, norm));
+                    self.g.custom(Type::I32, ne, &[*floats], Quantize { eps: 0.0 })
+                }
             }
         })
     }
 
     /// Some rows of the states.
     pub(super) fn rows<'n>(&self, states: &States<'n, 'g>, rows: Tensor<'g>) -> States<'n, 'g> {
-        States { x: self.g.get_rows(states.x, rows), norm: states.norm, floats: None, codes: None }
+        States { x: self.g.get_rows(states.x, rows), norm: states.norm, ..States::new(states.x) }
     }
 }

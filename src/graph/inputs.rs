@@ -1,5 +1,7 @@
 //! Inputs of a graph: each is made when something first reads it, and knows how to set itself for a batch.
 
+use std::ops::Range;
+
 use ggml::{Builder, F16, Schedule, Slot, Tensor, Type};
 
 use super::batch::{Batch, Layout, Pieces, Row};
@@ -17,12 +19,13 @@ pub enum Input {
     KeyCells,
     /// I64: rows that values are written to, see [`KvCache::value_ids`]
     ValueCells,
-    /// F16 (flash attention) or F32 `[n_kv, n_each, 1, n_seq]`: the cells that each row of equal pieces looks at
-    Mask,
+    /// F16 (flash attention) or F32 `[n_kv, n_each, 1, n_seq]`: the cells that each row of equal pieces looks at, in a window of so many
+    Mask(Option<usize>),
     /// The same of one piece among others, `[n_kv, n]`
-    PieceMask(usize),
-    /// I32 `[3, n]`: of each of these rows its sequence, the first cell that it looks at, and the one after the last
-    Sights(Rows),
+    PieceMask(usize, Option<usize>),
+    /// I32 `[3, n]`: of each of these rows its sequence, the first cell that it looks at, in a window of so many, and the one after the
+    /// last
+    Sights(Rows, Option<usize>),
     /// I32 `[n]`: some rows of the batch
     Numbers(Rows),
     /// I32 `[n_rows]`: a probe's rows, at even distances among those that are not dense
@@ -92,12 +95,12 @@ impl Input {
             Input::Positions => ("inp_pos", Type::I32, vector(n)),
             Input::KeyCells => ("attn_inp_k_idxs", Type::I64, vector(n)),
             Input::ValueCells => ("attn_inp_v_idxs", Type::I64, vector(n * cache.value_rows())),
-            Input::Mask => {
+            Input::Mask(_) => {
                 let (n_seq, n_each) = layout.samples();
                 ("attn_inp_kq_mask", mask_type, [layout.n_kv, n_each, 1, n_seq])
             }
-            Input::PieceMask(i) => ("attn_inp_kq_mask", mask_type, [layout.n_kv, piece(layout, i).len(), 1, 1]),
-            Input::Sights(rows) => ("attn_inp_sights", Type::I32, [3, rows.count(layout), 1, 1]),
+            Input::PieceMask(i, _) => ("attn_inp_kq_mask", mask_type, [layout.n_kv, piece(layout, i).len(), 1, 1]),
+            Input::Sights(rows, _) => ("attn_inp_sights", Type::I32, [3, rows.count(layout), 1, 1]),
             Input::Numbers(rows) => ("out_ids", Type::I32, vector(rows.count(layout))),
             Input::ProbeRows(probe) => ("prune_probe_rows", Type::I32, vector(probe.n_rows())),
             Input::ProbeMask(n) => ("prune_probe_mask", mask_type, [n, n, 1, 1]),
@@ -115,13 +118,16 @@ impl Input {
             Input::Positions => to.set(slot, &numbers(&|r| r.pos as i32)),
             Input::KeyCells => to.set(slot, &cells(rows, cache)),
             Input::ValueCells => to.set(slot, &cache.value_ids(&cells(rows, cache))),
-            Input::Mask => set_mask(slot, to, cache, layout.n_kv, rows.iter().map(|r| r.pos)),
-            Input::PieceMask(i) => {
-                set_mask(slot, to, cache, layout.n_kv, rows[piece(layout, i)].iter().map(|r| r.pos));
+            Input::Mask(window) => set_mask(slot, to, cache, layout.n_kv, window, rows.iter().map(|r| r.pos)),
+            Input::PieceMask(i, window) => {
+                set_mask(slot, to, cache, layout.n_kv, window, rows[piece(layout, i)].iter().map(|r| r.pos));
             }
-            Input::Sights(which) => {
-                let rows = which.of(batch).into_iter().map(|i| &rows[i]);
-                let sights: Vec<i32> = rows.flat_map(|r| [r.seq as i32, 0, r.pos as i32 + 1]).collect();
+            Input::Sights(which, window) => {
+                let sight = |i: usize| {
+                    let cells = visible(rows[i].pos, window);
+                    [rows[i].seq, cells.start, cells.end].map(|n| n as i32)
+                };
+                let sights: Vec<i32> = which.of(batch).into_iter().flat_map(sight).collect();
                 to.set(slot, &sights);
             }
             Input::Numbers(rows) => to.set(slot, &rows.of(batch).into_iter().map(|i| i as i32).collect::<Vec<i32>>()),
@@ -131,7 +137,7 @@ impl Input {
                 let rows = evenly(probe, n_seq, n_each - layout.n_dense());
                 to.set(slot, &rows.into_iter().map(|i| i + first).collect::<Vec<i32>>());
             }
-            Input::ProbeMask(n) => set_mask(slot, to, cache, n, 0..n),
+            Input::ProbeMask(n) => set_mask(slot, to, cache, n, None, 0..n),
             Input::Kept(block, n) => {
                 let kept = given.and_then(|masks| masks.get(&block)).filter(|kept| kept.len() == n);
                 to.set(slot, kept.ok_or(block)?);
@@ -142,7 +148,7 @@ impl Input {
 }
 
 /// The rows of a piece.
-fn piece(layout: &Layout, i: usize) -> std::ops::Range<usize> {
+fn piece(layout: &Layout, i: usize) -> Range<usize> {
     let Pieces::Any(pieces) = &layout.pieces else { panic!("equal pieces have one mask") };
     let start = pieces[..i].iter().map(|p| p.1).sum();
     start..start + pieces[i].1
@@ -154,17 +160,29 @@ fn cells(rows: &[Row], cache: &KvCache) -> Vec<i64> {
     rows.iter().map(|r| (r.seq * n_cells + r.pos) as i64).collect()
 }
 
-/// Sets a mask of `n_kv` cells for each of the rows at these positions: a row looks at the cells up to its own.
-fn set_mask(slot: Slot, to: &mut Schedule, cache: &KvCache, n_kv: usize, positions: impl Iterator<Item = usize>) {
-    fn causal<T: Copy>(n_kv: usize, positions: &[usize], keep: T, drop: T) -> Vec<T> {
-        let mut mask = vec![drop; n_kv * positions.len()];
-        mask.chunks_exact_mut(n_kv).zip(positions).for_each(|(row, &pos)| row[..=pos].fill(keep));
+/// The cells that a row at a position looks at: those up to its own, in a window of so many.
+fn visible(pos: usize, window: Option<usize>) -> Range<usize> {
+    window.map_or(0, |n| (pos + 1).saturating_sub(n))..pos + 1
+}
+
+/// Sets a mask of `n_kv` cells for each of the rows at these positions.
+fn set_mask(
+    slot: Slot,
+    to: &mut Schedule,
+    cache: &KvCache,
+    n_kv: usize,
+    window: Option<usize>,
+    positions: impl Iterator<Item = usize>,
+) {
+    fn masks<T: Copy>(n_kv: usize, sights: &[Range<usize>], keep: T, drop: T) -> Vec<T> {
+        let mut mask = vec![drop; n_kv * sights.len()];
+        mask.chunks_exact_mut(n_kv).zip(sights).for_each(|(row, sight)| row[sight.clone()].fill(keep));
         mask
     }
-    let positions: Vec<usize> = positions.collect();
+    let sights: Vec<Range<usize>> = positions.map(|pos| visible(pos, window)).collect();
     match cache.params().flash_attn {
-        true => to.set(slot, &causal(n_kv, &positions, F16(0), F16(0xfc00))),
-        false => to.set(slot, &causal(n_kv, &positions, 0.0, f32::NEG_INFINITY)),
+        true => to.set(slot, &masks(n_kv, &sights, F16(0), F16(0xfc00))),
+        false => to.set(slot, &masks(n_kv, &sights, 0.0, f32::NEG_INFINITY)),
     }
 }
 

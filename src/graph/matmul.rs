@@ -83,7 +83,7 @@ impl<'g> GraphBuilder<'_, 'g> {
                 let operand = Operand::all(weight.rows.clone(), weight.packed.clone());
                 self.product(states, vec![operand], Combine::Stack, None)
             }
-            false => self.g.mul_mat(self.leaf(weight.id), self.floats(states)),
+            false => self.all_rows_by_ggml(states, weight),
         }
     }
 
@@ -124,19 +124,21 @@ impl<'g> GraphBuilder<'_, 'g> {
         act: Activation,
         kept: Option<&Kept<'_, 'g>>,
     ) -> Tensor<'g> {
-        let Activation::Silu = act;
         let part = |role, kept| Option::map_or(kept, Part::All, |kept| Part::Rows(kept, role));
         let n = states.n();
         if [gate, up].iter().all(|l| l.weight.kernel.is_own(n) && l.bias.is_none()) {
             let operands = vec![self.operand(gate, part(Role::Gate, kept)), self.operand(up, part(Role::Up, kept))];
-            return self.product(states, operands, Combine::SwiGlu, kept);
+            return self.product(states, operands, Combine::Gated(act), kept);
         }
         // What ran ahead is the gated product, not the two that it is made of.
         let kept = kept.map(|kept| Kept { ahead: None, ..*kept });
         let kept = kept.as_ref();
         let linears = [(gate, part(Role::Gate, kept)), (up, part(Role::Up, kept))];
         let [gate, up] = self.matmul_stacked(states, linears);
-        self.g.swiglu(gate, up)
+        match act {
+            Activation::Silu => self.g.swiglu(gate, up),
+            Activation::Gelu => self.g.geglu(gate, up),
+        }
     }
 
     /// What our kernels multiply of a matrix.
@@ -166,13 +168,18 @@ impl<'g> GraphBuilder<'_, 'g> {
         if n > MAX_GEMV_TOKENS || !is_direct {
             return self.panel_product(states, operands, combine, kept, None, n_out);
         }
-        let mut sources = vec![states.x];
+        // The kernel does one kind of norm itself.
+        let x = match states.norm {
+            Some(Norm::Layer { .. }) => self.floats(states),
+            None | Some(Norm::Rms { .. }) => states.x,
+        };
+        let mut sources = vec![x];
         let mut push = |t| {
             sources.push(t);
             sources.len() - 1
         };
         let (gain, eps) = match states.norm {
-            None => (None, 0.0),
+            None | Some(Norm::Layer { .. }) => (None, 0.0),
             Some(Norm::Rms { gain, eps }) => (Some(push(self.vector(gain))), *eps),
         };
         let ids = kept.map(|k| push(k.ids));
@@ -211,7 +218,7 @@ impl<'g> GraphBuilder<'_, 'g> {
     ) -> (Tensor<'g>, Option<Tensor<'g>>) {
         let g = self.g;
         let rows = match part.rows() {
-            None => self.leaf(linear.weight.id),
+            None => return (self.all_rows_by_ggml(states, &linear.weight), self.rows_of_bias(linear, part)),
             Some((kept, role)) => match kept.reduced(role).map(|r| &r.matrix) {
                 Some(&ReducedMatrix::Ggml(id)) => self.leaf(id),
                 _ => {
@@ -222,6 +229,21 @@ impl<'g> GraphBuilder<'_, 'g> {
             },
         };
         (g.mul_mat(rows, self.floats(states)), self.rows_of_bias(linear, part))
+    }
+
+    /// All rows of a matrix by ggml's kernel. Where it is one of several in a tensor, all of these are multiplied, once for all of them: the
+    /// layout that a tensor has in memory may not be one that a part of it has, too.
+    fn all_rows_by_ggml(&self, states: &mut States<'_, 'g>, weight: &Weight) -> Tensor<'g> {
+        let Some(rows) = weight.among.clone() else {
+            return self.g.mul_mat(self.leaf(weight.id), self.floats(states));
+        };
+        let made = states.products.iter().find(|p| p.0 == weight.id).map(|p| p.1);
+        let all = made.unwrap_or_else(|| {
+            let all = self.g.mul_mat(self.leaf(weight.id), self.floats(states));
+            states.products.push((weight.id, all));
+            all
+        });
+        self.rows_of_product(all, rows)
     }
 
     /// The columns of kept units of a matrix times the states of these units, and its bias.

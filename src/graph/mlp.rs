@@ -83,7 +83,8 @@ impl<'g> GraphBuilder<'_, 'g> {
             None => (self.inside(states, w, None), None),
             Some(rows) => {
                 let product = self.inside(&mut self.rows(states, rows), w, None);
-                (product, Some(Ahead { product, rows }))
+                // What our kernels can take over is a gated product.
+                (product, matches!(w, Mlp::Gated { .. }).then_some(Ahead { product, rows }))
             }
         }
     }
@@ -95,7 +96,13 @@ impl<'g> GraphBuilder<'_, 'g> {
 
     /// The inputs of an MLP's last matrix, `[n_ff, n]`; or of the kept channels only.
     fn inside(&mut self, states: &mut States<'_, 'g>, w: &Mlp, kept: Option<&Kept<'_, 'g>>) -> Tensor<'g> {
-        let Mlp::Gated { gate, up, act, .. } = w;
-        self.matmul_gated(states, [gate, up], *act, kept)
+        match w {
+            Mlp::Gated { gate, up, act, .. } => self.matmul_gated(states, [gate, up], *act, kept),
+            Mlp::Plain { up, .. } => {
+                let part = kept.map_or(Part::All, |kept| Part::Rows(kept, Role::Up));
+                let product = self.matmul(states, up, part);
+                self.g.relu(product)
+            }
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! States that matrices multiply, in the forms that kernels ask for.
 
-use ggml::Tensor;
+use ggml::{Tensor, TensorId};
 
 use crate::weights::Norm;
 
@@ -15,17 +15,19 @@ pub struct States<'n, 'g> {
     pub floats: Option<Tensor<'g>>,
     /// I32 `[words(k), n]`: the same in 8 bits
     pub codes: Option<Tensor<'g>>,
+    /// Products with whole tensors by ggml's kernels of which other matrices are parts, too
+    pub products: Vec<(TensorId, Tensor<'g>)>,
 }
 
 impl<'n, 'g> States<'n, 'g> {
     /// States as they are.
     pub fn new(x: Tensor<'g>) -> States<'n, 'g> {
-        States { x, norm: None, floats: None, codes: None }
+        States { x, norm: None, floats: None, codes: None, products: Vec::new() }
     }
 
     /// The norm of `x`.
     pub fn normalised(x: Tensor<'g>, norm: &'n Norm) -> States<'n, 'g> {
-        States { x, norm: Some(norm), floats: None, codes: None }
+        States { x, norm: Some(norm), floats: None, codes: None, products: Vec::new() }
     }
 
     /// Number of rows.

@@ -4,7 +4,7 @@ use super::keys::Keys;
 use super::options::RopeOptions;
 use super::rope::rope;
 use crate::error::{Error, Result};
-use crate::weights::Dims;
+use crate::weights::{Dims, Temperature};
 
 /// Shape of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,11 +25,36 @@ pub struct Hparams {
     pub n_ff: usize,
     /// Rows of the embedding table.
     pub n_vocab: usize,
-    /// Epsilon of RMS norm.
-    pub norm_rms_eps: f32,
+    /// Epsilon of norms.
+    pub norm_eps: f32,
     /// Factor on attention scores before the softmax.
     pub kq_scale: f32,
-    /// Rotary position embedding, overrides applied.
+    /// Rotary position embedding, overrides applied, if there is any.
+    pub rope: Option<ggml::Rope>,
+    /// Layers that attend within a window, if there are any.
+    pub window: Option<Window>,
+    /// What attention scores stay below, if they are capped.
+    pub attn_softcap: Option<f32>,
+    /// Factor on queries by position, if there is one.
+    pub temperature: Option<Temperature>,
+    /// What logits stay below, if they are capped.
+    pub logit_softcap: Option<f32>,
+    /// Factor on logits, if there is one.
+    pub logit_scale: Option<f32>,
+    /// Factor on embeddings of tokens, if there is one.
+    pub embedding_scale: Option<f32>,
+    /// Factor on what a block adds to the residual stream, if there is one.
+    pub residual_scale: Option<f32>,
+}
+
+/// Attention within a window.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Window {
+    /// Positions that a query looks back, its own included.
+    pub n: usize,
+    /// Layer by layer, whether it has the window.
+    pub layers: Vec<bool>,
+    /// Rotary position embedding of the layers that have it.
     pub rope: ggml::Rope,
 }
 
@@ -38,11 +63,38 @@ const MAX_LAYERS: u32 = 1024;
 const MAX_WIDTH: u32 = 1 << 24;
 const MAX_CTX_TRAIN: u32 = 1 << 30;
 
+/// Which dimensions of a head are rotated together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pairs {
+    /// Neighbours
+    Neighbours,
+    /// Those that lie half a head apart
+    Halves,
+    /// The same, of the first dimensions: there may be others, which are not rotated
+    PartOfHalves,
+}
+
 impl Hparams {
-    /// The hyper-parameters that most architectures have: attention with grouped heads of one width, rotary embedding of whole heads (of
-    /// neighbouring dimensions, or `neox`), an MLP in every layer, RMS norms. [`crate::error::Kind::Malformed`] for missing or impossible
-    /// values, [`crate::error::Kind::Unsupported`] for variants that pp-run does not know.
-    pub fn common(keys: &Keys, n_vocab: usize, rope_options: &RopeOptions, neox: bool) -> Result<Hparams> {
+    /// The hyper-parameters that most architectures have: [`Hparams::sizes`], rotary position embedding, RMS norms.
+    pub fn common(keys: &Keys, n_vocab: usize, options: &RopeOptions, pairs: Pairs) -> Result<Hparams> {
+        let mut h = Hparams::sizes(keys, n_vocab, keys.epsilon("attention.layer_norm_rms_epsilon"))?;
+        let n_rot = keys.u32("rope.dimension_count")?.unwrap_or(h.n_embd_head as u32);
+        let fits = match pairs {
+            Pairs::Neighbours | Pairs::Halves => n_rot as usize == h.n_embd_head,
+            Pairs::PartOfHalves => n_rot > 0 && n_rot as usize <= h.n_embd_head && n_rot.is_multiple_of(2),
+        };
+        if !fits {
+            let message = format!("{}.rope.dimension_count is {n_rot}, expected {}", keys.arch, h.n_embd_head);
+            return Err(Error::malformed(message));
+        }
+        h.rope = Some(rope(keys, options, pairs != Pairs::Neighbours, n_rot, h.n_ctx_train)?);
+        Ok(h)
+    }
+
+    /// The sizes of a model with grouped heads of one width and an MLP in every layer; nothing is rotated, scaled or capped.
+    /// [`crate::error::Kind::Malformed`] for missing or impossible values, [`crate::error::Kind::Unsupported`] for variants that pp-run does
+    /// not know.
+    pub fn sizes(keys: &Keys, n_vocab: usize, norm_eps: Result<f32>) -> Result<Hparams> {
         let arch = keys.arch;
         if keys.u32("expert_count")?.unwrap_or(0) > 0 {
             return Err(Error::unsupported("this file is fine, but pp-run does not run mixture-of-experts models yet"));
@@ -61,28 +113,32 @@ impl Hparams {
                 "{arch}.attention.head_count is {n_head}, which is not a multiple of head_count_kv = {n_head_kv}"
             )));
         }
-        let (n_embd_head, n_rot) = head_width(keys, n_embd, n_head)?;
-        let norm_rms_eps = keys
-            .f32("attention.layer_norm_rms_epsilon")?
-            .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))?;
-        if !(norm_rms_eps > 0.0 && norm_rms_eps < 1.0) {
-            return Err(Error::malformed(format!(
-                "{arch}.attention.layer_norm_rms_epsilon is {norm_rms_eps}, expected more than 0 and less than 1"
-            )));
-        }
+        let n_embd_head = head_width(keys, n_embd, n_head)?;
         Ok(Hparams {
             n_ctx_train,
             n_embd,
             n_layer,
             n_head,
             n_head_kv,
-            n_embd_head: n_embd_head as usize,
+            n_embd_head,
             n_ff,
             n_vocab,
-            norm_rms_eps,
+            norm_eps: norm_eps?,
             kq_scale: 1.0 / (n_embd_head as f32).sqrt(),
-            rope: rope(keys, rope_options, neox, n_rot, n_ctx_train)?,
+            rope: None,
+            window: None,
+            attn_softcap: None,
+            temperature: None,
+            logit_softcap: None,
+            logit_scale: None,
+            embedding_scale: None,
+            residual_scale: None,
         })
+    }
+
+    /// The window of layer `il`, if it has one.
+    pub fn window(&self, il: usize) -> Option<&Window> {
+        self.window.as_ref().filter(|w| w.layers[il])
     }
 
     /// Width of all keys (or values) of one token.
@@ -102,13 +158,12 @@ impl Hparams {
     }
 }
 
-/// Width of a head, and how much of it is rotated: all.
-fn head_width(keys: &Keys, n_embd: usize, n_head: usize) -> Result<(u32, u32)> {
+/// Width of a head.
+fn head_width(keys: &Keys, n_embd: usize, n_head: usize) -> Result<usize> {
     let arch = keys.arch;
     let default_head = u32::try_from(n_embd / n_head).expect("a quotient of u32");
     let n_embd_head = keys.u32("attention.key_length")?.unwrap_or(default_head);
     let n_embd_head_v = keys.u32("attention.value_length")?.unwrap_or(default_head);
-    let n_rot = keys.u32("rope.dimension_count")?.unwrap_or(n_embd_head);
     if n_embd_head == 0 || n_embd_head > MAX_WIDTH || !n_embd_head.is_multiple_of(2) {
         return Err(Error::malformed(format!(
             "the width of a head must be an even number from 2 to {MAX_WIDTH}, got {n_embd_head} (embedding_length \
@@ -121,8 +176,5 @@ fn head_width(keys: &Keys, n_embd: usize, n_head: usize) -> Result<(u32, u32)> {
              widths only"
         )));
     }
-    if n_rot != n_embd_head {
-        return Err(Error::malformed(format!("{arch}.rope.dimension_count is {n_rot}, expected {n_embd_head}")));
-    }
-    Ok((n_embd_head, n_rot))
+    Ok(n_embd_head as usize)
 }

@@ -1,7 +1,7 @@
 //! Metadata by the names that an architecture gives it.
 
 use crate::error::{Error, Result};
-use crate::gguf::Metadata;
+use crate::gguf::{Metadata, Value, ValueType};
 
 /// Metadata of one architecture: keys are prefixed with its name.
 #[derive(Debug, Clone, Copy)]
@@ -10,6 +10,8 @@ pub struct Keys<'a> {
     pub meta: &'a Metadata,
     /// The architecture
     pub arch: &'a str,
+    /// The file, for the values of arrays
+    pub file: &'a [u8],
 }
 
 impl Keys<'_> {
@@ -26,6 +28,50 @@ impl Keys<'_> {
     /// A text, if there is one.
     pub fn str(&self, key: &str) -> Result<Option<&str>> {
         self.meta.str(&format!("{}.{key}", self.arch))
+    }
+
+    /// A bool, if there is one.
+    pub fn bool(&self, key: &str) -> Result<Option<bool>> {
+        self.meta.bool(&format!("{}.{key}", self.arch))
+    }
+
+    /// A positive float, if there is one; what is 0 is none, as writers of files put it.
+    pub fn positive(&self, key: &str) -> Result<Option<f32>> {
+        match self.f32(key)? {
+            None | Some(0.0) => Ok(None),
+            Some(x) if x.is_finite() && x > 0.0 => Ok(Some(x)),
+            Some(x) => Err(Error::malformed(format!("{}.{key} is {x}, expected a positive number", self.arch))),
+        }
+    }
+
+    /// Epsilon of a norm.
+    pub fn epsilon(&self, key: &str) -> Result<f32> {
+        let eps = self.f32(key)?.ok_or_else(|| self.missing(key))?;
+        match eps > 0.0 && eps < 1.0 {
+            true => Ok(eps),
+            false => {
+                let expected = "expected more than 0 and less than 1";
+                Err(Error::malformed(format!("{}.{key} is {eps}, {expected}", self.arch)))
+            }
+        }
+    }
+
+    /// Which of `n_layer` layers attend within a window: as the file says layer by layer, or all but each of number `period`, which is the
+    /// file's or the architecture's.
+    pub fn windowed_layers(&self, n_layer: usize, period: u32) -> Result<Vec<bool>> {
+        let name = "attention.sliding_window_pattern";
+        let key = format!("{}.{name}", self.arch);
+        if let Some(Value::Array(_)) = self.meta.get(&key) {
+            let types = [ValueType::Bool, ValueType::U32, ValueType::I32];
+            let array = self.meta.array(&key, &types)?.expect("there is one");
+            let layers: Vec<bool> = array.values(self.file).map(|v| v.as_i128() != Some(0) && v != Value::Bool(false)).collect();
+            return match layers.len() >= n_layer {
+                true => Ok(layers),
+                false => Err(Error::malformed(format!("{key} has {} entries, expected {n_layer}", layers.len()))),
+            };
+        }
+        let period = self.u32(name)?.unwrap_or(period) as usize;
+        Ok((0..n_layer).map(|il| period == 0 || il % period < period - 1).collect())
     }
 
     /// The error for a key that is required.

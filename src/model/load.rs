@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::gguf::Gguf;
 use crate::graph::{Clock, GraphBuilder, GraphSlots, KvCache, Layout, Pieces, Results, Task};
 use crate::prune::Pass;
-use crate::weights::{Dims, Kernel, Kernels, Layer, Loaded, Loader, Pack, Placement, pack_all};
+use crate::weights::{Dims, Factors, Kernel, Kernels, Layer, Loaded, Loader, Pack, Placement, pack_all};
 
 /// A model in memory, ready to compute.
 #[derive(Debug)]
@@ -71,6 +71,12 @@ impl Model {
     /// Its layers.
     pub fn layers(&self) -> &[Layer] {
         &self.tensors.layers
+    }
+
+    /// Whether a context of `n_ctx` tokens is one for which positions are embedded otherwise than for shorter ones.
+    pub fn is_long(&self, n_ctx: usize) -> bool {
+        let is_long = |f: &Factors| matches!(f, Factors::ByContext { n_ctx: longest, .. } if n_ctx > *longest);
+        self.layers().iter().filter_map(|l| l.attn.rotary.as_ref()).any(|r| is_long(&r.factors))
     }
 
     /// Where its weights lie.
@@ -150,7 +156,7 @@ impl Model {
         };
         Graph::build(self.max_tensors(n_pieces), |g| {
             let builder = GraphBuilder::new(g, self.task(cache, layout, pass, clock));
-            (self.architecture.graph)(builder, &self.tensors)
+            (self.architecture.graph)(builder, &self.hparams, &self.tensors)
         })
     }
 
@@ -178,7 +184,7 @@ impl Model {
         Graph::build(32, |g| {
             let mut builder = GraphBuilder::new(g, self.task(cache, &layout, Pass::Dense, clock));
             let (states, input) = g.input("result_norm", Type::F32, [self.hparams.n_embd, n, 1, 1]);
-            let logits = builder.logits(states, &self.tensors.output);
+            let logits = builder.logits(states, &self.tensors.head);
             (input, builder.finish(Some(logits)))
         })
     }

@@ -11,9 +11,11 @@ pub fn rope(keys: &Keys, options: &RopeOptions, neox: bool, n_rot: u32, n_ctx_tr
         Some("none") => RopeScaling::None,
         Some("linear") | None => RopeScaling::Linear,
         Some("yarn") => RopeScaling::Yarn,
+        // The factors that this kind has are tensors of their own.
+        Some("longrope") => RopeScaling::Linear,
         Some(other) => {
             return Err(Error::unsupported(format!(
-                "{arch}.rope.scaling.type is '{}'; pp-run knows none, linear and yarn",
+                "{arch}.rope.scaling.type is '{}'; pp-run knows none, linear, yarn and longrope",
                 shown(other)
             )));
         }

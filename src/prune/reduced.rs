@@ -31,7 +31,7 @@ pub enum Role {
     Output,
     /// Gate of an MLP: its rows are kept
     Gate,
-    /// What the gate is multiplied with: its rows are kept
+    /// What the gate is multiplied with, or the first matrix of an MLP without a gate: its rows are kept
     Up,
     /// Output of an MLP: its columns are kept
     Down,
@@ -47,10 +47,10 @@ impl Role {
     fn of_block(layer: &Layer, kind: BlockKind) -> Vec<(Role, &Linear)> {
         match kind {
             BlockKind::Attn => vec![(Role::Q, &layer.attn.q), (Role::Output, &layer.attn.output)],
-            BlockKind::Mlp => {
-                let Mlp::Gated { gate, up, down, .. } = &layer.mlp;
-                vec![(Role::Gate, gate), (Role::Up, up), (Role::Down, down)]
-            }
+            BlockKind::Mlp => match &layer.mlp {
+                Mlp::Gated { gate, up, down, .. } => vec![(Role::Gate, gate), (Role::Up, up), (Role::Down, down)],
+                Mlp::Plain { up, down } => vec![(Role::Up, up), (Role::Down, down)],
+            },
         }
     }
 }

@@ -10,7 +10,7 @@ use super::kernel::Kernel;
 use super::matrix::Matrix;
 use super::options::{Kernels, Options};
 use super::placement::{INPUT, Placement};
-use super::tensors::{Linear, Norm, Vector, Weight};
+use super::tensors::{Factors, Linear, Norm, Vector, Weight};
 use crate::error::{Error, Kind, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::system::memory;
@@ -50,6 +50,32 @@ impl<'a> Loader<'a> {
         Ok(Linear { weight, bias })
     }
 
+    /// Matrices `[n_in, n_out]` that lie one below the other in the tensor `NAME.weight`, which the file must have: of layer `il`.
+    pub fn fused<const N: usize>(&mut self, name: &str, n_in: usize, n_out: [usize; N], il: usize) -> Result<[Linear; N]> {
+        let Linear { weight, bias } = self.linear(name, n_in, n_out.iter().sum(), il)?;
+        if bias.is_some() {
+            let message = format!("tensor '{name}.bias': pp-run knows fused matrices without a bias only");
+            return Err(Error::unsupported(message));
+        }
+        let mut end = 0;
+        Ok(n_out.map(|n| {
+            let rows = end..end + n;
+            end = rows.end;
+            let weight = Weight { rows: weight.rows.part(rows.clone()), among: Some(rows), ..weight.clone() };
+            Linear { weight, bias: None }
+        }))
+    }
+
+    /// Queries, keys and values of layer `il`: three matrices, or one that has the rows of all.
+    pub fn qkv(&mut self, n_embd: usize, n_q: usize, n_kv: usize, il: usize) -> Result<[Linear; 3]> {
+        let fused = format!("blk.{il}.attn_qkv");
+        if self.gguf.tensor(&format!("{fused}.weight")).is_some() {
+            return self.fused(&fused, n_embd, [n_q, n_kv, n_kv], il);
+        }
+        let mut linear = |name: &str, n_out: usize| self.linear(&format!("blk.{il}.{name}"), n_embd, n_out, il);
+        Ok([linear("attn_q", n_q)?, linear("attn_k", n_kv)?, linear("attn_v", n_kv)?])
+    }
+
     /// A matrix that the file must have.
     pub fn matrix(&mut self, name: &str, ne: [usize; 2], il: usize) -> Result<Weight> {
         self.matrix_if_any(name, ne, il)?.ok_or_else(|| missing(name))
@@ -61,7 +87,7 @@ impl<'a> Loader<'a> {
         require_weight_type(info)?;
         let kernel = self.kernel(info.ty, il);
         let id = self.add(info, Usage::MulMat, il, kernel)?;
-        Ok(Some(Weight { id, rows: self.rows(info), kernel, packed: None }))
+        Ok(Some(Weight { id, among: None, rows: self.rows(info), kernel, packed: None }))
     }
 
     /// The table of embeddings, which lies on the CPU.
@@ -78,8 +104,22 @@ impl<'a> Loader<'a> {
         Ok(Norm::Rms { gain, eps })
     }
 
-    /// Factors `[n]` on the frequencies of RoPE, if the file has them. [`Kind::Malformed`] if one is not positive.
-    pub fn rope_freqs(&mut self, name: &str, n: usize) -> Result<Option<Vector>> {
+    /// A layer norm whose gain `NAME.weight` and bias `NAME.bias`, both `[n]`, the file must have.
+    pub fn layer_norm(&mut self, name: &str, n: usize, eps: f32, il: usize) -> Result<Norm> {
+        let mut vector = |part: &str, usage| {
+            let name = format!("{name}.{part}");
+            self.vector_if_any(&name, n, usage, il)?.ok_or_else(|| missing(&name))
+        };
+        Ok(Norm::Layer { gain: vector("weight", Usage::Mul)?, bias: vector("bias", Usage::Add)?, eps })
+    }
+
+    /// Divisors `[n]` of the frequencies of RoPE, if the file has them.
+    pub fn rope_freqs(&mut self, n: usize) -> Result<Factors> {
+        Ok(self.rope_factors("rope_freqs.weight", n)?.map_or(Factors::None, Factors::Same))
+    }
+
+    /// Divisors `[n]` of the frequencies of RoPE, if the file has such a tensor. [`Kind::Malformed`] if one is not positive.
+    pub fn rope_factors(&mut self, name: &str, n: usize) -> Result<Option<Vector>> {
         let Some(factors) = self.vector_if_any(name, n, Usage::Rope, INPUT)? else { return Ok(None) };
         if let Some((i, f)) = factors.values().iter().enumerate().find(|(_, f)| !(f.is_finite() && **f > 0.0)) {
             return Err(Error::malformed(format!(

@@ -48,6 +48,16 @@ impl Matrix {
         Matrix::made(Arc::new(pages), 0..bytes.len(), Type::F32, rows[0].len())
     }
 
+    /// The matrix of some of the rows.
+    pub fn part(&self, rows: Range<usize>) -> Matrix {
+        let within = |range: &Range<usize>| range.start + rows.start * self.row..range.start + rows.end * self.row;
+        let bytes = match &self.bytes {
+            Bytes::Mapped(map, range) => Bytes::Mapped(map.clone(), within(range)),
+            Bytes::Made(pages, range) => Bytes::Made(pages.clone(), within(range)),
+        };
+        Matrix { bytes, n_out: rows.len(), ..*self }
+    }
+
     /// Inputs: the length of a row.
     pub fn n_in(&self) -> usize {
         self.n_in

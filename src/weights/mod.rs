@@ -16,4 +16,7 @@ pub use matrix::Matrix;
 pub use options::{Kernels, Options, Pack};
 pub use packed::Panels;
 pub use placement::{INPUT, Placement};
-pub use tensors::{Activation, Attention, Dims, Layer, Linear, Mlp, Norm, Vector, Weight, pack_all};
+pub use kernels::Activation;
+pub use tensors::{
+    Attention, Dims, Factors, Head, Layer, Linear, Mlp, Norm, Rotary, Temperature, Vector, Weight, pack_all,
+};

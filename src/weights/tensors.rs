@@ -1,6 +1,9 @@
 //! What the parts of a transformer are made of: plain data, without a word on how it is computed.
 
+use std::ops::Range;
+
 use ggml::{Rope, TensorId};
+use kernels::Activation;
 
 use super::kernel::Kernel;
 use super::matrix::Matrix;
@@ -12,6 +15,8 @@ use crate::error::Result;
 pub struct Weight {
     /// The tensor that ggml's kernels multiply
     pub id: TensorId,
+    /// Which of its rows the matrix is, if the tensor has others, too
+    pub among: Option<Range<usize>>,
     /// The same as the file has it, for our own kernels and for what is gathered out of it
     pub rows: Matrix,
     /// Whose kernel multiplies it
@@ -57,6 +62,62 @@ pub enum Norm {
         /// Added to the mean of squares
         eps: f32,
     },
+    /// `(x - mean(x)) / sqrt(variance(x) + eps) * gain + bias`
+    Layer {
+        /// `[n]`
+        gain: Vector,
+        /// `[n]`
+        bias: Vector,
+        /// Added to the variance
+        eps: f32,
+    },
+}
+
+/// How positions are embedded into queries and keys, by rotation.
+#[derive(Debug, Clone)]
+pub struct Rotary {
+    /// Which dimensions are rotated how far
+    pub rope: Rope,
+    /// Divisors of the frequencies
+    pub factors: Factors,
+}
+
+/// Divisors of a rotation's frequencies, one for each pair of rotated dimensions.
+#[derive(Debug, Clone)]
+pub enum Factors {
+    /// None
+    None,
+    /// The same for texts of any length
+    Same(Vector),
+    /// Others where the context is long
+    ByContext {
+        /// The longest context that is short
+        n_ctx: usize,
+        /// For short contexts
+        short: Vector,
+        /// For longer ones
+        long: Vector,
+    },
+}
+
+impl Factors {
+    /// Those of a context of `n_ctx` tokens.
+    pub fn of_context(&self, n_ctx: usize) -> Option<&Vector> {
+        match self {
+            Factors::None => None,
+            Factors::Same(factors) => Some(factors),
+            Factors::ByContext { n_ctx: longest, short, long } => Some(if n_ctx > *longest { long } else { short }),
+        }
+    }
+}
+
+/// A factor on queries that grows with their position: `1 + scale * ln(1 + floor(position / length))`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Temperature {
+    /// How fast it grows
+    pub scale: f32,
+    /// Positions that have the same factor
+    pub length: u32,
 }
 
 /// An attention block.
@@ -74,12 +135,16 @@ pub struct Attention {
     pub q_norm: Option<Norm>,
     /// The same of keys
     pub k_norm: Option<Norm>,
-    /// How positions are embedded into queries and keys
-    pub rope: Rope,
-    /// Factors on the frequencies of the embedding, `[n_embd_head / 2]`
-    pub rope_freqs: Option<Vector>,
+    /// How positions are embedded into queries and keys, if they are
+    pub rotary: Option<Rotary>,
+    /// Factor on queries by their position, if there is one
+    pub temperature: Option<Temperature>,
+    /// How many positions a query looks back, its own included; without a window, to the first
+    pub window: Option<usize>,
     /// Factor on scores before the softmax
     pub scale: f32,
+    /// What scores stay below: then a score becomes `c * tanh(score / c)`
+    pub softcap: Option<f32>,
     /// Query heads
     pub n_head: usize,
     /// Key and value heads; divides `n_head`
@@ -93,13 +158,6 @@ impl Attention {
     pub fn n_rep(&self) -> usize {
         self.n_head / self.n_head_kv
     }
-}
-
-/// What an MLP does to what its first matrices give.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x / (1 + e^-x)`
-    Silu,
 }
 
 /// An MLP block. Its channels are the inputs of its last matrix.
@@ -116,13 +174,20 @@ pub enum Mlp {
         /// Of the gate
         act: Activation,
     },
+    /// `down(max(up(x), 0))`
+    Plain {
+        /// `[n_embd, n_ff]`
+        up: Linear,
+        /// `[n_ff, n_embd]`
+        down: Linear,
+    },
 }
 
 impl Mlp {
     /// The matrix whose input channels can be left out.
     pub fn last(&self) -> &Linear {
         match self {
-            Mlp::Gated { down, .. } => down,
+            Mlp::Gated { down, .. } | Mlp::Plain { down, .. } => down,
         }
     }
 
@@ -130,36 +195,60 @@ impl Mlp {
     pub fn n_matrices(&self) -> usize {
         match self {
             Mlp::Gated { .. } => 3,
+            Mlp::Plain { .. } => 2,
         }
     }
 }
 
-/// A layer: attention, then an MLP, each on the normalised residual stream, to which its result is added.
+/// What comes after the layers.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// Of the last layer's states
+    pub norm: Norm,
+    /// `[n_embd, n_vocab]`: makes logits of states
+    pub output: Weight,
+    /// What logits stay below: then a logit becomes `c * tanh(logit / c)`
+    pub softcap: Option<f32>,
+    /// Factor on logits, if there is one
+    pub scale: Option<f32>,
+}
+
+/// A layer: attention, then an MLP, each on the normalised residual stream, to which its result is added; or the norm of its result.
 #[derive(Debug, Clone)]
 pub struct Layer {
     /// Before attention
     pub attn_norm: Norm,
     /// Attention
     pub attn: Attention,
+    /// Of what attention adds, if that is normalised
+    pub attn_post_norm: Option<Norm>,
     /// Before the MLP
     pub ffn_norm: Norm,
     /// The MLP
     pub mlp: Mlp,
+    /// Of what the MLP adds, if that is normalised
+    pub ffn_post_norm: Option<Norm>,
 }
 
 impl Layer {
     /// The matrices of both blocks.
     pub fn weights(&self) -> Vec<&Weight> {
         let Attention { q, k, v, output, .. } = &self.attn;
-        let Mlp::Gated { gate, up, down, .. } = &self.mlp;
-        [q, k, v, output, gate, up, down].into_iter().map(|l| &l.weight).collect()
+        let of_mlp = match &self.mlp {
+            Mlp::Gated { gate, up, down, .. } => vec![gate, up, down],
+            Mlp::Plain { up, down } => vec![up, down],
+        };
+        [q, k, v, output].into_iter().chain(of_mlp).map(|l| &l.weight).collect()
     }
 
     /// The same, to be changed.
     pub fn weights_mut(&mut self) -> Vec<&mut Weight> {
         let Attention { q, k, v, output, .. } = &mut self.attn;
-        let Mlp::Gated { gate, up, down, .. } = &mut self.mlp;
-        [q, k, v, output, gate, up, down].into_iter().map(|l| &mut l.weight).collect()
+        let of_mlp = match &mut self.mlp {
+            Mlp::Gated { gate, up, down, .. } => vec![gate, up, down],
+            Mlp::Plain { up, down } => vec![up, down],
+        };
+        [q, k, v, output].into_iter().chain(of_mlp).map(|l| &mut l.weight).collect()
     }
 }
 

@@ -25,17 +25,49 @@ pub enum Arch {
     Qwen2,
     /// Norms of each head's queries and keys
     Qwen3,
+    /// Fused matrices, heads that are rotated in part, other frequencies for long contexts
+    Phi3,
+    /// A temperature of attention by position, YaRN by the file's settings
+    Mistral3,
+    /// No positions in every fourth layer
+    SmolLm3,
+    /// Factors on embeddings, on what blocks add, on scores and logits
+    Granite,
+    /// Norms after blocks, a GELU gate, windows, caps on scores and logits
+    Gemma2,
+    /// The same with norms of heads and other frequencies in windows, without the caps
+    Gemma3,
 }
 
 impl Arch {
-    pub const ALL: [Arch; 3] = [Arch::Llama, Arch::Qwen2, Arch::Qwen3];
+    pub const ALL: [Arch; 9] = [
+        Arch::Llama,
+        Arch::Qwen2,
+        Arch::Qwen3,
+        Arch::Phi3,
+        Arch::Mistral3,
+        Arch::SmolLm3,
+        Arch::Granite,
+        Arch::Gemma2,
+        Arch::Gemma3,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Arch::Llama => "llama",
             Arch::Qwen2 => "qwen2",
             Arch::Qwen3 => "qwen3",
+            Arch::Phi3 => "phi3",
+            Arch::Mistral3 => "mistral3",
+            Arch::SmolLm3 => "smollm3",
+            Arch::Granite => "granite",
+            Arch::Gemma2 => "gemma2",
+            Arch::Gemma3 => "gemma3",
         }
+    }
+
+    fn is_gemma(self) -> bool {
+        matches!(self, Arch::Gemma2 | Arch::Gemma3)
     }
 }
 
@@ -53,6 +85,8 @@ pub struct Forge {
     pub n_embd_head: Option<usize>,
     pub n_layer: usize,
     pub n_ctx: u32,
+    /// Positions that a query looks back in layers with a window
+    pub window: u32,
     /// The output matrix is the embedding table.
     pub tied: bool,
     pub biases: bool,
@@ -99,6 +133,7 @@ impl Forge {
             n_embd_head: None,
             n_layer: 2,
             n_ctx: 2048,
+            window: 100,
             tied: false,
             biases: false,
             rope: RopeKind::Plain,
@@ -144,8 +179,39 @@ impl Forge {
             w.u32(&key("attention.key_length"), n as u32);
             w.u32(&key("attention.value_length"), n as u32);
         }
-        if self.arch == Arch::Llama {
-            w.u32(&key("rope.dimension_count"), self.n_embd_head() as u32);
+        if matches!(self.arch, Arch::Llama | Arch::Mistral3 | Arch::SmolLm3 | Arch::Granite | Arch::Phi3) {
+            w.u32(&key("rope.dimension_count"), self.n_rot() as u32);
+        }
+        match self.arch {
+            Arch::Llama | Arch::Qwen2 | Arch::Qwen3 | Arch::SmolLm3 => {}
+            Arch::Phi3 => {
+                w.u32(&key("rope.scaling.original_context_length"), self.n_ctx / 4);
+                w.f32(&key("rope.scaling.attn_factor"), 1.1);
+            }
+            Arch::Mistral3 => {
+                w.f32(&key("attention.temperature_scale"), 0.1);
+                w.u32(&key("rope.scaling.original_context_length"), 128);
+                w.f32(&key("rope.scaling.yarn_beta_fast"), 16.0);
+                w.f32(&key("rope.scaling.yarn_beta_slow"), 2.0);
+                w.f32(&key("rope.scaling.yarn_log_multiplier"), 1.0);
+            }
+            Arch::Granite => {
+                w.f32(&key("logit_scale"), 2.0);
+                w.f32(&key("residual_scale"), 0.7);
+                w.f32(&key("embedding_scale"), 3.0);
+                w.f32(&key("attention.scale"), 0.2);
+            }
+            Arch::Gemma2 => {
+                w.u32(&key("attention.sliding_window"), self.window);
+                w.f32(&key("attn_logit_softcapping"), 5.0);
+                w.f32(&key("final_logit_softcapping"), 8.0);
+            }
+            Arch::Gemma3 => {
+                w.u32(&key("attention.sliding_window"), self.window);
+                let windowed = (0..self.n_layer).map(|il| vec![u8::from(il % 2 == 0)]).collect::<Vec<_>>();
+                w.array(&key("attention.sliding_window_pattern"), BOOL, windowed.into_iter());
+                w.f32(&key("rope.freq_base"), 500000.0);
+            }
         }
         w.f32(&key("attention.layer_norm_rms_epsilon"), 1e-5);
         match self.rope {
@@ -184,6 +250,12 @@ impl Forge {
         self.n_embd_head.unwrap_or(self.n_embd / self.n_head)
     }
 
+    /// Dimensions of a head that are rotated.
+    fn n_rot(&self) -> usize {
+        let n = self.n_embd_head();
+        if self.arch == Arch::Phi3 { n / 4 * 3 } else { n }
+    }
+
     /// Names, shapes and types.
     fn tensors(&self) -> Vec<(String, Vec<usize>, Type)> {
         let (n_embd, n_ff) = (self.n_embd, self.n_ff);
@@ -192,23 +264,39 @@ impl Forge {
         if self.rope == RopeKind::Llama3 {
             tensors.push(("rope_freqs.weight".to_owned(), vec![self.n_embd_head() / 2], Type::F32));
         }
+        if self.arch == Arch::Phi3 {
+            for name in ["long", "short"] {
+                tensors.push((format!("rope_factors_{name}.weight"), vec![self.n_rot() / 2], Type::F32));
+            }
+        }
         for il in 0..self.n_layer {
             let mut gain = |name: &str, n| tensors.push((format!("blk.{il}.{name}.weight"), vec![n], Type::F32));
             gain("attn_norm", n_embd);
             gain("ffn_norm", n_embd);
-            if self.arch == Arch::Qwen3 {
+            if matches!(self.arch, Arch::Qwen3 | Arch::Gemma3) {
                 gain("attn_q_norm", self.n_embd_head());
                 gain("attn_k_norm", self.n_embd_head());
             }
-            let matrices = [
-                ("attn_q", n_embd, n_q),
-                ("attn_k", n_embd, n_kv),
-                ("attn_v", n_embd, n_kv),
-                ("attn_output", n_q, n_embd),
-                ("ffn_gate", n_embd, n_ff),
-                ("ffn_up", n_embd, n_ff),
-                ("ffn_down", n_ff, n_embd),
-            ];
+            if self.arch.is_gemma() {
+                gain("post_attention_norm", n_embd);
+                gain("post_ffw_norm", n_embd);
+            }
+            let output = ("attn_output", n_q, n_embd);
+            let down = ("ffn_down", n_ff, n_embd);
+            let matrices = match self.arch {
+                Arch::Phi3 => {
+                    vec![("attn_qkv", n_embd, n_q + 2 * n_kv), output, ("ffn_up", n_embd, 2 * n_ff), down]
+                }
+                _ => vec![
+                    ("attn_q", n_embd, n_q),
+                    ("attn_k", n_embd, n_kv),
+                    ("attn_v", n_embd, n_kv),
+                    output,
+                    ("ffn_gate", n_embd, n_ff),
+                    ("ffn_up", n_embd, n_ff),
+                    down,
+                ],
+            };
             for (name, n_in, n_out) in matrices {
                 tensors.push((format!("blk.{il}.{name}.weight"), vec![n_in, n_out], self.ty));
                 let of_qkv = self.arch == Arch::Qwen2 && ["attn_q", "attn_k", "attn_v"].contains(&name);
@@ -218,7 +306,8 @@ impl Forge {
             }
         }
         tensors.push(("output_norm.weight".to_owned(), vec![n_embd], Type::F32));
-        if !self.tied {
+        // Gemma 2 has no output matrix of its own.
+        if !self.tied && self.arch != Arch::Gemma2 {
             tensors.push(("output.weight".to_owned(), vec![n_embd, self.n_vocab], self.ty));
         }
         tensors
@@ -226,8 +315,9 @@ impl Forge {
 
     fn data(&self, name: &str, shape: &[usize], ty: Type, random: &mut Random) -> Vec<u8> {
         let n = shape[0];
-        if name == "rope_freqs.weight" {
-            let factors: Vec<f32> = (0..n).map(|i| if i < n / 2 { 1.0 } else { 8.0 }).collect();
+        if name.starts_with("rope_") {
+            let largest = if name.contains("short") { 2.0 } else { 8.0 };
+            let factors: Vec<f32> = (0..n).map(|i| if i < n / 2 { 1.0 } else { largest }).collect();
             return ggml::quantize(ty, &factors, n);
         }
         let &[_, n_rows] = shape else {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use ggml::{Division, Op, Parts, Source, Type, dequantize_row};
-use kernels::{Cells, Isa, MAX_GEMV_TOKENS, Query};
+use kernels::{Cells, Isa, MAX_GEMV_TOKENS, Query, Scores};
 
 /// Tokens whose attention is computed together: enough that each key is read for many queries, few enough for all threads.
 const TOKENS_TOGETHER: usize = 96;
@@ -12,8 +12,8 @@ const TOKENS_TOGETHER: usize = 96;
 /// cell and the cell after its last one, I32 `[3, n_tokens]` (and the kept heads I32 `[n_head]`) -> F32 `[d * n_head, n_tokens]`.
 #[derive(Debug)]
 pub struct Attend {
-    /// Factor on scores
-    pub scale: f32,
+    /// What becomes of products of queries and keys
+    pub scores: Scores,
     /// Query heads to a key and value head
     pub n_rep: usize,
     /// Width of a head
@@ -56,14 +56,14 @@ impl Op for Attend {
                         tokens.iter().flat_map(|&(t, _)| heads.iter().map(move |&h| (t, h))).collect();
                     let queries: Vec<Query> = (tokens.iter())
                         .flat_map(|(t, sight)| {
-                            heads.iter().map(|&h| Query { q: q.elements([h, *t, 0]), visible: sight.cells.clone() })
+                            heads.iter().map(|&h| Query { q: q.elements([h, *t, 0]), visible: sight.cells.clone(), sink: None })
                         })
                         .collect();
                     let decode = |ty: Type| move |b: &[u8], o: &mut [f32]| dequantize_row(ty, b, o);
                     let (decode_k, decode_v) = (decode(k.ty()), decode(v.ty()));
                     let keys = cells(&k, head, seq, &decode_k);
                     let values = cells(&v, head, seq, &decode_v);
-                    Isa::best().attend(&queries, &keys, &values, self.scale, &mut |i, x| {
+                    Isa::best().attend(&queries, &keys, &values, self.scores, &mut |i, x| {
                         let (t, h) = rows[i];
                         out.row::<f32>(t)[h * d - columns.start..][..d].copy_from_slice(x);
                     });

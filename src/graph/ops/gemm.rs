@@ -138,7 +138,7 @@ impl PanelProduct {
                 let mut out = Tokens { part: out, at: at + start - rows.start };
                 match self.combine {
                     Combine::Stack => isa.gemm(panel(0), n, acts, tokens, &mut out),
-                    Combine::SwiGlu => isa.gemm_swiglu(panel(0), panel(1), n, acts, tokens, &mut out),
+                    Combine::Gated(act) => isa.gemm_gated(act, [panel(0), panel(1)], n, acts, tokens, &mut out),
                 }
             }
         });

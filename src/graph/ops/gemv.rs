@@ -84,10 +84,10 @@ impl RowProduct {
                     out.row::<f32>(t)[at..at + n_rows].copy_from_slice(x);
                 }
             }
-            Combine::SwiGlu => {
+            Combine::Gated(act) => {
                 let second = products(1);
                 for (t, (gate, up)) in first.chunks_exact(n_rows).zip(second.chunks_exact(n_rows)).enumerate() {
-                    Isa::best().swiglu(gate, up, &mut out.row::<f32>(t)[at..at + n_rows]);
+                    Isa::best().gated(act, gate, up, &mut out.row::<f32>(t)[at..at + n_rows]);
                 }
             }
         }

@@ -11,6 +11,7 @@ mod gemv;
 mod operand;
 mod put_rows;
 mod quantize;
+mod temper;
 
 pub use attend::Attend;
 pub use clock::{Clock, Mark};
@@ -20,3 +21,4 @@ pub use gemv::RowProduct;
 pub use operand::{Combine, Operand};
 pub use put_rows::PutRows;
 pub use quantize::{Quantize, words};
+pub use temper::Temper;

@@ -1,7 +1,7 @@
 //! What products multiply activations with.
 
 use ggml::dequantize_row;
-use kernels::{Format, Row};
+use kernels::{Activation, Format, Row};
 
 use crate::weights::{Matrix, Panels, format};
 
@@ -43,8 +43,8 @@ impl Operand {
 pub enum Combine {
     /// One below the other.
     Stack,
-    /// `silu(first) * second`, of two operands of equal shape.
-    SwiGlu,
+    /// `act(first) * second`, of two operands of equal shape.
+    Gated(Activation),
 }
 
 impl Combine {
@@ -52,7 +52,7 @@ impl Combine {
     pub fn n_together(self) -> usize {
         match self {
             Combine::Stack => 1,
-            Combine::SwiGlu => 2,
+            Combine::Gated(_) => 2,
         }
     }
 }

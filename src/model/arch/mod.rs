@@ -11,10 +11,17 @@
 //!
 //! Nothing here mentions pruning or kernels: both come with the blocks.
 
+mod gemma2;
+mod gemma3;
+mod granite;
 mod llama;
+mod mistral3;
+mod opt;
 mod parts;
+mod phi3;
 mod qwen2;
 mod qwen3;
+mod smollm3;
 
 use super::hparams::Hparams;
 use super::keys::Keys;
@@ -25,7 +32,18 @@ use crate::gguf::Gguf;
 pub use parts::{Architecture, Tensors};
 
 /// All of them.
-pub const ARCHITECTURES: &[Architecture] = &[llama::LLAMA, qwen2::QWEN2, qwen3::QWEN3];
+pub const ARCHITECTURES: &[Architecture] = &[
+    llama::LLAMA,
+    qwen2::QWEN2,
+    qwen3::QWEN3,
+    phi3::PHI3,
+    mistral3::MISTRAL3,
+    smollm3::SMOLLM3,
+    granite::GRANITE,
+    gemma2::GEMMA2,
+    gemma3::GEMMA3,
+    opt::OPT,
+];
 
 /// GGML_QNT_VERSION: how ggml's quantised blocks are laid out.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -61,6 +79,6 @@ fn read_inner(gguf: &Gguf, rope: &RopeOptions) -> Result<(&'static Architecture,
         Some(t) => usize::try_from(t.ne[1]).expect("dimensions were checked against the file's size"),
         None => return Err(Error::malformed("tensor 'token_embd.weight' is missing")),
     };
-    let hparams = (architecture.hparams)(&Keys { meta, arch: name }, n_vocab, rope)?;
+    let hparams = (architecture.hparams)(&Keys { meta, arch: name, file: gguf.header() }, n_vocab, rope)?;
     Ok((architecture, hparams))
 }

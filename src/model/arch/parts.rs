@@ -1,4 +1,4 @@
-//! What an architecture consists of.
+//! What an architecture consists of, and the parts that most of them share.
 
 use ggml::TensorId;
 
@@ -7,7 +7,7 @@ use crate::graph::{GraphBuilder, GraphSlots};
 use crate::model::hparams::Hparams;
 use crate::model::keys::Keys;
 use crate::model::options::RopeOptions;
-use crate::weights::{Layer, Loader, Norm, Weight};
+use crate::weights::{Activation, Attention, Factors, Head, Layer, Loader, Mlp, Norm, Rotary};
 
 /// An architecture: from metadata to hyper-parameters, from these to tensors, from these to a graph.
 pub struct Architecture {
@@ -18,7 +18,7 @@ pub struct Architecture {
     /// Asks the loader for the tensors, with their shapes
     pub tensors: fn(&mut Loader, &Hparams) -> Result<Tensors>,
     /// Builds the graph of a micro-batch, node by node as llama.cpp, so that results agree bit by bit
-    pub graph: fn(GraphBuilder, &Tensors) -> GraphSlots,
+    pub graph: fn(GraphBuilder, &Hparams, &Tensors) -> GraphSlots,
 }
 
 /// Weights of a model.
@@ -26,16 +26,97 @@ pub struct Architecture {
 pub struct Tensors {
     /// `[n_embd, n_vocab]`
     pub tok_embd: TensorId,
+    /// `[n_embd, n_ctx_train]`: embeddings of positions, if these are learned
+    pub pos_embd: Option<TensorId>,
     /// The layers, from the first to the last
     pub layers: Vec<Layer>,
-    /// Before the output matrix
-    pub output_norm: Norm,
-    /// `[n_embd, n_vocab]`: makes logits of states
-    pub output: Weight,
+    /// What comes after them
+    pub head: Head,
 }
 
 impl std::fmt::Debug for Architecture {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name)
     }
+}
+
+/// The tensors of a model whose layer `il` is loaded by `layer`: embeddings of tokens, the layers, and an output matrix, which may be the
+/// embeddings once more.
+pub fn tensors(
+    loader: &mut Loader,
+    h: &Hparams,
+    mut layer: impl FnMut(&mut Loader, usize) -> Result<Layer>,
+) -> Result<Tensors> {
+    let tok_embd = loader.embeddings("token_embd.weight", [h.n_embd, h.n_vocab])?;
+    let norm = loader.rms_norm("output_norm", h.n_embd, h.norm_eps, h.n_layer)?;
+    let head = head(loader, h, norm)?;
+    let layers = (0..h.n_layer).map(|il| layer(loader, il)).collect::<Result<_>>()?;
+    Ok(Tensors { tok_embd, pos_embd: None, layers, head })
+}
+
+/// What comes after the layers, behind this norm.
+pub fn head(loader: &mut Loader, h: &Hparams, norm: Norm) -> Result<Head> {
+    let ne = [h.n_embd, h.n_vocab];
+    let output = match loader.matrix_if_any("output.weight", ne, h.n_layer)? {
+        Some(output) => output,
+        // Tied: the embeddings once more, in the layout that multiplies fastest.
+        None => loader.matrix("token_embd.weight", ne, h.n_layer)?,
+    };
+    Ok(Head { norm, output, softcap: h.logit_softcap, scale: h.logit_scale })
+}
+
+/// A layer of attention and a gated MLP, each behind an RMS norm. Frequencies of the rotation are divided by `factors`.
+pub fn layer(loader: &mut Loader, h: &Hparams, il: usize, act: Activation, factors: &Factors) -> Result<Layer> {
+    let (n_embd, n_ff) = (h.n_embd, h.n_ff);
+    let attn = attention(loader, h, il, factors)?;
+    let mut linear =
+        |name: &str, n_in: usize, n_out: usize| loader.linear(&format!("blk.{il}.{name}"), n_in, n_out, il);
+    let mlp = Mlp::Gated {
+        gate: linear("ffn_gate", n_embd, n_ff)?,
+        up: linear("ffn_up", n_embd, n_ff)?,
+        down: linear("ffn_down", n_ff, n_embd)?,
+        act,
+    };
+    let mut norm = |name: &str| loader.rms_norm(&format!("blk.{il}.{name}"), n_embd, h.norm_eps, il);
+    let (attn_norm, ffn_norm) = (norm("attn_norm")?, norm("ffn_norm")?);
+    Ok(Layer { attn_norm, attn, attn_post_norm: None, ffn_norm, mlp, ffn_post_norm: None })
+}
+
+/// An attention block with grouped heads. Frequencies of the rotation are divided by `factors`.
+pub fn attention(loader: &mut Loader, h: &Hparams, il: usize, factors: &Factors) -> Result<Attention> {
+    let [q, k, v] = loader.qkv(h.n_embd, h.n_embd_q(), h.n_embd_gqa(), il)?;
+    let window = h.window(il);
+    let rope = window.map_or(h.rope, |w| Some(w.rope));
+    Ok(Attention {
+        q,
+        k,
+        v,
+        output: loader.linear(&format!("blk.{il}.attn_output"), h.n_embd_q(), h.n_embd, il)?,
+        q_norm: None,
+        k_norm: None,
+        rotary: rope.map(|rope| Rotary { rope, factors: factors.clone() }),
+        temperature: h.temperature,
+        window: window.map(|w| w.n),
+        scale: h.kq_scale,
+        softcap: h.attn_softcap,
+        n_head: h.n_head,
+        n_head_kv: h.n_head_kv,
+        n_embd_head: h.n_embd_head,
+    })
+}
+
+/// Adds the norms of each head's queries and keys.
+pub fn add_head_norms(loader: &mut Loader, h: &Hparams, il: usize, attn: &mut Attention) -> Result<()> {
+    let mut norm = |name: &str| loader.rms_norm(&format!("blk.{il}.{name}"), h.n_embd_head, h.norm_eps, il);
+    attn.q_norm = Some(norm("attn_q_norm")?);
+    attn.k_norm = Some(norm("attn_k_norm")?);
+    Ok(())
+}
+
+/// Adds the norms of what the blocks add to the residual stream.
+pub fn add_post_norms(loader: &mut Loader, h: &Hparams, il: usize, layer: &mut Layer) -> Result<()> {
+    let mut norm = |name: &str| loader.rms_norm(&format!("blk.{il}.{name}"), h.n_embd, h.norm_eps, il);
+    layer.attn_post_norm = Some(norm("post_attention_norm")?);
+    layer.ffn_post_norm = Some(norm("post_ffw_norm")?);
+    Ok(())
 }

@@ -2,12 +2,12 @@
 
 use super::llama;
 use super::parts::Architecture;
-use crate::model::hparams::Hparams;
+use crate::model::hparams::{Hparams, Pairs};
 
 /// As llama, with biases of queries, keys and values; RoPE rotates dimensions that lie half a head apart.
 pub const QWEN2: Architecture = Architecture {
     name: "qwen2",
-    hparams: |keys, n_vocab, rope| Hparams::common(keys, n_vocab, rope, true),
+    hparams: |keys, n_vocab, options| Hparams::common(keys, n_vocab, options, Pairs::Halves),
     tensors: llama::tensors,
     graph: llama::graph,
 };

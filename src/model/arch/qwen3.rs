@@ -1,25 +1,23 @@
 //! Architecture `qwen3`: the dense models of Qwen 3.
 
 use super::llama;
-use super::parts::{Architecture, Tensors};
+use super::parts::{self, Architecture, Tensors};
 use crate::error::Result;
-use crate::model::hparams::Hparams;
-use crate::weights::Loader;
+use crate::model::hparams::{Hparams, Pairs};
+use crate::weights::{Activation, Factors, Loader};
 
 /// As llama, with a norm of each head's queries and keys; RoPE rotates dimensions that lie half a head apart.
 pub const QWEN3: Architecture = Architecture {
     name: "qwen3",
-    hparams: |keys, n_vocab, rope| Hparams::common(keys, n_vocab, rope, true),
+    hparams: |keys, n_vocab, options| Hparams::common(keys, n_vocab, options, Pairs::Halves),
     tensors,
     graph: llama::graph,
 };
 
 fn tensors(loader: &mut Loader, h: &Hparams) -> Result<Tensors> {
-    let mut tensors = llama::tensors(loader, h)?;
-    for (il, layer) in tensors.layers.iter_mut().enumerate() {
-        let mut norm = |name: &str| loader.rms_norm(&format!("blk.{il}.{name}"), h.n_embd_head, h.norm_rms_eps, il);
-        layer.attn.q_norm = Some(norm("attn_q_norm")?);
-        layer.attn.k_norm = Some(norm("attn_k_norm")?);
-    }
-    Ok(tensors)
+    parts::tensors(loader, h, |loader, il| {
+        let mut layer = parts::layer(loader, h, il, Activation::Silu, &Factors::None)?;
+        parts::add_head_norms(loader, h, il, &mut layer.attn)?;
+        Ok(layer)
+    })
 }

@@ -315,6 +315,20 @@ fn int(n: usize) -> i64 {
     i64::try_from(n).expect("dimensions fit in i64")
 }
 
+/// What operations on each element of a tensor ask for.
+fn assert_unary(name: &str, a: Tensor) {
+    assert!(a.ty() == Type::F32, "{name}: type {:?}", a.ty());
+    assert!(a.is_contiguous(), "{name}: the tensor is not contiguous");
+}
+
+/// What products with an activation ask for.
+fn assert_gated(name: &str, gate: Tensor, up: Tensor) {
+    let floats = [Type::F32, Type::F16, Type::BF16].contains(&gate.ty());
+    assert!(floats && gate.ty() == up.ty(), "{name}: types {:?} and {:?}", gate.ty(), up.ty());
+    assert!(gate.ne() == up.ne(), "{name}: shapes {:?} and {:?}", gate.ne(), up.ne());
+    assert!(gate.rows_are_even() && up.rows_are_even(), "{name}: the rows are not one after the other");
+}
+
 /// Asserts what element by element operations ask for: `a` of floats in contiguous rows, `b` of the same type or F32, and
 /// a shape of `b` that goes into that of `a` a whole number of times.
 fn assert_elementwise(operation: &str, a: Tensor, b: Tensor) {
@@ -511,14 +525,48 @@ impl<'g> Builder<'g> {
         self.wrap(unsafe { sys::ggml_rms_norm(self.ctx(), a.as_ptr(), eps) })
     }
 
+    /// Each row of `a` (F32) less its mean, divided by its standard deviation: `(x - mean(x)) / sqrt(variance(x) + eps)`.
+    pub fn layer_norm(&self, a: Tensor<'g>, eps: f32) -> Tensor<'g> {
+        assert!(eps >= 0.0, "layer_norm: eps {eps}");
+        assert!(a.ty() == Type::F32, "layer_norm: type {:?}", a.ty());
+        assert!(a.rows_are_contiguous(), "layer_norm: the rows are not contiguous");
+        // SAFETY: an F32 tensor of this graph with contiguous rows.
+        self.wrap(unsafe { sys::ggml_norm(self.ctx(), a.as_ptr(), eps) })
+    }
+
+    /// `s * a`, of a contiguous F32 tensor.
+    pub fn scale(&self, a: Tensor<'g>, s: f32) -> Tensor<'g> {
+        assert_unary("scale", a);
+        // SAFETY: a contiguous F32 tensor of this graph.
+        self.wrap(unsafe { sys::ggml_scale(self.ctx(), a.as_ptr(), s) })
+    }
+
+    /// `tanh(a)`, of a contiguous F32 tensor.
+    pub fn tanh(&self, a: Tensor<'g>) -> Tensor<'g> {
+        assert_unary("tanh", a);
+        // SAFETY: a contiguous F32 tensor of this graph.
+        self.wrap(unsafe { sys::ggml_tanh(self.ctx(), a.as_ptr()) })
+    }
+
+    /// `max(a, 0)`, of a contiguous F32 tensor.
+    pub fn relu(&self, a: Tensor<'g>) -> Tensor<'g> {
+        assert_unary("relu", a);
+        // SAFETY: a contiguous F32 tensor of this graph.
+        self.wrap(unsafe { sys::ggml_relu(self.ctx(), a.as_ptr()) })
+    }
+
     /// `silu(gate) * up`, of two tensors of one shape and type (F32, F16 or BF16), of which the rows lie one after the other.
     pub fn swiglu(&self, gate: Tensor<'g>, up: Tensor<'g>) -> Tensor<'g> {
-        let floats = [Type::F32, Type::F16, Type::BF16].contains(&gate.ty());
-        assert!(floats && gate.ty() == up.ty(), "swiglu: types {:?} and {:?}", gate.ty(), up.ty());
-        assert!(gate.ne() == up.ne(), "swiglu: shapes {:?} and {:?}", gate.ne(), up.ne());
-        assert!(gate.rows_are_even() && up.rows_are_even(), "swiglu: the rows are not one after the other");
+        assert_gated("swiglu", gate, up);
         // SAFETY: equal shapes and types, rows one after the other.
         self.wrap(unsafe { sys::ggml_swiglu_split(self.ctx(), gate.as_ptr(), up.as_ptr()) })
+    }
+
+    /// `gelu(gate) * up`, with GELU in its form with the hyperbolic tangent, of tensors as [`Builder::swiglu`] takes them.
+    pub fn geglu(&self, gate: Tensor<'g>, up: Tensor<'g>) -> Tensor<'g> {
+        assert_gated("geglu", gate, up);
+        // SAFETY: equal shapes and types, rows one after the other.
+        self.wrap(unsafe { sys::ggml_geglu_split(self.ctx(), gate.as_ptr(), up.as_ptr()) })
     }
 
     /// Rotary position embedding of `a`, F32 or F16 `[n_embd_head, n_head, n_tokens, n]` with an even `n_embd_head`. `pos` is
@@ -681,8 +729,17 @@ impl<'g> Builder<'g> {
 
     /// Attention in one operation: `q` F32 `[n_embd_head, n_tokens, n_head, n_seq]`, `k` and `v`
     /// `[n_embd_head, n_kv, n_head_kv, n_seq]` of any types that ggml multiplies and dequantises, `mask` F16
-    /// `[n_kv, n_tokens, 1, n_seq]` and contiguous. Returns F32 `[n_embd_head, n_head, n_tokens, n_seq]`.
-    pub fn flash_attn(&self, q: Tensor<'g>, k: Tensor<'g>, v: Tensor<'g>, mask: Tensor<'g>, scale: f32) -> Tensor<'g> {
+    /// `[n_kv, n_tokens, 1, n_seq]` and contiguous. Returns F32 `[n_embd_head, n_head, n_tokens, n_seq]`. With a `softcap` other than 0,
+    /// scores become `softcap * tanh(score / softcap)` before they are masked.
+    pub fn flash_attn(
+        &self,
+        q: Tensor<'g>,
+        k: Tensor<'g>,
+        v: Tensor<'g>,
+        mask: Tensor<'g>,
+        scale: f32,
+        softcap: f32,
+    ) -> Tensor<'g> {
         let (nq, nk, nv, nm) = (q.ne(), k.ne(), v.ne(), mask.ne());
         assert!(nq[0] == nk[0] && nk[1..] == nv[1..] && nq[3] == nk[3], "flash_attn: q {nq:?}, k {nk:?}, v {nv:?}");
         assert!(nq[2].is_multiple_of(nk[2]), "flash_attn: {} heads on {}", nq[2], nk[2]);
@@ -706,7 +763,7 @@ impl<'g> Builder<'g> {
         assert!(Type::F32.n_bytes(ne).is_some(), "flash_attn: result {ne:?}");
         // SAFETY: shapes and types are as ggml asks.
         let t = self.wrap(unsafe {
-            sys::ggml_flash_attn_ext(self.ctx(), q.as_ptr(), k.as_ptr(), v.as_ptr(), mask.as_ptr(), scale, 0.0, 0.0)
+            sys::ggml_flash_attn_ext(self.ctx(), q.as_ptr(), k.as_ptr(), v.as_ptr(), mask.as_ptr(), scale, 0.0, softcap)
         });
         self.accumulate_in_f32(t);
         t

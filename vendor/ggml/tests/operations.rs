@@ -132,6 +132,14 @@ fn elementwise_operations_refuse() {
         ("swiglu: types", |b| ignore(b.swiglu(input(b, Type::I32, [4, 1, 1, 1]), input(b, Type::I32, [4, 1, 1, 1])))),
         ("swiglu: the rows", |b| ignore(b.swiglu(transposed(b, Type::F32, [4, 3]), f32s(b, [4, 3, 1, 1])))),
         ("swiglu: the rows", |b| ignore(b.swiglu(f32s(b, [4, 3, 1, 1]), transposed(b, Type::F32, [4, 3])))),
+        ("geglu: shapes", |b| ignore(b.geglu(f32s(b, [4, 4, 1, 1]), f32s(b, [4, 3, 1, 1])))),
+        ("layer_norm: eps", |b| ignore(b.layer_norm(f32s(b, [4, 1, 1, 1]), f32::NAN))),
+        ("layer_norm: type F16", |b| ignore(b.layer_norm(input(b, Type::F16, [4, 1, 1, 1]), 1e-5))),
+        ("layer_norm: the rows", |b| ignore(b.layer_norm(transposed(b, Type::F32, [4, 3]), 1e-5))),
+        ("scale: type F16", |b| ignore(b.scale(input(b, Type::F16, [4, 1, 1, 1]), 2.0))),
+        ("scale: the tensor", |b| ignore(b.scale(transposed(b, Type::F32, [4, 3]), 2.0))),
+        ("tanh: type I32", |b| ignore(b.tanh(input(b, Type::I32, [4, 1, 1, 1])))),
+        ("relu: the tensor", |b| ignore(b.relu(transposed(b, Type::F32, [4, 3])))),
     ]);
 }
 
@@ -239,7 +247,7 @@ fn set_rows_refuses() {
 #[test]
 fn attention_refuses() {
     fn flash(b: &Builder, q: (Type, [usize; 4]), k: (Type, [usize; 4]), v: (Type, [usize; 4]), m: (Type, [usize; 4])) {
-        b.flash_attn(input(b, q.0, q.1), input(b, k.0, k.1), input(b, v.0, v.1), input(b, m.0, m.1), 1.0);
+        b.flash_attn(input(b, q.0, q.1), input(b, k.0, k.1), input(b, v.0, v.1), input(b, m.0, m.1), 1.0, 0.0);
     }
     const Q: (Type, [usize; 4]) = (Type::F32, [8, 3, 4, 2]);
     const K: (Type, [usize; 4]) = (Type::F16, [8, 5, 2, 2]);
@@ -256,7 +264,7 @@ fn attention_refuses() {
         ("flash_attn: types", |b| flash(b, Q, K, (Type::I32, K.1), M)),
         ("flash_attn: the rows", |b| {
             let k = b.permute(input(b, Type::F16, [5, 8, 2, 2]), [1, 0, 2, 3]);
-            b.flash_attn(f32s(b, Q.1), k, input(b, K.0, K.1), input(b, M.0, M.1), 1.0);
+            b.flash_attn(f32s(b, Q.1), k, input(b, K.0, K.1), input(b, M.0, M.1), 1.0, 0.0);
         }),
         ("flash_attn: mask", |b| flash(b, Q, K, K, (Type::F32, M.1))),
         ("flash_attn: mask", |b| flash(b, Q, K, K, (Type::F16, [6, 3, 1, 2]))),
@@ -265,7 +273,7 @@ fn attention_refuses() {
         ("flash_attn: mask", |b| flash(b, Q, K, K, (Type::F16, [5, 3, 1, 3]))),
         ("flash_attn: mask", |b| {
             let m = b.permute(input(b, Type::F16, [3, 5, 1, 2]), [1, 0, 2, 3]);
-            b.flash_attn(f32s(b, Q.1), input(b, K.0, K.1), input(b, K.0, K.1), m, 1.0);
+            b.flash_attn(f32s(b, Q.1), input(b, K.0, K.1), input(b, K.0, K.1), m, 1.0, 0.0);
         }),
         ("soft_max: input", |b| ignore(b.soft_max(input(b, Type::F16, [4, 3, 1, 1]), f32s(b, [4, 3, 1, 1]), 1.0))),
         ("soft_max: input", |b| ignore(b.soft_max(transposed(b, Type::F32, [4, 3]), f32s(b, [4, 3, 1, 1]), 1.0))),
@@ -351,14 +359,17 @@ fn what_is_accepted_of_one_type_is_computed() {
         // These take F32 at least.
         let computed = [
             ok(&[(ty, ne)], &|b, t| b.rms_norm(t[0], 1e-5)),
+            ok(&[(ty, ne)], &|b, t| b.layer_norm(t[0], 1e-5)),
+            ok(&[(ty, ne)], &|b, t| b.relu(b.tanh(b.scale(t[0], 0.5)))),
             ok(&[(ty, ne); 2], &|b, t| b.swiglu(t[0], t[1])),
+            ok(&[(ty, ne); 2], &|b, t| b.geglu(t[0], t[1])),
             ok(&[(ty, [256, 3, 2, 1]), ids], &|b, t| b.rope(t[0], t[1], None, &ROPE)),
             ok(&[(ty, [256, 3, 2, 1]), ids, (ty, [256, 1, 1, 1])], &|b, t| b.rope(t[0], t[1], Some(t[2]), &ROPE)),
             ok(&[(Type::F32, ne), (ty, ne)], &|b, t| b.soft_max(t[0], t[1], 1.0)),
             ok(&[(ty, ne), (Type::F32, ne)], &|b, t| b.soft_max(t[0], t[1], 1.0)),
             ok(&[(ty, [256, 6, 1, 1]), (Type::F32, [64, 64, 1, 1])], &|b, t| b.mul_mat_hadamard(t[0], t[1])),
         ];
-        assert!(ty != Type::F32 || computed == [true; 7], "{computed:?}");
+        assert!(ty != Type::F32 || computed == [true; 10], "{computed:?}");
     }
 }
 
@@ -385,7 +396,7 @@ fn what_is_accepted_of_two_types_is_computed() {
             let q = (Type::F32, [256, 3, 4, 1]);
             let mask = (Type::F16, [5, 3, 1, 1]);
             let tensors = [q, (a, [256, 5, 2, 1]), (b, [256, 5, 2, 1]), mask];
-            compute_accepted(&tensors, &|b, t| b.flash_attn(t[0], t[1], t[2], t[3], 1.0));
+            compute_accepted(&tensors, &|b, t| b.flash_attn(t[0], t[1], t[2], t[3], 1.0, 0.0));
         }
     }
     assert!(products > 30, "{products}");

@@ -5,7 +5,7 @@
 //! `scale * code`.
 
 use crate::isa::{Kernel, Simd};
-use crate::math;
+use crate::math::Activation;
 
 /// Inputs of a group: they share a scale.
 pub const GROUP: usize = 32;
@@ -192,14 +192,15 @@ impl Kernel for RmsNormQuantize<'_> {
     }
 }
 
-/// See [`crate::Isa::swiglu`].
-pub(crate) struct Swiglu<'a> {
+/// See [`crate::Isa::gated`].
+pub(crate) struct Gated<'a> {
+    pub act: Activation,
     pub gate: &'a [f32],
     pub up: &'a [f32],
     pub out: &'a mut [f32],
 }
 
-impl Kernel for Swiglu<'_> {
+impl Kernel for Gated<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -208,10 +209,10 @@ impl Kernel for Swiglu<'_> {
         let (mut gate, mut up, mut out) =
             (self.gate.chunks_exact(S::LANES), self.up.chunks_exact(S::LANES), self.out.chunks_exact_mut(S::LANES));
         for ((g, u), o) in gate.by_ref().zip(up.by_ref()).zip(out.by_ref()) {
-            s.store_f(s.mul(math::silu(s, s.load_f(g)), s.load_f(u)), o);
+            s.store_f(s.mul(self.act.of(s, s.load_f(g)), s.load_f(u)), o);
         }
         for ((&g, &u), o) in gate.remainder().iter().zip(up.remainder()).zip(out.into_remainder()) {
-            *o = g / (1.0 + (-g).exp()) * u;
+            *o = self.act.of_one(g) * u;
         }
     }
 }

@@ -22,6 +22,29 @@ pub struct Query<'a> {
     pub q: &'a [f32],
     /// The cells that it sees; at least one
     pub visible: Range<usize>,
+    /// Score of a cell without a value that it sees besides: what it gives to this one, the others do not get
+    pub sink: Option<f32>,
+}
+
+/// From the product of a query and a key to the score that the softmax is taken of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scores {
+    /// Factor on the product
+    pub scale: f32,
+    /// What scores stay below: `c * tanh(score / c)`
+    pub softcap: Option<f32>,
+}
+
+impl Scores {
+    /// The rest of the way, for products of queries that were multiplied with [`Scores::scale`].
+    #[inline(always)]
+    fn cap<S: Simd>(self, s: S, scores: &mut [f32]) {
+        let Some(cap) = self.softcap else { return };
+        let (inverse, cap) = (s.splat(1.0 / cap), s.splat(cap));
+        for x in scores.chunks_exact_mut(S::LANES) {
+            s.store_f(s.mul(cap, math::tanh(s, s.mul(s.load_f(x), inverse))), x);
+        }
+    }
 }
 
 /// Keys or values of one head.
@@ -70,7 +93,14 @@ struct Softmax {
 }
 
 impl Softmax {
-    const NONE: Softmax = Softmax { largest: f32::NEG_INFINITY, total: 0.0 };
+    /// That of no cells but the query's sink.
+    #[inline(always)]
+    fn new(query: &Query) -> Softmax {
+        match query.sink {
+            None => Softmax { largest: f32::NEG_INFINITY, total: 0.0 },
+            Some(score) => Softmax { largest: score, total: 1.0 },
+        }
+    }
 
     /// Takes note of a block's largest score. If it is the largest of all, weights and the result `out` so far shrink.
     #[inline(always)]
@@ -92,7 +122,7 @@ pub(crate) struct Attend<'a, 'c> {
     pub queries: &'a [Query<'c>],
     pub keys: &'a Cells<'c>,
     pub values: &'a Cells<'c>,
-    pub scale: f32,
+    pub scores: Scores,
     pub done: &'a mut dyn FnMut(usize, &[f32]),
     pub buffers: &'a mut Buffers,
 }
@@ -192,7 +222,7 @@ impl Attend<'_, '_> {
     /// `R` queries from number `first_query` on, which see the same cells. Their `d` elements are whole vectors.
     #[inline(always)]
     fn in_place<S: Simd, const R: usize>(&mut self, s: S, first_query: usize) {
-        let Query { q, visible } = &self.queries[first_query];
+        let Query { q, visible, .. } = &self.queries[first_query];
         let d = q.len();
         let Buffers { cells, out, q: scaled, .. } = &mut *self.buffers;
         cells.resize(S::LANES * d, 0.0);
@@ -200,9 +230,9 @@ impl Attend<'_, '_> {
         out.resize(R * d, 0.0);
         scaled.clear();
         for query in &self.queries[first_query..first_query + R] {
-            scaled.extend(query.q.iter().map(|x| x * self.scale));
+            scaled.extend(query.q.iter().map(|x| x * self.scores.scale));
         }
-        let mut softmax = [Softmax::NONE; R];
+        let mut softmax: [Softmax; R] = std::array::from_fn(|r| Softmax::new(&self.queries[first_query + r]));
         let mut scores = [[f32::NEG_INFINITY; BLOCK]; R];
         let mut squares = [[s.splat_i(0); 16]; R];
         for first in visible.clone().step_by(BLOCK) {
@@ -234,6 +264,7 @@ impl Attend<'_, '_> {
                 }
             }
             for r in 0..R {
+                self.scores.cap(s, &mut scores[r]);
                 weights_in_place(s, n, &mut softmax[r], &mut scores[r], &mut out[r * d..(r + 1) * d]);
             }
             if let Some(decode) = self.values.decode {
@@ -268,12 +299,12 @@ impl Attend<'_, '_> {
     /// Any number of queries, each with cells of its own that it sees.
     #[inline(always)]
     fn by_blocks<S: Simd>(self, s: S) {
-        let Attend { queries, keys, values, scale, done, buffers } = self;
+        let Attend { queries, keys, values, scores, done, buffers } = self;
         let (d, n) = (queries[0].q.len(), queries.len());
         let width = d.next_multiple_of(S::LANES);
         buffers.q.resize(n * width, 0.0);
         for (query, q) in queries.iter().zip(buffers.q.chunks_exact_mut(width)) {
-            q.iter_mut().zip(query.q).for_each(|(to, x)| *to = x * scale);
+            q.iter_mut().zip(query.q).for_each(|(to, x)| *to = x * scores.scale);
             q[d..].fill(0.0);
         }
         buffers.cells.resize(BLOCK * width, 0.0);
@@ -282,7 +313,7 @@ impl Attend<'_, '_> {
         buffers.out.clear();
         buffers.out.resize(n * width, 0.0);
         buffers.softmax.clear();
-        buffers.softmax.resize(n, Softmax::NONE);
+        buffers.softmax.extend(queries.iter().map(Softmax::new));
         let start = queries.iter().map(|q| q.visible.start).min().unwrap_or(0);
         let end = queries.iter().map(|q| q.visible.end).max().unwrap_or(0);
         for first in (start..end).step_by(BLOCK) {
@@ -303,6 +334,7 @@ impl Attend<'_, '_> {
                     let Range { start: from, end: to } = queries[start + i].visible;
                     let visible = from.saturating_sub(first).min(BLOCK)..to.saturating_sub(first).min(BLOCK);
                     let out = &mut buffers.out[(start + i) * width..][..width];
+                    scores.cap(s, w);
                     weights_of_block(s, visible, &mut buffers.softmax[start + i], w, out);
                 }
                 let out = &mut buffers.out[start * width..];

@@ -2,7 +2,7 @@
 
 use crate::acts::{Acts, GROUP, Token};
 use crate::isa::{Kernel, Simd};
-use crate::math;
+use crate::math::Activation;
 use crate::panel::{VECS, group_bytes, panel_rows};
 
 /// Where a gemm writes its results.
@@ -46,10 +46,11 @@ fn tile<S: Simd, const T: usize>(s: S, panel: &[u8], tokens: &[Token; T]) -> [[S
     out
 }
 
-/// See [`crate::Isa::gemm`] and [`crate::Isa::gemm_swiglu`].
+/// See [`crate::Isa::gemm`] and [`crate::Isa::gemm_gated`].
 pub(crate) struct Gemm<'a> {
-    /// One panel, or two: then the product is `silu(first) * second`
-    pub panels: &'a [&'a [u8]],
+    pub first: &'a [u8],
+    /// With a second panel the product is `act(first) * second`.
+    pub second: Option<(&'a [u8], Activation)>,
     pub n_rows: usize,
     pub acts: Acts<'a>,
     pub tokens: &'a [usize],
@@ -61,10 +62,10 @@ impl Kernel for Gemm<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Gemm { panels, n_rows, acts, tokens, out } = self;
+        let Gemm { first, second, n_rows, acts, tokens, out } = self;
         let n_bytes = acts.n_groups() * group_bytes::<S>();
         assert!(
-            n_rows <= panel_rows::<S>() && panels.iter().all(|p| p.len() == n_bytes),
+            n_rows <= panel_rows::<S>() && first.len() == n_bytes && second.is_none_or(|(p, _)| p.len() == n_bytes),
             "panels of these activations"
         );
         let mut whole = [0.0f32; 64];
@@ -75,11 +76,11 @@ impl Kernel for Gemm<'_> {
                 ($t:literal) => {{
                     let (now, later) = rest.split_at($t);
                     let x: [Token; $t] = std::array::from_fn(|i| acts.token(now[i]));
-                    let mut products = [[s.splat(0.0); VECS]; $t];
-                    for (number, panel) in panels.iter().enumerate() {
-                        for (a, b) in products.iter_mut().zip(tile::<S, $t>(s, panel, &x)) {
+                    let mut products = tile::<S, $t>(s, first, &x);
+                    if let Some((second, act)) = second {
+                        for (a, b) in products.iter_mut().zip(tile::<S, $t>(s, second, &x)) {
                             for v in 0..VECS {
-                                a[v] = if number == 0 { b[v] } else { s.mul(math::silu(s, a[v]), b[v]) };
+                                a[v] = s.mul(act.of(s, a[v]), b[v]);
                             }
                         }
                     }

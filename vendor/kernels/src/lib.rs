@@ -33,12 +33,13 @@ mod peak;
 use std::cell::RefCell;
 
 pub use acts::{Acts, GROUP, token_bytes};
-pub use attend::{Cells, Query};
+pub use attend::{Cells, Query, Scores};
 pub use columns::{ColumnActs, ColumnLayout, Columns};
 pub use formats::{Decode, Format, Row};
 pub use gemm::Out;
 pub use gemv::{GemvActs, MAX_GEMV_TOKENS};
 pub use isa::{Feature, Isa, features};
+pub use math::Activation;
 
 thread_local! {
     static PACK_SCRATCH: RefCell<panel::Scratch> = RefCell::default();
@@ -68,9 +69,9 @@ impl Isa {
         self.run(acts::RmsNormQuantize { x, gain, eps, out });
     }
 
-    /// `silu(gate) * up`, element by element; all three slices have the same length.
-    pub fn swiglu(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
-        self.run(acts::Swiglu { gate, up, out });
+    /// `act(gate) * up`, element by element; all three slices have the same length.
+    pub fn gated(self, act: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        self.run(acts::Gated { act, gate, up, out });
     }
 
     /// Rows of a panel.
@@ -107,15 +108,23 @@ impl Isa {
     /// # Panics
     /// If the panel has another number of inputs than the activations, or fewer rows, or a token is beyond them.
     pub fn gemm(self, panel: &[u8], n_rows: usize, acts: Acts, tokens: &[usize], out: &mut dyn Out) {
-        self.run(gemm::Gemm { panels: &[panel], n_rows, acts, tokens, out });
+        self.run(gemm::Gemm { first: panel, second: None, n_rows, acts, tokens, out });
     }
 
-    /// Multiplies the rows of two panels as [`Isa::gemm`] does, and writes `silu(gate) * up` of the products.
+    /// Multiplies the rows of two panels, `gate` and `up`, as [`Isa::gemm`] does, and writes `act(gate) * up` of the products.
     ///
     /// # Panics
     /// As [`Isa::gemm`].
-    pub fn gemm_swiglu(self, gate: &[u8], up: &[u8], n_rows: usize, acts: Acts, tokens: &[usize], out: &mut dyn Out) {
-        self.run(gemm::Gemm { panels: &[gate, up], n_rows, acts, tokens, out });
+    pub fn gemm_gated(
+        self,
+        act: Activation,
+        [gate, up]: [&[u8]; 2],
+        n_rows: usize,
+        acts: Acts,
+        tokens: &[usize],
+        out: &mut dyn Out,
+    ) {
+        self.run(gemm::Gemm { first: gate, second: Some((up, act)), n_rows, acts, tokens, out });
     }
 
     /// Makes the activations of up to [`MAX_GEMV_TOKENS`] tokens ready for [`Isa::gemv`] with rows of a format.
@@ -169,7 +178,7 @@ impl Isa {
         self.run(columns::GemvColumns { w, tiles, acts, first, out });
     }
 
-    /// Attention of queries to the cells of one key and value head: for each query `softmax(q k^T * scale) v` over the cells of
+    /// Attention of queries to the cells of one key and value head: for each query `softmax(scores(q k^T)) v` over the cells of
     /// [`Query::visible`]. `done(i, result)` gets the result of query `i`, query by query.
     ///
     /// # Panics
@@ -179,10 +188,10 @@ impl Isa {
         queries: &[Query<'c>],
         keys: &Cells<'c>,
         values: &Cells<'c>,
-        scale: f32,
+        scores: Scores,
         done: &mut dyn FnMut(usize, &[f32]),
     ) {
         ATTEND_BUFFERS
-            .with_borrow_mut(|buffers| self.run(attend::Attend { queries, keys, values, scale, done, buffers }));
+            .with_borrow_mut(|buffers| self.run(attend::Attend { queries, keys, values, scores, done, buffers }));
     }
 }

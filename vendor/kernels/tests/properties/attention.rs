@@ -1,18 +1,23 @@
 //! Attention.
 
 use fastrand::Rng;
-use kernels::{Cells, Isa, Query};
+use kernels::{Cells, Isa, Query, Scores};
 
 use crate::common::*;
 
 /// Attention by its definition.
-fn attention(q: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>], scale: f32) -> Vec<f64> {
-    let dot =
-        |k: &Vec<f32>| q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * f64::from(scale);
-    let scores: Vec<f64> = keys.iter().map(dot).collect();
-    let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+fn attention(query: &Query, keys: &[Vec<f32>], values: &[Vec<f32>], scores: Scores) -> Vec<f64> {
+    let q = query.q;
+    let score = |k: &Vec<f32>| {
+        let product = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>();
+        let score = product * f64::from(scores.scale);
+        scores.softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh())
+    };
+    let sink = query.sink.map(f64::from);
+    let scores: Vec<f64> = keys.iter().map(score).collect();
+    let largest = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
-    let sum: f64 = weights.iter().sum();
+    let sum = weights.iter().sum::<f64>() + sink.map_or(0.0, |s| (s - largest).exp());
     let value = |i: usize| weights.iter().zip(values).map(|(w, v)| w / sum * f64::from(v[i])).sum();
     (0..q.len()).map(value).collect()
 }
@@ -45,7 +50,7 @@ fn attended(
     keys: &[Vec<u8>],
     values: &[Vec<u8>],
     halves: bool,
-    scale: f32,
+    scores: Scores,
 ) -> Vec<Vec<f32>> {
     let read = (!halves).then_some(&read_floats as &dyn Fn(&[u8], &mut [f32]));
     let [(keys, k_stride), (values, v_stride)] = [apart(keys), apart(values)];
@@ -53,7 +58,7 @@ fn attended(
     let keys = Cells { bytes: &keys, stride: k_stride, len, decode: read };
     let values = Cells { bytes: &values, stride: v_stride, len, decode: read };
     let mut results = Vec::new();
-    isa.attend(queries, &keys, &values, scale, &mut |i, out| {
+    isa.attend(queries, &keys, &values, scores, &mut |i, out| {
         assert_eq!(i, results.len(), "query by query");
         results.push(out.to_vec());
     });
@@ -80,16 +85,18 @@ fn attend() {
             if rng.u8(0..3) == 0 {
                 visible = any_range(&mut rng);
             }
-            Query { q, visible: visible.clone() }
+            let sink = (number % 5 < 2).then(|| any_floats(&mut rng, 1, 4.0)[0]);
+            Query { q, visible: visible.clone(), sink }
         };
         let queries: Vec<Query> = q.iter().map(|q| query(q)).collect();
         let scale = rng.choice([1.0 / (d as f32).sqrt(), 3.0]).unwrap();
+        let scores = Scores { scale, softcap: (number % 7 < 3).then_some(5.0) };
         for isa in isas() {
-            let out = attended(isa, &queries, &keys, &values, halves, scale);
+            let out = attended(isa, &queries, &keys, &values, halves, scores);
             assert_eq!(out.len(), n_queries);
             for (query, out) in queries.iter().zip(out) {
                 let n = query.visible.clone();
-                let exact = attention(query.q, &key_floats[n.clone()], &value_floats[n.clone()], scale);
+                let exact = attention(query, &key_floats[n.clone()], &value_floats[n.clone()], scores);
                 let close = |(x, exact): (&f32, &f64)| (f64::from(*x) - exact).abs() < 1e-3 * (1.0 + exact.abs());
                 assert!(out.len() == d && out.iter().zip(&exact).all(close), "{isa} d {d}, {n:?}: {out:?} {exact:?}");
             }
@@ -105,9 +112,13 @@ fn nan_stays() {
             let cells = |special: f32| (0..70).map(|i| cell(special, i)).collect::<Vec<_>>();
             let q = [q; 16];
             for n_queries in [1, 7] {
-                let queries = vec![Query { q: &q, visible: 0..70 }; n_queries];
-                let out = attended(isa, &queries, &cells(k), &cells(v), false, 1.0);
-                assert!(out.iter().flatten().all(|x| x.is_nan()), "{isa} {q:?} {k} {v}: {out:?}");
+                let queries = vec![Query { q: &q, visible: 0..70, sink: None }; n_queries];
+                let capped = Some(2.0).filter(|_| k.is_nan() || k.is_finite());
+                for softcap in [None, capped] {
+                    let scores = Scores { scale: 1.0, softcap };
+                    let out = attended(isa, &queries, &cells(k), &cells(v), false, scores);
+                    assert!(out.iter().flatten().all(|x| x.is_nan()), "{isa} {q:?} {k} {v}: {out:?}");
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Weights of all types, activations, and products of both, by their definitions.
 
 use fastrand::Rng;
-use kernels::{Acts, Format, GROUP, Isa, Row, token_bytes};
+use kernels::{Activation, Acts, Format, GROUP, Isa, Row, token_bytes};
 
 /// Relative to a sum of magnitudes: what floats lose on the way.
 pub const ROUNDING: f64 = 1e-5;
@@ -133,8 +133,14 @@ pub fn dequantized(token: &[u8], k: usize) -> Vec<f32> {
 /// What is in places that are not to be written.
 pub const UNTOUCHED: f32 = -12345.0;
 
-pub fn silu(x: f64) -> f64 {
-    x / (1.0 + (-x).exp())
+pub const ACTIVATIONS: [Activation; 2] = [Activation::Silu, Activation::Gelu];
+
+pub fn activated(act: Activation, x: f64) -> f64 {
+    let argument = match act {
+        Activation::Silu => x,
+        Activation::Gelu => (8.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3)),
+    };
+    x / (1.0 + (-argument).exp())
 }
 
 pub fn close(x: f32, (exact, bound): (f64, f64)) -> bool {

@@ -1,7 +1,7 @@
 //! Products of many tokens with packed rows, or their kept columns.
 
 use fastrand::Rng;
-use kernels::{Acts, Columns, Format, GROUP, Isa, Out, Row, token_bytes};
+use kernels::{Activation, Acts, Columns, Format, GROUP, Isa, Out, Row, token_bytes};
 
 use crate::common::*;
 
@@ -34,7 +34,7 @@ struct Case<'a> {
     n_in: usize,
     /// Of one or two matrices
     rows: [Vec<Vec<u8>>; 2],
-    gated: bool,
+    gated: Option<Activation>,
     /// Kept units and their width
     kept: Option<(Vec<i32>, usize)>,
     /// Activations of each token, of kept inputs
@@ -64,7 +64,7 @@ impl<'a> Case<'a> {
         let x = (0..n_tokens + 1).map(|t| any_floats(rng, k, size(t))).collect();
         let mut tokens: Vec<usize> = (0..n_tokens).collect();
         rng.shuffle(&mut tokens);
-        Case { format, n_in, rows, gated: rng.bool(), kept, x, tokens }
+        Case { format, n_in, rows, gated: rng.choice([None, Some(Activation::Silu), Some(Activation::Gelu)]).unwrap(), kept, x, tokens }
     }
 
     fn n_rows(&self) -> usize {
@@ -85,11 +85,11 @@ impl<'a> Case<'a> {
             isa.pack(|i| self.row(which, i), self.n_rows(), self.n_in, columns.as_ref(), &mut panel);
             panel
         };
-        let panels: Vec<Vec<u8>> = (0..1 + usize::from(self.gated)).map(panel).collect();
-        match &panels[..] {
-            [panel] => isa.gemm(panel, self.n_rows(), acts, &self.tokens, &mut out),
-            [gate, up] => isa.gemm_swiglu(gate, up, self.n_rows(), acts, &self.tokens, &mut out),
-            _ => unreachable!("one matrix or two"),
+        let panels: Vec<Vec<u8>> = (0..1 + usize::from(self.gated.is_some())).map(panel).collect();
+        let (n_rows, tokens) = (self.n_rows(), &self.tokens[..]);
+        match self.gated {
+            None => isa.gemm(&panels[0], n_rows, acts, tokens, &mut out),
+            Some(act) => isa.gemm_gated(act, [&panels[0], &panels[1]], n_rows, acts, tokens, &mut out),
         }
         out
     }
@@ -122,10 +122,11 @@ impl<'a> Case<'a> {
     }
 }
 
-/// `silu(a) * b` of such products.
-fn gate((a, a_bound): (f64, f64), (b, b_bound): (f64, f64)) -> (f64, f64) {
-    // The slope of silu is 1.1 at most.
-    let (a, a_bound) = (silu(a), 1.1 * a_bound + ROUNDING * silu(a).abs());
+/// `act(a) * b` of such products.
+fn gate(act: Activation, (a, a_bound): (f64, f64), (b, b_bound): (f64, f64)) -> (f64, f64) {
+    // The slopes are below 1.13.
+    let a = activated(act, a);
+    let a_bound = 1.13 * a_bound + ROUNDING * a.abs();
     (a * b, a.abs() * b_bound + b.abs() * a_bound + a_bound * b_bound)
 }
 
@@ -145,7 +146,7 @@ fn gemm() {
                 let n_written = if case.tokens.contains(&t) { case.n_rows() } else { 0 };
                 for (i, (a, b)) in weights[0].iter().zip(&weights[1]).enumerate().take(n_written) {
                     let first = dot(a, &x);
-                    let expected = if case.gated { gate(first, dot(b, &x)) } else { first };
+                    let expected = case.gated.map_or(first, |act| gate(act, first, dot(b, &x)));
                     let what = (format, case.n_in, &case.kept, case.gated, t, i);
                     assert!(close(out.get(t, i), expected), "{isa} {what:?}: {} {expected:?}", out.get(t, i));
                 }
@@ -165,7 +166,7 @@ fn whole_numbers_are_multiplied_exactly() {
                 let k = kept.as_ref().map_or(n_in, |(kept, width)| kept.len() * width);
                 let rows = [(); 2].map(|()| (0..isa.panel_rows()).map(|_| whole_row(&mut rng, format, n_in)).collect());
                 let x: Vec<_> = (0..13).map(|_| whole_acts(&mut rng, k)).collect();
-                let case = Case { format, n_in, rows, gated: false, kept, x, tokens: (0..13).collect() };
+                let case = Case { format, n_in, rows, gated: None, kept, x, tokens: (0..13).collect() };
                 let out = case.run(isa, &quantized(isa, &case.x));
                 for i in 0..case.n_rows() {
                     let weights = case.weights(0, i).values;
@@ -192,7 +193,7 @@ fn nan_stays() {
             let special = rng.choice([f32::NAN, f32::INFINITY, f32::NEG_INFINITY]).unwrap();
             let in_weights = rng.bool();
             let bad_row = rng.usize(..case.n_rows());
-            let which = usize::from(case.gated && rng.bool());
+            let which = usize::from(case.gated.is_some() && rng.bool());
             if in_weights {
                 let row = &mut case.rows[which][bad_row];
                 // In the scale or in the minimum, of any block.
@@ -251,7 +252,7 @@ fn instruction_sets_agree() {
                     w.steps.iter_mut().for_each(|s| *s *= 0.02);
                     (exact, dot(&w, &x).1.min(bound))
                 });
-                let (_, bound) = if case.gated { gate(products[0], products[1]) } else { products[0] };
+                let (_, bound) = case.gated.map_or(products[0], |act| gate(act, products[0], products[1]));
                 for out in &all {
                     let expected = (f64::from(all[0].get(t, i)), bound);
                     assert!(
