@@ -593,7 +593,7 @@ fn hyper_parameters() {
             d.tensors.push(TensorDoc { name: b"blk.0.attn_q.bias".to_vec(), ne: vec![63], ty: 0, data, offset: None });
         }),
         row("M16", 65, "'output.weight' has the shape [64, 299]", |d| with(d, "output.weight", |t| t.ne[1] = 299)),
-        row("M17-fused", 65, "'blk.0.attn_q.weight' is missing", |d| {
+        row("M17-fused", 65, "'blk.0.attn_qkv.weight' has the shape [64, 64], expected [64, 128]", |d| {
             with(d, "blk.0.attn_q.weight", |t| t.name = b"blk.0.attn_qkv.weight".to_vec());
         }),
         row("M18-type", 69, "rope.scaling.type is 'other'", |d| d.str("llama.rope.scaling.type", "other")),
@@ -637,8 +637,19 @@ fn hyper_parameters() {
 #[test]
 fn architectures() {
     const NORM: &str = "blk.0.attn_q_norm.weight";
-    let qwen2 = |id: &str, code, part, change: &dyn Fn(&mut Doc)| row_of(Arch::Qwen2, id, code, part, change);
-    let qwen3 = |id: &str, code, part, change: &dyn Fn(&mut Doc)| row_of(Arch::Qwen3, id, code, part, change);
+    type Change<'a> = &'a dyn Fn(&mut Doc);
+    let rows = |arch| move |id: &str, code, part, change: Change| row_of(arch, id, code, part, change);
+    let [qwen2, qwen3, phi3, gemma2, gemma3, granite, smollm3, mistral3] = [
+        Arch::Qwen2,
+        Arch::Qwen3,
+        Arch::Phi3,
+        Arch::Gemma2,
+        Arch::Gemma3,
+        Arch::Granite,
+        Arch::SmolLm3,
+        Arch::Mistral3,
+    ]
+    .map(rows);
     check(vec![
         qwen2("qwen2", 0, "", &|_| {}),
         qwen3("qwen3", 0, "", &|_| {}),
@@ -648,6 +659,58 @@ fn architectures() {
         }),
         qwen3("M14 qwen3", 65, "'blk.0.attn_q_norm.weight' has the shape [8, 2], expected [16]", &|d| {
             with(d, NORM, |t| t.ne = vec![8, 2])
+        }),
+        phi3("phi3", 0, "", &|_| {}),
+        phi3("M14 phi3", 65, "'blk.1.attn_qkv.weight' has the shape [64, 120], expected [64, 128]", &|d| {
+            with(d, "blk.1.attn_qkv.weight", |t| t.ne = vec![64, 120])
+        }),
+        phi3("M14 phi3 gate", 65, "'blk.1.ffn_up.weight' has the shape [64, 96], expected [64, 192]", &|d| {
+            with(d, "blk.1.ffn_up.weight", |t| t.ne = vec![64, 96])
+        }),
+        phi3("T06 phi3 bias", 69, "fused matrices without a bias only", &|d| {
+            let (name, data) = ("blk.0.attn_qkv.bias", vec![0; 128 * 4]);
+            d.tensors.push(TensorDoc { name: name.into(), ne: vec![128], ty: 0, data, offset: None });
+        }),
+        phi3("M18 phi3", 65, "rope.dimension_count is 18, expected 16", &|d| d.u32("phi3.rope.dimension_count", 18)),
+        phi3("M18 phi3 odd", 65, "rope.dimension_count is 3, expected 16", &|d| d.u32("phi3.rope.dimension_count", 3)),
+        phi3("M18 phi3 none", 65, "rope.dimension_count is 0, expected 16", &|d| d.u32("phi3.rope.dimension_count", 0)),
+        phi3("T07 phi3 factors", 65, "rope_factors_long.weight one is missing", &|d| {
+            d.tensors.retain(|t| t.name != b"rope_factors_long.weight")
+        }),
+        phi3("T08 phi3 factors", 65, "has the factor 0 at 0, expected a positive number", &|d| {
+            with(d, "rope_factors_long.weight", |t| t.data.fill(0))
+        }),
+        gemma2("gemma2", 0, "", &|_| {}),
+        gemma2("M19 gemma2", 65, "attn_logit_softcapping is NaN, expected a positive number", &|d| {
+            d.f32("gemma2.attn_logit_softcapping", f32::NAN)
+        }),
+        gemma2("T07 gemma2", 65, "'blk.1.post_ffw_norm.weight' is missing", &|d| {
+            d.tensors.retain(|t| t.name != b"blk.1.post_ffw_norm.weight")
+        }),
+        gemma3("gemma3", 0, "", &|_| {}),
+        gemma3("M20 gemma3 no window", 0, "", &|d| d.u32("gemma3.attention.sliding_window", 0)),
+        gemma3("M20 gemma3 short", 65, "sliding_window_pattern has 1 entries, expected 2", &|d| {
+            d.array("gemma3.attention.sliding_window_pattern", BOOL, [vec![1]].into_iter())
+        }),
+        gemma3("M20 gemma3 texts", 65, "is an array of string, expected an array of bool", &|d| {
+            d.set("gemma3.attention.sliding_window_pattern", ARRAY, strings([&b"a"[..]; 2].into_iter()))
+        }),
+        gemma3("M20 gemma3 period", 0, "", &|d| d.u32("gemma3.attention.sliding_window_pattern", 1)),
+        gemma3("M18 gemma3", 65, "rope.freq_base_swa is -1, expected a positive number", &|d| {
+            d.f32("gemma3.rope.freq_base_swa", -1.0)
+        }),
+        granite("granite", 0, "", &|_| {}),
+        granite("M01 granite", 65, "'granite.logit_scale' is missing", &|d| d.remove("granite.logit_scale")),
+        granite("M19 granite", 65, "residual_scale is inf, expected a positive number", &|d| {
+            d.f32("granite.residual_scale", f32::INFINITY)
+        }),
+        smollm3("smollm3", 0, "", &|_| {}),
+        mistral3("mistral3", 0, "", &|_| {}),
+        mistral3("M18 mistral3", 65, "rope.scaling.original_context_length is 0", &|d| {
+            d.u32("mistral3.rope.scaling.original_context_length", 0)
+        }),
+        mistral3("M19 mistral3", 65, "attention.temperature_scale is -1, expected a positive number", &|d| {
+            d.f32("mistral3.attention.temperature_scale", -1.0)
         }),
         qwen2("T06 qwen2", 69, "does not know for architecture 'qwen2'", &|d| {
             let data = vec![0; 16 * 4];

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use common::forge::{Arch, Forge, RopeKind};
-use common::{argmax, load, nmse, session, smollm2, tokenizer, turn};
+use common::{argmax, gemma3, load, nmse, session, smollm2, tokenizer, turn};
 use ggml::Type;
 use ggml::llama::{Context, ContextParams, Model as LlamaModel};
 use pp_run::engine::Options as ContextOptions;
 use pp_run::engine::Session;
+use pp_run::gguf::Gguf;
 use pp_run::graph::CacheType;
+use pp_run::tokenizer::Tokenizer;
 
 /// The agreement that is asked for.
 const MAX_NMSE: f64 = 1e-6;
@@ -92,6 +94,21 @@ fn smollm2_prompts() -> Vec<Vec<i32>> {
 fn smollm2_agrees_with_libllama() {
     let _turn = turn();
     compare(&smollm2(), &options(), &smollm2_prompts(), 128);
+}
+
+#[test]
+fn gemma3_agrees_with_libllama() {
+    let _turn = turn();
+    let path = gemma3();
+    let tokenizer = Tokenizer::load(&Gguf::open(&path).unwrap()).unwrap();
+    // The last one is longer than the window of 512 tokens, and than two micro-batches.
+    let long = "The committee met again on Tuesday and could not agree on the colour of the bridge. ".repeat(75);
+    let prompts: Vec<Vec<i32>> = ["The capital of France is", "Größe, naïveté, 日本語のテキスト, Привет 👋🏽", &long]
+        .map(|t| tokenizer.encode(t, true, true).unwrap())
+        .to_vec();
+    assert!(prompts[2].len() > 2 * 512);
+    compare(&path, &options(), &prompts, 64);
+    compare(&path, &ContextOptions { flash_attn: false, ..options() }, &prompts[1..], 16);
 }
 
 #[test]
@@ -184,7 +201,10 @@ fn random_models_of_every_architecture_agree() {
         compare_forged(&deep, &small_options());
         compare_forged(&Forge { window: 400, ..deep }, &small_options());
         // A context for which phi3 has other frequencies.
-        compare_forged(&Forge { arch, ..Forge::tiny(Type::F16, 4, 2) }, &ContextOptions { n_ctx: Some(1024), ..small_options() });
+        compare_forged(
+            &Forge { arch, ..Forge::tiny(Type::F16, 4, 2) },
+            &ContextOptions { n_ctx: Some(1024), ..small_options() },
+        );
         let cache = CacheType::Q8_0;
         let options = ContextOptions { cache_type_k: cache, cache_type_v: cache, ..small_options() };
         compare_forged(&Forge { arch, ..Forge::tiny(Type::F16, 4, 2) }, &options);

@@ -194,7 +194,13 @@ fn a_ratio_of_zero_is_the_dense_model() {
 fn counts_are_exact_masks_are_reproducible_and_dumps_replay() {
     let _turn = turn();
     let llama = [(8, Type::F32), (2, Type::Q4_0), (8, Type::Q4_K), (2, Type::Q8_0), (8, Type::Q6_K)];
-    let others = [(Arch::Qwen2, 2, Type::Q4_0), (Arch::Qwen3, 8, Type::Q4_K)];
+    let others = [
+        (Arch::Qwen2, 2, Type::Q4_0),
+        (Arch::Qwen3, 8, Type::Q4_K),
+        (Arch::Phi3, 2, Type::Q4_K),
+        (Arch::Gemma2, 8, Type::Q4_0),
+        (Arch::Gemma3, 2, Type::Q8_0),
+    ];
     let all: Vec<_> = llama.map(|(n_head_kv, ty)| (Arch::Llama, n_head_kv, ty)).into_iter().chain(others).collect();
     for ((arch, n_head_kv, ty), kernels) in all.into_iter().flat_map(|c| [(c, "ggml"), (c, "native")]) {
         let name = format!("{}-{n_head_kv}-{ty}-{kernels}", arch.name());

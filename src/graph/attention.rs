@@ -222,6 +222,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     /// Queries by head, of their product: normalised, with positions embedded, and with the temperature of these.
     fn queries(&self, product: Tensor<'g>, w: &Attention, pos: Tensor<'g>) -> Tensor<'g> {
         let q = self.embedded(self.by_head(product, w), &w.q_norm, w, pos);
+        let q = self.scaled(q, w.q_scale);
         w.temperature.map_or(q, |t| self.g.custom(Type::F32, q.ne(), &[q, pos], Temper(t)))
     }
 

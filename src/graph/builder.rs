@@ -107,13 +107,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     }
 
     /// What a block adds to the residual stream, if anything, normalised, if the model does so; the norm's node is named `name-layer`.
-    pub fn post_norm(
-        &self,
-        out: Option<Tensor<'g>>,
-        norm: &Option<Norm>,
-        name: &str,
-        il: usize,
-    ) -> Option<Tensor<'g>> {
+    pub fn post_norm(&self, out: Option<Tensor<'g>>, norm: &Option<Norm>, name: &str, il: usize) -> Option<Tensor<'g>> {
         let (Some(out), Some(norm)) = (out, norm) else { return out };
         Some(self.name(self.norm(out, norm), name, il))
     }

@@ -64,7 +64,8 @@ impl Keys<'_> {
         if let Some(Value::Array(_)) = self.meta.get(&key) {
             let types = [ValueType::Bool, ValueType::U32, ValueType::I32];
             let array = self.meta.array(&key, &types)?.expect("there is one");
-            let layers: Vec<bool> = array.values(self.file).map(|v| v.as_i128() != Some(0) && v != Value::Bool(false)).collect();
+            let layers: Vec<bool> =
+                array.values(self.file).map(|v| v.as_i128() != Some(0) && v != Value::Bool(false)).collect();
             return match layers.len() >= n_layer {
                 true => Ok(layers),
                 false => Err(Error::malformed(format!("{key} has {} entries, expected {n_layer}", layers.len()))),

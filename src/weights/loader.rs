@@ -51,7 +51,13 @@ impl<'a> Loader<'a> {
     }
 
     /// Matrices `[n_in, n_out]` that lie one below the other in the tensor `NAME.weight`, which the file must have: of layer `il`.
-    pub fn fused<const N: usize>(&mut self, name: &str, n_in: usize, n_out: [usize; N], il: usize) -> Result<[Linear; N]> {
+    pub fn fused<const N: usize>(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        n_out: [usize; N],
+        il: usize,
+    ) -> Result<[Linear; N]> {
         let Linear { weight, bias } = self.linear(name, n_in, n_out.iter().sum(), il)?;
         if bias.is_some() {
             let message = format!("tensor '{name}.bias': pp-run knows fused matrices without a bias only");

@@ -11,12 +11,12 @@ mod placement;
 mod tensors;
 
 pub use kernel::{Kernel, format, has_gemv};
+pub use kernels::Activation;
 pub use loader::{Loaded, Loader};
 pub use matrix::Matrix;
 pub use options::{Kernels, Options, Pack};
 pub use packed::Panels;
 pub use placement::{INPUT, Placement};
-pub use kernels::Activation;
 pub use tensors::{
     Attention, Dims, Factors, Head, Layer, Linear, Mlp, Norm, Rotary, Temperature, Vector, Weight, pack_all,
 };

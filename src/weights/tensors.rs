@@ -137,6 +137,8 @@ pub struct Attention {
     pub k_norm: Option<Norm>,
     /// How positions are embedded into queries and keys, if they are
     pub rotary: Option<Rotary>,
+    /// Factor on queries, if there is one beside that on scores: it counts before they are rounded for products with keys
+    pub q_scale: Option<f32>,
     /// Factor on queries by their position, if there is one
     pub temperature: Option<Temperature>,
     /// How many positions a query looks back, its own included; without a window, to the first

@@ -104,7 +104,7 @@ pub fn golden() -> [(&'static str, Forge); 2] {
 
 /// The tiny models whose results `tests/tools/hashes` prints: all architectures, and a type of weights for each way to multiply. Several
 /// queries share a key and a value. For llama, every matrix has a bias.
-pub fn of_each_kind() -> [(&'static str, Forge); 6] {
+pub fn of_each_kind() -> [(&'static str, Forge); 12] {
     let kinds = [
         ("q4_0", Arch::Llama, Type::Q4_0),
         ("q4_1", Arch::Llama, Type::Q4_1),
@@ -112,6 +112,12 @@ pub fn of_each_kind() -> [(&'static str, Forge); 6] {
         ("q6_k", Arch::Llama, Type::Q6_K),
         ("qwen2-q4_0", Arch::Qwen2, Type::Q4_0),
         ("qwen3-q4_k", Arch::Qwen3, Type::Q4_K),
+        ("phi3-q4_0", Arch::Phi3, Type::Q4_0),
+        ("mistral3-q4_k", Arch::Mistral3, Type::Q4_K),
+        ("smollm3-q4_0", Arch::SmolLm3, Type::Q4_0),
+        ("granite-q8_0", Arch::Granite, Type::Q8_0),
+        ("gemma2-q4_k", Arch::Gemma2, Type::Q4_K),
+        ("gemma3-q4_0", Arch::Gemma3, Type::Q4_0),
     ];
     kinds.map(|(name, arch, ty)| {
         let biases = arch == Arch::Llama;
@@ -300,7 +306,7 @@ impl Forge {
             for (name, n_in, n_out) in matrices {
                 tensors.push((format!("blk.{il}.{name}.weight"), vec![n_in, n_out], self.ty));
                 let of_qkv = self.arch == Arch::Qwen2 && ["attn_q", "attn_k", "attn_v"].contains(&name);
-                if self.biases || of_qkv {
+                if self.biases && self.arch != Arch::Phi3 || of_qkv {
                     tensors.push((format!("blk.{il}.{name}.bias"), vec![n_out], Type::F32));
                 }
             }

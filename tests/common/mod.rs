@@ -30,6 +30,13 @@ pub fn smollm2() -> PathBuf {
     path
 }
 
+/// Gemma 3's file.
+pub fn gemma3() -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/gemma-3-270m-q4_k_m.gguf");
+    assert!(path.is_file(), "{} is missing: run models/get gemma3", path.display());
+    path
+}
+
 /// SmolLM2's file, and its tokenizer.
 pub fn tokenizer() -> (Gguf, Tokenizer) {
     let gguf = Gguf::open(&smollm2()).unwrap();

@@ -52,6 +52,7 @@ fn tensors(loader: &mut Loader, h: &Hparams) -> Result<Tensors> {
     parts::tensors(loader, h, |loader, il| {
         let mut layer = parts::layer(loader, h, il, Activation::Gelu, &Factors::None)?;
         parts::add_post_norms(loader, h, il, &mut layer)?;
+        parts::scale_queries(&mut layer.attn);
         Ok(layer)
     })
 }

@@ -33,6 +33,7 @@ fn tensors(loader: &mut Loader, h: &Hparams) -> Result<Tensors> {
         let mut layer = parts::layer(loader, h, il, Activation::Gelu, &Factors::None)?;
         parts::add_head_norms(loader, h, il, &mut layer.attn)?;
         parts::add_post_norms(loader, h, il, &mut layer)?;
+        parts::scale_queries(&mut layer.attn);
         Ok(layer)
     })
 }

@@ -1,7 +1,7 @@
 //! Architecture `granite`: the dense models of Granite 3 and 4.
 
-use super::parts::{Architecture, Tensors};
 use super::llama;
+use super::parts::{Architecture, Tensors};
 use crate::error::Result;
 use crate::graph::{GraphBuilder, GraphSlots};
 use crate::model::hparams::{Hparams, Pairs};

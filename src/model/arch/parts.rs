@@ -95,6 +95,7 @@ pub fn attention(loader: &mut Loader, h: &Hparams, il: usize, factors: &Factors)
         q_norm: None,
         k_norm: None,
         rotary: rope.map(|rope| Rotary { rope, factors: factors.clone() }),
+        q_scale: None,
         temperature: h.temperature,
         window: window.map(|w| w.n),
         scale: h.kq_scale,
@@ -103,6 +104,12 @@ pub fn attention(loader: &mut Loader, h: &Hparams, il: usize, factors: &Factors)
         n_head_kv: h.n_head_kv,
         n_embd_head: h.n_embd_head,
     })
+}
+
+/// Puts the factor on scores where llama.cpp has it in some architectures: on queries.
+pub fn scale_queries(attn: &mut Attention) {
+    attn.q_scale = Some(attn.scale);
+    attn.scale = 1.0;
 }
 
 /// Adds the norms of each head's queries and keys.

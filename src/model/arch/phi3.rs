@@ -19,7 +19,8 @@ fn tensors(loader: &mut Loader, h: &Hparams) -> Result<Tensors> {
     let factors = factors(loader, h)?;
     parts::tensors(loader, h, |loader, il| {
         let (n_embd, n_ff) = (h.n_embd, h.n_ff);
-        let attn = parts::attention(loader, h, il, &factors)?;
+        let mut attn = parts::attention(loader, h, il, &factors)?;
+        parts::scale_queries(&mut attn);
         let [gate, up] = loader.fused(&format!("blk.{il}.ffn_up"), n_embd, [n_ff, n_ff], il)?;
         let down = loader.linear(&format!("blk.{il}.ffn_down"), n_ff, n_embd, il)?;
         let mut norm = |name: &str| loader.rms_norm(&format!("blk.{il}.{name}"), n_embd, h.norm_eps, il);
@@ -36,6 +37,8 @@ fn factors(loader: &mut Loader, h: &Hparams) -> Result<Factors> {
     match (factors("rope_factors_short.weight")?, factors("rope_factors_long.weight")?) {
         (None, None) => Ok(Factors::None),
         (Some(short), Some(long)) => Ok(Factors::ByContext { n_ctx: rope.n_ctx_orig as usize, short, long }),
-        _ => Err(Error::malformed("of the tensors rope_factors_short.weight and rope_factors_long.weight one is missing")),
+        _ => Err(Error::malformed(
+            "of the tensors rope_factors_short.weight and rope_factors_long.weight one is missing",
+        )),
     }
 }

@@ -316,7 +316,8 @@ impl Attend<'_, '_> {
         buffers.softmax.extend(queries.iter().map(Softmax::new));
         let start = queries.iter().map(|q| q.visible.start).min().unwrap_or(0);
         let end = queries.iter().map(|q| q.visible.end).max().unwrap_or(0);
-        for first in (start..end).step_by(BLOCK) {
+        // Blocks begin at multiples of their size, so that a query's result does not depend on which others are computed with it.
+        for first in (start / BLOCK * BLOCK..end).step_by(BLOCK) {
             let range = first..end.min(first + BLOCK);
             read(s, keys, range.clone(), d, width, &mut buffers.cells);
             read(s, values, range, d, width, &mut buffers.values);

@@ -64,7 +64,15 @@ impl<'a> Case<'a> {
         let x = (0..n_tokens + 1).map(|t| any_floats(rng, k, size(t))).collect();
         let mut tokens: Vec<usize> = (0..n_tokens).collect();
         rng.shuffle(&mut tokens);
-        Case { format, n_in, rows, gated: rng.choice([None, Some(Activation::Silu), Some(Activation::Gelu)]).unwrap(), kept, x, tokens }
+        Case {
+            format,
+            n_in,
+            rows,
+            gated: rng.choice([None, Some(Activation::Silu), Some(Activation::Gelu)]).unwrap(),
+            kept,
+            x,
+            tokens,
+        }
     }
 
     fn n_rows(&self) -> usize {
