@@ -7,7 +7,7 @@ use clap::{ArgAction, Args};
 use super::value::{not_one_of, out_of_range, size};
 use crate::error::{Error, Result};
 use crate::gguf::OverrideValue;
-use crate::model::{Options, RopeOptions, RopeScaling};
+use crate::model::{Options, RopeOptions, RopeScaling, RunBy};
 use crate::weights::{self, Kernels, Pack};
 
 #[derive(Debug, Args)]
@@ -58,6 +58,11 @@ pub struct ModelArgs {
     /// memory and, by the line of statistics (pack), little time; resident keeps it, 9 bits for each weight.
     #[arg(long, value_name = "HOW", default_value = "batch")]
     pub pack: String,
+    /// Whose engine runs the model: own (graphs, kernels and pruning of ours), libllama, auto (ours where we have the architecture)
+    ///
+    /// libllama runs every architecture that it knows, without pruning and without kernels of our own.
+    #[arg(long, value_name = "WHOSE", default_value = "auto")]
+    pub engine: String,
     #[command(flatten)]
     pub rope: RopeArgs,
 }
@@ -122,6 +127,12 @@ pub fn options(path: PathBuf, a: ModelArgs) -> Result<Options> {
         "resident" => Pack::Resident,
         other => return Err(not_one_of("--pack", other, "batch, resident")),
     };
+    let run_by = match a.engine.as_str() {
+        "auto" => RunBy::Auto,
+        "own" => RunBy::Own,
+        "libllama" => RunBy::Libllama,
+        other => return Err(not_one_of("--engine", other, "auto, own, libllama")),
+    };
     let overrides = a.override_kv.iter().flat_map(|list| list.split(',')).map(override_kv).collect::<Result<_>>()?;
     Ok(Options {
         path,
@@ -130,6 +141,7 @@ pub fn options(path: PathBuf, a: ModelArgs) -> Result<Options> {
         override_kv: overrides,
         weights: weights::Options { n_gpu_layers, no_mmap, kernels, pack },
         rope: rope_options(a.rope)?,
+        run_by,
     })
 }
 

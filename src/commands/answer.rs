@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::run::Options;
 use super::signals::Signals;
-use crate::engine::{Report, Session};
+use crate::engine::{Loaded, Report, Timeline};
 use crate::error::{Kind, Result};
 use crate::generate::{Predict, Pull, StopReason};
 use crate::log::Log;
-use crate::model::Model;
 use crate::sampler::Sampler;
 use crate::stats::{Stats, logits_hash};
 use crate::tokenizer::{Token, Tokenizer};
@@ -23,7 +22,7 @@ pub struct Run<'a> {
     pub options: Options,
     pub log: Log,
     pub signals: Signals,
-    pub model: &'a Model,
+    pub model: &'a Loaded,
     pub tokenizer: &'a Tokenizer,
     /// When the load began.
     pub start: Instant,
@@ -38,14 +37,14 @@ pub struct Answer {
 }
 
 /// The sampler of the options.
-pub fn sampler(run: &Run, session: &Session) -> Sampler {
+pub fn sampler(run: &Run, session: &dyn Timeline) -> Sampler {
     Sampler::new(&run.options.sampling, run.model.n_vocab(), session.n_ctx(), &run.tokenizer.eog_tokens())
 }
 
 /// Processes the prompt and generates an answer; `show` is given the text as it comes. An interruption ends the answer and is no error.
 pub fn answer(
     run: &Run,
-    session: &mut Session,
+    session: &mut dyn Timeline,
     sampler: &mut Sampler,
     prompt: &[Token],
     show: &mut dyn FnMut(&str) -> Result<()>,
@@ -107,7 +106,7 @@ pub fn answer(
 }
 
 /// Processes the prompt with a progress bar. Returns how that went, and how many tokens were processed.
-fn read(run: &Run, session: &mut Session, prompt: &[Token]) -> (Result<usize>, usize) {
+fn read(run: &Run, session: &mut dyn Timeline, prompt: &[Token]) -> (Result<usize>, usize) {
     let bar = run.log.progress("reading the prompt", prompt.len() as u64, "tokens");
     let processed = AtomicUsize::new(0);
     let within = session.batch_progress();

@@ -7,7 +7,7 @@ use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
 use super::signals::Signals;
-use crate::engine;
+use crate::engine::{self, Loaded};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::log::Log;
@@ -29,7 +29,7 @@ pub fn load(
     context: &engine::Options,
     log: &Log,
     signals: &Signals,
-) -> Result<(Model, Tokenizer)> {
+) -> Result<(Loaded, Tokenizer)> {
     let start = Instant::now();
     let mut gguf = Gguf::open(&model.path)?;
     gguf.override_kv(&model.override_kv)?;
@@ -44,7 +44,7 @@ pub fn load(
         let tokenizer = scope.spawn(|| Tokenizer::load(&gguf));
         let checks = model.check_tensors || gguf.file_bytes() <= MAX_CHECKED;
         let values = checks.then(|| scope.spawn(|| check_values(&gguf, context.n_threads_batch, &signals.interrupt)));
-        let loaded = Model::load(gguf.clone(), model, context.n_threads_batch, &mut progress);
+        let loaded = Loaded::load(gguf.clone(), model, context.n_threads_batch, &mut progress);
         let values = values.map_or(Ok(()), joined);
         (loaded, joined(tokenizer), values)
     });
@@ -62,26 +62,30 @@ pub fn load(
         );
         return Err(Error::malformed(message).in_file(&model.path));
     }
-    if let [first, others @ ..] = loaded.ignored() {
+    let own = loaded.own();
+    if own.is_none() {
+        log.note("by libllama: no pruning, no kernels of our own");
+    }
+    if let [first, others @ ..] = own.map_or(&[][..], Model::ignored) {
         let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
         log.warn(&format!("nothing uses the tensor '{first}'{more} of this file"));
     }
-    let trained = loaded.hparams().n_ctx_train;
+    let trained = loaded.n_ctx_train();
     if let Some(n_ctx) = context.n_ctx.filter(|&n| n > trained && model.rope == RopeOptions::default()) {
         log.warn(&format!(
             "the model was trained for {trained} tokens: beyond, of {n_ctx}, it may talk nonsense (see --rope-scaling)"
         ));
     }
-    if model.weights.n_gpu_layers.is_some_and(|n| n > 0) && loaded.gpus().is_empty() {
+    if model.weights.n_gpu_layers.is_some_and(|n| n > 0) && own.is_some_and(|m| m.gpus().is_empty()) {
         log.note("-ngl has no effect: there is no GPU, or this build has no support for it (cargo features cuda, metal, vulkan)");
     }
-    if model.mlock && !loaded.lock() {
+    if model.mlock && !own.is_some_and(Model::lock) {
         log.warn("the weights cannot be locked in memory (see ulimit -l); they are used unlocked");
     }
     log.trace(&format!(
         "loaded {} ({}) in {:.3} s on {}",
         model.path.display(),
-        memory::human(loaded.n_bytes()),
+        memory::human(loaded.gguf().n_bytes()),
         start.elapsed().as_secs_f64(),
         loaded.backend()
     ));

@@ -9,7 +9,7 @@ use super::output::print;
 use super::pruning;
 use super::scores::{Followed, Scores};
 use super::signals::Signals;
-use crate::engine::{OUTPUT_ROWS, Session};
+use crate::engine::{LlamaSession, Loaded, OUTPUT_ROWS, Report, Session, libllama};
 use crate::error::{Error, Result};
 use crate::log::{self, Log};
 use crate::model::Model;
@@ -104,7 +104,7 @@ fn reading(
     let new = |model| Session::new(model, &context, 1, n_after, signals.interrupt.clone());
     let mut session = new(model)?;
     pruning::apply(&mut session, model, options.prune.as_ref(), n_threads, log)?;
-    let mut dense = options.kl.then(|| new(base.as_ref().unwrap_or(model))).transpose()?;
+    let mut dense = options.kl.then(|| new(base.as_ref().and_then(Loaded::own).unwrap_or(model))).transpose()?;
     log.note(&format!("{n_chunks} windows of {n_read} tokens that are read and {n_after} that are scored"));
     let bar = log.progress("perplexity", (n_chunks * n) as u64, "tokens");
     let mut scores = Scores::default();
@@ -127,7 +127,7 @@ fn reading(
     }
     bar.finish_and_clear();
     pruning::write_dump(&session, model)?;
-    finish(options, &session, &scores, time, dense_time, log)
+    finish(options, session.prune_report(), &scores, time, dense_time, log)
 }
 
 /// The token that windows begin with, if the model wants one.
@@ -142,8 +142,9 @@ fn load_base(
     tokenizer: &Tokenizer,
     log: &Log,
     signals: &Signals,
-) -> Result<Model> {
+) -> Result<Loaded> {
     let (base, of_base) = load(of, &options.context, log, signals)?;
+    base.require_own("--kl-base")?;
     let pieces = |t: &Tokenizer| (0..t.n_vocab()).map(|i| t.piece(i as Token, true)).collect::<Vec<_>>();
     match pieces(&of_base) == pieces(tokenizer) {
         true => Ok(base),
@@ -155,10 +156,14 @@ fn load_base(
 pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let log = Log::new(&options.log, false)?;
     let text = read_text(&options.file)?;
-    let (model, tokenizer) = load(&options.model, &options.context, &log, signals)?;
+    let (loaded, tokenizer) = load(&options.model, &options.context, &log, signals)?;
     let tokens = tokenizer.encode(&text, true, false)?;
+    if let Loaded::Libllama(model) = &loaded {
+        return by_libllama(options, model, &tokens, bos(&tokenizer), &log, signals);
+    }
+    let model = loaded.require_own("perplexity")?;
     if let Some((n_read, n_after)) = options.reading {
-        return reading(options, (&model, &tokenizer), &tokens, (n_read, n_after), &log, signals);
+        return reading(options, (model, &tokenizer), &tokens, (n_read, n_after), &log, signals);
     }
     let Protocol { windows, n_seq, first } =
         protocol(options, &tokens, bos(&tokenizer), model.hparams().n_ctx_train as usize)?;
@@ -173,8 +178,8 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
         context.n_ubatch = u32::try_from(n_seq * n_ctx).unwrap_or(u32::MAX);
         context.n_batch = context.n_ubatch;
     }
-    let mut session = Session::new(&model, &context, n_seq, n_seq * n_ctx, signals.interrupt.clone())?;
-    pruning::apply(&mut session, &model, options.prune.as_ref(), n_threads, &log)?;
+    let mut session = Session::new(model, &context, n_seq, n_seq * n_ctx, signals.interrupt.clone())?;
+    pruning::apply(&mut session, model, options.prune.as_ref(), n_threads, &log)?;
 
     log.note(&format!("{} windows of {n_ctx} tokens, {n_seq} at a time", windows.len()));
     let bar = log.progress("perplexity", (windows.len() * n_ctx) as u64, "tokens");
@@ -212,14 +217,49 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
         }
     }
     bar.finish_and_clear();
-    pruning::write_dump(&session, &model)?;
-    finish(options, &session, &scores, time, dense_time, &log)
+    pruning::write_dump(&session, model)?;
+    finish(options, session.prune_report(), &scores, time, dense_time, &log)
+}
+
+/// Scores a text window by window on a model that libllama runs.
+fn by_libllama(
+    options: &Options,
+    model: &libllama::Model,
+    tokens: &[Token],
+    bos: Option<Token>,
+    log: &Log,
+    signals: &Signals,
+) -> Result<()> {
+    if options.prune.is_some() || options.kl || options.reading.is_some() {
+        return Err(Error::unsupported(
+            "by libllama: a text is scored as it is; --prune, --kl and --context need a graph of pp-run's own",
+        ));
+    }
+    let Protocol { windows, first, .. } = protocol(options, tokens, bos, model.n_ctx_train() as usize)?;
+    let n_ctx = windows[0].len();
+    let context = engine::Options { n_ctx: Some(u32::try_from(n_ctx).unwrap_or(u32::MAX)), ..options.context.clone() };
+    let mut session = LlamaSession::new(model, &context, signals.interrupt.clone())?;
+    log.note(&format!("{} windows of {n_ctx} tokens", windows.len()));
+    let bar = log.progress("perplexity", (windows.len() * n_ctx) as u64, "tokens");
+    let (mut scores, start) = (Scores::default(), Instant::now());
+    for (done, window) in windows.iter().enumerate() {
+        // After the last token there is nothing to compare with.
+        let scored = session.score(&window[..n_ctx - 1], first, &mut |i, logits| {
+            scores.add(logits, None, &window[i + 1..i + 2], 1);
+            Ok(())
+        });
+        scored.map_err(|e| signals.named(e))?;
+        bar.set_position(((done + 1) * n_ctx) as u64);
+        bar.suspend(|| print(&format!("[{}]{:.4},", done + 1, scores.sums.estimate().0)))?;
+    }
+    bar.finish_and_clear();
+    finish(options, None, &scores, start.elapsed(), Duration::ZERO, log)
 }
 
 /// Says what came of it.
 fn finish(
     options: &Options,
-    session: &Session,
+    report: Option<&Report>,
     scores: &Scores,
     time: Duration,
     dense_time: Duration,
@@ -230,7 +270,7 @@ fn finish(
         print("\n")?;
         return Err(Error::failed("the perplexity is not a number: the model computes NaN (try --check-tensors)"));
     }
-    if let Some(report) = session.prune_report() {
+    if let Some(report) = report {
         log.note(&report.line());
     }
     let seconds = |t: Duration| t.as_secs_f64();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::input::read_text;
 use super::output::write_file;
-use crate::engine::Session;
+use crate::engine::{Loaded, Session, Timeline};
 use crate::error::{Error, Result};
 use crate::log::Log;
 use crate::model::Model;
@@ -66,6 +66,29 @@ pub fn apply(
     };
     let sources = Sources { calibration: calibration.as_ref().map(|(c, sum)| (c, *sum)), shares, replay };
     session.set_pruning(Some(prune::prepare(&options, dims, model.layers(), sources, n_threads)?))
+}
+
+/// [`apply`] to a text on any engine. [`crate::error::Kind::Unsupported`] if it is not ours and something is to be pruned.
+pub fn apply_to(
+    timeline: &mut dyn Timeline,
+    model: &Loaded,
+    options: Option<&prune::Options>,
+    n_threads: usize,
+    log: &Log,
+) -> Result<()> {
+    match (timeline.own_mut(), model.own()) {
+        (Some(session), Some(model)) => apply(session, model, options, n_threads, log),
+        _ if options.is_none() => Ok(()),
+        _ => model.require_own("--prune").map(|_| ()),
+    }
+}
+
+/// [`write_dump`] of a text on any engine.
+pub fn write_dump_of(timeline: &dyn Timeline, model: &Loaded) -> Result<()> {
+    match (timeline.own(), model.own()) {
+        (Some(session), Some(model)) => write_dump(session, model),
+        _ => Ok(()),
+    }
 }
 
 fn no_costs(path: &Path, model: &Model) -> String {

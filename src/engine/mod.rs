@@ -2,6 +2,7 @@
 //!
 //! - `core`: the engine: executor, cache, and the graphs that are loaded
 //! - `session`: one timeline of tokens; `score`: texts side by side
+//! - `libllama`: timelines of models that we have no graph for; `timeline`: what both kinds have; `loaded`: a model of either kind
 //! - `pruning`: the policy, which says what to do next and computes nothing; `measure`: from how many tokens on pruning pays; `report`: what
 //!   pruning did
 //! - `guard`: a prompt's own first piece read both ways; `divergence`: how far apart that is
@@ -12,6 +13,8 @@
 mod core;
 mod divergence;
 mod guard;
+pub mod libllama;
+mod loaded;
 mod measure;
 mod options;
 pub mod prompt_cache;
@@ -19,11 +22,15 @@ mod pruning;
 mod report;
 mod score;
 mod session;
+mod timeline;
 
 pub use core::{Engine, OUTPUT_ROWS};
 pub use divergence::divergences;
+pub use libllama::LlamaSession;
+pub use loaded::{Loaded, runs_on_own};
 pub use options::Options;
 pub use pruning::READ_WHOLE;
 pub use report::Report;
 pub use score::Moments;
 pub use session::{PromptTimes, Session, TracedBatch};
+pub use timeline::Timeline;

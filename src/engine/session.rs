@@ -13,8 +13,9 @@ use super::options::Options;
 use super::prompt_cache::{self, Found, Origin};
 use super::pruning::{AskAnswer, Policy, READ_WHOLE, REFRESH, Ran, Way, is_worth_a_guard, read_whole};
 use super::report::{BreakEven, Report};
+use super::timeline::{in_common, is_full};
 use crate::error::{Error, Result};
-use crate::graph::{Batch, KV_STEP, Results};
+use crate::graph::{Batch, Results};
 use crate::model::Model;
 use crate::prune::{
     self, Block, Costs, LeftOut, MaskSource, Masks, Notes, Observed, Pass, Pruning, Record, Reduced, Setup, Summary,
@@ -129,19 +130,7 @@ impl<'m> Session<'m> {
     /// Returns the number processed. [`crate::error::Kind::Malformed`] if the prompt is empty or longer than the context;
     /// [`crate::error::Kind::Interrupted`] leaves the cache valid with what was done.
     pub fn sync(&mut self, prompt: &[Token], progress: &mut dyn FnMut(usize, usize)) -> Result<usize> {
-        if prompt.is_empty() {
-            return Err(Error::malformed("the prompt has no tokens"));
-        }
-        if prompt.len() > self.n_ctx() {
-            return Err(Error::malformed(format!(
-                "the prompt has {} tokens, but the context holds {}: shorten it or use -c {}",
-                prompt.len(),
-                self.n_ctx(),
-                prompt.len().next_multiple_of(KV_STEP)
-            )));
-        }
-        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        self.rewind(common.min(prompt.len() - 1));
+        self.rewind(in_common(&self.tokens, prompt, self.n_ctx())?);
         if let Some(Pruned { pruning, policy, costs, .. }) = &mut self.pruned {
             policy.begin_prompt(pruning.plan.kept_share(true), expected_kl(pruning, costs.as_ref()));
         }
@@ -270,7 +259,7 @@ impl<'m> Session<'m> {
     pub fn decode(&mut self, token: Token) -> Result<()> {
         let first = self.n_past();
         if first >= self.n_ctx() {
-            return Err(Error::malformed(format!("the context of {} tokens is full", self.n_ctx())));
+            return Err(is_full(self.n_ctx()));
         }
         let way = self.way_of_answer()?;
         let batch = Batch::of_pieces(&[&[token]], first, 0..1, Results::Logits);

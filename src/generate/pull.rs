@@ -6,15 +6,14 @@ use std::time::Instant;
 
 use super::answer::{Answer, Next};
 use super::stop::{Limits, StopReason};
-use crate::engine::Session;
+use crate::engine::Timeline;
 use crate::error::{Kind, Result};
 use crate::sampler::Sampler;
 use crate::tokenizer::{Token, Tokenizer};
 
 /// Decodes what an answer asks for: an iterator over pieces of its text.
-#[derive(Debug)]
 pub struct Pull<'a, 'm> {
-    session: &'a mut Session<'m>,
+    session: &'a mut dyn Timeline<'m>,
     answer: Answer<'a>,
     /// The token that was drawn last, if it is to be decoded
     pending: Option<Token>,
@@ -24,7 +23,7 @@ pub struct Pull<'a, 'm> {
 impl<'a, 'm> Pull<'a, 'm> {
     /// An answer to what the session has processed. It ends soon after `interrupt` is set.
     pub fn new(
-        session: &'a mut Session<'m>,
+        session: &'a mut dyn Timeline<'m>,
         tokenizer: &'a Tokenizer,
         sampler: &'a mut Sampler,
         limits: Limits,

@@ -96,6 +96,16 @@ impl Gguf {
         &self.path
     }
 
+    /// Bytes of all weights.
+    pub fn n_bytes(&self) -> u64 {
+        self.tensors().iter().map(|t| t.n_bytes).sum()
+    }
+
+    /// Number of elements of all weights.
+    pub fn n_params(&self) -> u64 {
+        self.tensors().iter().map(|t| t.n_elements()).sum()
+    }
+
     /// Size of the model's files.
     pub fn file_bytes(&self) -> u64 {
         self.parts.iter().map(|p| p.map.len() as u64).sum()

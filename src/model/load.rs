@@ -99,24 +99,9 @@ impl Model {
         &self.gguf
     }
 
-    /// Bytes of all weights in the file.
-    pub fn n_bytes(&self) -> u64 {
-        self.gguf.tensors().iter().map(|t| t.n_bytes).sum()
-    }
-
-    /// Number of elements of all weights in the file.
-    pub fn n_params(&self) -> u64 {
-        n_params(&self.gguf)
-    }
-
     /// Keeps the weights from being swapped out; `false` if the operating system refuses.
     pub fn lock(&self) -> bool {
         self.store.lock()
-    }
-
-    /// [`description`] of the model's file.
-    pub fn description(&self) -> String {
-        description(&self.gguf)
     }
 
     /// The backends in use as llama-bench names them: `CPU`, or `Vulkan,CPU`.
@@ -197,13 +182,9 @@ pub fn description(gguf: &Gguf) -> String {
         *types.entry(t.ty.name()).or_default() += t.n_bytes;
     }
     let main = types.into_iter().max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(&a.0))).map(|t| t.0).unwrap_or_default();
-    let size = match n_params(gguf) as f64 {
+    let size = match gguf.n_params() as f64 {
         n if n >= 1e9 => format!("{:.1}B", n / 1e9),
         n => format!("{:.0}M", n / 1e6),
     };
     format!("{} {size} {main}", gguf.metadata().architecture())
-}
-
-fn n_params(gguf: &Gguf) -> u64 {
-    gguf.tensors().iter().map(|t| t.n_elements()).sum()
 }

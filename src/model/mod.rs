@@ -8,7 +8,7 @@ mod load;
 mod options;
 mod rope;
 
-pub use arch::read as read_hparams;
+pub use arch::{has_graph, read as read_hparams, unknown as unknown_architecture};
 pub use check::check_values;
 pub use load::{Model, description};
-pub use options::{Options, RopeOptions, RopeScaling};
+pub use options::{Options, RopeOptions, RopeScaling, RunBy};

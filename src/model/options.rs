@@ -17,6 +17,19 @@ pub struct Options {
     pub override_kv: Vec<(String, OverrideValue)>,
     pub weights: weights::Options,
     pub rope: RopeOptions,
+    /// Whose engine runs it.
+    pub run_by: RunBy,
+}
+
+/// Whose engine runs a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunBy {
+    /// Ours where we have a graph for the architecture, else libllama's.
+    Auto,
+    /// Ours.
+    Own,
+    /// libllama's.
+    Libllama,
 }
 
 impl Options {
@@ -29,6 +42,7 @@ impl Options {
             override_kv: Vec::new(),
             weights: weights::Options::default(),
             rope: RopeOptions::default(),
+            run_by: RunBy::Auto,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use ggml::llama::{Context, ContextParams};
 
 use crate::engine::Options;
-use crate::engine::{Report, Session};
+use crate::engine::{Report, Timeline};
 use crate::error::{Error, Result};
 use crate::tokenizer::Token;
 
@@ -38,7 +38,7 @@ impl Test {
 
 /// Our engine, pruned or not, or llama.cpp's as the baseline.
 pub enum Engine<'m> {
-    Ours { session: Box<Session<'m>> },
+    Ours { session: Box<dyn Timeline<'m> + 'm> },
     Llama { context: Context<'m>, n_batch: usize },
 }
 
@@ -53,7 +53,7 @@ impl Engine<'_> {
     /// The pruning ratio; 0 = nothing is left out.
     pub fn ratio(&self) -> f64 {
         match self {
-            Engine::Ours { session } => session.prune_options().map_or(0.0, |o| o.ratio),
+            Engine::Ours { session } => session.own().and_then(|s| s.prune_options()).map_or(0.0, |o| o.ratio),
             Engine::Llama { .. } => 0.0,
         }
     }
@@ -68,7 +68,7 @@ impl Engine<'_> {
 
     fn clear(&mut self) {
         match self {
-            Engine::Ours { session } => session.rewind(0),
+            Engine::Ours { session } => session.clear(),
             Engine::Llama { context, .. } => context.clear(),
         }
     }

@@ -11,7 +11,7 @@ use super::options::Options;
 use crate::commands::pruning;
 use crate::commands::signals::Signals;
 use crate::engine;
-use crate::engine::{Report, Session};
+use crate::engine::{Loaded, Report};
 use crate::error::{Error, Result};
 use crate::log::Log;
 use crate::model::Model;
@@ -64,7 +64,7 @@ impl Row {
 /// One test on every engine, alternately.
 pub fn measure(
     options: &Options,
-    model: &Model,
+    model: &Loaded,
     llama: Option<&LlamaModel>,
     n_threads: usize,
     test: Test,
@@ -84,9 +84,9 @@ pub fn measure(
     }
     for pruned in &options.prune {
         let interrupt: Arc<AtomicBool> = signals.interrupt.clone();
-        let mut session = Session::new(model, &context, 1, 1, interrupt)?;
-        pruning::apply(&mut session, model, pruned.as_ref(), n_threads, log)?;
-        engines.push(Engine::Ours { session: Box::new(session) });
+        let mut session = model.timeline(&context, interrupt)?;
+        pruning::apply_to(session.as_mut(), model, pruned.as_ref(), n_threads, log)?;
+        engines.push(Engine::Ours { session });
     }
     // The tokens are spread over the vocabulary; which ones they are does not matter.
     let n_vocab = model.n_vocab() as u64;
@@ -122,7 +122,7 @@ pub fn measure(
         });
         Row {
             engine: engine.name(),
-            kernels: if ours { model.kernels() } else { Kernels::Ggml },
+            kernels: model.own().filter(|_| ours).map_or(Kernels::Ggml, Model::kernels),
             test,
             n_threads,
             prune: engine.ratio(),

@@ -8,7 +8,8 @@ use super::measure::Row;
 use super::options::{Format, Options};
 use crate::commands::output::print;
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::engine::Loaded;
+use crate::model::description;
 use crate::system::memory;
 
 /// The table: Markdown and CSV are printed row by row, JSON when all rows are there.
@@ -21,7 +22,7 @@ pub struct Table {
 }
 
 impl Table {
-    pub fn add(&mut self, row: &Row, model: &Model, options: &Options) -> Result<()> {
+    pub fn add(&mut self, row: &Row, model: &Loaded, options: &Options) -> Result<()> {
         let nanoseconds = |t: Duration| t.as_nanos() as f64;
         let n = row.test.n_tokens() as f64;
         let times: Vec<f64> = row.samples.iter().map(|s| nanoseconds(s.time)).collect();
@@ -38,9 +39,9 @@ impl Table {
             "test": row.test.name(),
             "backends": model.backend(),
             "model_filename": model.gguf().path().display().to_string(),
-            "model_type": model.description(),
-            "model_size": model.n_bytes(),
-            "model_n_params": model.n_params(),
+            "model_type": description(model.gguf()),
+            "model_size": model.gguf().n_bytes(),
+            "model_n_params": model.gguf().n_params(),
             "n_batch": c.n_batch,
             "n_ubatch": c.n_ubatch,
             "n_threads": row.n_threads,
@@ -77,11 +78,11 @@ impl Table {
         Ok(())
     }
 
-    fn markdown(&self, row: &Row, model: &Model, avg: f64, deviation: f64) -> Result<()> {
+    fn markdown(&self, row: &Row, model: &Loaded, avg: f64, deviation: f64) -> Result<()> {
         let mut columns = vec![
-            ("model", 24, model.description()),
-            ("size", 10, memory::human(model.n_bytes())),
-            ("params", 10, format!("{:.2} M", model.n_params() as f64 / 1e6)),
+            ("model", 24, description(model.gguf())),
+            ("size", 10, memory::human(model.gguf().n_bytes())),
+            ("params", 10, format!("{:.2} M", model.gguf().n_params() as f64 / 1e6)),
             ("backend", 10, model.backend()),
             ("threads", 7, row.n_threads.to_string()),
             ("test", 16, row.test.name()),

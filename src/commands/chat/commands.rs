@@ -181,7 +181,7 @@ impl Chat<'_> {
     }
 
     fn pruned(&self) -> String {
-        match self.session.prune_options() {
+        match self.session.own().and_then(|s| s.prune_options()) {
             Some(o) => {
                 let of_answers = match o.answer {
                     0.0 => String::new(),
@@ -237,7 +237,7 @@ impl Chat<'_> {
     }
 
     fn map(&self) -> Result<()> {
-        let Some((masks, dims)) = self.session.kept() else {
+        let Some((masks, dims)) = self.session.own().and_then(|s| s.kept()) else {
             return Err(Error::failed("nothing is left out, so there is no map: /prune 0.2 leaves out a fifth"));
         };
         if masks.is_empty() {
@@ -245,7 +245,7 @@ impl Chat<'_> {
                 "no prompt was long enough for pruning yet, so all heads and channels were in use",
             ));
         }
-        let n_layer = self.run.model.hparams().n_layer;
+        let n_layer = dims.n_layer;
         print(&picture::map(masks, dims, n_layer, width().unwrap_or(80)))
     }
 

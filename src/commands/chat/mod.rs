@@ -14,7 +14,6 @@ use super::answer::Run;
 use super::output::write_conversation;
 use super::{prompt_cache, pruning};
 use crate::chat::{Input, Template};
-use crate::engine::Session;
 use crate::error::{Error, Kind, Result};
 use commands::Next;
 pub use keep::{Opened, directory, listing, open};
@@ -31,24 +30,24 @@ pub fn chat(
 ) -> Result<()> {
     let watch = run.signals.watch()?;
     let options = &run.options;
-    let mut session = Session::new(run.model, &options.context, 1, 1, run.signals.interrupt.clone())?;
-    pruning::apply(&mut session, run.model, options.prune.as_ref(), options.context.n_threads_batch, &run.log)?;
+    let mut session = run.model.timeline(&options.context, run.signals.interrupt.clone())?;
+    pruning::apply_to(session.as_mut(), run.model, options.prune.as_ref(), options.context.n_threads_batch, &run.log)?;
     let mut chat = Chat::new(run, session, watch, template, system, once);
     if let Some(opened) = resumed {
         chat.resume(opened, system)?;
     }
     // A saved chat may have changed how is pruned, on which depends whether the file is of use.
-    let mut held = prompt_cache::restore(&chat.run, &mut chat.session)?;
+    let mut held = prompt_cache::restore(&chat.run, chat.session.as_mut())?;
     if !once {
         let n_ctx = chat.session.n_ctx();
         chat.run.log.note(&format!("context of {n_ctx} tokens; /help lists commands, Ctrl-D leaves"));
     }
     let result = chat.turns(first);
-    let result = result.and_then(|()| pruning::write_dump(&chat.session, chat.run.model));
+    let result = result.and_then(|()| pruning::write_dump_of(chat.session.as_ref(), chat.run.model));
     if let (Some(name), false) = (chat.keep.name(), once) {
         chat.run.log.note(&format!("kept as {name}: pp-run --continue goes on with it"));
     }
-    let stored = prompt_cache::store(&chat.run, &chat.session, usize::MAX, &mut held);
+    let stored = prompt_cache::store(&chat.run, chat.session.as_ref(), usize::MAX, &mut held);
     let copied = match &chat.run.options.output_file {
         Some(path) => write_conversation(path, &chat.conversation.messages()),
         None => Ok(()),

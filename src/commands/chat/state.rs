@@ -11,7 +11,7 @@ use crate::commands::answer::{Answer, Run, answer, sampler};
 use crate::commands::output::Printer;
 use crate::commands::pruning;
 use crate::commands::run::Options;
-use crate::engine::Session;
+use crate::engine::Timeline;
 use crate::error::Result;
 use crate::sampler::Sampler;
 use crate::stats::Stats;
@@ -22,7 +22,7 @@ const PART: Duration = Duration::from_secs(1);
 pub struct Chat<'a> {
     pub run: Run<'a>,
     pub style: Style,
-    pub session: Session<'a>,
+    pub session: Box<dyn Timeline<'a> + 'a>,
     pub sampler: Sampler,
     pub conversation: Conversation<'a>,
     /// The conversations that `/push` remembers
@@ -63,7 +63,7 @@ impl<'a> Chat<'a> {
     /// A chat that begins. `once`: it ends after one turn.
     pub fn new(
         run: Run<'a>,
-        session: Session<'a>,
+        session: Box<dyn Timeline<'a> + 'a>,
         watch: Watch,
         template: &'a Template,
         system: Option<&str>,
@@ -76,7 +76,7 @@ impl<'a> Chat<'a> {
             watch,
             initial: String::new(),
             replaces: false,
-            sampler: sampler(&run, &session),
+            sampler: sampler(&run, session.as_ref()),
             conversation: Conversation::new(template, run.tokenizer, system, options.parse_special),
             verbose: options.log.verbosity > 3,
             keep: Keep::new(&run, template),
@@ -114,11 +114,11 @@ impl<'a> Chat<'a> {
         self.style = Style::new(&self.run.options.look);
         let options = &self.run.options;
         if before.is_none_or(|b| b.sampling != options.sampling) {
-            self.sampler = sampler(&self.run, &self.session);
+            self.sampler = sampler(&self.run, self.session.as_ref());
         }
         if before.is_none_or(|b| b.prune != options.prune) {
             let n_threads = options.context.n_threads_batch;
-            pruning::apply(&mut self.session, self.run.model, options.prune.as_ref(), n_threads, &self.run.log)?;
+            pruning::apply_to(self.session.as_mut(), self.run.model, options.prune.as_ref(), n_threads, &self.run.log)?;
         }
         Ok(())
     }
@@ -136,7 +136,7 @@ impl<'a> Chat<'a> {
         let mut printer = Printer::new(&self.style, &self.run.options.look, self.conversation.opens_reasoning());
         let (mut part, mut since) = (String::new(), Instant::now());
         let (keep, log) = (&mut self.keep, &self.run.log);
-        let answer = answer(&self.run, &mut self.session, &mut self.sampler, tokens, &mut |text| {
+        let answer = answer(&self.run, self.session.as_mut(), &mut self.sampler, tokens, &mut |text| {
             part.push_str(text);
             if since.elapsed() >= PART {
                 keep.part(&std::mem::take(&mut part), log);

@@ -14,9 +14,9 @@ use super::load::load;
 use super::signals::Signals;
 use crate::chat::Template;
 use crate::chat::terminal::Tristate;
+use crate::engine::Loaded;
 use crate::error::{Error, Result};
 use crate::log::Log;
-use crate::model::Model;
 use crate::tokenizer::{Token, Tokenizer};
 use one_shot::one_shot;
 pub use options::{ContextFull, Options, OutputFormat, Resume, Settings};
@@ -93,7 +93,7 @@ fn prompt(options: &Options, log: &Log) -> Result<Option<String>> {
 }
 
 /// The template to use; `None` for a raw completion.
-fn template(options: &Options, model: &Model, tokenizer: &Tokenizer, log: &Log) -> Result<Option<Template>> {
+fn template(options: &Options, model: &Loaded, tokenizer: &Tokenizer, log: &Log) -> Result<Option<Template>> {
     if options.conversation == Tristate::Off {
         return Ok(None);
     }

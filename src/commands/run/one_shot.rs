@@ -11,7 +11,6 @@ use crate::commands::answer::{Answer, Run, answer, sampler};
 use crate::commands::output::{Printer, print, write_conversation};
 use crate::commands::{prompt_cache, pruning, trace};
 use crate::engine;
-use crate::engine::Session;
 use crate::error::{Error, Result};
 use crate::generate::{Predict, StopReason};
 use crate::system::memory;
@@ -22,27 +21,29 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
     let options = &run.options;
     let Prompt { content, tokens, reasoning } = tokens(run, template, system, prompt)?;
     let context = context(run, tokens.len());
-    let mut session = Session::new(run.model, &context, 1, 1, run.signals.interrupt.clone())?;
-    pruning::apply(&mut session, run.model, options.prune.as_ref(), context.n_threads_batch, &run.log)?;
+    let mut timeline = run.model.timeline(&context, run.signals.interrupt.clone())?;
+    let session = timeline.as_mut();
+    pruning::apply_to(session, run.model, options.prune.as_ref(), context.n_threads_batch, &run.log)?;
     if options.trace.is_some() {
-        session.trace();
+        run.model.require_own("--trace")?;
+        session.own_mut().expect("checked above").trace();
     }
-    let mut held = prompt_cache::restore(run, &mut session)?;
-    let mut sampler = sampler(run, &session);
+    let mut held = prompt_cache::restore(run, session)?;
+    let mut sampler = sampler(run, session);
     let json = options.output_format == OutputFormat::Json;
     let load_time = run.start.elapsed();
     if options.display_prompt && !json {
         print(prompt)?;
     }
     let mut printer = Printer::new(&Style::new(&options.look), &options.look, reasoning);
-    let answer = answer(run, &mut session, &mut sampler, &tokens, &mut |text| {
+    let answer = answer(run, session, &mut sampler, &tokens, &mut |text| {
         if json { Ok(()) } else { printer.show(text) }
     });
     if !json && answer.is_ok() {
         printer.end()?;
     }
     let answer = answer?;
-    pruning::write_dump(&session, run.model)?;
+    pruning::write_dump_of(session, run.model)?;
     if json {
         print(&format!("{}\n", as_json(options, &answer, load_time)))?;
     }
@@ -51,9 +52,9 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
     }
     prompt_cache::taken(run, answer.stats.cached_tokens, &held);
     // If this fails, it is reported when everything else is done.
-    let stored = prompt_cache::store(run, &session, tokens.len(), &mut held);
+    let stored = prompt_cache::store(run, session, tokens.len(), &mut held);
     if let Some(path) = &options.trace {
-        trace::write(path, run.start, load_time, session.traced())?;
+        trace::write(path, run.start, load_time, session.own().expect("checked above").traced())?;
     }
     if let Some(path) = &options.output_file {
         let mut turns = Vec::new();
@@ -95,7 +96,7 @@ struct Prompt {
 fn tokens(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: &str) -> Result<Prompt> {
     let options = &run.options;
     let content = format!("{}{prompt}{}", options.in_prefix, options.in_suffix);
-    let n_ctx = options.context.n_ctx.filter(|&n| n > 0).unwrap_or(run.model.hparams().n_ctx_train) as usize;
+    let n_ctx = options.context.n_ctx.filter(|&n| n > 0).unwrap_or(run.model.n_ctx_train()) as usize;
     if !run.tokenizer.can_fit(content.len(), n_ctx) {
         return Err(Error::malformed(format!(
             "the prompt has {} bytes, too many for {n_ctx} tokens, which is all that the context holds: shorten it",
@@ -130,7 +131,7 @@ fn context(run: &Run, n_tokens: usize) -> engine::Options {
     if let (None, Predict::AtMost(n)) = (context.n_ctx, options.limits.predict) {
         // The length of the answer is limited, so a smaller context will do.
         let needed = (n_tokens as u64).saturating_add(n).max(prompt_cache::saved_tokens(run));
-        let needed = needed.min(u64::from(run.model.hparams().n_ctx_train));
+        let needed = needed.min(u64::from(run.model.n_ctx_train()));
         context.n_ctx = Some(u32::try_from(needed.max(1)).unwrap_or(u32::MAX).next_multiple_of(256));
     }
     context

@@ -27,7 +27,7 @@ use super::hparams::Hparams;
 use super::keys::Keys;
 use super::options::RopeOptions;
 use crate::error::{Error, Result, shown};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Metadata};
 
 pub use parts::{Architecture, Tensors};
 
@@ -48,6 +48,24 @@ pub const ARCHITECTURES: &[Architecture] = &[
 /// GGML_QNT_VERSION: how ggml's quantised blocks are laid out.
 const QUANTIZATION_VERSION: u32 = 2;
 
+/// Whether a file's model runs on a graph of ours: we know the architecture, and there are no experts.
+pub fn has_graph(meta: &Metadata) -> bool {
+    let name = meta.architecture();
+    let has_experts = meta.u32(&format!("{name}.expert_count")).is_ok_and(|n| n.is_some_and(|n| n > 0));
+    // A file without a name is one for our own errors.
+    name.is_empty() || !has_experts && ARCHITECTURES.iter().any(|a| a.name == name)
+}
+
+/// The error for an architecture that nobody knows.
+pub fn unknown(name: &str) -> Error {
+    let known: Vec<&str> = ARCHITECTURES.iter().map(|a| a.name).collect();
+    Error::unsupported(format!(
+        "this file is fine, but neither pp-run nor libllama knows the architecture '{}' yet; pp-run has graphs of its own for: {}",
+        shown(name),
+        known.join(", ")
+    ))
+}
+
 /// The architecture of a file, and its hyper-parameters. [`crate::error::Kind::Unsupported`] for an architecture that pp-run does not know
 /// and for variants of a known one; [`crate::error::Kind::Malformed`] for missing or impossible values.
 pub fn read(gguf: &Gguf, rope: &RopeOptions) -> Result<(&'static Architecture, Hparams)> {
@@ -63,7 +81,7 @@ fn read_inner(gguf: &Gguf, rope: &RopeOptions) -> Result<(&'static Architecture,
     let Some(architecture) = ARCHITECTURES.iter().find(|a| a.name == name) else {
         let known: Vec<&str> = ARCHITECTURES.iter().map(|a| a.name).collect();
         return Err(Error::unsupported(format!(
-            "this file is fine, but pp-run does not know the architecture '{}' yet; it knows: {}",
+            "pp-run has no graph of its own for the architecture '{}'; it has those of: {}",
             shown(name),
             known.join(", ")
         )));

@@ -1,10 +1,12 @@
-//! The parts of libllama that pp-run uses: its vocabularies (tokenizer), and whole models as an oracle in tests and as
-//! the baseline of benchmarks.
+//! The parts of libllama that pp-run uses: its vocabularies (tokenizer), and whole models: to run what pp-run has no graph for, as an
+//! oracle in tests, and as the baseline of benchmarks.
 
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::{Mutex, Once};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Once};
 
 use llama_cpp_sys_2 as sys;
 
@@ -224,6 +226,11 @@ impl Drop for Model {
     }
 }
 
+fn state_flags(only_state: bool) -> sys::llama_state_seq_flags {
+    // LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: a macro, which bindings do not have.
+    if only_state { 1 } else { 0 }
+}
+
 /// Settings of a libllama context; those not here are libllama's defaults.
 #[derive(Debug, Clone)]
 pub struct ContextParams {
@@ -246,6 +253,22 @@ pub struct ContextParams {
 impl Model {
     /// Loads a file as llama.cpp's tools do, layers on the CPU except the last `n_gpu_layers`.
     pub fn load(path: &Path, n_gpu_layers: u32) -> Result<Model, LlamaError> {
+        Model::load_watched(path, n_gpu_layers, true, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// The same; `progress` is told the share done (0 to 1) and may stop the load, which is an error then. Without `mmap` the weights are
+    /// copied into memory.
+    pub fn load_watched(
+        path: &Path,
+        n_gpu_layers: u32,
+        mmap: bool,
+        progress: &mut dyn FnMut(f32) -> ControlFlow<()>,
+    ) -> Result<Model, LlamaError> {
+        unsafe extern "C" fn watch(share: f32, data: *mut c_void) -> bool {
+            // SAFETY: the pointer is that of the reference below, which lives while the model is loaded, by the thread that waits for it.
+            let progress = unsafe { &mut *data.cast::<&mut dyn FnMut(f32) -> ControlFlow<()>>() };
+            progress(share).is_continue()
+        }
         start();
         clear_error();
         let path =
@@ -253,7 +276,13 @@ impl Model {
         // SAFETY: returns a struct by value.
         let mut params = unsafe { sys::llama_model_default_params() };
         params.n_gpu_layers = i32::try_from(n_gpu_layers).unwrap_or(i32::MAX);
-        // SAFETY: the path is a C string; the parameters hold no dangling pointer.
+        if !mmap {
+            params.load_mode = sys::LLAMA_LOAD_MODE_NONE;
+        }
+        let mut progress = progress;
+        params.progress_callback = Some(watch);
+        params.progress_callback_user_data = std::ptr::from_mut(&mut progress).cast();
+        // SAFETY: the path is a C string; the parameters hold no dangling pointer, and what the callback is given outlives the call.
         let ptr = unsafe { sys::llama_model_load_from_file(path.as_ptr(), params) };
         Ok(Model { ptr: NonNull::new(ptr).ok_or_else(take_error)? })
     }
@@ -265,6 +294,37 @@ impl Model {
         // SAFETY: the vocabulary belongs to the live model.
         usize::try_from(unsafe { sys::llama_vocab_n_tokens(vocab) }).unwrap_or(0)
     }
+
+    /// Context length of the training.
+    pub fn n_ctx_train(&self) -> u32 {
+        // SAFETY: the model is live.
+        u32::try_from(unsafe { sys::llama_model_n_ctx_train(self.ptr.as_ptr()) }).unwrap_or(0)
+    }
+
+    /// Whether it goes on with a text token by token: it is no encoder, and no model that writes all of a text at once.
+    pub fn continues_texts(&self) -> bool {
+        let model = self.ptr.as_ptr();
+        // SAFETY: the model is live.
+        let (encodes, decodes) = unsafe { (sys::llama_model_has_encoder(model), sys::llama_model_has_decoder(model)) };
+        // SAFETY: the model is live.
+        !encodes && decodes && !unsafe { sys::llama_model_is_diffusion(model) }
+    }
+
+    /// Whether it has a state that each token changes, so that tokens cannot be taken back one by one.
+    pub fn has_state(&self) -> bool {
+        let model = self.ptr.as_ptr();
+        // SAFETY: the model is live.
+        unsafe { sys::llama_model_is_recurrent(model) || sys::llama_model_is_hybrid(model) }
+    }
+}
+
+/// Why [`Context::compute`] did not come to an end.
+#[derive(Debug, Clone)]
+pub enum DecodeError {
+    /// The interrupt was set
+    Interrupted,
+    /// Anything else; libllama's own words
+    Failed(LlamaError),
 }
 
 /// A context of libllama, with a thread pool of its own as llama-bench gives it.
@@ -273,6 +333,8 @@ pub struct Context<'m> {
     ptr: NonNull<sys::llama_context>,
     pool: NonNull<sys::ggml_threadpool>,
     model: &'m Model,
+    /// Stops a computation
+    interrupt: Option<Arc<AtomicBool>>,
 }
 
 impl Drop for Context<'_> {
@@ -318,7 +380,25 @@ impl<'m> Context<'m> {
         let pool = NonNull::new(pool).expect("threads can be started");
         // SAFETY: context and pool are live; the pool outlives the context (see `Drop`).
         unsafe { sys::llama_attach_threadpool(ptr.as_ptr(), pool.as_ptr(), pool.as_ptr()) };
-        Ok(Context { ptr, pool, model })
+        Ok(Context { ptr, pool, model, interrupt: None })
+    }
+
+    /// From now on a computation on the CPU stops soon after `interrupt` is set.
+    pub fn set_interrupt(&mut self, interrupt: Arc<AtomicBool>) {
+        unsafe extern "C" fn is_set(data: *mut c_void) -> bool {
+            // SAFETY: the pointer is that of the flag which the context below keeps as long as it lives.
+            unsafe { &*data.cast::<AtomicBool>() }.load(Ordering::Relaxed)
+        }
+        let data = Arc::as_ptr(&interrupt).cast_mut().cast();
+        // SAFETY: the context is live; the flag is kept in it, and an atomic flag may be read by any thread.
+        unsafe { sys::llama_set_abort_callback(self.ptr.as_ptr(), Some(is_set), data) };
+        self.interrupt = Some(interrupt);
+    }
+
+    /// Tokens that the context holds.
+    pub fn n_ctx(&self) -> usize {
+        // SAFETY: the context is live.
+        unsafe { sys::llama_n_ctx(self.ptr.as_ptr()) as usize }
     }
 
     /// Computes tokens `(token, position, sequence, logits wanted)`. Returns whether libllama succeeded.
@@ -326,6 +406,15 @@ impl<'m> Context<'m> {
     /// # Panics
     /// If there are more tokens than [`ContextParams::n_batch`].
     pub fn decode(&mut self, batch: &[(Token, i32, i32, bool)]) -> bool {
+        self.compute(batch).is_ok()
+    }
+
+    /// The same, with the reason of a failure.
+    ///
+    /// # Panics
+    /// As [`Context::decode`].
+    pub fn compute(&mut self, batch: &[(Token, i32, i32, bool)]) -> Result<(), DecodeError> {
+        clear_error();
         // SAFETY: the context is live.
         let n_batch = unsafe { sys::llama_n_batch(self.ptr.as_ptr()) };
         assert!(batch.len() <= n_batch as usize, "decode: {} tokens in a batch of {n_batch}", batch.len());
@@ -348,7 +437,11 @@ impl<'m> Context<'m> {
         let status = unsafe { sys::llama_decode(self.ptr.as_ptr(), batch) };
         // SAFETY: the context is live.
         unsafe { sys::llama_synchronize(self.ptr.as_ptr()) };
-        status == 0
+        match status {
+            0 => Ok(()),
+            2 => Err(DecodeError::Interrupted),
+            _ => Err(DecodeError::Failed(take_error())),
+        }
     }
 
     /// Logits `[n_vocab]` of token `i` of the last batch, if they were wanted.
@@ -368,9 +461,40 @@ impl<'m> Context<'m> {
 
     /// Empties the cache.
     pub fn clear(&mut self) {
-        // SAFETY: the context is live.
-        let memory = unsafe { sys::llama_get_memory(self.ptr.as_ptr()) };
         // SAFETY: the memory belongs to the live context.
-        unsafe { sys::llama_memory_clear(memory, false) };
+        unsafe { sys::llama_memory_clear(self.memory(), false) };
+    }
+
+    fn memory(&self) -> sys::llama_memory_t {
+        // SAFETY: the context is live.
+        unsafe { sys::llama_get_memory(self.ptr.as_ptr()) }
+    }
+
+    /// Forgets the tokens of sequence 0 from position `n` on. `false` if the model's memory cannot do that: it is unchanged then.
+    pub fn forget_from(&mut self, n: i32) -> bool {
+        // SAFETY: the memory belongs to the live context.
+        unsafe { sys::llama_memory_seq_rm(self.memory(), 0, n, -1) }
+    }
+
+    /// Sequence 0's memory; with `only_state` only that of it which tokens cannot be taken back from.
+    pub fn state(&mut self, only_state: bool) -> Vec<u8> {
+        let flags = state_flags(only_state);
+        // SAFETY: the context is live.
+        let n = unsafe { sys::llama_state_seq_get_size_ext(self.ptr.as_ptr(), 0, flags) };
+        let mut state = vec![0u8; n];
+        // SAFETY: the context is live; the vector has n bytes.
+        let n = unsafe { sys::llama_state_seq_get_data_ext(self.ptr.as_ptr(), state.as_mut_ptr(), n, 0, flags) };
+        state.truncate(n);
+        state
+    }
+
+    /// Makes sequence 0's memory what [`Context::state`] gave, of a context of the same model and settings. Returns whether libllama took it.
+    pub fn set_state(&mut self, state: &[u8], only_state: bool) -> bool {
+        let flags = state_flags(only_state);
+        // SAFETY: the context is live; the slice is.
+        let n = unsafe {
+            sys::llama_state_seq_set_data_ext(self.ptr.as_ptr(), state.as_ptr(), state.len(), 0, flags)
+        };
+        n == state.len() && n > 0
     }
 }

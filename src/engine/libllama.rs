@@ -1,0 +1,414 @@
+//! Models of architectures that pp-run has no graph for, computed by libllama: no pruning, no kernels of our own.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use ggml::llama::{self, ContextParams, DecodeError, LlamaError};
+
+use super::options::Options;
+use super::report::Report;
+use super::session::Session;
+use super::timeline::{Timeline, in_common, is_full};
+use crate::error::{Error, Kind, Result, shown};
+use crate::gguf::{Gguf, Metadata, Value};
+use crate::model;
+use crate::system::memory;
+use crate::tokenizer::Token;
+
+/// Limits of libllama's own, which it asserts (llama-hparams.h).
+const MAX_LAYERS: u32 = 512;
+const MAX_EXPERTS: u32 = 1024;
+
+/// Context that is tried first when the user names none and memory is short.
+const LEAST_CTX: u32 = 512;
+
+/// States of a model whose tokens cannot be taken back that are kept: as many ends of messages of a chat.
+const MAX_STATES: usize = 8;
+
+/// A model in libllama's memory.
+pub struct Model {
+    gguf: Arc<Gguf>,
+    llama: llama::Model,
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by libllama", self.gguf.path().display())
+    }
+}
+
+impl Model {
+    /// Checks what libllama takes for granted, and lets it load the file. `progress` is told the share done (0 to 1) and may stop the load,
+    /// which then ends with [`Kind::Interrupted`]. [`Kind::Unsupported`] for an architecture that libllama does not know either, and for
+    /// models that do not go on with a text.
+    pub fn load(
+        gguf: Arc<Gguf>,
+        options: &model::Options,
+        progress: &mut dyn FnMut(f32) -> ControlFlow<()>,
+    ) -> Result<Model> {
+        let mut load = || {
+            require(gguf.metadata())?;
+            require_own_settings(options)?;
+            let n_gpu_layers = options.weights.n_gpu_layers.unwrap_or(u32::MAX);
+            let mut stopped = false;
+            let mut watch = |share| {
+                let flow = progress(share);
+                stopped |= flow.is_break();
+                flow
+            };
+            let llama = llama::Model::load_watched(gguf.path(), n_gpu_layers, !options.weights.no_mmap, &mut watch);
+            let llama = match llama {
+                Err(_) if stopped => {
+                    return Err(Error::new(Kind::Interrupted, "interrupted while loading the model"));
+                }
+                other => other.map_err(|e| refused(gguf.metadata(), &e))?,
+            };
+            match llama.continues_texts() {
+                true => Ok(llama),
+                false => Err(Error::unsupported(
+                    "this file is fine, but its model does not go on with a text: it is an encoder, or writes all of a text at once",
+                )),
+            }
+        };
+        let llama = load().map_err(|e| e.in_file(gguf.path()))?;
+        Ok(Model { gguf, llama })
+    }
+
+    /// The file.
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// Number of tokens in the vocabulary (the width of the logits).
+    pub fn n_vocab(&self) -> usize {
+        self.llama.n_vocab()
+    }
+
+    /// Context length of the training.
+    pub fn n_ctx_train(&self) -> u32 {
+        self.llama.n_ctx_train()
+    }
+
+    /// The model, for a benchmark of libllama.
+    pub fn llama(&self) -> &llama::Model {
+        &self.llama
+    }
+}
+
+/// What was refused, and why, in terms of the file. libllama tells kinds of errors apart by their texts alone.
+fn refused(meta: &Metadata, e: &LlamaError) -> Error {
+    let reason = shown(&e.0).into_owned();
+    if reason.contains("unknown model architecture") {
+        return model::unknown_architecture(meta.architecture());
+    }
+    if reason.contains("bad_alloc") || reason.contains("unable to allocate") || reason.contains("out of memory") {
+        return Error::memory("the weights do not fit in memory: use a smaller model or a smaller quantisation");
+    }
+    Error::unsupported(format!("libllama cannot load this model: {reason}"))
+}
+
+/// Settings that libllama is not told.
+fn require_own_settings(options: &model::Options) -> Result<()> {
+    let model::Options { override_kv, rope, .. } = options;
+    match (override_kv.is_empty(), *rope == model::RopeOptions::default()) {
+        (true, true) => Ok(()),
+        (false, _) => Err(Error::usage("by libllama: --override-kv has no effect on this architecture")),
+        (_, false) => Err(Error::usage("by libllama: RoPE settings have no effect on this architecture")),
+    }
+}
+
+/// Passes metadata that libllama does not end the process over (llama-model.cpp: load_hparams).
+fn require(meta: &Metadata) -> Result<()> {
+    let arch = meta.architecture();
+    let key = |name: &str| format!("{arch}.{name}");
+    // A number, or the largest of an array of them, layer by layer; libllama reads an array's values itself.
+    let number = |name: &str| match meta.get(&key(name)) {
+        Some(Value::Array(_)) => Ok(None),
+        _ => meta.u32(&key(name)),
+    };
+    let within = |name: &str, least: u32, most: u32| match number(name)? {
+        Some(n) if !(least..=most).contains(&n) => {
+            Err(Error::malformed(format!("{} is {n}, expected {least} to {most}", key(name))))
+        }
+        n => Ok(n),
+    };
+    let n_layer = within("block_count", 1, MAX_LAYERS)?;
+    if n_layer.is_none() {
+        return Err(Error::malformed(format!("metadata key '{}' is missing", key("block_count"))));
+    }
+    within("embedding_length", 1, 1 << 24)?;
+    within("context_length", 1, 1 << 30)?;
+    within("feed_forward_length", 0, 1 << 24)?;
+    let n_head = within("attention.head_count", 0, 1 << 16)?;
+    let n_head_kv = within("attention.head_count_kv", 0, 1 << 16)?;
+    if let (Some(n_head), Some(n_head_kv)) = (n_head, n_head_kv)
+        && n_head_kv > 0
+        && n_head % n_head_kv != 0
+    {
+        return Err(Error::malformed(format!(
+            "{arch}.attention.head_count is {n_head}, which is not a multiple of head_count_kv = {n_head_kv}"
+        )));
+    }
+    for name in ["attention.key_length", "attention.value_length", "rope.dimension_count"] {
+        within(name, 0, 1 << 16)?;
+    }
+    let n_expert = within("expert_count", 0, MAX_EXPERTS)?.filter(|&n| n > 1).unwrap_or(0);
+    let n_used = number("expert_used_count")?;
+    if n_expert > 0 && n_used.is_some_and(|n| n == 0 || n > n_expert) {
+        let n = n_used.unwrap_or_default();
+        return Err(Error::malformed(format!("{arch}.expert_used_count is {n}, expected 1 to {n_expert}")));
+    }
+    if let Some(n) = number("expert_group_count")?.filter(|&n| n > 0)
+        && (n_expert == 0 || n >= n_expert || n_expert % n != 0)
+    {
+        return Err(Error::malformed(format!("{arch}.expert_group_count is {n}, of {n_expert} experts")));
+    }
+    if let (Some(n), Some(used)) = (number("expert_group_count")?, number("expert_group_used_count")?)
+        && n > 1
+        && !(1..n).contains(&used)
+    {
+        return Err(Error::malformed(format!("{arch}.expert_group_used_count is {used}, expected 1 to {}", n - 1)));
+    }
+    if let Some(kind) = meta.str(&key("rope.scaling.type"))?
+        && !["none", "linear", "yarn", "longrope"].contains(&kind)
+    {
+        return Err(Error::unsupported(format!(
+            "{arch}.rope.scaling.type is '{}'; libllama knows none, linear, yarn and longrope",
+            shown(kind)
+        )));
+    }
+    Ok(())
+}
+
+/// A text on a model of libllama's.
+pub struct LlamaSession<'m> {
+    context: llama::Context<'m>,
+    /// Its tokens, all in the context's memory
+    tokens: Vec<Token>,
+    logits: Vec<f32>,
+    n_ubatch: usize,
+    /// States at some of the lengths that the text had, oldest first, if tokens cannot be taken back without them
+    states: Option<VecDeque<(usize, Vec<u8>)>>,
+}
+
+impl fmt::Debug for LlamaSession<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} tokens of {}", self.tokens.len(), self.n_ctx())
+    }
+}
+
+impl<'m> LlamaSession<'m> {
+    /// An empty text. `interrupt` stops a running computation soon after it is set. [`Kind::Memory`] if there is not enough of it.
+    pub fn new(model: &'m Model, options: &Options, interrupt: Arc<AtomicBool>) -> Result<LlamaSession<'m>> {
+        let trained = model.n_ctx_train().max(1);
+        let (mut n_ctx, shrink) = match options.n_ctx {
+            None => (trained, true),
+            Some(0) => (trained, false),
+            Some(n) => (n, false),
+        };
+        loop {
+            let n_ubatch = options.n_ubatch.min(options.n_batch).clamp(1, n_ctx);
+            let params = ContextParams {
+                n_ctx,
+                n_batch: n_ubatch,
+                n_ubatch,
+                n_seq_max: 1,
+                n_threads: options.n_threads as u32,
+                n_threads_batch: options.n_threads_batch as u32,
+                type_k: options.cache_type_k.tensor_type(),
+                type_v: options.cache_type_v.tensor_type(),
+                flash_attn: options.flash_attn,
+            };
+            let fits = memory::require(cells_bytes(model, options, n_ctx), "the context", "use a smaller -c");
+            let context = fits.and_then(|()| {
+                llama::Context::new(&model.llama, &params).map_err(|e| {
+                    Error::failed(format!("libllama cannot make a context of {n_ctx} tokens: {}", shown(&e.0)))
+                })
+            });
+            match context {
+                Ok(mut context) => {
+                    context.set_interrupt(interrupt);
+                    let states = model.llama.has_state().then(VecDeque::new);
+                    let (tokens, logits) = (Vec::new(), Vec::new());
+                    return Ok(LlamaSession { context, tokens, logits, n_ubatch: n_ubatch as usize, states });
+                }
+                Err(_) if shrink && n_ctx > LEAST_CTX => n_ctx = (n_ctx / 2).max(LEAST_CTX),
+                Err(e) => return Err(e.in_file(model.gguf.path())),
+            }
+        }
+    }
+
+    /// Makes the memory hold the first `n` tokens, or as many of them as it can go back to.
+    fn rewind(&mut self, n: usize) {
+        if n >= self.tokens.len() {
+            return;
+        }
+        let mut n = n;
+        if let Some(states) = &mut self.states {
+            states.retain(|s| s.0 <= n);
+            let taken = states.back().is_some_and(|(_, state)| self.context.set_state(state, true));
+            n = if taken { states.back().map_or(0, |s| s.0) } else { 0 };
+        }
+        let position = i32::try_from(n).expect("a context's length");
+        if n == 0 || !self.context.forget_from(position) {
+            self.context.clear();
+            self.states.iter_mut().for_each(VecDeque::clear);
+            n = 0;
+        }
+        self.tokens.truncate(n);
+    }
+
+    /// Computes tokens after those that are there: the logits of the rows whose number `wanted` says are in the context after it.
+    fn compute(&mut self, tokens: &[Token], wanted: impl Fn(usize) -> bool) -> Result<()> {
+        let first = self.tokens.len();
+        let batch: Vec<_> =
+            tokens.iter().enumerate().map(|(i, &t)| (t, (first + i) as i32, 0, wanted(i))).collect();
+        match self.context.compute(&batch) {
+            Ok(()) => {
+                self.tokens.extend_from_slice(tokens);
+                Ok(())
+            }
+            Err(e) => {
+                // What was done of the batch goes: its tokens do not count.
+                let n = self.tokens.len();
+                self.tokens.extend_from_slice(tokens);
+                self.rewind(n);
+                self.logits.clear();
+                Err(match e {
+                    DecodeError::Interrupted => Error::new(Kind::Interrupted, "interrupted"),
+                    DecodeError::Failed(e) => Error::failed(format!("libllama failed to compute: {}", shown(&e.0))),
+                })
+            }
+        }
+    }
+
+    /// Takes over the logits of row `i` of the batch that was computed.
+    fn read_logits(&mut self, i: usize) -> Result<()> {
+        let logits = self.context.logits(i).unwrap_or_default();
+        // Some models ban tokens by a logit of minus infinity.
+        if !logits.iter().all(|&l| l < f32::INFINITY) || !logits.iter().any(|l| l.is_finite()) {
+            return Err(Error::malformed(format!(
+                "the model computes NaN or infinity for token {}: the file is damaged, or its numbers are too large",
+                self.tokens.len() - 1
+            )));
+        }
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        Ok(())
+    }
+
+    /// Reads a text from its beginning; `each(i, logits)` is given the logits after token `i`, from token `first` on.
+    pub fn score(
+        &mut self,
+        text: &[Token],
+        first: usize,
+        each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        self.context.clear();
+        self.tokens.clear();
+        for piece in text.chunks(self.n_ubatch) {
+            let start = self.tokens.len();
+            self.compute(piece, |i| start + i >= first)?;
+            for i in first.saturating_sub(start)..piece.len() {
+                self.read_logits(i)?;
+                each(start + i, &self.logits)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'m> Timeline<'m> for LlamaSession<'m> {
+    fn own(&self) -> Option<&Session<'m>> {
+        None
+    }
+
+    fn own_mut(&mut self) -> Option<&mut Session<'m>> {
+        None
+    }
+
+    fn sync(&mut self, prompt: &[Token], progress: &mut dyn FnMut(usize, usize)) -> Result<usize> {
+        self.rewind(in_common(&self.tokens, prompt, self.n_ctx())?);
+        let total = prompt.len() - self.tokens.len();
+        while self.tokens.len() < prompt.len() {
+            let left = &prompt[self.tokens.len()..];
+            let n = left.len().min(self.n_ubatch);
+            let is_last = n == left.len();
+            self.compute(&left[..n], |i| is_last && i + 1 == n)?;
+            if is_last {
+                self.read_logits(n - 1)?;
+            }
+            progress(total + self.tokens.len() - prompt.len(), total);
+        }
+        if let Some(states) = &mut self.states {
+            if states.len() == MAX_STATES {
+                states.pop_front();
+            }
+            states.push_back((self.tokens.len(), self.context.state(true)));
+        }
+        Ok(total)
+    }
+
+    fn decode(&mut self, token: Token) -> Result<()> {
+        if self.tokens.len() >= self.n_ctx() {
+            return Err(is_full(self.n_ctx()));
+        }
+        self.compute(&[token], |_| true)?;
+        self.read_logits(0)
+    }
+
+    fn clear(&mut self) {
+        self.rewind(0);
+    }
+
+    fn expect(&mut self, _: usize) {}
+
+    fn tokens(&self) -> &[Token] {
+        &self.tokens
+    }
+
+    fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    fn n_ctx(&self) -> usize {
+        self.context.n_ctx()
+    }
+
+    fn n_ubatch(&self) -> usize {
+        self.n_ubatch
+    }
+
+    fn batch_progress(&self) -> Box<dyn Fn() -> f64 + Send> {
+        Box::new(|| 0.0)
+    }
+
+    fn pause(&self) {
+        self.context.pause();
+    }
+
+    fn prune_report(&self) -> Option<&Report> {
+        None
+    }
+}
+
+/// Bytes of keys and values, where the file says how large these are; 0 otherwise.
+fn cells_bytes(model: &Model, options: &Options, n_ctx: u32) -> u64 {
+    let meta = model.gguf.metadata();
+    let arch = meta.architecture();
+    let number = |name: &str| meta.u32(&format!("{arch}.{name}")).ok().flatten().map(u64::from);
+    let row = || {
+        let n_head = number("attention.head_count")?;
+        let head = match number("attention.key_length") {
+            Some(n) => n,
+            None => number("embedding_length")?.checked_div(n_head)?,
+        };
+        let n = usize::try_from(number("attention.head_count_kv").unwrap_or(n_head) * head).ok()?;
+        let bytes = |ty: crate::graph::CacheType| ty.tensor_type().row_bytes(n).unwrap_or(0) as u64;
+        Some((bytes(options.cache_type_k) + bytes(options.cache_type_v)).saturating_mul(number("block_count")?))
+    };
+    row().unwrap_or(0).saturating_mul(u64::from(n_ctx))
+}

@@ -1,0 +1,138 @@
+//! One text that grows, on whichever engine runs the model.
+
+use super::report::Report;
+use super::session::{PromptTimes, Session};
+use crate::error::{Error, Result};
+use crate::graph::KV_STEP;
+use crate::tokenizer::Token;
+
+/// Tokens that a model has read, what it remembers of them, and the logits after the last one.
+pub trait Timeline<'m> {
+    /// The same on our own graphs, for what only they can do: pruning, traces, prompt caches.
+    fn own(&self) -> Option<&Session<'m>>;
+
+    /// The same, to be changed.
+    fn own_mut(&mut self) -> Option<&mut Session<'m>>;
+
+    /// Makes the tokens exactly `prompt`: keeps the common prefix as far as the model's memory allows, and processes the rest, at least the
+    /// last token, so that the logits are its. `progress` is told after each micro-batch how many tokens are done and of how many. Returns
+    /// the number processed. [`crate::error::Kind::Malformed`] if the prompt is empty or longer than the context;
+    /// [`crate::error::Kind::Interrupted`] leaves what was done.
+    fn sync(&mut self, prompt: &[Token], progress: &mut dyn FnMut(usize, usize)) -> Result<usize>;
+
+    /// Appends one token and computes its logits. [`crate::error::Kind::Malformed`] if the context is full.
+    fn decode(&mut self, token: Token) -> Result<()>;
+
+    /// Forgets all tokens.
+    fn clear(&mut self);
+
+    /// At most so many tokens will be decoded from now on.
+    fn expect(&mut self, n: usize);
+
+    /// The tokens.
+    fn tokens(&self) -> &[Token];
+
+    /// Logits `[n_vocab]` after the last token; empty before the first.
+    fn logits(&self) -> &[f32];
+
+    /// Context in tokens.
+    fn n_ctx(&self) -> usize;
+
+    /// Tokens of a prompt that are computed at once, at most.
+    fn n_ubatch(&self) -> usize;
+
+    /// Tells from another thread which share of the micro-batch that runs is done.
+    fn batch_progress(&self) -> Box<dyn Fn() -> f64 + Send>;
+
+    /// Lets the worker threads sleep until the next computation.
+    fn pause(&self);
+
+    /// Number of tokens.
+    fn n_past(&self) -> usize {
+        self.tokens().len()
+    }
+
+    /// What the last prompt took beside its products and its attention.
+    fn prompt_times(&self) -> PromptTimes {
+        self.own().map_or_else(PromptTimes::default, |s| s.prompt_times())
+    }
+
+    /// What pruning did lately.
+    fn prune_report(&self) -> Option<&Report>;
+}
+
+/// Tokens that `prompt` has in common with those that are there, its last one aside. [`crate::error::Kind::Malformed`] if it is empty or
+/// longer than the context.
+pub fn in_common(tokens: &[Token], prompt: &[Token], n_ctx: usize) -> Result<usize> {
+    if prompt.is_empty() {
+        return Err(Error::malformed("the prompt has no tokens"));
+    }
+    if prompt.len() > n_ctx {
+        return Err(Error::malformed(format!(
+            "the prompt has {} tokens, but the context holds {n_ctx}: shorten it or use -c {}",
+            prompt.len(),
+            prompt.len().next_multiple_of(KV_STEP)
+        )));
+    }
+    let common = tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    Ok(common.min(prompt.len() - 1))
+}
+
+/// The error where one more token is too many.
+pub fn is_full(n_ctx: usize) -> Error {
+    Error::malformed(format!("the context of {n_ctx} tokens is full"))
+}
+
+impl<'m> Timeline<'m> for Session<'m> {
+    fn own(&self) -> Option<&Session<'m>> {
+        Some(self)
+    }
+
+    fn own_mut(&mut self) -> Option<&mut Session<'m>> {
+        Some(self)
+    }
+
+    fn sync(&mut self, prompt: &[Token], progress: &mut dyn FnMut(usize, usize)) -> Result<usize> {
+        Session::sync(self, prompt, progress)
+    }
+
+    fn decode(&mut self, token: Token) -> Result<()> {
+        Session::decode(self, token)
+    }
+
+    fn clear(&mut self) {
+        self.rewind(0);
+    }
+
+    fn expect(&mut self, n: usize) {
+        Session::expect(self, n);
+    }
+
+    fn tokens(&self) -> &[Token] {
+        Session::tokens(self)
+    }
+
+    fn logits(&self) -> &[f32] {
+        Session::logits(self)
+    }
+
+    fn n_ctx(&self) -> usize {
+        Session::n_ctx(self)
+    }
+
+    fn n_ubatch(&self) -> usize {
+        Session::n_ubatch(self)
+    }
+
+    fn batch_progress(&self) -> Box<dyn Fn() -> f64 + Send> {
+        Box::new(Session::batch_progress(self))
+    }
+
+    fn pause(&self) {
+        Session::pause(self);
+    }
+
+    fn prune_report(&self) -> Option<&Report> {
+        Session::prune_report(self)
+    }
+}
