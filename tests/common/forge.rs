@@ -17,6 +17,9 @@ pub enum RopeKind {
     Llama3,
 }
 
+/// Experts of a layer.
+const EXPERTS: usize = 8;
+
 /// Architecture of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Arch {
@@ -37,9 +40,16 @@ pub enum Arch {
     Gemma2,
     /// The same with norms of heads and other frequencies in windows, without the caps
     Gemma3,
+    /// Experts: libllama runs it
+    Qwen3Moe,
+    /// A state instead of attention: libllama runs it
+    Mamba,
+    /// Short convolutions and attention: libllama runs it
+    Lfm2,
 }
 
 impl Arch {
+    /// Those that pp-run has graphs for.
     pub const ALL: [Arch; 9] = [
         Arch::Llama,
         Arch::Qwen2,
@@ -63,6 +73,9 @@ impl Arch {
             Arch::Granite => "granite",
             Arch::Gemma2 => "gemma2",
             Arch::Gemma3 => "gemma3",
+            Arch::Qwen3Moe => "qwen3moe",
+            Arch::Mamba => "mamba",
+            Arch::Lfm2 => "lfm2",
         }
     }
 
@@ -207,6 +220,25 @@ impl Forge {
                 w.f32(&key("embedding_scale"), 3.0);
                 w.f32(&key("attention.scale"), 0.2);
             }
+            Arch::Qwen3Moe => {
+                w.u32(&key("expert_count"), EXPERTS as u32);
+                w.u32(&key("expert_used_count"), 2);
+                w.u32(&key("expert_feed_forward_length"), self.n_ff as u32 / 2);
+            }
+            Arch::Mamba => {
+                for (name, n) in [("conv_kernel", 4), ("inner_size", 2 * self.n_embd as u32), ("state_size", 16)] {
+                    w.u32(&key(&format!("ssm.{name}")), n);
+                }
+                w.u32(&key("ssm.time_step_rank"), 8);
+                w.u32(&key("attention.head_count"), 0);
+                w.u32(&key("attention.head_count_kv"), 0);
+            }
+            Arch::Lfm2 => {
+                w.u32(&key("shortconv.l_cache"), 3);
+                let heads = |il: usize| if self.is_recurrent(il) { 0 } else { self.n_head_kv as u32 };
+                let heads = (0..self.n_layer).map(|il| heads(il).to_le_bytes().to_vec()).collect::<Vec<_>>();
+                w.array(&key("attention.head_count_kv"), U32, heads.into_iter());
+            }
             Arch::Gemma2 => {
                 w.u32(&key("attention.sliding_window"), self.window);
                 w.f32(&key("attn_logit_softcapping"), 5.0);
@@ -262,6 +294,11 @@ impl Forge {
         if self.arch == Arch::Phi3 { n / 4 * 3 } else { n }
     }
 
+    /// Whether a layer has a state instead of attention.
+    fn is_recurrent(&self, il: usize) -> bool {
+        self.arch == Arch::Mamba || self.arch == Arch::Lfm2 && il.is_multiple_of(2)
+    }
+
     /// Names, shapes and types.
     fn tensors(&self) -> Vec<(String, Vec<usize>, Type)> {
         let (n_embd, n_ff) = (self.n_embd, self.n_ff);
@@ -278,8 +315,11 @@ impl Forge {
         for il in 0..self.n_layer {
             let mut gain = |name: &str, n| tensors.push((format!("blk.{il}.{name}.weight"), vec![n], Type::F32));
             gain("attn_norm", n_embd);
-            gain("ffn_norm", n_embd);
-            if matches!(self.arch, Arch::Qwen3 | Arch::Gemma3) {
+            if self.arch != Arch::Mamba {
+                gain("ffn_norm", n_embd);
+            }
+            let has_head_norms = matches!(self.arch, Arch::Qwen3 | Arch::Gemma3 | Arch::Qwen3Moe | Arch::Lfm2);
+            if has_head_norms && !self.is_recurrent(il) {
                 gain("attn_q_norm", self.n_embd_head());
                 gain("attn_k_norm", self.n_embd_head());
             }
@@ -290,6 +330,17 @@ impl Forge {
             let output = ("attn_output", n_q, n_embd);
             let down = ("ffn_down", n_ff, n_embd);
             let matrices = match self.arch {
+                Arch::Mamba => vec![("ssm_in", n_embd, 4 * n_embd), ("ssm_out", 2 * n_embd, n_embd)],
+                Arch::Lfm2 if self.is_recurrent(il) => vec![
+                    ("shortconv.in_proj", n_embd, 3 * n_embd),
+                    ("shortconv.out_proj", n_embd, n_embd),
+                    ("ffn_gate", n_embd, n_ff),
+                    ("ffn_up", n_embd, n_ff),
+                    down,
+                ],
+                Arch::Qwen3Moe => {
+                    vec![("attn_q", n_embd, n_q), ("attn_k", n_embd, n_kv), ("attn_v", n_embd, n_kv), output]
+                }
                 Arch::Phi3 => {
                     vec![("attn_qkv", n_embd, n_q + 2 * n_kv), output, ("ffn_up", n_embd, 2 * n_ff), down]
                 }
@@ -311,7 +362,31 @@ impl Forge {
                 }
             }
         }
-        tensors.push(("output_norm.weight".to_owned(), vec![n_embd], Type::F32));
+        for il in 0..self.n_layer {
+            let mut push = |name: &str, shape: &[usize], ty| tensors.push((format!("blk.{il}.{name}"), shape.to_vec(), ty));
+            match self.arch {
+                Arch::Qwen3Moe => {
+                    push("ffn_gate_inp.weight", &[n_embd, EXPERTS], Type::F32);
+                    push("ffn_gate_exps.weight", &[n_embd, n_ff / 2, EXPERTS], self.ty);
+                    push("ffn_up_exps.weight", &[n_embd, n_ff / 2, EXPERTS], self.ty);
+                    push("ffn_down_exps.weight", &[n_ff / 2, n_embd, EXPERTS], self.ty);
+                }
+                Arch::Mamba => {
+                    let n_inner = 2 * n_embd;
+                    push("ssm_conv1d.weight", &[4, n_inner], Type::F32);
+                    push("ssm_conv1d.bias", &[n_inner], Type::F32);
+                    push("ssm_x.weight", &[n_inner, 8 + 2 * 16], Type::F32);
+                    push("ssm_dt.weight", &[8, n_inner], Type::F32);
+                    push("ssm_dt.bias", &[n_inner], Type::F32);
+                    push("ssm_a", &[16, n_inner], Type::F32);
+                    push("ssm_d", &[n_inner], Type::F32);
+                }
+                Arch::Lfm2 if self.is_recurrent(il) => push("shortconv.conv.weight", &[3, n_embd], Type::F32),
+                _ => {}
+            }
+        }
+        let norm = if self.arch == Arch::Lfm2 { "token_embd_norm.weight" } else { "output_norm.weight" };
+        tensors.push((norm.to_owned(), vec![n_embd], Type::F32));
         // Gemma 2 has no output matrix of its own.
         if !self.tied && self.arch != Arch::Gemma2 {
             tensors.push(("output.weight".to_owned(), vec![n_embd, self.n_vocab], self.ty));
@@ -326,11 +401,17 @@ impl Forge {
             let factors: Vec<f32> = (0..n).map(|i| if i < n / 2 { 1.0 } else { largest }).collect();
             return ggml::quantize(ty, &factors, n);
         }
-        let &[_, n_rows] = shape else {
+        if name.ends_with("ssm_a") {
+            // States fade.
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| -random.normal().abs()).collect();
+            return ggml::quantize(ty, &values, n);
+        }
+        let n_rows: usize = shape[1..].iter().product();
+        if shape.len() == 1 {
             let mean = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
             let values: Vec<f32> = (0..n).map(|_| mean + 0.1 * random.normal()).collect();
             return ggml::quantize(ty, &values, n);
-        };
+        }
         // Activations keep a variance near one, so that logits are neither flat nor a single peak.
         let sigma = if name == "token_embd.weight" { 1.0 } else { 1.5 / (n as f32).sqrt() };
         let distinct = n_rows.min(self.distinct_rows);
