@@ -1417,3 +1417,96 @@ fn metadata_replaced() {
     assert_eq!(fault(&with("llama.block_count=int:9"), 65, "'blk.2.", "model.gguf"), None);
     fs::remove_file(&row.path).unwrap();
 }
+
+/// Models that libllama runs: every number of the architecture and every tensor changed. libllama ends the process over some faults: these are
+/// refused before it sees them.
+#[test]
+fn models_of_libllama() {
+    let mut faults = Vec::new();
+    let mut n = 0;
+    for arch in [Arch::Qwen3Moe, Arch::Mamba, Arch::Lfm2] {
+        let good = Forge { arch, n_ff: 128, ..tiny() }.doc();
+        let mut changed: Vec<(String, Doc)> = vec![("as it is".into(), good.clone())];
+        let mut change = |what: String, f: &dyn Fn(&mut Doc)| {
+            let mut doc = good.clone();
+            f(&mut doc);
+            changed.push((what, doc));
+        };
+        let prefix = format!("{}.", arch.name());
+        for (i, (key, ty, _)) in good.entries.iter().enumerate().filter(|(_, e)| e.0.starts_with(prefix.as_bytes())) {
+            let name = String::from_utf8_lossy(key);
+            change(format!("{name} removed"), &|d| drop(d.entries.remove(i)));
+            change(format!("{name} a text"), &|d| (d.entries[i].1, d.entries[i].2) = (STRING, string("x")));
+            change(format!("{name} an array"), &|d| {
+                (d.entries[i].1, d.entries[i].2) = (ARRAY, array(U32, [le32(3), le32(0), le32(9)].into_iter()))
+            });
+            if *ty == U32 {
+                for x in [0, 1, 3, 7, 64, 65, 1000, 1 << 16, 1 << 24, i32::MAX as u32, u32::MAX] {
+                    change(format!("{name} = {x}"), &|d| d.entries[i].2 = le32(x));
+                }
+            }
+            if *ty == F32 {
+                for x in [0.0, -1.0, 1e30, f32::NAN, f32::INFINITY] {
+                    change(format!("{name} = {x}"), &|d| d.entries[i].2 = x.to_le_bytes().to_vec());
+                }
+            }
+        }
+        let more = [
+            ("rope.scaling.type", 9),
+            ("attention.sliding_window", 0),
+            ("attention.sliding_window", 7),
+            ("expert_group_count", 3),
+            ("expert_group_used_count", 9),
+            ("expert_shared_count", 3),
+            ("expert_gating_func", 77),
+            ("leading_dense_block_count", 99),
+            ("attention.key_length", 6),
+            ("attention.value_length", 6),
+            ("rope.dimension_count", 3),
+            ("rope.dimension_count", 999),
+            ("nextn_predict_layers", 2),
+            ("pooling_type", 9),
+            ("vocab_size", 7),
+        ];
+        for (name, x) in more {
+            change(format!("{name} = {x}"), &|d| d.u32(&format!("{prefix}{name}"), x));
+        }
+        change("rope.scaling.type other".into(), &|d| d.str(&format!("{prefix}rope.scaling.type"), "other"));
+        change("rope.scaling.factor NaN".into(), &|d| d.f32(&format!("{prefix}rope.scaling.factor"), f32::NAN));
+        for (i, t) in good.tensors.iter().enumerate() {
+            let name = String::from_utf8_lossy(&t.name);
+            change(format!("{name} removed"), &|d| drop(d.tensors.remove(i)));
+            change(format!("{name} twisted"), &|d| d.tensors[i].ne.reverse());
+            change(format!("{name} flat"), &|d| d.tensors[i].ne = vec![t.ne.iter().product()]);
+            change(format!("{name} longer"), &|d| *d.tensors[i].ne.last_mut().unwrap() += 1);
+            change(format!("{name} I32"), &|d| {
+                let n = t.ne.iter().product::<u64>() as usize;
+                (d.tensors[i].ty, d.tensors[i].data) = (Type::I32.id(), vec![0; 4 * n]);
+            });
+            change(format!("{name} F16"), &|d| {
+                let n = t.ne.iter().product::<u64>() as usize;
+                (d.tensors[i].ty, d.tensors[i].data) = (Type::F16.id(), vec![0; 2 * n]);
+            });
+        }
+        for (what, doc) in changed {
+            n += 1;
+            let row = raw(format!("{}: {what}", arch.name()), 0, "", doc.bytes());
+            let ran = answer(&row.path);
+            fs::remove_file(&row.path).unwrap();
+            let clean = match ran.code {
+                Some(0) => !ran.stdout.is_empty(),
+                Some(65 | 69 | 71) => ran.stderr.lines().count() == 1,
+                // Context lengths beyond the prompt's.
+                _ => false,
+            };
+            if !clean {
+                faults.push(format!("{}: {:?} {}", row.id, ran.code, ran.stderr.lines().next().unwrap_or_default()));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{} of {n}:\n{}", faults.len(), faults.join("\n"));
+}
+
+fn le32(n: u32) -> Vec<u8> {
+    n.to_le_bytes().to_vec()
+}

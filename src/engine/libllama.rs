@@ -51,8 +51,10 @@ impl Model {
     ) -> Result<Model> {
         let mut load = || {
             require(gguf.metadata())?;
+            require_types(&gguf)?;
             require_own_settings(options)?;
             let n_gpu_layers = options.weights.n_gpu_layers.unwrap_or(u32::MAX);
+            llama::Model::blame_its_file();
             let mut stopped = false;
             let mut watch = |share| {
                 let flow = progress(share);
@@ -156,10 +158,11 @@ fn require(meta: &Metadata) -> Result<()> {
         within(name, 0, 1 << 16)?;
     }
     let n_expert = within("expert_count", 0, MAX_EXPERTS)?.filter(|&n| n > 1).unwrap_or(0);
-    let n_used = number("expert_used_count")?;
-    if n_expert > 0 && n_used.is_some_and(|n| n == 0 || n > n_expert) {
-        let n = n_used.unwrap_or_default();
-        return Err(Error::malformed(format!("{arch}.expert_used_count is {n}, expected 1 to {n_expert}")));
+    let is_by_layer = matches!(meta.get(&key("expert_used_count")), Some(Value::Array(_)));
+    let n_used = number("expert_used_count")?.unwrap_or(0);
+    if !is_by_layer && (n_used > n_expert || n_expert > 0 && n_used == 0) {
+        let expected = if n_expert > 0 { format!("1 to {n_expert}") } else { "none, as there are no experts".into() };
+        return Err(Error::malformed(format!("{arch}.expert_used_count is {n_used}, expected {expected}")));
     }
     if let Some(n) = number("expert_group_count")?.filter(|&n| n > 0)
         && (n_expert == 0 || n >= n_expert || n_expert % n != 0)
@@ -172,6 +175,21 @@ fn require(meta: &Metadata) -> Result<()> {
     {
         return Err(Error::malformed(format!("{arch}.expert_group_used_count is {used}, expected 1 to {}", n - 1)));
     }
+    for name in ["attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "attention.group_norm_epsilon"] {
+        if let Some(eps) = meta.f32(&key(name))?.filter(|eps| !(0.0..1.0).contains(eps)) {
+            return Err(Error::malformed(format!("{} is {eps}, expected 0 to 1", key(name))));
+        }
+    }
+    let head = match number("attention.key_length")? {
+        Some(n) => Some(n),
+        None => number("embedding_length")?.zip(n_head).and_then(|(n, heads)| n.checked_div(heads)),
+    };
+    if let (Some(n), Some(head)) = (number("rope.dimension_count")?, head)
+        && (n > head || !n.is_multiple_of(2))
+    {
+        let expected = format!("an even number up to {head}, the width of a head");
+        return Err(Error::malformed(format!("{arch}.rope.dimension_count is {n}, expected {expected}")));
+    }
     if let Some(kind) = meta.str(&key("rope.scaling.type"))?
         && !["none", "linear", "yarn", "longrope"].contains(&kind)
     {
@@ -179,6 +197,24 @@ fn require(meta: &Metadata) -> Result<()> {
             "{arch}.rope.scaling.type is '{}'; libllama knows none, linear, yarn and longrope",
             shown(kind)
         )));
+    }
+    Ok(())
+}
+
+/// Passes tensors of types that ggml's kernels take where graphs use them: gains, biases and what is convolved in 32-bit floats, all else in
+/// a type of weights.
+fn require_types(gguf: &Gguf) -> Result<()> {
+    const FLOATS: [&str; 4] = ["conv1d", "shortconv.conv", "ssm_a", "ssm_d"];
+    for t in gguf.tensors() {
+        let is_vector = t.ne[1..].iter().all(|&n| n == 1);
+        let plain = t.name.trim_end_matches(".weight");
+        let wants_floats = is_vector || t.name.ends_with(".bias") || FLOATS.iter().any(|f| plain.ends_with(f));
+        if wants_floats && t.ty != ggml::Type::F32 || !ggml::can_dequantize(t.ty) {
+            let expected = if wants_floats { "F32" } else { "a type of weights" };
+            let name = shown(&t.name);
+            let message = format!("tensor '{name}' has type {}, expected {expected}", t.ty.name());
+            return Err(Error::unsupported(message));
+        }
     }
     Ok(())
 }

@@ -10,15 +10,25 @@ use std::sync::Once;
 #[cfg(unix)]
 use std::sync::OnceLock;
 #[cfg(unix)]
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
 /// Exit codes of the program.
 const INTERNAL: i32 = 70;
 const OUT_OF_MEMORY: i32 = 71;
+const MALFORMED: i32 = 65;
 #[cfg(unix)]
 const FILE_CHANGED: i32 = 74;
+
+/// Whether libllama runs a model, of an architecture whose files are not checked to the last: then what it asserts is about the file.
+static RUNS_BY_LIBLLAMA: AtomicBool = AtomicBool::new(false);
+
+/// From now on what ggml and libllama assert is taken as the fault of a file.
+pub(crate) fn blame_the_model() {
+    RUNS_BY_LIBLLAMA.store(true, Ordering::Relaxed);
+}
 
 /// Watches from now on.
 pub(crate) fn watch() {
@@ -53,6 +63,10 @@ unsafe extern "C" fn on_abort(message: *const c_char) {
         end(&[b"out of memory or threads: ggml gave up"], OUT_OF_MEMORY);
     }
     let line = message.split(|&b| b == b'\n').next().unwrap_or_default();
+    if RUNS_BY_LIBLLAMA.load(Ordering::Relaxed) {
+        let what = b"libllama gave up on this model: its file is damaged, or of a kind that libllama cannot compute: ";
+        end(&[what, line], MALFORMED);
+    }
     end(&[b"internal error, please report it: ggml: ", line], INTERNAL);
 }
 

@@ -287,6 +287,12 @@ impl Model {
         Ok(Model { ptr: NonNull::new(ptr).ok_or_else(take_error)? })
     }
 
+    /// The model is run for a user, from a file whose architecture nobody but libllama checks: what libllama asserts from now on, in this
+    /// process, is reported as a fault of the file, with the exit code for malformed data.
+    pub fn blame_its_file() {
+        crate::crash::blame_the_model();
+    }
+
     /// Number of tokens in the vocabulary.
     pub fn n_vocab(&self) -> usize {
         // SAFETY: the model is live.
