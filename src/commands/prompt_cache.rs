@@ -16,7 +16,8 @@ pub fn saved_tokens(run: &Run) -> u64 {
     let context = &run.options.context;
     let (type_k, type_v) = (context.cache_type_k, context.cache_type_v);
     let Some(model) = run.model.own() else { return 0 };
-    let cell = CacheParams { n_cells: 1, n_seq: 1, type_k, type_v, flash_attn: true, exact: false }.bytes(&model.dims());
+    let cell =
+        CacheParams { n_cells: 1, n_seq: 1, type_k, type_v, flash_attn: true, exact: false }.bytes(&model.dims());
     run.options.prompt_cache.as_deref().map_or(0, |path| n_tokens(path, cell))
 }
 

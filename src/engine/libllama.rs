@@ -300,8 +300,7 @@ impl<'m> LlamaSession<'m> {
     /// Computes tokens after those that are there: the logits of the rows whose number `wanted` says are in the context after it.
     fn compute(&mut self, tokens: &[Token], wanted: impl Fn(usize) -> bool) -> Result<()> {
         let first = self.tokens.len();
-        let batch: Vec<_> =
-            tokens.iter().enumerate().map(|(i, &t)| (t, (first + i) as i32, 0, wanted(i))).collect();
+        let batch: Vec<_> = tokens.iter().enumerate().map(|(i, &t)| (t, (first + i) as i32, 0, wanted(i))).collect();
         match self.context.compute(&batch) {
             Ok(()) => {
                 self.tokens.extend_from_slice(tokens);

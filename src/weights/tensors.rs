@@ -164,6 +164,7 @@ impl Attention {
 
 /// An MLP block. Its channels are the inputs of its last matrix.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "there is one in a layer")]
 pub enum Mlp {
     /// `down(act(gate(x)) * up(x))`
     Gated {

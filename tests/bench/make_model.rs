@@ -1,4 +1,4 @@
-//! Writes a model of random numbers for benchmarks: LLaMA-2-7B's width, a few layers.
+//! Writes a model of random numbers for benchmarks: as wide as a real model of its architecture, with a few layers.
 //!
 //! `cargo run --release --example make_model -- --type Q4_0 --layers 4 --out models/wide-Q4_0.gguf`
 //!
@@ -20,6 +20,9 @@ struct Args {
     /// Type of the matrices: F16, Q8_0, Q4_0, Q4_1, Q5_0, Q4_K, Q6_K
     #[arg(long = "type", default_value = "Q4_0")]
     ty: String,
+    /// Architecture: llama (LLaMA-2-7B's width), qwen3 (8B's), gemma3 (4B's), phi3 (mini's), qwen3moe (30B-A3B's)
+    #[arg(long, default_value = "llama")]
+    arch: String,
     /// Number of layers
     #[arg(long, default_value_t = 4)]
     layers: usize,
@@ -35,17 +38,32 @@ fn main() {
         eprintln!("make_model: unknown type '{}'", args.ty);
         std::process::exit(2);
     };
+    // Width of the embedding, channels, heads, key and value heads, width of a head.
+    let (arch, [n_embd, n_ff, n_head, n_head_kv, n_embd_head]) = match args.arch.as_str() {
+        "llama" => (Arch::Llama, [4096, 11008, 32, 32, 128]),
+        "qwen3" => (Arch::Qwen3, [4096, 12288, 32, 8, 128]),
+        "gemma3" => (Arch::Gemma3, [2560, 10240, 8, 4, 256]),
+        "phi3" => (Arch::Phi3, [3072, 8192, 32, 32, 96]),
+        // An expert has half of the channels.
+        "qwen3moe" => (Arch::Qwen3Moe, [2048, 2 * 768, 32, 4, 128]),
+        other => {
+            eprintln!("make_model: unknown architecture '{other}'");
+            std::process::exit(2);
+        }
+    };
     let forge = Forge {
-        arch: Arch::Llama,
+        arch,
         ty,
         n_vocab: 1024,
-        n_embd: 4096,
-        n_ff: 11008,
-        n_head: 32,
-        n_head_kv: 32,
-        n_embd_head: None,
+        n_embd,
+        n_ff,
+        n_head,
+        n_head_kv,
+        n_embd_head: Some(n_embd_head),
         n_layer: args.layers,
         n_ctx: 4096,
+        window: 1024,
+        experts: [128, 8],
         tied: false,
         biases: false,
         rope: RopeKind::Plain,

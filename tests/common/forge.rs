@@ -17,9 +17,6 @@ pub enum RopeKind {
     Llama3,
 }
 
-/// Experts of a layer.
-const EXPERTS: usize = 8;
-
 /// Architecture of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Arch {
@@ -100,6 +97,8 @@ pub struct Forge {
     pub n_ctx: u32,
     /// Positions that a query looks back in layers with a window
     pub window: u32,
+    /// Experts of a layer, and how many of them a token is given to, where there are experts; each has half of `n_ff` channels
+    pub experts: [usize; 2],
     /// The output matrix is the embedding table.
     pub tied: bool,
     pub biases: bool,
@@ -153,6 +152,7 @@ impl Forge {
             n_layer: 2,
             n_ctx: 2048,
             window: 100,
+            experts: [8, 2],
             tied: false,
             biases: false,
             rope: RopeKind::Plain,
@@ -221,8 +221,8 @@ impl Forge {
                 w.f32(&key("attention.scale"), 0.2);
             }
             Arch::Qwen3Moe => {
-                w.u32(&key("expert_count"), EXPERTS as u32);
-                w.u32(&key("expert_used_count"), 2);
+                w.u32(&key("expert_count"), self.experts[0] as u32);
+                w.u32(&key("expert_used_count"), self.experts[1] as u32);
                 w.u32(&key("expert_feed_forward_length"), self.n_ff as u32 / 2);
             }
             Arch::Mamba => {
@@ -363,13 +363,15 @@ impl Forge {
             }
         }
         for il in 0..self.n_layer {
-            let mut push = |name: &str, shape: &[usize], ty| tensors.push((format!("blk.{il}.{name}"), shape.to_vec(), ty));
+            let mut push =
+                |name: &str, shape: &[usize], ty| tensors.push((format!("blk.{il}.{name}"), shape.to_vec(), ty));
             match self.arch {
                 Arch::Qwen3Moe => {
-                    push("ffn_gate_inp.weight", &[n_embd, EXPERTS], Type::F32);
-                    push("ffn_gate_exps.weight", &[n_embd, n_ff / 2, EXPERTS], self.ty);
-                    push("ffn_up_exps.weight", &[n_embd, n_ff / 2, EXPERTS], self.ty);
-                    push("ffn_down_exps.weight", &[n_ff / 2, n_embd, EXPERTS], self.ty);
+                    let n_expert = self.experts[0];
+                    push("ffn_gate_inp.weight", &[n_embd, n_expert], Type::F32);
+                    push("ffn_gate_exps.weight", &[n_embd, n_ff / 2, n_expert], self.ty);
+                    push("ffn_up_exps.weight", &[n_embd, n_ff / 2, n_expert], self.ty);
+                    push("ffn_down_exps.weight", &[n_ff / 2, n_embd, n_expert], self.ty);
                 }
                 Arch::Mamba => {
                     let n_inner = 2 * n_embd;

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::measure::Row;
 use super::options::{Format, Options};
 use crate::commands::output::print;
-use crate::error::{Error, Result};
 use crate::engine::Loaded;
+use crate::error::{Error, Result};
 use crate::model::description;
 use crate::system::memory;
 

@@ -91,7 +91,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     context.exact = true;
     (context.cache_type_k, context.cache_type_v) = (CacheType::F32, CacheType::F32);
     (context.n_batch, context.n_ubatch) = (u32::MAX, u32::try_from(batch * seq_len).unwrap_or(u32::MAX));
-    let mut session = Session::new(&model, &context, batch, batch * seq_len, signals.interrupt.clone())?;
+    let mut session = Session::new(model, &context, batch, batch * seq_len, signals.interrupt.clone())?;
     let bar = log.progress("calibrating", (n_seqs * seq_len) as u64, "tokens");
     let mut running: BTreeMap<Block, Running> = BTreeMap::new();
     let mut done = 0;
@@ -134,12 +134,12 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
         let length = n_read + n_scored;
         let mut windows: Vec<Vec<Token>> = match &given {
             Some(tokens) => tokens[n_seqs * seq_len..].chunks_exact(length).take(WINDOWS).map(<[_]>::to_vec).collect(),
-            None => write_for_costs(options, &model, &tokenizer, length, &log, signals)?,
+            None => write_for_costs(options, model, &tokenizer, length, &log, signals)?,
         };
         let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
         windows.iter_mut().for_each(|w| w[0] = bos.unwrap_or(w[0]));
         let measure = Measure {
-            model: &model,
+            model,
             context: options.context.clone(),
             calibration: &calibration,
             windows,

@@ -45,7 +45,7 @@ pub fn window(
     if let Some(base) = keys.positive("rope.freq_base_swa")? {
         rope.freq_base = base;
     }
-    Ok((n > 0).then(|| Window { n: n as usize, layers, rope }))
+    Ok((n > 0).then_some(Window { n: n as usize, layers, rope }))
 }
 
 fn tensors(loader: &mut Loader, h: &Hparams) -> Result<Tensors> {

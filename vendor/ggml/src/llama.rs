@@ -498,9 +498,7 @@ impl<'m> Context<'m> {
     pub fn set_state(&mut self, state: &[u8], only_state: bool) -> bool {
         let flags = state_flags(only_state);
         // SAFETY: the context is live; the slice is.
-        let n = unsafe {
-            sys::llama_state_seq_set_data_ext(self.ptr.as_ptr(), state.as_ptr(), state.len(), 0, flags)
-        };
+        let n = unsafe { sys::llama_state_seq_set_data_ext(self.ptr.as_ptr(), state.as_ptr(), state.len(), 0, flags) };
         n == state.len() && n > 0
     }
 }
