@@ -284,7 +284,9 @@ fn keys_and_values() {
         row("K18-missing", 65, "'general.architecture' is missing", |d| d.remove("general.architecture")),
         row("K18-type", 65, "is of type u32, expected string", |d| d.u32("general.architecture", 1)),
         row("K18-empty", 65, "missing or empty", |d| d.str("general.architecture", "")),
-        row("K18-foo", 69, "does not know the architecture 'foo'", |d| d.str("general.architecture", "foo")),
+        row("K18-foo", 69, "neither pp-run nor libllama knows the architecture 'foo'", |d| {
+            d.str("general.architecture", "foo")
+        }),
         row("K18-long", 69, "... (1048576 bytes)", |d| d.str("general.architecture", &"a".repeat(1 << 20))),
         row("K18-longer", 65, "2097152 bytes, expected at most", |d| {
             d.str("general.architecture", &"a".repeat(2 << 20))
@@ -601,7 +603,7 @@ fn hyper_parameters() {
             let data = vec![0; 28];
             d.tensors.push(TensorDoc { name: b"rope_freqs.weight".to_vec(), ne: vec![7], ty: 0, data, offset: None });
         }),
-        row("M20", 69, "mixture-of-experts", |d| d.u32("llama.expert_count", 8)),
+        row("M20", 65, "llama.expert_used_count is 0, expected 1 to 8", |d| d.u32("llama.expert_count", 8)),
         row("M20-array", 65, "expected u32", |d| {
             d.set("llama.expert_count", ARRAY, array(U32, [vec![0; 4], vec![0; 4]].into_iter()))
         }),

@@ -21,7 +21,7 @@ use pp_run::weights::Kernels;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Where a file says how its tokens were pruned, and bytes before the tokens (src/engine/prompt_cache.rs).
-const PRUNING: usize = 96;
+const PRUNING: usize = 100;
 const HEADER: usize = PRUNING + IDENTITY_BYTES;
 
 fn no_progress(_: usize, _: usize) {}

@@ -10,8 +10,8 @@ use ggml::llama::{self, ContextParams, DecodeError, LlamaError};
 
 use super::options::Options;
 use super::report::Report;
-use super::session::Session;
-use super::timeline::{Timeline, in_common, is_full};
+use super::session::{Session, in_common, is_full};
+use super::timeline::Timeline;
 use crate::error::{Error, Kind, Result, shown};
 use crate::gguf::{Gguf, Metadata, Value};
 use crate::model;
@@ -50,6 +50,9 @@ impl Model {
         progress: &mut dyn FnMut(f32) -> ControlFlow<()>,
     ) -> Result<Model> {
         let mut load = || {
+            if !llama::knows(gguf.metadata().architecture()) {
+                return Err(model::unknown_architecture(gguf.metadata().architecture()));
+            }
             require(gguf.metadata())?;
             require_types(&gguf)?;
             require_own_settings(options)?;
@@ -66,7 +69,7 @@ impl Model {
                 Err(_) if stopped => {
                     return Err(Error::new(Kind::Interrupted, "interrupted while loading the model"));
                 }
-                other => other.map_err(|e| refused(gguf.metadata(), &e))?,
+                other => other.map_err(|e| refused(&e))?,
             };
             match llama.continues_texts() {
                 true => Ok(llama),
@@ -101,11 +104,8 @@ impl Model {
 }
 
 /// What was refused, and why, in terms of the file. libllama tells kinds of errors apart by their texts alone.
-fn refused(meta: &Metadata, e: &LlamaError) -> Error {
+fn refused(e: &LlamaError) -> Error {
     let reason = shown(&e.0).into_owned();
-    if reason.contains("unknown model architecture") {
-        return model::unknown_architecture(meta.architecture());
-    }
     if reason.contains("bad_alloc") || reason.contains("unable to allocate") || reason.contains("out of memory") {
         return Error::memory("the weights do not fit in memory: use a smaller model or a smaller quantisation");
     }

@@ -13,9 +13,8 @@ use super::options::Options;
 use super::prompt_cache::{self, Found, Origin};
 use super::pruning::{AskAnswer, Policy, READ_WHOLE, REFRESH, Ran, Way, is_worth_a_guard, read_whole};
 use super::report::{BreakEven, Report};
-use super::timeline::{in_common, is_full};
 use crate::error::{Error, Result};
-use crate::graph::{Batch, Results};
+use crate::graph::{Batch, KV_STEP, Results};
 use crate::model::Model;
 use crate::prune::{
     self, Block, Costs, LeftOut, MaskSource, Masks, Notes, Observed, Pass, Pruning, Record, Reduced, Setup, Summary,
@@ -535,6 +534,28 @@ impl<'m> Session<'m> {
         ))
         .in_file(self.engine.model.gguf().path()))
     }
+}
+
+/// Tokens that `prompt` has in common with those that are there, its last one aside. [`crate::error::Kind::Malformed`] if it is empty or
+/// longer than the context.
+pub(super) fn in_common(tokens: &[Token], prompt: &[Token], n_ctx: usize) -> Result<usize> {
+    if prompt.is_empty() {
+        return Err(Error::malformed("the prompt has no tokens"));
+    }
+    if prompt.len() > n_ctx {
+        return Err(Error::malformed(format!(
+            "the prompt has {} tokens, but the context holds {n_ctx}: shorten it or use -c {}",
+            prompt.len(),
+            prompt.len().next_multiple_of(KV_STEP)
+        )));
+    }
+    let common = tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    Ok(common.min(prompt.len() - 1))
+}
+
+/// The error where one more token is too many.
+pub(super) fn is_full(n_ctx: usize) -> Error {
+    Error::malformed(format!("the context of {n_ctx} tokens is full"))
 }
 
 /// What reading is expected to cost by what was measured on the model.

@@ -2,8 +2,7 @@
 
 use super::report::Report;
 use super::session::{PromptTimes, Session};
-use crate::error::{Error, Result};
-use crate::graph::KV_STEP;
+use crate::error::Result;
 use crate::tokenizer::Token;
 
 /// Tokens that a model has read, what it remembers of them, and the logits after the last one.
@@ -59,28 +58,6 @@ pub trait Timeline<'m> {
 
     /// What pruning did lately.
     fn prune_report(&self) -> Option<&Report>;
-}
-
-/// Tokens that `prompt` has in common with those that are there, its last one aside. [`crate::error::Kind::Malformed`] if it is empty or
-/// longer than the context.
-pub fn in_common(tokens: &[Token], prompt: &[Token], n_ctx: usize) -> Result<usize> {
-    if prompt.is_empty() {
-        return Err(Error::malformed("the prompt has no tokens"));
-    }
-    if prompt.len() > n_ctx {
-        return Err(Error::malformed(format!(
-            "the prompt has {} tokens, but the context holds {n_ctx}: shorten it or use -c {}",
-            prompt.len(),
-            prompt.len().next_multiple_of(KV_STEP)
-        )));
-    }
-    let common = tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-    Ok(common.min(prompt.len() - 1))
-}
-
-/// The error where one more token is too many.
-pub fn is_full(n_ctx: usize) -> Error {
-    Error::malformed(format!("the context of {n_ctx} tokens is full"))
 }
 
 impl<'m> Timeline<'m> for Session<'m> {

@@ -190,6 +190,17 @@ impl Vocab {
     }
 }
 
+/// Whether libllama knows an architecture by this name: it loads a file of one that has nothing else.
+pub fn knows(architecture: &str) -> bool {
+    let string = |s: &str| [&(s.len() as u64).to_le_bytes()[..], s.as_bytes()].concat();
+    let entry = |key: &str, value: &str| [string(key), 8u32.to_le_bytes().to_vec(), string(value)].concat();
+    let mut gguf = [&b"GGUF"[..], &3u32.to_le_bytes(), &0u64.to_le_bytes(), &2u64.to_le_bytes()].concat();
+    gguf.extend(entry("general.architecture", architecture));
+    gguf.extend(entry("tokenizer.ggml.model", "no_vocab"));
+    gguf.resize(gguf.len().next_multiple_of(32), 0);
+    Vocab::new(&gguf).is_ok()
+}
+
 /// A stream that reads the bytes.
 #[cfg(unix)]
 fn open_memory(bytes: &[u8]) -> Option<*mut libc::FILE> {
