@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::output::print;
+use crate::engine::{libllama, runs_on_own};
 use crate::error::{Error, Result, escape, shown};
 use crate::gguf::Gguf;
-use crate::model::{RopeOptions, description, read_hparams};
+use crate::model::{RopeOptions, RunBy, description, read_hparams};
 use crate::system::memory;
 use crate::system::places::{self, Env, env};
 
@@ -97,9 +98,13 @@ struct Model {
 fn describe(path: &Path) -> Result<Model, String> {
     let read = || {
         let gguf = Gguf::open(path)?;
-        read_hparams(&gguf, &RopeOptions::default())?;
+        let is_own = runs_on_own(&gguf, RunBy::Auto);
+        let description = match is_own {
+            true => read_hparams(&gguf, &RopeOptions::default()).map(|_| description(&gguf))?,
+            false => libllama::require_file(&gguf).map(|()| description(&gguf) + ", by libllama")?,
+        };
         let name = gguf.metadata().lossy("general.name").map(|n| shown(&n).into_owned());
-        Ok(Model { n_bytes: gguf.file_bytes(), name, description: description(&gguf) })
+        Ok(Model { n_bytes: gguf.file_bytes(), name, description })
     };
     read().map_err(|e: Error| {
         let message = e.to_string();

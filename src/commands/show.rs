@@ -8,9 +8,10 @@ use gguf_rs::{ByteOrder, GGUFContainer};
 use serde_json::{Value, json};
 
 use super::output::print;
+use crate::engine::{libllama, runs_on_own};
 use crate::error::{Error, Result, escape};
 use crate::gguf::{Gguf, TensorInfo};
-use crate::model::{RopeOptions, read_hparams};
+use crate::model::{RopeOptions, RunBy, read_hparams};
 use crate::system::memory;
 
 #[derive(Debug, Clone)]
@@ -42,7 +43,7 @@ pub fn run(options: &Options) -> Result<()> {
             "file_bytes": gguf.file_bytes(),
             "version": gguf.version(),
             "architecture": gguf.metadata().architecture(),
-            "n_params": n_params(&gguf),
+            "n_params": gguf.n_params(),
             "n_tensors": gguf.tensors().len(),
             "types": types(&gguf).into_iter().map(|(name, (count, bytes))| (name, json!({"tensors": count, "bytes": bytes}))).collect::<serde_json::Map<_, _>>(),
             "metadata": metadata,
@@ -80,17 +81,24 @@ pub fn prunable(gguf: &Gguf) -> Result<String> {
     let (_, h) = read_hparams(gguf, &RopeOptions::default())?;
     let ty =
         |il: usize, name: &str| gguf.tensor(&format!("blk.{il}.{name}.weight")).map_or("none".into(), |t| t.ty.name());
+    // What lies with others in one tensor is of that tensor's type.
+    let rows = |il: usize, name: &str, fused: &str| {
+        let has = gguf.tensor(&format!("blk.{il}.{name}.weight")).is_some();
+        ty(il, if has { name } else { fused })
+    };
+    let has_gate = gguf.tensor("blk.0.ffn_gate.weight").is_some();
+    let is_plain = !has_gate && gguf.tensor("blk.0.ffn_up.weight").is_some_and(|t| t.ne[1] == h.n_ff as u64);
     let columns = |il: usize, name: &str| {
         let tensor = gguf.tensor(&format!("blk.{il}.{name}.weight"));
         let quantised = tensor.is_some_and(|t| t.ty.is_quantized());
         ty(il, name) + if quantised { ", its columns as Q8_0" } else { "" }
     };
     let line = |il: usize| {
+        let gate = if is_plain { String::new() } else { format!("gate {}, ", rows(il, "ffn_gate", "ffn_up")) };
         format!(
-            "attention: queries {}, output {}\n  MLP: gate {}, up {}, down {}",
-            ty(il, "attn_q"),
+            "attention: queries {}, output {}\n  MLP: {gate}up {}, down {}",
+            rows(il, "attn_q", "attn_qkv"),
             columns(il, "attn_output"),
-            ty(il, "ffn_gate"),
             ty(il, "ffn_up"),
             columns(il, "ffn_down")
         )
@@ -104,16 +112,9 @@ pub fn prunable(gguf: &Gguf) -> Result<String> {
             .to_owned(),
         false => format!("grouped-query: {} heads of keys and values, which stay whole\n", h.n_head_kv),
     });
-    let (mut prunable, mut total) = (0u64, 0u64);
-    for t in gguf.tensors() {
-        total += t.n_elements();
-        let named = |names: &[&str]| {
-            names.iter().any(|n| t.name.starts_with("blk.") && t.name.ends_with(&format!(".{n}.weight")))
-        };
-        if named(&["attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]) {
-            prunable += t.n_elements();
-        }
-    }
+    let n_ff_matrices = if is_plain { 2 } else { 3 };
+    let prunable = h.n_layer * h.n_embd * (2 * h.n_embd_q() + n_ff_matrices * h.n_ff);
+    let total = gguf.n_params();
     out.push_str(&format!(
         "{:.1}% of the model's {:.1} M parameters can be left out in part\n",
         100.0 * prunable as f64 / total.max(1) as f64,
@@ -139,10 +140,6 @@ fn metadata(gguf: &Gguf) -> Result<BTreeMap<String, Value>> {
     Ok(model.metadata().clone())
 }
 
-fn n_params(gguf: &Gguf) -> u64 {
-    gguf.tensors().iter().map(TensorInfo::n_elements).sum()
-}
-
 /// Number and bytes of tensors by type.
 fn types(gguf: &Gguf) -> BTreeMap<String, (usize, u64)> {
     let mut types: BTreeMap<String, (usize, u64)> = BTreeMap::new();
@@ -160,7 +157,7 @@ pub fn overview(gguf: &Gguf) -> String {
     let number = |key: &str| meta.u32(&format!("{arch}.{key}")).ok().flatten().map(|n| n.to_string());
     let real = |key: &str| meta.f32(&format!("{arch}.{key}")).ok().flatten().map(|n| n.to_string());
     let text = |key: &str| meta.str(key).ok().flatten().map(str::to_owned);
-    let total: u64 = gguf.tensors().iter().map(|t| t.n_bytes).sum();
+    let total = gguf.n_bytes();
     let types: Vec<String> = types(gguf)
         .into_iter()
         .map(|(name, (count, bytes))| format!("{name} {:.1} % ({count})", 100.0 * bytes as f64 / total.max(1) as f64))
@@ -174,7 +171,8 @@ pub fn overview(gguf: &Gguf) -> String {
         ("size", Some(format!("{}{files} (GGUF version {})", memory::human(gguf.file_bytes()), gguf.version()))),
         ("name", meta.lossy("general.name")),
         ("architecture", Some(arch.to_owned())),
-        ("parameters", Some(format!("{:.1} M in {} tensors", n_params(gguf) as f64 / 1e6, gguf.tensors().len()))),
+        ("engine", engine(gguf)),
+        ("parameters", Some(format!("{:.1} M in {} tensors", gguf.n_params() as f64 / 1e6, gguf.tensors().len()))),
         ("types", Some(types.join(", "))),
         ("context length", number("context_length")),
         ("layers", number("block_count")),
@@ -190,6 +188,16 @@ pub fn overview(gguf: &Gguf) -> String {
         ("chat template", yes_no(meta.get("tokenizer.chat_template").is_some())),
     ];
     rows.iter().filter_map(|(name, value)| Some(format!("{name:<22} {}\n", escape(value.as_deref()?)))).collect()
+}
+
+/// Who runs the model; `None` if nobody does.
+fn engine(gguf: &Gguf) -> Option<String> {
+    let what = match (runs_on_own(gguf, RunBy::Auto), libllama::require_file(gguf)) {
+        (true, _) => "pp-run: graphs, kernels and pruning of its own",
+        (false, Ok(())) => "libllama: no pruning, no kernels of pp-run's own",
+        (false, Err(_)) => return None,
+    };
+    Some(what.to_owned())
 }
 
 /// A value in one short line.

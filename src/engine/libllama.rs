@@ -50,11 +50,7 @@ impl Model {
         progress: &mut dyn FnMut(f32) -> ControlFlow<()>,
     ) -> Result<Model> {
         let mut load = || {
-            if !llama::knows(gguf.metadata().architecture()) {
-                return Err(model::unknown_architecture(gguf.metadata().architecture()));
-            }
-            require(gguf.metadata())?;
-            require_types(&gguf)?;
+            require_file(&gguf)?;
             require_own_settings(options)?;
             let n_gpu_layers = options.weights.n_gpu_layers.unwrap_or(u32::MAX);
             llama::Model::blame_its_file();
@@ -110,6 +106,16 @@ fn refused(e: &LlamaError) -> Error {
         return Error::memory("the weights do not fit in memory: use a smaller model or a smaller quantisation");
     }
     Error::unsupported(format!("libllama cannot load this model: {reason}"))
+}
+
+/// Passes a file that libllama may load. [`Kind::Unsupported`] for an architecture that it does not know.
+pub fn require_file(gguf: &Gguf) -> Result<()> {
+    let architecture = gguf.metadata().architecture();
+    if !llama::knows(architecture) {
+        return Err(model::unknown_architecture(architecture));
+    }
+    require(gguf.metadata())?;
+    require_types(gguf)
 }
 
 /// Settings that libllama is not told.

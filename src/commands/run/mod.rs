@@ -16,6 +16,7 @@ use crate::chat::Template;
 use crate::chat::terminal::Tristate;
 use crate::engine::Loaded;
 use crate::error::{Error, Result};
+use crate::gguf::{Gguf, Value};
 use crate::log::Log;
 use crate::tokenizer::{Token, Tokenizer};
 use one_shot::one_shot;
@@ -58,6 +59,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
 
     let start = Instant::now();
     let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
+    let options = &sampling_of_file(options, model.gguf(), &log)?;
     let template = template(options, &model, &tokenizer, &log)?;
     let run = Run { options: options.clone(), log, signals, model: &model, tokenizer: &tokenizer, start };
     match (template, prompt) {
@@ -72,6 +74,48 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
         (Some(_), None) => unreachable!("no prompt on a terminal is a chat"),
         (template, Some(prompt)) => one_shot(&run, template.as_ref(), system.as_deref(), &prompt),
     }
+}
+
+/// What the model's author wants answers to be drawn by, by the names that files and flags have for it.
+const SAMPLING: [(&str, &str); 6] = [
+    ("temp", "temp"),
+    ("top_k", "top-k"),
+    ("top_p", "top-p"),
+    ("min_p", "min-p"),
+    ("penalty_repeat", "repeat-penalty"),
+    ("penalty_last_n", "repeat-last-n"),
+];
+
+/// The options, with the file's settings of sampling where the user has none: that is said.
+fn sampling_of_file(options: &Options, gguf: &Gguf, log: &Log) -> Result<Options> {
+    let is_set = |flag: &str| {
+        let flag = format!("--{flag}=");
+        options.settings.args.iter().any(|a| a.to_str().is_some_and(|a| a.starts_with(&flag)))
+    };
+    let mut settings = Vec::new();
+    for (name, flag) in SAMPLING.into_iter().filter(|(_, flag)| !is_set(flag)) {
+        let key = format!("general.sampling.{name}");
+        let value = match gguf.metadata().get(&key) {
+            None => continue,
+            Some(Value::F32(x)) => x.to_string(),
+            Some(Value::F64(x)) => x.to_string(),
+            Some(value) => value.as_i128().map(|n| n.to_string()).ok_or_else(|| {
+                let message = format!("metadata '{key}' is of type {}, expected f32", value.value_type().name());
+                Error::malformed(message).in_file(gguf.path())
+            })?,
+        };
+        settings.push((flag, value));
+    }
+    if settings.is_empty() {
+        return Ok(options.clone());
+    }
+    let pairs: Vec<(&str, &str)> = settings.iter().map(|(flag, value)| (*flag, value.as_str())).collect();
+    let (with, _) = (options.settings.change)(options, &pairs).map_err(|e| {
+        Error::malformed(format!("general.sampling of the file cannot be used: {e}")).in_file(gguf.path())
+    })?;
+    let all: Vec<String> = pairs.iter().map(|(flag, value)| format!("{flag} {value}")).collect();
+    log.note(&format!("answers are drawn as the file says: {} (flags come first)", all.join(", ")));
+    Ok(with)
 }
 
 /// The prompt of `-p` or `-f`, with the text on stdin below it; `None` if there is none at all.
