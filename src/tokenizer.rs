@@ -1,6 +1,6 @@
 //! Text to tokens and back: libllama's vocabularies, loaded from metadata that has passed our check.
 
-use ggml::llama::Vocab;
+use ggml::llama::{Vocab, knows};
 
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Twins};
@@ -20,7 +20,9 @@ impl Tokenizer {
     /// Checks the vocabulary's metadata and loads it.
     pub fn load(gguf: &Gguf) -> Result<Tokenizer> {
         let twins = gguf.require_vocab()?;
-        let vocab = Vocab::new(&gguf.vocab_header(&twins)).map_err(|e| {
+        // libllama loads the vocabularies of architectures that it knows. One that only we know goes under the name of another.
+        let name = (!knows(gguf.metadata().architecture())).then_some("gpt2");
+        let vocab = Vocab::new(&gguf.vocab_header(&twins, name)).map_err(|e| {
             let message = format!("the tokenizer cannot be loaded: {}", e.0);
             // libllama tells kinds of errors apart by their texts alone.
             let error = if e.0.contains("bad_alloc") { Error::memory(message) } else { Error::unsupported(message) };

@@ -70,7 +70,7 @@ fn compare(forge: &Forge, kernels: Kernels, options: &Options, most: f64) {
 #[test]
 fn rows_of_any_sequences_at_any_positions() {
     let small = Options { n_ctx: Some(512), ..Options::new(2) };
-    for arch in Arch::ALL {
+    for arch in Arch::ALL.into_iter().chain([Arch::Opt]) {
         compare(&Forge { arch, ..Forge::tiny(Type::F32, 4, 2) }, Kernels::Ggml, &small, 1e-9);
         compare(&Forge { arch, ..Forge::tiny(Type::Q4_0, 4, 2) }, Kernels::Native, &small, 1e-9);
     }

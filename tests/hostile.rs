@@ -641,7 +641,7 @@ fn architectures() {
     const NORM: &str = "blk.0.attn_q_norm.weight";
     type Change<'a> = &'a dyn Fn(&mut Doc);
     let rows = |arch| move |id: &str, code, part, change: Change| row_of(arch, id, code, part, change);
-    let [qwen2, qwen3, phi3, gemma2, gemma3, granite, smollm3, mistral3] = [
+    let [qwen2, qwen3, phi3, gemma2, gemma3, granite, smollm3, mistral3, opt] = [
         Arch::Qwen2,
         Arch::Qwen3,
         Arch::Phi3,
@@ -650,6 +650,7 @@ fn architectures() {
         Arch::Granite,
         Arch::SmolLm3,
         Arch::Mistral3,
+        Arch::Opt,
     ]
     .map(rows);
     check(vec![
@@ -707,6 +708,16 @@ fn architectures() {
             d.f32("granite.residual_scale", f32::INFINITY)
         }),
         smollm3("smollm3", 0, "", &|_| {}),
+        opt("opt", 0, "", &|_| {}),
+        opt("M01 opt", 65, "'opt.attention.layer_norm_epsilon' is missing", &|d| {
+            d.remove("opt.attention.layer_norm_epsilon")
+        }),
+        opt("M14 opt", 65, "'position_embd.weight' has the shape [64, 255], expected [64, 256]", &|d| {
+            with(d, "position_embd.weight", |t| t.ne = vec![64, 255])
+        }),
+        opt("T07 opt", 65, "'blk.0.attn_norm.bias' is missing", &|d| {
+            d.tensors.retain(|t| t.name != b"blk.0.attn_norm.bias")
+        }),
         mistral3("mistral3", 0, "", &|_| {}),
         mistral3("M18 mistral3", 65, "rope.scaling.original_context_length is 0", &|d| {
             d.u32("mistral3.rope.scaling.original_context_length", 0)

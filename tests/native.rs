@@ -68,7 +68,7 @@ fn random_models_of_every_kind_are_nearly_the_same() {
     let prompt = |n: usize, step: usize| (0..n).map(|i| ((i * step + 7) % 256) as i32).collect();
     let prompts: Vec<Vec<i32>> = vec![prompt(1, 1), prompt(5, 3), prompt(17, 5), prompt(200, 101)];
     let types = [Type::Q4_0, Type::Q4_1, Type::Q5_0, Type::Q8_0, Type::Q4_K, Type::Q6_K];
-    for arch in Arch::ALL {
+    for arch in Arch::ALL.into_iter().chain([Arch::Opt]) {
         for (i, ty) in types.into_iter().enumerate() {
             let (biases, tied, n_head_kv) = (i % 2 == 0, i % 3 == 0, [4, 2, 1][i % 3]);
             let path = dir.path().join(format!("{}-{ty}.gguf", arch.name()));

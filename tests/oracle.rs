@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use common::forge::{Arch, Forge, RopeKind};
+use common::forge::{Arch, Forge, RopeKind, of_each_kind};
 use common::{argmax, gemma3, load, nmse, session, smollm2, tokenizer, turn};
 use ggml::Type;
 use ggml::llama::{Context, ContextParams, Model as LlamaModel};
@@ -229,6 +229,43 @@ fn random_models_agree_for_every_cache() {
             compare_forged(&forge, &o);
             if ty != CacheType::Q8_0 {
                 compare_forged(&forge, &ContextOptions { flash_attn: false, ..o });
+            }
+        }
+    }
+}
+
+/// OPT, which libllama does not know, against Hugging Face's implementation: `tests/tools/opt` stored its logits.
+#[test]
+fn opt_agrees_with_hugging_face() {
+    let _turn = turn();
+    let figures: Vec<serde_json::Value> = serde_json::from_str(include_str!("golden/opt.json")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("opt.gguf");
+    let (_, forge) = of_each_kind().into_iter().find(|(name, _)| *name == "opt-f32").unwrap();
+    forge.write(&path);
+    let model = load(&path);
+    for flash_attn in [true, false] {
+        // Keys in 32 bits, as theirs.
+        let cache = CacheType::F32;
+        let options = ContextOptions {
+            cache_type_k: cache,
+            cache_type_v: cache,
+            flash_attn,
+            exact: true,
+            n_ubatch: 128,
+            ..options()
+        };
+        let mut session = session(&model, &options);
+        for figure in &figures {
+            let numbers = |key: &str| figure[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap());
+            let prompt: Vec<i32> = numbers("prompt").map(|t| t as i32).collect();
+            let want: Vec<f64> = numbers("logits").collect();
+            let largest = want.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+            session.rewind(0);
+            session.sync(&prompt, &mut |_, _| {}).unwrap();
+            for (i, (got, want)) in session.logits().iter().zip(&want).enumerate() {
+                let error = (f64::from(*got) - want).abs() / largest;
+                assert!(error < 1e-4, "{} tokens, logit {i}: {got}, not {want}", prompt.len());
             }
         }
     }

@@ -200,6 +200,7 @@ fn counts_are_exact_masks_are_reproducible_and_dumps_replay() {
         (Arch::Phi3, 2, Type::Q4_K),
         (Arch::Gemma2, 8, Type::Q4_0),
         (Arch::Gemma3, 2, Type::Q8_0),
+        (Arch::Opt, 8, Type::Q8_0),
     ];
     let all: Vec<_> = llama.map(|(n_head_kv, ty)| (Arch::Llama, n_head_kv, ty)).into_iter().chain(others).collect();
     for ((arch, n_head_kv, ty), kernels) in all.into_iter().flat_map(|c| [(c, "ggml"), (c, "native")]) {

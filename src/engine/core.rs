@@ -105,7 +105,7 @@ impl<'m> Engine<'m> {
     /// Reserves all memory that any later call can need: the cache of `n_seq_max` sequences of `n_ctx` tokens and the
     /// intermediate results of the largest batch, with results for `n_wanted_max` of its tokens. `interrupt` stops a
     /// running computation soon after it is set. [`Kind::Memory`] if that is not there, [`Kind::Usage`] if the model cannot have such a
-    /// cache.
+    /// cache or context.
     pub fn new(
         model: &'m Model,
         options: &Options,
@@ -120,6 +120,12 @@ impl<'m> Engine<'m> {
         let clock = Arc::default();
 
         let trained = model.hparams().n_ctx_train as usize;
+        if let Some(n) = options.n_ctx.filter(|&n| n as usize > model.max_ctx()) {
+            let most = model.max_ctx();
+            return Err(Error::usage(format!(
+                "the model has learned {most} positions, and -c asks for {n}: use -c {most}"
+            )));
+        }
         let (mut n_ctx, shrink) = match options.n_ctx {
             None => (trained, true),
             Some(0) => (trained, false),

@@ -178,12 +178,13 @@ impl Metadata {
     }
 
     /// A GGUF file with the entries whose keys are `wanted`, and no tensors. Long texts are left out; the strings of `emptied`
-    /// (an array's key and places in it) are written as empty ones.
+    /// (an array's key and places in it) are written as empty ones, and the texts of `other` keys are these.
     pub(super) fn write(
         &self,
         file: &[u8],
         wanted: impl Fn(&str) -> bool,
         emptied: Option<(&str, &BTreeSet<usize>)>,
+        other: Option<(&str, &str)>,
     ) -> Vec<u8> {
         let wanted = |e: &&Entry| wanted(&e.key) && !matches!(e.value, Value::LongText(_));
         let mut out = b"GGUF".to_vec();
@@ -191,6 +192,11 @@ impl Metadata {
         out.extend(0u64.to_le_bytes());
         out.extend((self.entries.iter().filter(wanted).count() as u64).to_le_bytes());
         for entry in self.entries.iter().filter(wanted) {
+            if let Some((key, text)) = other.filter(|(key, _)| *key == entry.key) {
+                let value = Value::Str(text.into());
+                Entry { key: key.to_owned(), value, raw: None }.encode(&mut out);
+                continue;
+            }
             if let (Some((key, places)), Value::Array(array)) = (emptied, &entry.value)
                 && key == entry.key
             {

@@ -208,16 +208,21 @@ impl Gguf {
 
     /// A GGUF header with the metadata and no tensors, up to where the first tensor would be described.
     pub fn header_without_tensors(&self) -> Vec<u8> {
-        self.metadata.write(self.header(), |_| true, None)
+        self.metadata.write(self.header(), |_| true, None, None)
     }
 
     /// A complete GGUF file with the metadata that libllama's vocabulary loader reads, and no tensors. `twins` have no text in it, as
     /// libllama allows no text twice; it gives tokens without one a name of their own.
-    pub fn vocab_header(&self, twins: &Twins) -> Vec<u8> {
+    pub fn vocab_header(&self, twins: &Twins, architecture: Option<&str>) -> Vec<u8> {
         let wanted =
             |key: &str| key.starts_with("tokenizer.") || (key.starts_with("general.") && key != "general.alignment");
         let twins = twins.keys().map(|&t| t as usize).collect();
-        let mut out = self.metadata.write(self.header(), wanted, Some((vocab::TOKENS, &twins)));
+        let mut out = self.metadata.write(
+            self.header(),
+            wanted,
+            Some((vocab::TOKENS, &twins)),
+            architecture.map(|a| ("general.architecture", a)),
+        );
         // The data section begins aligned, even if it is empty.
         out.resize(out.len().next_multiple_of(32), 0);
         out

@@ -73,6 +73,11 @@ impl Model {
         &self.tensors.layers
     }
 
+    /// Tokens of a context at most: where positions are learned, as many as there are; else any number.
+    pub fn max_ctx(&self) -> usize {
+        self.tensors.pos_embd.map_or(usize::MAX, |_| self.hparams.n_ctx_train as usize)
+    }
+
     /// Whether a context of `n_ctx` tokens is one for which positions are embedded otherwise than for shorter ones.
     pub fn is_long(&self, n_ctx: usize) -> bool {
         let is_long = |f: &Factors| matches!(f, Factors::ByContext { n_ctx: longest, .. } if n_ctx > *longest);

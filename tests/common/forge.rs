@@ -37,6 +37,8 @@ pub enum Arch {
     Gemma2,
     /// The same with norms of heads and other frequencies in windows, without the caps
     Gemma3,
+    /// Learned positions, layer norms, an MLP without a gate: libllama does not know it
+    Opt,
     /// Experts: libllama runs it
     Qwen3Moe,
     /// A state instead of attention: libllama runs it
@@ -70,6 +72,7 @@ impl Arch {
             Arch::Granite => "granite",
             Arch::Gemma2 => "gemma2",
             Arch::Gemma3 => "gemma3",
+            Arch::Opt => "opt",
             Arch::Qwen3Moe => "qwen3moe",
             Arch::Mamba => "mamba",
             Arch::Lfm2 => "lfm2",
@@ -115,8 +118,8 @@ pub fn golden() -> [(&'static str, Forge); 2] {
 }
 
 /// The tiny models whose results `tests/tools/hashes` prints: all architectures, and a type of weights for each way to multiply. Several
-/// queries share a key and a value. For llama, every matrix has a bias.
-pub fn of_each_kind() -> [(&'static str, Forge); 12] {
+/// queries share a key and a value, but for OPT. For llama, every matrix has a bias.
+pub fn of_each_kind() -> [(&'static str, Forge); 14] {
     let kinds = [
         ("q4_0", Arch::Llama, Type::Q4_0),
         ("q4_1", Arch::Llama, Type::Q4_1),
@@ -130,10 +133,13 @@ pub fn of_each_kind() -> [(&'static str, Forge); 12] {
         ("granite-q8_0", Arch::Granite, Type::Q8_0),
         ("gemma2-q4_k", Arch::Gemma2, Type::Q4_K),
         ("gemma3-q4_0", Arch::Gemma3, Type::Q4_0),
+        ("opt-f32", Arch::Opt, Type::F32),
+        ("opt-q8_0", Arch::Opt, Type::Q8_0),
     ];
     kinds.map(|(name, arch, ty)| {
         let biases = arch == Arch::Llama;
-        (name, Forge { arch, n_layer: 5, seed: 13, biases, ..Forge::tiny(ty, 8, 2) })
+        let n_head_kv = if arch == Arch::Opt { 8 } else { 2 };
+        (name, Forge { arch, n_layer: 5, seed: 13, biases, ..Forge::tiny(ty, 8, n_head_kv) })
     })
 }
 
@@ -202,7 +208,7 @@ impl Forge {
             w.u32(&key("rope.dimension_count"), self.n_rot() as u32);
         }
         match self.arch {
-            Arch::Llama | Arch::Qwen2 | Arch::Qwen3 | Arch::SmolLm3 => {}
+            Arch::Llama | Arch::Qwen2 | Arch::Qwen3 | Arch::SmolLm3 | Arch::Opt => {}
             Arch::Phi3 => {
                 w.u32(&key("rope.scaling.original_context_length"), self.n_ctx / 4);
                 w.f32(&key("rope.scaling.attn_factor"), 1.1);
@@ -251,7 +257,8 @@ impl Forge {
                 w.f32(&key("rope.freq_base"), 500000.0);
             }
         }
-        w.f32(&key("attention.layer_norm_rms_epsilon"), 1e-5);
+        let norm = if self.arch == Arch::Opt { "layer_norm_epsilon" } else { "layer_norm_rms_epsilon" };
+        w.f32(&key(&format!("attention.{norm}")), 1e-5);
         match self.rope {
             RopeKind::Plain => {}
             RopeKind::Linear | RopeKind::Yarn => {
@@ -304,6 +311,10 @@ impl Forge {
         let (n_embd, n_ff) = (self.n_embd, self.n_ff);
         let (n_q, n_kv) = (self.n_embd_head() * self.n_head, self.n_embd_head() * self.n_head_kv);
         let mut tensors = vec![("token_embd.weight".to_owned(), vec![n_embd, self.n_vocab], self.ty)];
+        if self.arch == Arch::Opt {
+            tensors.push(("position_embd.weight".to_owned(), vec![n_embd, self.n_ctx as usize], Type::F32));
+            tensors.push(("output_norm.bias".to_owned(), vec![n_embd], Type::F32));
+        }
         if self.rope == RopeKind::Llama3 {
             tensors.push(("rope_freqs.weight".to_owned(), vec![self.n_embd_head() / 2], Type::F32));
         }
@@ -327,10 +338,23 @@ impl Forge {
                 gain("post_attention_norm", n_embd);
                 gain("post_ffw_norm", n_embd);
             }
+            if self.arch == Arch::Opt {
+                for name in ["attn_norm", "ffn_norm"] {
+                    tensors.push((format!("blk.{il}.{name}.bias"), vec![n_embd], Type::F32));
+                }
+            }
             let output = ("attn_output", n_q, n_embd);
             let down = ("ffn_down", n_ff, n_embd);
             let matrices = match self.arch {
                 Arch::Mamba => vec![("ssm_in", n_embd, 4 * n_embd), ("ssm_out", 2 * n_embd, n_embd)],
+                Arch::Opt => vec![
+                    ("attn_q", n_embd, n_q),
+                    ("attn_k", n_embd, n_kv),
+                    ("attn_v", n_embd, n_kv),
+                    output,
+                    ("ffn_up", n_embd, n_ff),
+                    down,
+                ],
                 Arch::Lfm2 if self.is_recurrent(il) => vec![
                     ("shortconv.in_proj", n_embd, 3 * n_embd),
                     ("shortconv.out_proj", n_embd, n_embd),
@@ -357,7 +381,7 @@ impl Forge {
             for (name, n_in, n_out) in matrices {
                 tensors.push((format!("blk.{il}.{name}.weight"), vec![n_in, n_out], self.ty));
                 let of_qkv = self.arch == Arch::Qwen2 && ["attn_q", "attn_k", "attn_v"].contains(&name);
-                if self.biases && self.arch != Arch::Phi3 || of_qkv {
+                if self.biases && self.arch != Arch::Phi3 || of_qkv || self.arch == Arch::Opt {
                     tensors.push((format!("blk.{il}.{name}.bias"), vec![n_out], Type::F32));
                 }
             }
@@ -389,8 +413,8 @@ impl Forge {
         }
         let norm = if self.arch == Arch::Lfm2 { "token_embd_norm.weight" } else { "output_norm.weight" };
         tensors.push((norm.to_owned(), vec![n_embd], Type::F32));
-        // Gemma 2 has no output matrix of its own.
-        if !self.tied && self.arch != Arch::Gemma2 {
+        // These have no output matrix of their own.
+        if !self.tied && !matches!(self.arch, Arch::Gemma2 | Arch::Opt) {
             tensors.push(("output.weight".to_owned(), vec![n_embd, self.n_vocab], self.ty));
         }
         tensors
@@ -415,7 +439,8 @@ impl Forge {
             return ggml::quantize(ty, &values, n);
         }
         // Activations keep a variance near one, so that logits are neither flat nor a single peak.
-        let sigma = if name == "token_embd.weight" { 1.0 } else { 1.5 / (n as f32).sqrt() };
+        let sigma =
+            if name == "token_embd.weight" || name == "position_embd.weight" { 1.0 } else { 1.5 / (n as f32).sqrt() };
         let distinct = n_rows.min(self.distinct_rows);
         let values: Vec<f32> = (0..n * distinct).map(|_| sigma * random.normal()).collect();
         let rows = ggml::quantize(ty, &values, n);
