@@ -8,7 +8,7 @@
 //!   have as many rows as there are tokens.
 //! - T18: ggml computes with all its types, and so does pp-run; types that none of its devices multiply are refused (T18-F64).
 //! - T24: tensors in any order, with gaps: accepted (A-T24), as nothing depends on either.
-//! - V13: tokenizers with a character map (T5) are not supported: V02.
+//! - V13: tokenizers with a character map (T5) are not supported.
 //! - D04, D03, D05, D06, D17, D20, D21: tests/faults.rs. D18: files are mapped, there are no short reads. D19: nothing is written. D22:
 //!   needs more than the memory there is; `--mlock` that fails is a warning.
 //! - P08: a calibration file is checked by what is in the model, not by its date: P01. P09: a calibration file is only read when asked
@@ -764,6 +764,13 @@ fn bpe(d: &mut Doc, texts: &[&str], merges: &[&str]) {
     d.set("tokenizer.ggml.merges", ARRAY, strings(merges.iter().map(|m| m.as_bytes())));
 }
 
+/// The vocabulary of RWKV's kind: each byte is a token.
+fn rwkv(d: &mut Doc) {
+    d.str("tokenizer.ggml.model", "rwkv");
+    d.remove("tokenizer.ggml.token_type");
+    tokens(d, |t| (0..256).for_each(|b| t[3 + b] = format!("\\x{b:02x}").into_bytes()));
+}
+
 #[test]
 fn vocabularies() {
     const SCORES: &str = "tokenizer.ggml.scores";
@@ -774,8 +781,34 @@ fn vocabularies() {
     let letters = ["h", "i", "hi", "\u{120}"];
     let mut rows = vec![
         row("V01", 69, "no tokenizer in this file", |d| d.entries.retain(|e| !e.0.starts_with(b"tokenizer."))),
-        row("V02", 69, "does not know the tokenizer 'bert'", |d| d.str("tokenizer.ggml.model", "bert")),
-        row("V13", 69, "does not know the tokenizer 't5'", |d| d.str("tokenizer.ggml.model", "t5")),
+        row("V02", 69, "does not know the tokenizer 'foo'", |d| d.str("tokenizer.ggml.model", "foo")),
+        row("V02-bert", 0, "", |d| {
+            d.str("tokenizer.ggml.model", "bert");
+            d.remove(TYPES);
+        }),
+        row("V12-bert", 65, "token 3 is marked as a byte, which WordPiece", |d| d.str("tokenizer.ggml.model", "bert")),
+        row("V02-t5", 0, "", |d| d.str("tokenizer.ggml.model", "t5")),
+        row("V02-plamo2", 0, "", |d| d.str("tokenizer.ggml.model", "plamo2")),
+        row("V02-gemma4", 65, "merges is missing", |d| d.str("tokenizer.ggml.model", "gemma4")),
+        row("V02-rwkv", 0, "", rwkv),
+        row("V12-rwkv", 65, "lacks a token for the byte \\x00", |d| d.str("tokenizer.ggml.model", "rwkv")),
+        row("V11-long rwkv", 65, "token 299 has 5000 bytes, expected at most 4096", |d| {
+            rwkv(d);
+            tokens(d, |t| t[299] = vec![b'x'; 5000])
+        }),
+        row("V11-long plamo2", 65, "token 299 has 5000 bytes, expected at most 512", |d| {
+            d.str("tokenizer.ggml.model", "plamo2");
+            tokens(d, |t| t[299] = vec![b'x'; 5000])
+        }),
+        row("V10-bert", 65, "mask_token_id is 300, expected a token", |d| {
+            d.str("tokenizer.ggml.model", "bert");
+            d.remove(TYPES);
+            d.u32("tokenizer.ggml.mask_token_id", 300);
+        }),
+        row("V13", 69, "precompiled_charsmap", |d| {
+            d.str("tokenizer.ggml.model", "t5");
+            d.set("tokenizer.ggml.precompiled_charsmap", ARRAY, bytes(9));
+        }),
         row("V02-pre", 69, "unknown pre-tokenizer type", |d| {
             bpe(d, &letters, &["h i"]);
             d.str("tokenizer.ggml.pre", "no such thing");

@@ -12,8 +12,16 @@ pub type Twins = BTreeMap<i32, i32>;
 /// The key of the tokens' texts.
 pub const TOKENS: &str = "tokenizer.ggml.tokens";
 
-/// Tokenizers of the architectures that pp-run runs.
-const MODELS: &[(&str, Kind)] = &[("llama", Kind::Spm), ("gpt2", Kind::Bpe)];
+/// The tokenizers, by the names that files have for them.
+const MODELS: &[(&str, Kind)] = &[
+    ("llama", Kind::Spm),
+    ("gpt2", Kind::Bpe),
+    ("gemma4", Kind::Bpe),
+    ("bert", Kind::Wpm),
+    ("t5", Kind::Ugm),
+    ("rwkv", Kind::Rwkv),
+    ("plamo2", Kind::Plamo2),
+];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -21,6 +29,44 @@ enum Kind {
     Spm,
     /// byte-level BPE
     Bpe,
+    /// WordPiece
+    Wpm,
+    /// Unigram
+    Ugm,
+    /// Longest match of bytes
+    Rwkv,
+    /// Unigram over suffixes
+    Plamo2,
+}
+
+impl Kind {
+    /// The token of this name where a file names none: what libllama takes then.
+    fn default_token(self, name: &str) -> Option<u32> {
+        match (self, name) {
+            (Kind::Spm | Kind::Plamo2, "bos") => Some(1),
+            (Kind::Spm | Kind::Plamo2, "eos") => Some(2),
+            (Kind::Spm | Kind::Plamo2, "unknown") => Some(0),
+            (Kind::Plamo2, "padding") => Some(3),
+            (Kind::Wpm, "bos") => Some(101),
+            (Kind::Wpm, "unknown") => Some(100),
+            (Kind::Wpm, "seperator") => Some(102),
+            (Kind::Wpm, "padding") => Some(0),
+            (Kind::Wpm, "mask") => Some(103),
+            (Kind::Ugm, "eos") => Some(1),
+            (Kind::Ugm, "unknown") => Some(2),
+            (Kind::Ugm, "padding") => Some(0),
+            _ => None,
+        }
+    }
+
+    /// The longest text of a token, in bytes: some tokenizers of libllama's call themselves once for each byte, or keep all its suffixes.
+    fn longest(self) -> usize {
+        match self {
+            Kind::Spm | Kind::Bpe | Kind::Wpm => usize::MAX,
+            Kind::Ugm | Kind::Rwkv => 4096,
+            Kind::Plamo2 => 512,
+        }
+    }
 }
 
 /// Keys that name a token.
@@ -75,11 +121,25 @@ pub fn require(meta: &Metadata, file: &[u8]) -> Result<Twins> {
         return Err(Error::malformed(format!("tokenizer.ggml.tokens has {n} entries, expected 1 to {}", i32::MAX)));
     }
 
-    let (seen, twins) = texts(tokens, file)?;
-    if *kind == Kind::Spm {
-        check_bytes(&seen)?;
+    if let Some((id, text)) = tokens.strings(file).enumerate().find(|(_, t)| t.len() > kind.longest()) {
+        return Err(Error::malformed(format!(
+            "{TOKENS}: token {id} has {} bytes, expected at most {} for the tokenizer '{model}'",
+            text.len(),
+            kind.longest()
+        )));
     }
-    check_arrays(meta, tokens, file)?;
+    let (seen, twins) = texts(tokens, file)?;
+    match kind {
+        Kind::Spm | Kind::Ugm | Kind::Plamo2 => check_bytes(&seen)?,
+        Kind::Rwkv => check_single_bytes(tokens, file)?,
+        Kind::Bpe | Kind::Wpm => {}
+    }
+    if meta.get("tokenizer.ggml.precompiled_charsmap").is_some() {
+        return Err(Error::unsupported(
+            "the tokenizer has a precompiled_charsmap, which libllama does not check: pp-run does not hand it over",
+        ));
+    }
+    check_arrays(meta, *kind, tokens, file)?;
     check_merges(meta, *kind, file)?;
     check_special(meta, *kind, n)?;
     for name in FLAGS {
@@ -128,8 +188,35 @@ fn check_bytes(seen: &HashMap<&[u8], i32>) -> Result<()> {
     Ok(())
 }
 
+/// Longest match needs a token for each byte, too. Texts are escaped as in Python.
+fn check_single_bytes(tokens: &Array, file: &[u8]) -> Result<()> {
+    let mut has = [false; 256];
+    for text in tokens.strings(file) {
+        match *text {
+            [b'\\', b'x', a, b] => {
+                let digit = |c: u8| (c as char).to_digit(16);
+                if let (Some(a), Some(b)) = (digit(a), digit(b)) {
+                    has[(16 * a + b) as usize] = true;
+                }
+            }
+            [b'\\', b't'] => has[usize::from(b'\t')] = true,
+            [b'\\', b'n'] => has[usize::from(b'\n')] = true,
+            [b'\\', b'r'] => has[usize::from(b'\r')] = true,
+            [b'\\', byte] => has[usize::from(byte)] = true,
+            [byte] => has[usize::from(byte)] = true,
+            _ => {}
+        }
+    }
+    match has.iter().position(|has| !has) {
+        Some(byte) => Err(Error::malformed(format!(
+            "tokenizer.ggml.tokens lacks a token for the byte \\x{byte:02x}: text with this byte could not be encoded"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Scores and types, one for each token.
-fn check_arrays(meta: &Metadata, tokens: &Array, file: &[u8]) -> Result<()> {
+fn check_arrays(meta: &Metadata, kind: Kind, tokens: &Array, file: &[u8]) -> Result<()> {
     let n = tokens.len;
     for (key, types) in [("scores", &[ValueType::F32, ValueType::I32][..]), ("token_type", &[ValueType::I32])] {
         let key = format!("tokenizer.ggml.{key}");
@@ -149,6 +236,9 @@ fn check_arrays(meta: &Metadata, tokens: &Array, file: &[u8]) -> Result<()> {
             if let Some(ty) = ty.as_i128().filter(|ty| !TYPES.contains(ty)) {
                 return Err(Error::malformed(format!("tokenizer.ggml.token_type[{id}] is {ty}, expected 0 to 6")));
             }
+            if ty.as_i128() == Some(TYPE_BYTE) && kind == Kind::Wpm {
+                return Err(Error::malformed(format!("token {id} is marked as a byte, which WordPiece has none of")));
+            }
             if ty.as_i128() == Some(TYPE_BYTE) && !is_byte_token(token) {
                 return Err(Error::malformed(format!(
                     "token {id} is marked as a byte, but its text is '{}', expected <0x00> to <0xFF>",
@@ -163,7 +253,9 @@ fn check_arrays(meta: &Metadata, tokens: &Array, file: &[u8]) -> Result<()> {
 /// The pairs that byte-level BPE merges; other tokenizers need none.
 fn check_merges(meta: &Metadata, kind: Kind, file: &[u8]) -> Result<()> {
     let merges = meta.array("tokenizer.ggml.merges", &[ValueType::Str])?;
-    if kind != Kind::Bpe {
+    // One that libllama knows splits texts by itself.
+    let has_none = merges.is_none() && meta.str("tokenizer.ggml.pre")? == Some("kimi-k2");
+    if kind != Kind::Bpe || has_none {
         return Ok(());
     }
     let Some(merges) = merges else {
@@ -180,17 +272,15 @@ fn check_merges(meta: &Metadata, kind: Kind, file: &[u8]) -> Result<()> {
 
 /// Checks that each key that names a token names one of the `n` tokens.
 fn check_special(meta: &Metadata, kind: Kind, n: usize) -> Result<()> {
+    let is_byte_level = meta.str("tokenizer.ggml.model")? == Some("gpt2");
+    let default = |name: &str| match name {
+        "bos" | "eos" if is_byte_level => Some(11),
+        _ => kind.default_token(name),
+    };
     for name in SPECIAL {
         let key = format!("tokenizer.ggml.{name}_token_id");
-        // Where a file names no such token, libllama takes these.
-        let default = match (*name, kind) {
-            ("bos", Kind::Spm) => 1,
-            ("eos", Kind::Spm) => 2,
-            ("bos" | "eos", Kind::Bpe) => 11,
-            _ => 0,
-        };
         let named = meta.u32(&key)?;
-        let id = named.unwrap_or(default);
+        let Some(id) = named.or_else(|| default(name)) else { continue };
         if id as usize >= n {
             let how = if named.is_some() { "is" } else { "is missing, which means" };
             return Err(Error::malformed(format!(
