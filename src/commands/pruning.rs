@@ -19,6 +19,10 @@ pub fn apply(
     log: &Log,
 ) -> Result<()> {
     let Some(options) = options else { return session.set_pruning(None) };
+    if model.layers().iter().any(|l| l.mlp.experts().is_some()) {
+        let message = "nothing is left out of models with experts yet: leave out --prune";
+        return Err(Error::unsupported(message).in_file(model.gguf().path()));
+    }
     let (dims, fingerprint) = (model.dims(), model.gguf().fingerprint());
     let path = options.calibration_of(model.gguf().path());
     // A calibration that someone names must be there.

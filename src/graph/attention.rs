@@ -405,8 +405,8 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let kq = g.mul_mat(k, q);
         g.accumulate_in_f32(kq);
         let kq = match w.softcap {
-            None => g.soft_max(kq, mask, w.scale),
-            Some(cap) => g.soft_max(g.tanh(g.scale(kq, w.scale / cap)), mask, cap),
+            None => g.soft_max(kq, Some(mask), w.scale),
+            Some(cap) => g.soft_max(g.tanh(g.scale(kq, w.scale / cap)), Some(mask), cap),
         };
         let kqv = g.mul_mat(v, kq);
         g.cont(g.permute(kqv, [0, 2, 1, 3]), [n_embd_head * n_head, n_tokens, 1, 1])

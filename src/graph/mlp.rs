@@ -12,6 +12,9 @@ use crate::weights::{Mlp, Norm};
 impl<'g> GraphBuilder<'_, 'g> {
     /// The MLP block of layer `il` on the residual stream `x`: `[n_embd, n]` for as many rows as `x` has. `None` if it adds nothing.
     pub fn mlp(&mut self, x: Tensor<'g>, norm: &Norm, w: &Mlp, il: usize) -> Option<Tensor<'g>> {
+        if let Mlp::Experts(experts) = w {
+            return self.experts(x, norm, experts, il);
+        }
         let block = Block { il, kind: BlockKind::Mlp };
         let out = self.pruned_mlp(x, norm, w, block);
         let out = match self.dense_rows(x, block) {
@@ -103,6 +106,7 @@ impl<'g> GraphBuilder<'_, 'g> {
                 let product = self.matmul(states, up, part);
                 self.g.relu(product)
             }
+            Mlp::Experts(_) => unreachable!("a block of another kind"),
         }
     }
 }

@@ -15,6 +15,7 @@ mod batch;
 mod builder;
 mod cache_type;
 mod choice;
+mod experts;
 mod inputs;
 mod kv_cache;
 mod matmul;

@@ -45,6 +45,17 @@ pub struct Hparams {
     pub embedding_scale: Option<f32>,
     /// Factor on what a block adds to the residual stream, if there is one.
     pub residual_scale: Option<f32>,
+    /// Experts of each MLP, if it has any: then `n_ff` is the hidden width of one.
+    pub experts: Option<ExpertCounts>,
+}
+
+/// How many experts there are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertCounts {
+    /// In a layer.
+    pub n: usize,
+    /// That a token is given to.
+    pub n_used: usize,
 }
 
 /// Attention within a window.
@@ -61,6 +72,7 @@ pub struct Window {
 /// Limits that no model comes near: they keep products of sizes far from overflow and ggml's own limits.
 const MAX_LAYERS: u32 = 1024;
 const MAX_WIDTH: u32 = 1 << 24;
+const MAX_EXPERTS: u32 = 1024;
 const MAX_CTX_TRAIN: u32 = 1 << 30;
 
 /// Which dimensions of a head are rotated together.
@@ -96,9 +108,6 @@ impl Hparams {
     /// not know.
     pub fn sizes(keys: &Keys, n_vocab: usize, norm_eps: Result<f32>) -> Result<Hparams> {
         let arch = keys.arch;
-        if keys.u32("expert_count")?.unwrap_or(0) > 0 {
-            return Err(Error::unsupported("this file is fine, but pp-run does not run mixture-of-experts models yet"));
-        }
         let n_layer = keys.count("block_count", 1, MAX_LAYERS)?;
         let n_embd = keys.count("embedding_length", 1, MAX_WIDTH)?;
         let n_head = keys.count("attention.head_count", 1, MAX_WIDTH)?;
@@ -133,6 +142,7 @@ impl Hparams {
             logit_scale: None,
             embedding_scale: None,
             residual_scale: None,
+            experts: experts(keys)?,
         })
     }
 
@@ -156,6 +166,16 @@ impl Hparams {
         let &Hparams { n_layer, n_embd, n_head, n_head_kv, n_embd_head, n_ff, .. } = self;
         Dims { n_layer, n_embd, n_head, n_head_kv, n_embd_head, n_ff, n_ff_matrices }
     }
+}
+
+/// The numbers of experts, if there are any.
+fn experts(keys: &Keys) -> Result<Option<ExpertCounts>> {
+    if keys.u32("expert_count")?.unwrap_or(0) == 0 {
+        return Ok(None);
+    }
+    let n = keys.count("expert_count", 1, MAX_EXPERTS)?;
+    let n_used = keys.count("expert_used_count", 1, n as u32)?;
+    Ok(Some(ExpertCounts { n, n_used }))
 }
 
 /// Width of a head.

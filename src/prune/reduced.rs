@@ -50,6 +50,7 @@ impl Role {
             BlockKind::Mlp => match &layer.mlp {
                 Mlp::Gated { gate, up, down, .. } => vec![(Role::Gate, gate), (Role::Up, up), (Role::Down, down)],
                 Mlp::Plain { up, down } => vec![(Role::Up, up), (Role::Down, down)],
+                Mlp::Experts(_) => vec![],
             },
         }
     }
@@ -212,13 +213,13 @@ impl<'a> Tensors<'a> {
         il: usize,
         fill: Fill<'a>,
     ) -> Result<TensorId> {
-        let ne = ne.map(|n| n as u64);
+        let ne = [ne[0] as u64, ne[1] as u64, 1];
         let (_, memory) = self
             .placement
             .memory(ty, ne, usage, il, false)
             .ok_or_else(|| Error::unsupported(format!("no device can compute with reduced weights of type {ty}")))?;
         let name = format!("reduced_{name}-{il}");
-        let id = self.specs.push(TensorSpec { name, ty, ne: [ne[0], ne[1], 1, 1], place: Place::Buffer(memory) });
+        let id = self.specs.push(TensorSpec { name, ty, ne: [ne[0], ne[1], ne[2], 1], place: Place::Buffer(memory) });
         self.fills.push((id, fill));
         Ok(id)
     }

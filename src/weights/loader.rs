@@ -10,7 +10,7 @@ use super::kernel::Kernel;
 use super::matrix::Matrix;
 use super::options::{Kernels, Options};
 use super::placement::{INPUT, Placement};
-use super::tensors::{Factors, Linear, Norm, Vector, Weight};
+use super::tensors::{Factors, Linear, Norm, Stack, Vector, Weight};
 use crate::error::{Error, Kind, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::system::memory;
@@ -96,6 +96,19 @@ impl<'a> Loader<'a> {
         Ok(Some(Weight { id, among: None, rows: self.rows(info), kernel, packed: None }))
     }
 
+    /// The matrices `[n_in, n_out]` of `n_expert` experts in the tensor `NAME.weight`, which the file must have: of layer `il`.
+    pub fn stack(&mut self, name: &str, [n_in, n_out]: [usize; 2], n_expert: usize, il: usize) -> Result<Stack> {
+        let name = format!("{name}.weight");
+        let info = self.find(&name, &[n_in, n_out, n_expert])?.ok_or_else(|| missing(&name))?;
+        require_weight_type(info)?;
+        let kernel = self.kernel(info.ty, il);
+        let id = self.add(info, Usage::MulMatId, il, kernel)?;
+        let start = self.gguf.position(info);
+        let range = start..start + info.n_bytes as usize;
+        let rows = Matrix::mapped(self.gguf.map(info).clone(), range, info.ty, n_in, n_out * n_expert);
+        Ok(Stack { id, rows, n_expert, kernel })
+    }
+
     /// The table of embeddings, which lies on the CPU.
     pub fn embeddings(&mut self, name: &str, ne: [usize; 2]) -> Result<TensorId> {
         let info = self.find(name, &ne)?.ok_or_else(|| missing(name))?;
@@ -171,7 +184,7 @@ impl<'a> Loader<'a> {
     }
 
     fn add(&mut self, info: &'a TensorInfo, usage: Usage, il: usize, kernel: Kernel) -> Result<TensorId> {
-        let ne = [info.ne[0], info.ne[1]];
+        let ne = [info.ne[0], info.ne[1], info.ne[2]];
         let found = self.placement.memory(info.ty, ne, usage, il, kernel != Kernel::Ggml);
         let (device, memory) = found.ok_or_else(|| {
             Error::unsupported(format!(

@@ -48,12 +48,12 @@ impl Placement {
         }
     }
 
-    /// The best memory for a tensor `[ne0, ne1]` of layer `il`, in llama.cpp's order: the device's own, then the layouts that ggml's
+    /// The best memory for a tensor `[ne0, ne1, ne2]` of layer `il`, in llama.cpp's order: the device's own, then the layouts that ggml's
     /// CPU kernels prefer, unless our own kernels (`is_own`) are to read it, then plain memory. `None` if nothing can compute with it.
     pub fn memory(
         &self,
         ty: Type,
-        ne: [u64; 2],
+        ne: [u64; 3],
         usage: Usage,
         il: usize,
         is_own: bool,

@@ -184,20 +184,71 @@ pub enum Mlp {
         /// `[n_ff, n_embd]`
         down: Linear,
     },
+    /// Several, of which each token is given to a few
+    Experts(Experts),
+}
+
+/// Gated MLPs of which each token is given to a few.
+#[derive(Debug, Clone)]
+pub struct Experts {
+    /// `[n_embd, n_expert]`: makes the scores that experts are chosen by
+    pub router: Weight,
+    /// `[n_embd, n_ff]` each
+    pub gate: Stack,
+    /// `[n_embd, n_ff]` each
+    pub up: Stack,
+    /// `[n_ff, n_embd]` each
+    pub down: Stack,
+    /// How many a token is given to
+    pub n_used: usize,
+    /// Of the gates
+    pub act: Activation,
+}
+
+/// Matrices `[n_in, n_out]` of all experts.
+#[derive(Debug, Clone)]
+pub struct Stack {
+    /// The tensor that ggml's kernels multiply, `[n_in, n_out, n_expert]`
+    pub id: TensorId,
+    /// The same as the file has it: the rows of one expert below those of another
+    pub rows: Matrix,
+    /// How many experts there are
+    pub n_expert: usize,
+    /// Whose kernel multiplies them
+    pub kernel: Kernel,
+}
+
+impl Stack {
+    /// Rows of an expert's matrix.
+    pub fn n_out(&self) -> usize {
+        self.rows.n_out() / self.n_expert
+    }
 }
 
 impl Mlp {
     /// The matrix whose input channels can be left out.
+    ///
+    /// # Panics
+    /// If there are several: nothing is left out of experts.
     pub fn last(&self) -> &Linear {
         match self {
             Mlp::Gated { down, .. } | Mlp::Plain { down, .. } => down,
+            Mlp::Experts(_) => panic!("experts have a last matrix each"),
+        }
+    }
+
+    /// The experts, if it has any.
+    pub fn experts(&self) -> Option<&Experts> {
+        match self {
+            Mlp::Experts(experts) => Some(experts),
+            _ => None,
         }
     }
 
     /// Number of its matrices, all of which have as many weights.
     pub fn n_matrices(&self) -> usize {
         match self {
-            Mlp::Gated { .. } => 3,
+            Mlp::Gated { .. } | Mlp::Experts(_) => 3,
             Mlp::Plain { .. } => 2,
         }
     }
@@ -234,12 +285,13 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// The matrices of both blocks.
+    /// The matrices of both blocks, but for those of experts.
     pub fn weights(&self) -> Vec<&Weight> {
         let Attention { q, k, v, output, .. } = &self.attn;
         let of_mlp = match &self.mlp {
             Mlp::Gated { gate, up, down, .. } => vec![gate, up, down],
             Mlp::Plain { up, down } => vec![up, down],
+            Mlp::Experts(_) => vec![],
         };
         [q, k, v, output].into_iter().chain(of_mlp).map(|l| &l.weight).collect()
     }
@@ -250,6 +302,7 @@ impl Layer {
         let of_mlp = match &mut self.mlp {
             Mlp::Gated { gate, up, down, .. } => vec![gate, up, down],
             Mlp::Plain { up, down } => vec![up, down],
+            Mlp::Experts(_) => vec![],
         };
         [q, k, v, output].into_iter().chain(of_mlp).map(|l| &mut l.weight).collect()
     }

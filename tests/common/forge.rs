@@ -39,8 +39,10 @@ pub enum Arch {
     Gemma3,
     /// Learned positions, layer norms, an MLP without a gate: libllama does not know it
     Opt,
-    /// Experts: libllama runs it
+    /// Norms of each head's queries and keys, experts
     Qwen3Moe,
+    /// Experts
+    Mixtral,
     /// A state instead of attention: libllama runs it
     Mamba,
     /// Short convolutions and attention: libllama runs it
@@ -49,7 +51,7 @@ pub enum Arch {
 
 impl Arch {
     /// Those that pp-run has graphs for.
-    pub const ALL: [Arch; 9] = [
+    pub const ALL: [Arch; 11] = [
         Arch::Llama,
         Arch::Qwen2,
         Arch::Qwen3,
@@ -59,11 +61,13 @@ impl Arch {
         Arch::Granite,
         Arch::Gemma2,
         Arch::Gemma3,
+        Arch::Qwen3Moe,
+        Arch::Mixtral,
     ];
 
     pub fn name(self) -> &'static str {
         match self {
-            Arch::Llama => "llama",
+            Arch::Llama | Arch::Mixtral => "llama",
             Arch::Qwen2 => "qwen2",
             Arch::Qwen3 => "qwen3",
             Arch::Phi3 => "phi3",
@@ -119,7 +123,7 @@ pub fn golden() -> [(&'static str, Forge); 2] {
 
 /// The tiny models whose results `tests/tools/hashes` prints: all architectures, and a type of weights for each way to multiply. Several
 /// queries share a key and a value, but for OPT. For llama, every matrix has a bias.
-pub fn of_each_kind() -> [(&'static str, Forge); 14] {
+pub fn of_each_kind() -> [(&'static str, Forge); 15] {
     let kinds = [
         ("q4_0", Arch::Llama, Type::Q4_0),
         ("q4_1", Arch::Llama, Type::Q4_1),
@@ -133,6 +137,7 @@ pub fn of_each_kind() -> [(&'static str, Forge); 14] {
         ("granite-q8_0", Arch::Granite, Type::Q8_0),
         ("gemma2-q4_k", Arch::Gemma2, Type::Q4_K),
         ("gemma3-q4_0", Arch::Gemma3, Type::Q4_0),
+        ("qwen3moe-q4_k", Arch::Qwen3Moe, Type::Q4_K),
         ("opt-f32", Arch::Opt, Type::F32),
         ("opt-q8_0", Arch::Opt, Type::Q8_0),
     ];
@@ -204,7 +209,10 @@ impl Forge {
             w.u32(&key("attention.key_length"), n as u32);
             w.u32(&key("attention.value_length"), n as u32);
         }
-        if matches!(self.arch, Arch::Llama | Arch::Mistral3 | Arch::SmolLm3 | Arch::Granite | Arch::Phi3) {
+        if matches!(
+            self.arch,
+            Arch::Llama | Arch::Mixtral | Arch::Mistral3 | Arch::SmolLm3 | Arch::Granite | Arch::Phi3
+        ) {
             w.u32(&key("rope.dimension_count"), self.n_rot() as u32);
         }
         match self.arch {
@@ -230,6 +238,11 @@ impl Forge {
                 w.u32(&key("expert_count"), self.experts[0] as u32);
                 w.u32(&key("expert_used_count"), self.experts[1] as u32);
                 w.u32(&key("expert_feed_forward_length"), self.n_ff as u32 / 2);
+            }
+            Arch::Mixtral => {
+                w.u32(&key("expert_count"), self.experts[0] as u32);
+                w.u32(&key("expert_used_count"), self.experts[1] as u32);
+                w.u32(&key("feed_forward_length"), self.n_ff as u32 / 2);
             }
             Arch::Mamba => {
                 for (name, n) in [("conv_kernel", 4), ("inner_size", 2 * self.n_embd as u32), ("state_size", 16)] {
@@ -362,7 +375,7 @@ impl Forge {
                     ("ffn_up", n_embd, n_ff),
                     down,
                 ],
-                Arch::Qwen3Moe => {
+                Arch::Qwen3Moe | Arch::Mixtral => {
                     vec![("attn_q", n_embd, n_q), ("attn_k", n_embd, n_kv), ("attn_v", n_embd, n_kv), output]
                 }
                 Arch::Phi3 => {
@@ -390,7 +403,7 @@ impl Forge {
             let mut push =
                 |name: &str, shape: &[usize], ty| tensors.push((format!("blk.{il}.{name}"), shape.to_vec(), ty));
             match self.arch {
-                Arch::Qwen3Moe => {
+                Arch::Qwen3Moe | Arch::Mixtral => {
                     let n_expert = self.experts[0];
                     push("ffn_gate_inp.weight", &[n_embd, n_expert], Type::F32);
                     push("ffn_gate_exps.weight", &[n_embd, n_ff / 2, n_expert], self.ty);

@@ -6,6 +6,7 @@
 mod attend;
 mod clock;
 mod columns;
+mod experts;
 mod gemm;
 mod gemv;
 mod operand;
@@ -16,6 +17,7 @@ mod temper;
 pub use attend::Attend;
 pub use clock::{Clock, Mark};
 pub use columns::ColumnProduct;
+pub use experts::{Blend, ExpertProduct, Route, Shares};
 pub use gemm::{Ahead, PanelProduct};
 pub use gemv::RowProduct;
 pub use operand::{Combine, Operand};

@@ -9,7 +9,7 @@ use crate::model::options::RopeOptions;
 use crate::weights::{Activation, Factors, Loader};
 
 /// Norms before and after each block, a GELU gate, every second layer within a window, scores and logits capped.
-pub const GEMMA2: Architecture = Architecture { name: "gemma2", hparams, tensors, graph };
+pub const GEMMA2: Architecture = Architecture { name: "gemma2", has_experts: false, hparams, tensors, graph };
 
 /// Layers of the model of 27B, whose scores have another factor than those of the others.
 const LAYERS_27B: usize = 46;

@@ -10,7 +10,7 @@ use crate::weights::{Activation, Factors, Loader};
 
 /// As gemma2, with a norm of each head's queries and keys, five of six layers within a window, where frequencies are others, and no cap on
 /// scores.
-pub const GEMMA3: Architecture = Architecture { name: "gemma3", hparams, tensors, graph };
+pub const GEMMA3: Architecture = Architecture { name: "gemma3", has_experts: false, hparams, tensors, graph };
 
 /// Layers of the model of 27B, whose scores have another factor than those of the others.
 const LAYERS_27B: usize = 62;

@@ -9,7 +9,8 @@ use crate::model::keys::Keys;
 use crate::model::options::RopeOptions;
 
 /// As llama, with factors on embeddings, on what blocks add, on attention scores and on logits.
-pub const GRANITE: Architecture = Architecture { name: "granite", hparams, tensors: llama::tensors, graph };
+pub const GRANITE: Architecture =
+    Architecture { name: "granite", has_experts: false, hparams, tensors: llama::tensors, graph };
 
 fn hparams(keys: &Keys, n_vocab: usize, options: &RopeOptions) -> Result<Hparams> {
     let mut h = Hparams::common(keys, n_vocab, options, Pairs::Neighbours)?;

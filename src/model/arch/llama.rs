@@ -11,6 +11,7 @@ use crate::weights::{Activation, Loader};
 /// Pairs of neighbouring dimensions are rotated; matrices may have biases.
 pub const LLAMA: Architecture = Architecture {
     name: "llama",
+    has_experts: true,
     hparams: |keys, n_vocab, options| Hparams::common(keys, n_vocab, options, Pairs::Neighbours),
     tensors,
     graph,

@@ -10,7 +10,7 @@ use crate::weights::Temperature;
 
 /// As llama; positions beyond the first training's context have a temperature of attention, and YaRN has settings in the file.
 pub const MISTRAL3: Architecture =
-    Architecture { name: "mistral3", hparams, tensors: llama::tensors, graph: llama::graph };
+    Architecture { name: "mistral3", has_experts: false, hparams, tensors: llama::tensors, graph: llama::graph };
 
 fn hparams(keys: &Keys, n_vocab: usize, options: &RopeOptions) -> Result<Hparams> {
     let or = |set: Option<f32>, key: &str| Ok::<_, Error>(if set.is_some() { set } else { keys.f32(key)? });

@@ -21,6 +21,7 @@ mod parts;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3moe;
 mod smollm3;
 
 use super::hparams::Hparams;
@@ -36,6 +37,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     llama::LLAMA,
     qwen2::QWEN2,
     qwen3::QWEN3,
+    qwen3moe::QWEN3MOE,
     phi3::PHI3,
     mistral3::MISTRAL3,
     smollm3::SMOLLM3,
@@ -48,12 +50,12 @@ pub const ARCHITECTURES: &[Architecture] = &[
 /// GGML_QNT_VERSION: how ggml's quantised blocks are laid out.
 const QUANTIZATION_VERSION: u32 = 2;
 
-/// Whether a file's model runs on a graph of ours: we know the architecture, and there are no experts.
+/// Whether a file's model runs on a graph of ours: we know the architecture, and its experts if it has any.
 pub fn has_graph(meta: &Metadata) -> bool {
     let name = meta.architecture();
     let has_experts = meta.u32(&format!("{name}.expert_count")).is_ok_and(|n| n.is_some_and(|n| n > 0));
     // A file without a name is one for our own errors.
-    name.is_empty() || !has_experts && ARCHITECTURES.iter().any(|a| a.name == name)
+    name.is_empty() || ARCHITECTURES.iter().any(|a| a.name == name && (a.has_experts || !has_experts))
 }
 
 /// The error for an architecture that nobody knows.
@@ -98,5 +100,10 @@ fn read_inner(gguf: &Gguf, rope: &RopeOptions) -> Result<(&'static Architecture,
         None => return Err(Error::malformed("tensor 'token_embd.weight' is missing")),
     };
     let hparams = (architecture.hparams)(&Keys { meta, arch: name, file: gguf.header() }, n_vocab, rope)?;
+    if hparams.experts.is_some() && !architecture.has_experts {
+        let message =
+            format!("the architecture '{name}' with experts: pp-run has no graph for that (--engine libllama)");
+        return Err(Error::unsupported(message));
+    }
     Ok((architecture, hparams))
 }

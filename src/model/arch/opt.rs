@@ -10,6 +10,7 @@ use crate::weights::{Factors, Layer, Loader, Mlp};
 /// Learned positions, layer norms, an MLP without a gate, biases everywhere.
 pub const OPT: Architecture = Architecture {
     name: "opt",
+    has_experts: false,
     hparams: |keys, n_vocab, _| Hparams::sizes(keys, n_vocab, keys.epsilon("attention.layer_norm_epsilon")),
     tensors,
     graph,

@@ -4,15 +4,17 @@ use ggml::TensorId;
 
 use crate::error::Result;
 use crate::graph::{GraphBuilder, GraphSlots};
-use crate::model::hparams::Hparams;
+use crate::model::hparams::{ExpertCounts, Hparams};
 use crate::model::keys::Keys;
 use crate::model::options::RopeOptions;
-use crate::weights::{Activation, Attention, Factors, Head, Layer, Loader, Mlp, Norm, Rotary};
+use crate::weights::{Activation, Attention, Experts, Factors, Head, Layer, Loader, Mlp, Norm, Rotary};
 
 /// An architecture: from metadata to hyper-parameters, from these to tensors, from these to a graph.
 pub struct Architecture {
     /// As `general.architecture` names it
     pub name: &'static str,
+    /// Its MLPs may be ones of experts
+    pub has_experts: bool,
     /// Reads and checks the hyper-parameters; the number of tokens in the vocabulary is known
     pub hparams: fn(&Keys, usize, &RopeOptions) -> Result<Hparams>,
     /// Asks the loader for the tensors, with their shapes
@@ -65,21 +67,39 @@ pub fn head(loader: &mut Loader, h: &Hparams, norm: Norm) -> Result<Head> {
     Ok(Head { norm, output, softcap: h.logit_softcap, scale: h.logit_scale })
 }
 
-/// A layer of attention and a gated MLP, each behind an RMS norm. Frequencies of the rotation are divided by `factors`.
+/// A layer of attention and a gated MLP, or experts, each behind an RMS norm. Frequencies of the rotation are divided by `factors`.
 pub fn layer(loader: &mut Loader, h: &Hparams, il: usize, act: Activation, factors: &Factors) -> Result<Layer> {
     let (n_embd, n_ff) = (h.n_embd, h.n_ff);
     let attn = attention(loader, h, il, factors)?;
     let mut linear =
         |name: &str, n_in: usize, n_out: usize| loader.linear(&format!("blk.{il}.{name}"), n_in, n_out, il);
-    let mlp = Mlp::Gated {
-        gate: linear("ffn_gate", n_embd, n_ff)?,
-        up: linear("ffn_up", n_embd, n_ff)?,
-        down: linear("ffn_down", n_ff, n_embd)?,
-        act,
+    let mlp = match h.experts {
+        None => Mlp::Gated {
+            gate: linear("ffn_gate", n_embd, n_ff)?,
+            up: linear("ffn_up", n_embd, n_ff)?,
+            down: linear("ffn_down", n_ff, n_embd)?,
+            act,
+        },
+        Some(counts) => Mlp::Experts(experts(loader, h, il, act, counts)?),
     };
     let mut norm = |name: &str| loader.rms_norm(&format!("blk.{il}.{name}"), n_embd, h.norm_eps, il);
     let (attn_norm, ffn_norm) = (norm("attn_norm")?, norm("ffn_norm")?);
     Ok(Layer { attn_norm, attn, attn_post_norm: None, ffn_norm, mlp, ffn_post_norm: None })
+}
+
+/// The experts of a layer.
+fn experts(loader: &mut Loader, h: &Hparams, il: usize, act: Activation, counts: ExpertCounts) -> Result<Experts> {
+    let ExpertCounts { n, n_used } = counts;
+    let router = loader.matrix(&format!("blk.{il}.ffn_gate_inp.weight"), [h.n_embd, n], il)?;
+    let mut stack = |name: &str, ne: [usize; 2]| loader.stack(&format!("blk.{il}.{name}"), ne, n, il);
+    Ok(Experts {
+        router,
+        gate: stack("ffn_gate_exps", [h.n_embd, h.n_ff])?,
+        up: stack("ffn_up_exps", [h.n_embd, h.n_ff])?,
+        down: stack("ffn_down_exps", [h.n_ff, h.n_embd])?,
+        n_used,
+        act,
+    })
 }
 
 /// An attention block with grouped heads. Frequencies of the rotation are divided by `factors`.

@@ -10,6 +10,7 @@ use crate::weights::{Activation, Factors, Layer, Loader, Mlp};
 /// depend on the context's length. Windows that files name are ignored, as in llama.cpp: they are not what the models were trained with.
 pub const PHI3: Architecture = Architecture {
     name: "phi3",
+    has_experts: false,
     hparams: |keys, n_vocab, options| Hparams::common(keys, n_vocab, options, Pairs::PartOfHalves),
     tensors,
     graph: llama::graph,

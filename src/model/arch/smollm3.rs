@@ -9,6 +9,7 @@ use crate::weights::{Activation, Factors, Loader};
 /// As llama, without an embedding of positions in every fourth layer.
 pub const SMOLLM3: Architecture = Architecture {
     name: "smollm3",
+    has_experts: false,
     hparams: |keys, n_vocab, options| Hparams::common(keys, n_vocab, options, Pairs::Neighbours),
     tensors,
     graph: llama::graph,

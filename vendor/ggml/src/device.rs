@@ -21,6 +21,8 @@ pub struct Device {
 pub enum Usage {
     /// `mul_mat(weight, x)`
     MulMat,
+    /// `mul_mat_id(weight, x, ids)`
+    MulMatId,
     /// `get_rows(weight, ids)`
     GetRows,
     /// `mul(x, weight)`
@@ -137,13 +139,14 @@ impl Device {
         unsafe { props.assume_init() }.caps.buffer_from_host_ptr
     }
 
-    /// Whether the device can use a weight of this type and shape `[ne0, ne1]` from that memory.
+    /// Whether the device can use a weight of this type and shape `[ne0, ne1, ne2]` from that memory; `ne2` is 1 but for
+    /// [`Usage::MulMatId`].
     ///
     /// # Panics
     /// If the weight has no elements, rows that are not whole blocks of its type, or more bytes than any memory.
-    pub fn supports(self, memory: BufferType, ty: Type, ne: [u64; 2], usage: Usage) -> bool {
+    pub fn supports(self, memory: BufferType, ty: Type, ne: [u64; 3], usage: Usage) -> bool {
         let shape = ne.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-        assert!(ty.n_bytes([shape[0], shape[1], 1, 1]).is_some(), "supports: shape {ne:?} of {ty:?}");
+        assert!(ty.n_bytes([shape[0], shape[1], shape[2], 1]).is_some(), "supports: shape {ne:?} of {ty:?}");
         if usage == Usage::Rope && ty != Type::F32 {
             return false;
         }
@@ -154,13 +157,18 @@ impl Device {
             // SAFETY: the context is live, has room for eight tensors and allocates no data.
             unsafe { sys::ggml_new_tensor_3d(ctx, ty.raw(), ne0, ne1, ne2) }
         };
-        let weight = new(ty, ne[0], ne[1], 1);
+        let weight = new(ty, ne[0], ne[1], ne[2]);
         // A batch of 512 is what llama.cpp asks about.
         let op = match usage {
             Usage::MulMat => {
                 let x = new(Type::F32, ne[0], 512, 1);
                 // SAFETY: both tensors are of this context and have equal ne0; the weight is contiguous.
                 unsafe { sys::ggml_mul_mat(ctx, weight, x) }
+            }
+            Usage::MulMatId => {
+                let (x, ids) = (new(Type::F32, ne[0], 1, 512), new(Type::I32, 1, 512, 1));
+                // SAFETY: all of this context; equal ne0, and one matrix for each of 512 tokens.
+                unsafe { sys::ggml_mul_mat_id(ctx, weight, x, ids) }
             }
             Usage::GetRows => {
                 let ids = new(Type::I32, 512, 1, 1);

@@ -354,8 +354,13 @@ impl<'g> Builder<'g> {
     fn wrap(&self, ptr: *mut sys::ggml_tensor) -> Tensor<'g> {
         self.take();
         let t = Tensor { ptr: NonNull::new(ptr).expect("ggml returns a tensor or aborts"), brand: PhantomData };
-        // The first matrix of mul_mat may be packed.
-        let first = usize::from(t.raw().op == sys::GGML_OP_MUL_MAT);
+        // The first matrix of mul_mat may be packed, and several of mul_mat_id.
+        let is_stack = t.raw().src.first().and_then(|&s| NonNull::new(s)).is_some_and(|s| {
+            // SAFETY: the sources of a live tensor are live.
+            unsafe { s.as_ref() }.ne[2] > 1
+        });
+        let op = t.raw().op;
+        let first = usize::from(if is_stack { op == sys::GGML_OP_MUL_MAT_ID } else { op == sys::GGML_OP_MUL_MAT });
         let packed = t.raw().src[first..].iter().any(|&s| NonNull::new(s).is_some_and(|s| self.is_packed(s)));
         if packed {
             // SAFETY: the tensor is live; the name of its operation is a constant.
@@ -482,6 +487,26 @@ impl<'g> Builder<'g> {
         assert!(Type::F32.n_bytes(ne).is_some(), "mul_mat: result {ne:?}");
         // SAFETY: the shapes are as ggml_can_mul_mat asks.
         self.wrap(unsafe { sys::ggml_mul_mat(self.ctx(), a.as_ptr(), x.as_ptr()) })
+    }
+
+    /// F32 `[a.ne1, n_used, n_tokens, 1]`: the products of `x` F32 `[k, 1 or n_used, n_tokens, 1]` with some of the matrices of `a`
+    /// `[k, m, n_matrices, 1]`: of each token with those that `ids` I32 `[n_used, n_tokens, 1, 1]` names. All are contiguous.
+    ///
+    /// Numbers of matrices that the graph computes must be below `n_matrices`: ggml ends the process otherwise.
+    pub fn mul_mat_id(&self, a: Tensor<'g>, x: Tensor<'g>, ids: Tensor<'g>) -> Tensor<'g> {
+        let (m, n, i) = (a.ne(), x.ne(), ids.ne());
+        assert!(
+            m[0] == n[0] && m[3] == 1 && n[3] == 1 && n[2] == i[1] && [1, i[0]].contains(&n[1]) && i[2..] == [1, 1],
+            "mul_mat_id: shapes {m:?}, {n:?} and {i:?}"
+        );
+        let types = [a.ty(), x.ty(), ids.ty()];
+        assert!(types[1..] == [Type::F32, Type::I32] && a.ty().multiplies(Type::F32), "mul_mat_id: types {types:?}");
+        assert!([a, x, ids].iter().all(|t| t.is_contiguous()), "mul_mat_id: a tensor is not contiguous");
+        let ne = [m[1], i[0], i[1], 1];
+        assert!(Type::F32.n_bytes(ne).is_some(), "mul_mat_id: result {ne:?}");
+        self.choose_rows(ids, m[2]);
+        // SAFETY: the shapes and types are as ggml asks.
+        self.wrap(unsafe { sys::ggml_mul_mat_id(self.ctx(), a.as_ptr(), x.as_ptr(), ids.as_ptr()) })
     }
 
     /// `x` (F32) multiplied, in runs of `n` elements, with the symmetric Hadamard matrix `rot` (F32 `[n, n, 1, 1]`, of which
@@ -785,23 +810,27 @@ impl<'g> Builder<'g> {
         self.wrap(unsafe { sys::ggml_concat(self.ctx(), a.as_ptr(), b.as_ptr(), dim) })
     }
 
-    /// Softmax of `scale * a + mask` along rows. `a` is F32 and contiguous, `mask` F32 or F16 `[ne0, ne1, 1, ne3]` and
-    /// contiguous; it may have more rows than `a`, and is repeated over ne2 and ne3.
-    pub fn soft_max(&self, a: Tensor<'g>, mask: Tensor<'g>, scale: f32) -> Tensor<'g> {
-        let (n, m) = (a.ne(), mask.ne());
+    /// Softmax of `scale * a + mask` along rows. `a` is F32 and contiguous, `mask`, if there is one, F32 or F16 `[ne0, ne1, 1, ne3]`
+    /// and contiguous; it may have more rows than `a`, and is repeated over ne2 and ne3.
+    pub fn soft_max(&self, a: Tensor<'g>, mask: Option<Tensor<'g>>, scale: f32) -> Tensor<'g> {
+        let n = a.ne();
         assert!(a.ty() == Type::F32 && a.is_contiguous(), "soft_max: input {:?} {n:?} {:?}", a.ty(), a.nb());
-        assert!(
-            [Type::F32, Type::F16].contains(&mask.ty())
-                && mask.is_contiguous()
-                && m[0] == n[0]
-                && m[1] >= n[1]
-                && n[2].is_multiple_of(m[2])
-                && n[3].is_multiple_of(m[3]),
-            "soft_max: mask {:?} {m:?} for {n:?}",
-            mask.ty()
-        );
+        if let Some(mask) = mask {
+            let m = mask.ne();
+            assert!(
+                [Type::F32, Type::F16].contains(&mask.ty())
+                    && mask.is_contiguous()
+                    && m[0] == n[0]
+                    && m[1] >= n[1]
+                    && n[2].is_multiple_of(m[2])
+                    && n[3].is_multiple_of(m[3]),
+                "soft_max: mask {:?} {m:?} for {n:?}",
+                mask.ty()
+            );
+        }
+        let mask = mask.map_or(std::ptr::null_mut(), Tensor::as_ptr);
         // SAFETY: shapes and types are as ggml asks.
-        self.wrap(unsafe { sys::ggml_soft_max_ext(self.ctx(), a.as_ptr(), mask.as_ptr(), scale, 0.0) })
+        self.wrap(unsafe { sys::ggml_soft_max_ext(self.ctx(), a.as_ptr(), mask, scale, 0.0) })
     }
 
     /// The result, of type `ty` and shape `ne`, of an operation of the caller's on one to nine sources. Computed on the CPU.

@@ -149,7 +149,8 @@ impl Store {
             let shape = ne.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
             assert!(ty.n_bytes(shape).is_some(), "tensor {name}: shape {ne:?} of {ty:?}");
             if let (true, &Place::Buffer(kind)) = (packed, place) {
-                let fits = ne[2..] == [1, 1] && Device::cpu().supports(kind, *ty, [ne[0], ne[1]], Usage::MulMat);
+                let usage = if ne[2] == 1 { Usage::MulMat } else { Usage::MulMatId };
+                let fits = ne[3] == 1 && Device::cpu().supports(kind, *ty, [ne[0], ne[1], ne[2]], usage);
                 assert!(fits, "tensor {name}: {kind:?} has no layout for {ne:?} of {ty:?}");
             }
         }

@@ -103,6 +103,22 @@ fn mul_mat_refuses() {
         ("mul_mat: the rows", |b| ignore(b.mul_mat(transposed(b, Type::F32, [4, 3]), f32s(b, [4, 4, 1, 1])))),
         ("mul_mat: the rows", |b| ignore(b.mul_mat(f32s(b, [4, 4, 1, 1]), transposed(b, Type::F32, [4, 3])))),
         ("mul_mat: result", |b| ignore(b.mul_mat(f32s(b, [1, 1 << 30, 1, 1]), f32s(b, [1, 1 << 30, 1, 1])))),
+        ("mul_mat_id: shapes", |b| {
+            ignore(b.mul_mat_id(f32s(b, [4, 3, 5, 1]), f32s(b, [4, 3, 7, 1]), input(b, Type::I32, [2, 7, 1, 1])))
+        }),
+        ("mul_mat_id: shapes", |b| {
+            ignore(b.mul_mat_id(f32s(b, [4, 3, 5, 1]), f32s(b, [4, 1, 6, 1]), input(b, Type::I32, [2, 7, 1, 1])))
+        }),
+        ("mul_mat_id: shapes", |b| {
+            ignore(b.mul_mat_id(f32s(b, [4, 3, 5, 1]), f32s(b, [5, 1, 7, 1]), input(b, Type::I32, [2, 7, 1, 1])))
+        }),
+        ("mul_mat_id: types", |b| {
+            ignore(b.mul_mat_id(f32s(b, [4, 3, 5, 1]), f32s(b, [4, 1, 7, 1]), f32s(b, [2, 7, 1, 1])))
+        }),
+        ("mul_mat_id: a tensor", |b| {
+            let x = b.permute(f32s(b, [4, 7, 2, 1]), [0, 2, 1, 3]);
+            ignore(b.mul_mat_id(f32s(b, [4, 3, 5, 1]), x, input(b, Type::I32, [2, 7, 1, 1])))
+        }),
         ("mul_mat_hadamard: matrix", |b| ignore(b.mul_mat_hadamard(f32s(b, [12, 1, 1, 1]), f32s(b, [6, 6, 1, 1])))),
         ("mul_mat_hadamard: matrix", |b| ignore(b.mul_mat_hadamard(f32s(b, [8, 1, 1, 1]), f32s(b, [8, 4, 1, 1])))),
         ("mul_mat_hadamard: [12", |b| ignore(b.mul_mat_hadamard(f32s(b, [12, 1, 1, 1]), f32s(b, [8, 8, 1, 1])))),
@@ -275,14 +291,18 @@ fn attention_refuses() {
             let m = b.permute(input(b, Type::F16, [3, 5, 1, 2]), [1, 0, 2, 3]);
             b.flash_attn(f32s(b, Q.1), input(b, K.0, K.1), input(b, K.0, K.1), m, 1.0, 0.0);
         }),
-        ("soft_max: input", |b| ignore(b.soft_max(input(b, Type::F16, [4, 3, 1, 1]), f32s(b, [4, 3, 1, 1]), 1.0))),
-        ("soft_max: input", |b| ignore(b.soft_max(transposed(b, Type::F32, [4, 3]), f32s(b, [4, 3, 1, 1]), 1.0))),
-        ("soft_max: mask", |b| ignore(b.soft_max(f32s(b, [4, 3, 1, 1]), input(b, Type::BF16, [4, 3, 1, 1]), 1.0))),
-        ("soft_max: mask", |b| ignore(b.soft_max(f32s(b, [4, 3, 1, 1]), transposed(b, Type::F32, [4, 3]), 1.0))),
-        ("soft_max: mask", |b| ignore(b.soft_max(f32s(b, [4, 3, 1, 1]), f32s(b, [5, 3, 1, 1]), 1.0))),
-        ("soft_max: mask", |b| ignore(b.soft_max(f32s(b, [4, 3, 1, 1]), f32s(b, [4, 2, 1, 1]), 1.0))),
-        ("soft_max: mask", |b| ignore(b.soft_max(f32s(b, [4, 3, 2, 1]), f32s(b, [4, 3, 3, 1]), 1.0))),
-        ("soft_max: mask", |b| ignore(b.soft_max(f32s(b, [4, 3, 2, 3]), f32s(b, [4, 3, 2, 2]), 1.0))),
+        ("soft_max: input", |b| {
+            ignore(b.soft_max(input(b, Type::F16, [4, 3, 1, 1]), Some(f32s(b, [4, 3, 1, 1])), 1.0))
+        }),
+        ("soft_max: input", |b| ignore(b.soft_max(transposed(b, Type::F32, [4, 3]), Some(f32s(b, [4, 3, 1, 1])), 1.0))),
+        ("soft_max: mask", |b| {
+            ignore(b.soft_max(f32s(b, [4, 3, 1, 1]), Some(input(b, Type::BF16, [4, 3, 1, 1])), 1.0))
+        }),
+        ("soft_max: mask", |b| ignore(b.soft_max(f32s(b, [4, 3, 1, 1]), Some(transposed(b, Type::F32, [4, 3])), 1.0))),
+        ("soft_max: mask", |b| ignore(b.soft_max(f32s(b, [4, 3, 1, 1]), Some(f32s(b, [5, 3, 1, 1])), 1.0))),
+        ("soft_max: mask", |b| ignore(b.soft_max(f32s(b, [4, 3, 1, 1]), Some(f32s(b, [4, 2, 1, 1])), 1.0))),
+        ("soft_max: mask", |b| ignore(b.soft_max(f32s(b, [4, 3, 2, 1]), Some(f32s(b, [4, 3, 3, 1])), 1.0))),
+        ("soft_max: mask", |b| ignore(b.soft_max(f32s(b, [4, 3, 2, 3]), Some(f32s(b, [4, 3, 2, 2])), 1.0))),
     ]);
 }
 
@@ -339,6 +359,10 @@ fn what_is_accepted_of_one_type_is_computed() {
         let ok =
             |tensors: &[_], f: &dyn for<'g> Fn(&Builder<'g>, &[Tensor<'g>]) -> Tensor<'g>| compute_accepted(tensors, f);
         assert_eq!(ok(&[(ty, ne), ids], &|b, t| b.get_rows(t[0], t[1])), ty == Type::I32 || ggml::can_dequantize(ty));
+        let experts = [(ty, [256, 4, 3, 1]), (Type::F32, [256, 1, 2, 1]), (Type::I32, [2, 2, 1, 1])];
+        let of_experts = ok(&experts, &|b, t| b.mul_mat_id(t[0], t[1], t[2]));
+        let of_weights = ok(&[(ty, ne), (Type::F32, ne)], &|b, t| b.mul_mat(t[0], t[1]));
+        assert_eq!(of_experts, of_weights, "{ty}");
         let into_cache = ok(&[(ty, ne), (Type::F32, [256, 2, 1, 1]), longs], &|b, t| b.set_rows(t[0], t[1], t[2]));
         let of_caches = [Type::F32, Type::F16, Type::BF16, Type::Q8_0, Type::Q4_0].contains(&ty);
         assert!(into_cache || !of_caches, "{ty}");
@@ -365,11 +389,12 @@ fn what_is_accepted_of_one_type_is_computed() {
             ok(&[(ty, ne); 2], &|b, t| b.geglu(t[0], t[1])),
             ok(&[(ty, [256, 3, 2, 1]), ids], &|b, t| b.rope(t[0], t[1], None, &ROPE)),
             ok(&[(ty, [256, 3, 2, 1]), ids, (ty, [256, 1, 1, 1])], &|b, t| b.rope(t[0], t[1], Some(t[2]), &ROPE)),
-            ok(&[(Type::F32, ne), (ty, ne)], &|b, t| b.soft_max(t[0], t[1], 1.0)),
-            ok(&[(ty, ne), (Type::F32, ne)], &|b, t| b.soft_max(t[0], t[1], 1.0)),
+            ok(&[(Type::F32, ne), (ty, ne)], &|b, t| b.soft_max(t[0], Some(t[1]), 1.0)),
+            ok(&[(ty, ne), (Type::F32, ne)], &|b, t| b.soft_max(t[0], Some(t[1]), 1.0)),
+            ok(&[(ty, ne)], &|b, t| b.soft_max(t[0], None, 1.0)),
             ok(&[(ty, [256, 6, 1, 1]), (Type::F32, [64, 64, 1, 1])], &|b, t| b.mul_mat_hadamard(t[0], t[1])),
         ];
-        assert!(ty != Type::F32 || computed == [true; 10], "{computed:?}");
+        assert!(ty != Type::F32 || computed == [true; 11], "{computed:?}");
     }
 }
 

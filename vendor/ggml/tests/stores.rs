@@ -175,7 +175,7 @@ fn maps_that_do_not_fit_are_refused() {
 
 /// Memory in which this machine's CPU keeps Q4_0 in a layout of its own.
 fn repack() -> Option<BufferType> {
-    let fits = |&kind: &BufferType| Device::cpu().supports(kind, Type::Q4_0, [64, 16], Usage::MulMat);
+    let fits = |&kind: &BufferType| Device::cpu().supports(kind, Type::Q4_0, [64, 16, 1], Usage::MulMat);
     Device::cpu().extra_buffer_types().into_iter().find(fits)
 }
 
@@ -220,7 +220,7 @@ fn a_layout_of_its_own_is_for_mul_mat_only() {
         y
     });
     assert!(results[0].iter().zip(&results[1]).all(|(a, b)| (a - b).abs() < 1.0), "{results:?}");
-    for (ty, ne) in [(Type::F32, [64, 16, 1, 1]), (Type::Q4_0, [64, 16, 2, 1]), (Type::Q4_0, [64, 3, 1, 1])] {
+    for (ty, ne) in [(Type::F32, [64, 16, 1, 1]), (Type::Q4_0, [64, 16, 1, 2]), (Type::Q4_0, [64, 3, 1, 1])] {
         assert_panics("has no layout for", || ignore(one(ty, ne, Place::Buffer(kind), Vec::new())));
     }
 }
@@ -228,13 +228,13 @@ fn a_layout_of_its_own_is_for_mul_mat_only() {
 #[test]
 fn devices_are_asked_for_shapes_that_can_be() {
     let supports = |ty, ne, usage| Device::cpu().supports(cpu(), ty, ne, usage);
-    for usage in [Usage::MulMat, Usage::GetRows, Usage::Mul, Usage::Add, Usage::Rope] {
-        assert!(supports(Type::F32, [64, 2], usage));
-        assert_panics("supports: shape", || ignore(supports(Type::Q4_0, [33, 2], usage)));
-        assert_panics("supports: shape", || ignore(supports(Type::F32, [0, 2], usage)));
-        assert_panics("supports: shape", || ignore(supports(Type::F32, [u64::MAX, 2], usage)));
+    for usage in [Usage::MulMat, Usage::MulMatId, Usage::GetRows, Usage::Mul, Usage::Add, Usage::Rope] {
+        assert!(supports(Type::F32, [64, 2, 1], usage));
+        assert_panics("supports: shape", || ignore(supports(Type::Q4_0, [33, 2, 1], usage)));
+        assert_panics("supports: shape", || ignore(supports(Type::F32, [0, 2, 1], usage)));
+        assert_panics("supports: shape", || ignore(supports(Type::F32, [u64::MAX, 2, 1], usage)));
     }
-    assert!(!supports(Type::F16, [64, 1], Usage::Rope));
+    assert!(!supports(Type::F16, [64, 1, 1], Usage::Rope));
 }
 
 #[test]
