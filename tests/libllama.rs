@@ -83,7 +83,7 @@ fn they_answer_are_scored_and_timed() {
             assert!(code == Some(69) && out.is_empty() && error.contains(part), "{more:?}: {code:?} {error}");
         }
         if engine == "auto" {
-            let (code, _, error) = run(&[&ask[..9], &["own"]].concat());
+            let (code, _, error) = run(&[&ask[..10], &["own"]].concat());
             assert!(code == Some(69) && error.contains("has no graph of its own for the architecture"), "{error}");
         }
         let (code, _, error) = run(&["calibrate", "-m", model, "-f", text, "--engine", engine]);

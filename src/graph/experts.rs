@@ -1,11 +1,12 @@
 //! MLP blocks of experts, each token being given to a few of them.
 
 use ggml::{Tensor, Type};
+use kernels::MAX_GEMV_TOKENS;
 
 use super::builder::GraphBuilder;
 use super::ops::{Blend, Combine, ExpertProduct, Operand, Route, Shares};
 use super::states::States;
-use crate::weights::{Activation, Experts, Norm, Stack};
+use crate::weights::{Activation, Experts, Norm, Stack, has_gemv};
 
 impl<'g> GraphBuilder<'_, 'g> {
     /// The block of layer `il` on the residual stream `x`: `[n_embd, n]` for as many rows as `x` has. `None` if none of them are wanted.
@@ -54,7 +55,8 @@ impl<'g> GraphBuilder<'_, 'g> {
         let n_out = stacks[0].n_out();
         if stacks.iter().all(|s| s.kernel.is_own(n)) {
             let operands = stacks.iter().map(|s| Operand::all(s.rows.clone(), None)).collect();
-            let op = ExpertProduct { operands, combine, n_out };
+            let is_direct = n <= MAX_GEMV_TOKENS && stacks.iter().all(|s| has_gemv(s.rows.ty()));
+            let op = ExpertProduct { operands, combine, n_out, is_direct };
             return g.custom(Type::F32, [n_out, n_used * n, 1, 1], &[self.codes(states), chosen], op);
         }
         let floats = self.floats(states);

@@ -6,6 +6,7 @@ use std::ops::Range;
 use ggml::{Division, Op, Parts, Source};
 use kernels::{Acts, GemvActs, Isa, MAX_GEMV_TOKENS, Out, token_bytes};
 
+use super::gemv::share;
 use super::operand::{Combine, Operand, Operands};
 use crate::weights::has_gemv;
 
@@ -82,6 +83,8 @@ pub struct ExpertProduct {
     pub combine: Combine,
     /// Rows of an expert's matrix
     pub n_out: usize,
+    /// The products are of so few tokens that rows are multiplied where they are, token by token
+    pub is_direct: bool,
 }
 
 /// What an expert multiplies: of each of its tokens the row of the activations, and the row of the result.
@@ -109,10 +112,21 @@ impl Out for Results<'_, '_> {
 
 impl Op for ExpertProduct {
     fn division(&self, ne: [usize; 4]) -> Division {
-        Division { rows: ne[1], columns: Isa::best().panel_rows() * 4 }
+        let panel_rows = Isa::best().panel_rows();
+        match self.is_direct {
+            // Of one expert as many rows as a thread reads one after the other.
+            true => {
+                let share = share(self.operands[0].matrix.row_bytes(), self.n_out);
+                Division { rows: 1, columns: share.next_multiple_of(panel_rows) }
+            }
+            false => Division { rows: ne[1], columns: 4 * panel_rows },
+        }
     }
 
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
+        if self.is_direct {
+            return self.in_place(sources, parts);
+        }
         let isa = Isa::best();
         let k = self.operands[0].matrix.n_in();
         let bytes = sources[0].all_bytes();
@@ -153,6 +167,48 @@ impl Op for ExpertProduct {
 }
 
 impl ExpertProduct {
+    /// Products of a few tokens, row by row of the result.
+    fn in_place(&self, sources: &[Source], parts: &mut Parts) {
+        let isa = Isa::best();
+        let k = self.operands[0].matrix.n_in();
+        let bytes = sources[0].all_bytes();
+        let operands = Operands::new(&self.operands);
+        let [n_used, n_tokens, ..] = sources[1].ne();
+        let per_token = sources[0].ne()[1] / n_tokens;
+        let size = token_bytes(k);
+        // Each row of the activations for each operand's format, once for all parts of this thread.
+        let ready = |a: usize, i: usize| {
+            isa.gemv_acts(Acts::new(&bytes[a * size..(a + 1) * size], k), operands.rows(i).format())
+        };
+        let acts: Vec<Vec<GemvActs>> =
+            (0..n_tokens * per_token).map(|a| (0..self.operands.len()).map(|i| ready(a, i)).collect()).collect();
+        let mut up = Vec::new();
+        while let Some(mut out) = parts.next() {
+            let columns = out.columns();
+            for row in out.rows() {
+                let (t, slot) = (row / n_used, row % n_used);
+                let expert = sources[1].row::<i32>(t)[slot] as usize;
+                let acts = &acts[t * per_token + if per_token > 1 { slot } else { 0 }];
+                let first = expert * self.n_out + columns.start;
+                let multiply = |which: usize, to: &mut [f32]| {
+                    let rows = operands.rows(which);
+                    isa.gemv(&acts[which], |i| rows.row(first + i, &[]), columns.len(), |i, x| to[i] = x[0]);
+                };
+                let to = out.row::<f32>(row);
+                match self.combine {
+                    Combine::Stack => multiply(0, to),
+                    Combine::Gated(act) => {
+                        let mut gate = vec![0.0f32; columns.len()];
+                        up.resize(columns.len(), 0.0);
+                        multiply(0, &mut gate);
+                        multiply(1, &mut up);
+                        isa.gated(act, &gate, &up, to);
+                    }
+                }
+            }
+        }
+    }
+
     /// What each chosen expert multiplies.
     fn given(&self, sources: &[Source], bytes: &[u8], k: usize, operands: &Operands) -> Vec<Given> {
         let [n_used, n_tokens, ..] = sources[1].ne();
