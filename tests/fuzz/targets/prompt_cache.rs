@@ -20,7 +20,7 @@ fn origin() -> Origin {
         flash_attn: true,
         rot_k: 0,
         rot_v: 0,
-        rope: ggml::Rope {
+        rope: Some(ggml::Rope {
             n_dims: 32,
             neox: false,
             n_ctx_orig: 64,
@@ -30,7 +30,8 @@ fn origin() -> Origin {
             attn_factor: 1.0,
             beta_fast: 32.0,
             beta_slow: 1.0,
-        },
+        }),
+        is_long: false,
         pruning: [0; IDENTITY_BYTES],
     }
 }

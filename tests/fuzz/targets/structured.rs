@@ -1,4 +1,4 @@
-//! A good model whose metadata and tensors are changed in any way that a header can express.
+//! A good model, of any architecture, whose metadata and tensors are changed in any way that a header can express.
 #![no_main]
 
 #[allow(dead_code, reason = "tests use the rest")]
@@ -9,9 +9,10 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use arbitrary::Arbitrary;
-use forge::{Doc, Forge, TensorDoc};
+use forge::{Arch, Doc, Forge, TensorDoc};
 use ggml::Type;
 use libfuzzer_sys::fuzz_target;
+use pp_run::engine::libllama;
 use pp_run::gguf::Gguf;
 use pp_run::model::{RopeOptions, read_hparams};
 
@@ -33,10 +34,12 @@ enum Change {
     Version(u32),
 }
 
-fn good() -> Doc {
-    static GOOD: OnceLock<Doc> = OnceLock::new();
-    let forge = Forge { n_vocab: 300, n_embd: 32, n_ff: 32, n_layer: 1, ..Forge::tiny(Type::Q4_0, 2, 1) };
-    GOOD.get_or_init(|| forge.doc()).clone()
+fn good(number: u8) -> Doc {
+    static GOOD: OnceLock<Vec<Doc>> = OnceLock::new();
+    let forge = |arch| Forge { arch, n_vocab: 300, n_embd: 32, n_ff: 64, n_layer: 1, ..Forge::tiny(Type::Q4_0, 2, 1) };
+    let archs = Arch::ALL.into_iter().chain([Arch::Opt, Arch::Mamba, Arch::Lfm2]);
+    let all = GOOD.get_or_init(|| archs.map(|arch| forge(arch).doc()).collect());
+    all[usize::from(number) % all.len()].clone()
 }
 
 fn change(doc: &mut Doc, change: Change) {
@@ -85,10 +88,12 @@ fn change(doc: &mut Doc, change: Change) {
     }
 }
 
-fuzz_target!(|changes: Vec<Change>| {
-    let mut doc = good();
+fuzz_target!(|input: (u8, Vec<Change>)| {
+    let (number, changes) = input;
+    let mut doc = good(number);
     changes.into_iter().take(8).for_each(|c| change(&mut doc, c));
     let Ok(gguf) = Gguf::of_bytes(Path::new("model.gguf"), &doc.bytes()) else { return };
     let _ = read_hparams(&gguf, &RopeOptions::default());
     let _ = gguf.require_vocab();
+    let _ = libllama::require_file(&gguf);
 });
