@@ -15,7 +15,7 @@ use pp_run::tokenizer::Tokenizer;
 
 #[derive(Debug, Arbitrary)]
 struct Input {
-    bpe: bool,
+    model: u8,
     pre: u8,
     tokens: Vec<Vec<u8>>,
     bytes: bool,
@@ -27,18 +27,36 @@ struct Input {
     text: String,
 }
 
-const PRE: [&str; 6] = ["default", "llama-bpe", "gpt-2", "smollm", "deepseek-llm", "qwen2"];
+const MODELS: [&str; 7] = ["llama", "gpt2", "gemma4", "bert", "t5", "rwkv", "plamo2"];
+const PRE: [&str; 14] = [
+    "default",
+    "llama-bpe",
+    "gpt-2",
+    "smollm",
+    "deepseek-llm",
+    "qwen2",
+    "qwen35",
+    "gpt-4o",
+    "tekken",
+    "dbrx",
+    "lfm2",
+    "smaug-bpe",
+    "kimi-k2",
+    "gemma4",
+];
 const SPECIAL: [&str; 8] = ["bos", "eos", "eot", "eom", "unknown", "padding", "fim_pre", "fim_suf"];
 const FLAGS: [&str; 5] = ["add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces"];
 
 fuzz_target!(|input: Input| {
     let mut doc = Doc::default();
     doc.str("general.architecture", "llama");
-    doc.str("tokenizer.ggml.model", if input.bpe { "gpt2" } else { "llama" });
+    let model = MODELS[usize::from(input.model) % MODELS.len()];
+    doc.str("tokenizer.ggml.model", model);
     doc.str("tokenizer.ggml.pre", PRE[usize::from(input.pre) % PRE.len()]);
     let mut tokens = input.tokens;
     if input.bytes {
-        tokens.extend((0..=255u8).map(|b| format!("<0x{b:02X}>").into_bytes()));
+        let byte = |b: u8| if model == "rwkv" { format!("\\x{b:02x}") } else { format!("<0x{b:02X}>") };
+        tokens.extend((0..=255u8).map(|b| byte(b).into_bytes()));
     }
     let n = tokens.len();
     doc.set("tokenizer.ggml.tokens", ARRAY, array(STRING, tokens.iter().map(string)));
