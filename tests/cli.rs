@@ -402,3 +402,27 @@ fn a_closed_pipe_is_success_and_signals_have_their_codes() {
         assert!(stderr.contains("interrupted") && stderr.contains("tok/s"), "what came is accounted for: {stderr}");
     }
 }
+
+#[test]
+fn the_file_says_how_answers_are_drawn_unless_the_user_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let write = |temp: f32| {
+        let mut doc = Forge::smallest().doc();
+        doc.f32("general.sampling.temp", temp);
+        doc.set("general.sampling.top_k", common::forge::I32, 7i32.to_le_bytes());
+        std::fs::write(&path, doc.bytes()).unwrap();
+    };
+    let ask = |more: &[&str]| {
+        output(&[&["-m", path.to_str().unwrap(), "-p", "ab", "-n", "6", "-no-cnv", "--seed", "1"], more].concat())
+    };
+    write(0.0);
+    let drawn = ask(&[]);
+    assert!(text(&drawn.stderr).contains("answers are drawn as the file says: temp 0, top-k 7"), "{drawn:?}");
+    assert_eq!(drawn.stdout, ask(&["--temp", "0"]).stdout);
+    let given = ask(&["--temp", "5", "--top-k", "0"]);
+    assert!(!text(&given.stderr).contains("as the file says"), "{given:?}");
+    assert_ne!(drawn.stdout, given.stdout);
+    write(f32::NAN);
+    fails(&ask(&[]), 65, "general.sampling of the file cannot be used");
+}
