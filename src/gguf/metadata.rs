@@ -299,7 +299,7 @@ mod tests {
     #[should_panic(expected = "overrides are numbers")]
     fn arrays_are_written_as_the_file_has_them() {
         let value = Value::Array(Array { ty: ValueType::U8, len: 0, data: 0..0 });
-        Metadata::new(vec![Entry { key: "a".into(), value, raw: None }]).write(&[], |_| true, None);
+        Metadata::new(vec![Entry { key: "a".into(), value, raw: None }]).write(&[], |_| true, None, None);
     }
 
     #[test]
@@ -338,7 +338,7 @@ mod tests {
             assert!(error.to_string().contains("a value of type"), "{name}: {error}");
         }
         // All of it can be written and read again, but for the text that is too long.
-        let bytes = meta.write(&[], |key| key != "new float", None);
+        let bytes = meta.write(&[], |key| key != "new float", None, None);
         let again = super::super::Gguf::of_bytes(std::path::Path::new("m"), &bytes).unwrap();
         assert_eq!(again.metadata().entries.len(), meta.entries.len() - 2);
         for entry in &again.metadata().entries {
