@@ -187,7 +187,8 @@ impl Runner {
         let (cpu, ne) = (Device::cpu(), [k as u64, n_out as u64]);
         let mut kinds = cpu.extra_buffer_types();
         kinds.push(cpu.buffer_type());
-        let memory = kinds.into_iter().find(|&m| cpu.supports(m, ty, [ne[0], ne[1], 1], Usage::MulMat)).expect("some memory");
+        let memory =
+            kinds.into_iter().find(|&m| cpu.supports(m, ty, [ne[0], ne[1], 1], Usage::MulMat)).expect("some memory");
         let spec = TensorSpec { name: "w".into(), ty, ne: [ne[0], ne[1], 1, 1], place: Place::Buffer(memory) };
         let mut specs = Specs::new();
         let id = specs.push(spec);
