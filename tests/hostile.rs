@@ -603,7 +603,15 @@ fn hyper_parameters() {
             let data = vec![0; 28];
             d.tensors.push(TensorDoc { name: b"rope_freqs.weight".to_vec(), ne: vec![7], ty: 0, data, offset: None });
         }),
-        row("M20", 65, "llama.expert_used_count is 0, expected 1 to 8", |d| d.u32("llama.expert_count", 8)),
+        row("M20", 65, "'llama.expert_used_count' is missing", |d| d.u32("llama.expert_count", 8)),
+        row("M20-used", 65, "llama.expert_used_count is 9, expected 1 to 8", |d| {
+            d.u32("llama.expert_count", 8);
+            d.u32("llama.expert_used_count", 9);
+        }),
+        row("M20-tensors", 65, "'blk.0.ffn_gate_inp.weight' is missing", |d| {
+            d.u32("llama.expert_count", 8);
+            d.u32("llama.expert_used_count", 2);
+        }),
         row("M20-array", 65, "expected u32", |d| {
             d.set("llama.expert_count", ARRAY, array(U32, [vec![0; 4], vec![0; 4]].into_iter()))
         }),
