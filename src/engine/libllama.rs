@@ -92,11 +92,6 @@ impl Model {
     pub fn n_ctx_train(&self) -> u32 {
         self.llama.n_ctx_train()
     }
-
-    /// The model, for a benchmark of libllama.
-    pub fn llama(&self) -> &llama::Model {
-        &self.llama
-    }
 }
 
 /// What was refused, and why, in terms of the file. libllama tells kinds of errors apart by their texts alone.
@@ -253,17 +248,7 @@ impl<'m> LlamaSession<'m> {
         };
         loop {
             let n_ubatch = options.n_ubatch.min(options.n_batch).clamp(1, n_ctx);
-            let params = ContextParams {
-                n_ctx,
-                n_batch: n_ubatch,
-                n_ubatch,
-                n_seq_max: 1,
-                n_threads: options.n_threads as u32,
-                n_threads_batch: options.n_threads_batch as u32,
-                type_k: options.cache_type_k.tensor_type(),
-                type_v: options.cache_type_v.tensor_type(),
-                flash_attn: options.flash_attn,
-            };
+            let params = ContextParams { n_batch: n_ubatch, n_ubatch, ..context_params(options, n_ctx) };
             let fits = memory::require(cells_bytes(model, options, n_ctx), "the context", "use a smaller -c");
             let context = fits.and_then(|()| {
                 llama::Context::new(&model.llama, &params).map_err(|e| {
@@ -433,6 +418,21 @@ impl<'m> Timeline<'m> for LlamaSession<'m> {
 
     fn prune_report(&self) -> Option<&Report> {
         None
+    }
+}
+
+/// libllama's settings for a context of `n_ctx` tokens.
+pub fn context_params(options: &Options, n_ctx: u32) -> ContextParams {
+    ContextParams {
+        n_ctx,
+        n_batch: options.n_batch,
+        n_ubatch: options.n_ubatch,
+        n_seq_max: 1,
+        n_threads: options.n_threads as u32,
+        n_threads_batch: options.n_threads_batch as u32,
+        type_k: options.cache_type_k.tensor_type(),
+        type_v: options.cache_type_v.tensor_type(),
+        flash_attn: options.flash_attn,
     }
 }
 

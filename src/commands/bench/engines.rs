@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use ggml::llama::{Context, ContextParams};
+use ggml::llama::Context;
 
-use crate::engine::Options;
 use crate::engine::{Report, Timeline};
 use crate::error::{Error, Result};
 use crate::tokenizer::Token;
@@ -134,20 +133,5 @@ impl Engine<'_> {
         let time = start.elapsed();
         self.pause();
         Ok(time)
-    }
-}
-
-/// libllama's settings for the same run.
-pub fn llama_params(context: &Options) -> ContextParams {
-    ContextParams {
-        n_ctx: context.n_ctx.unwrap_or(0),
-        n_batch: context.n_batch,
-        n_ubatch: context.n_ubatch,
-        n_seq_max: 1,
-        n_threads: context.n_threads as u32,
-        n_threads_batch: context.n_threads_batch as u32,
-        type_k: context.cache_type_k.tensor_type(),
-        type_v: context.cache_type_v.tensor_type(),
-        flash_attn: context.flash_attn,
     }
 }

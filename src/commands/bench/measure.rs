@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use ggml::llama::{Context, Model as LlamaModel};
 
-use super::engines::{Engine, Test, llama_params};
+use super::engines::{Engine, Test};
 use super::options::Options;
 use crate::commands::pruning;
 use crate::commands::signals::Signals;
 use crate::engine;
-use crate::engine::{Loaded, Report};
+use crate::engine::{Loaded, Report, libllama};
 use crate::error::{Error, Result};
 use crate::log::Log;
 use crate::model::Model;
@@ -77,7 +77,7 @@ pub fn measure(
     // The baseline comes first, then the engines that are compared with it.
     let mut engines = Vec::new();
     if let Some(llama) = llama {
-        let params = llama_params(&context);
+        let params = libllama::context_params(&context, n_ctx);
         let refused = |e: ggml::llama::LlamaError| Error::failed(format!("llama.cpp: {}", e.0));
         let n_batch = context.n_batch as usize;
         engines.push(Engine::Llama { context: Context::new(llama, &params).map_err(refused)?, n_batch });
