@@ -813,6 +813,7 @@ fn vocabularies() {
             d.remove(TYPES);
             d.u32("tokenizer.ggml.mask_token_id", 300);
         }),
+        row("V13-llama", 0, "", |d| d.set("tokenizer.ggml.precompiled_charsmap", ARRAY, bytes(9))),
         row("V13", 69, "precompiled_charsmap", |d| {
             d.str("tokenizer.ggml.model", "t5");
             d.set("tokenizer.ggml.precompiled_charsmap", ARRAY, bytes(9));

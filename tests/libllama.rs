@@ -86,8 +86,28 @@ fn they_answer_are_scored_and_timed() {
             let (code, _, error) = run(&[&ask[..10], &["own"]].concat());
             assert!(code == Some(69) && error.contains("has no graph of its own for the architecture"), "{error}");
         }
+        let (code, _, error) = run(&[&ask[..], &["--mlock"]].concat());
+        assert!(code == Some(2) && error.contains("on which --mlock has no effect"), "{error}");
         let (code, _, error) = run(&["calibrate", "-m", model, "-f", text, "--engine", engine]);
         assert!(code == Some(69) && error.contains("calibrate needs a graph of pp-run's own"), "{error}");
+    }
+}
+
+#[test]
+fn nothing_is_left_out_of_experts() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let model = forged(dir.path(), Arch::Qwen3Moe);
+    let model = model.to_str().unwrap();
+    for args in [
+        &["-m", model, "-p", "abc", "-n", "1", "--prune", "0.3"][..],
+        &["calibrate", "-m", model, "-f", "README.md"],
+        &["perplexity", "-m", model, "-f", "README.md", "--prune", "0.3"],
+        &["show", model, "--prunable"],
+    ] {
+        let out = Command::new(env!("CARGO_BIN_EXE_pp-run")).args(args).output().unwrap();
+        let error = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.code() == Some(69) && error.contains("models with experts yet"), "{args:?}: {error}");
     }
 }
 

@@ -79,7 +79,7 @@ pub fn load(
     if model.weights.n_gpu_layers.is_some_and(|n| n > 0) && own.is_some_and(|m| m.gpus().is_empty()) {
         log.note("-ngl has no effect: there is no GPU, or this build has no support for it (cargo features cuda, metal, vulkan)");
     }
-    if model.mlock && !own.is_some_and(Model::lock) {
+    if model.mlock && own.is_some_and(|m| !m.lock()) {
         log.warn("the weights cannot be locked in memory (see ulimit -l); they are used unlocked");
     }
     log.trace(&format!(

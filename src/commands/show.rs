@@ -79,6 +79,9 @@ pub fn run(options: &Options) -> Result<()> {
 /// What the pruning pass can leave out, block by block; alike layers share a line.
 pub fn prunable(gguf: &Gguf) -> Result<String> {
     let (_, h) = read_hparams(gguf, &RopeOptions::default())?;
+    if h.experts.is_some() {
+        return Err(Error::unsupported("nothing is left out of models with experts yet").in_file(gguf.path()));
+    }
     let ty =
         |il: usize, name: &str| gguf.tensor(&format!("blk.{il}.{name}.weight")).map_or("none".into(), |t| t.ty.name());
     // What lies with others in one tensor is of that tensor's type.

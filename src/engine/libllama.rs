@@ -17,6 +17,7 @@ use crate::gguf::{Gguf, Metadata, Value};
 use crate::model;
 use crate::system::memory;
 use crate::tokenizer::Token;
+use crate::weights::{Kernels, Pack};
 
 /// Limits of libllama's own, which it asserts (llama-hparams.h).
 const MAX_LAYERS: u32 = 512;
@@ -115,11 +116,19 @@ pub fn require_file(gguf: &Gguf) -> Result<()> {
 
 /// Settings that libllama is not told.
 fn require_own_settings(options: &model::Options) -> Result<()> {
-    let model::Options { override_kv, rope, .. } = options;
-    match (override_kv.is_empty(), *rope == model::RopeOptions::default()) {
-        (true, true) => Ok(()),
-        (false, _) => Err(Error::usage("by libllama: --override-kv has no effect on this architecture")),
-        (_, false) => Err(Error::usage("by libllama: RoPE settings have no effect on this architecture")),
+    let model::Options { override_kv, rope, weights, mlock, .. } = options;
+    let settings = [
+        ("--override-kv", !override_kv.is_empty()),
+        ("settings of RoPE", *rope != model::RopeOptions::default()),
+        ("--kernels native", weights.kernels == Kernels::Native),
+        ("--pack resident", weights.pack == Pack::Resident),
+        ("--mlock", *mlock),
+    ];
+    match settings.iter().find(|(_, is_set)| *is_set) {
+        None => Ok(()),
+        Some((name, _)) => {
+            Err(Error::usage(format!("libllama runs this model, on which {name} has no effect: leave it out")))
+        }
     }
 }
 
@@ -127,7 +136,7 @@ fn require_own_settings(options: &model::Options) -> Result<()> {
 fn require(meta: &Metadata) -> Result<()> {
     let arch = meta.architecture();
     let key = |name: &str| format!("{arch}.{name}");
-    // A number, or the largest of an array of them, layer by layer; libllama reads an array's values itself.
+    // A number that holds for all layers. Where there is an array, one number for each layer, it is left to libllama.
     let number = |name: &str| match meta.get(&key(name)) {
         Some(Value::Array(_)) => Ok(None),
         _ => meta.u32(&key(name)),
@@ -333,8 +342,7 @@ impl<'m> LlamaSession<'m> {
         first: usize,
         each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
-        self.context.clear();
-        self.tokens.clear();
+        self.rewind(0);
         for piece in text.chunks(self.n_ubatch) {
             let start = self.tokens.len();
             self.compute(piece, |i| start + i >= first)?;

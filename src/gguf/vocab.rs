@@ -130,11 +130,11 @@ pub fn require(meta: &Metadata, file: &[u8]) -> Result<Twins> {
     }
     let (seen, twins) = texts(tokens, file)?;
     match kind {
-        Kind::Spm | Kind::Ugm | Kind::Plamo2 => check_bytes(&seen)?,
+        Kind::Spm | Kind::Plamo2 => check_bytes(&seen)?,
         Kind::Rwkv => check_single_bytes(tokens, file)?,
-        Kind::Bpe | Kind::Wpm => {}
+        Kind::Bpe | Kind::Wpm | Kind::Ugm => {}
     }
-    if meta.get("tokenizer.ggml.precompiled_charsmap").is_some() {
+    if *kind == Kind::Ugm && meta.get("tokenizer.ggml.precompiled_charsmap").is_some() {
         return Err(Error::unsupported(
             "the tokenizer has a precompiled_charsmap, which libllama does not check: pp-run does not hand it over",
         ));

@@ -11,6 +11,7 @@ use self::costs::{Measure, WINDOWS};
 use super::input::read_text;
 use super::load::load;
 use super::output::{print, write_file};
+use super::pruning::require_prunable;
 use super::signals::Signals;
 use crate::engine::{Moments, Session};
 use crate::error::{Error, Result};
@@ -53,6 +54,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let text = options.file.as_deref().map(read_text).transpose()?;
     let (loaded, tokenizer) = load(&options.model, &options.context, &log, signals)?;
     let model = loaded.require_own("calibrate")?;
+    require_prunable(model)?;
     let &Options { n_seqs, seq_len, positions, .. } = options;
     // FLAP needs two batches at least, as its fluctuation is that between batches.
     let batch = options.batch.min(n_seqs.div_ceil(2));

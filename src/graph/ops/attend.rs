@@ -56,11 +56,7 @@ impl Op for Attend {
                         tokens.iter().flat_map(|&(t, _)| heads.iter().map(move |&h| (t, h))).collect();
                     let queries: Vec<Query> = (tokens.iter())
                         .flat_map(|(t, sight)| {
-                            heads.iter().map(|&h| Query {
-                                q: q.elements([h, *t, 0]),
-                                visible: sight.cells.clone(),
-                                sink: None,
-                            })
+                            heads.iter().map(|&h| Query { q: q.elements([h, *t, 0]), visible: sight.cells.clone() })
                         })
                         .collect();
                     let decode = |ty: Type| move |b: &[u8], o: &mut [f32]| dequantize_row(ty, b, o);

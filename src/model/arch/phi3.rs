@@ -7,7 +7,8 @@ use crate::model::hparams::{Hparams, Pairs};
 use crate::weights::{Activation, Factors, Layer, Loader, Mlp};
 
 /// As llama, with one matrix for queries, keys and values and one for gate and up; a head may be rotated in part, with frequencies that
-/// depend on the context's length. Windows that files name are ignored, as in llama.cpp: they are not what the models were trained with.
+/// depend on the context's length. Windows that files name are ignored, as in llama.cpp, whose
+/// converter did not write them rightly for all models.
 pub const PHI3: Architecture = Architecture {
     name: "phi3",
     has_experts: false,

@@ -13,11 +13,10 @@ fn attention(query: &Query, keys: &[Vec<f32>], values: &[Vec<f32>], scores: Scor
         let score = product * f64::from(scores.scale);
         scores.softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh())
     };
-    let sink = query.sink.map(f64::from);
     let scores: Vec<f64> = keys.iter().map(score).collect();
-    let largest = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
+    let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
-    let sum = weights.iter().sum::<f64>() + sink.map_or(0.0, |s| (s - largest).exp());
+    let sum: f64 = weights.iter().sum();
     let value = |i: usize| weights.iter().zip(values).map(|(w, v)| w / sum * f64::from(v[i])).sum();
     (0..q.len()).map(value).collect()
 }
@@ -85,8 +84,7 @@ fn attend() {
             if rng.u8(0..3) == 0 {
                 visible = any_range(&mut rng);
             }
-            let sink = (number % 5 < 2).then(|| any_floats(&mut rng, 1, 4.0)[0]);
-            Query { q, visible: visible.clone(), sink }
+            Query { q, visible: visible.clone() }
         };
         let queries: Vec<Query> = q.iter().map(|q| query(q)).collect();
         let scale = rng.choice([1.0 / (d as f32).sqrt(), 3.0]).unwrap();
@@ -112,7 +110,7 @@ fn nan_stays() {
             let cells = |special: f32| (0..70).map(|i| cell(special, i)).collect::<Vec<_>>();
             let q = [q; 16];
             for n_queries in [1, 7] {
-                let queries = vec![Query { q: &q, visible: 0..70, sink: None }; n_queries];
+                let queries = vec![Query { q: &q, visible: 0..70 }; n_queries];
                 let capped = Some(2.0).filter(|_| k.is_nan() || k.is_finite());
                 for softcap in [None, capped] {
                     let scores = Scores { scale: 1.0, softcap };
