@@ -75,7 +75,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         self.name(qkv.k, "Kcur", il);
         self.name(qkv.v, "Vcur", il);
         let kqv = match kv_shrink && kept.is_some() {
-            true => self.attend_batch(qkv, w),
+            true => self.attend_batch(qkv, kept.as_ref(), w),
             false => {
                 // Together, so that the scheduler does not split the graph between them.
                 [qkv.q, qkv.v, qkv.k].iter().for_each(|&t| self.g.expand(t));
@@ -184,7 +184,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         // A window is ignored here: the rows are few of many, and stand for more than themselves.
         let mask = self.inputs.get(Input::ProbeMask(probe.shape.n_each));
         let qkv = self.qkv(products, w, probe.pos);
-        let kqv = self.attend_among(qkv, mask, probe.shape.n_seq, w);
+        let kqv = self.attend_among(qkv, mask, probe.shape.n_seq, None, w);
         Kept { ahead, ..self.end_probe(pruning, probe, kqv, w.n_embd_head, notes) }
     }
 
@@ -278,9 +278,10 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let (k, v) = (cache.k(g, il, n_kv, seqs.clone()), cache.v(g, il, n_kv, seqs));
         let [d, n_head, n, _] = q.ne();
         let mut sources = vec![q, k, v, self.inputs.get(Input::Sights(rows, w.window))];
+        sources.extend(w.sinks.as_ref().map(|sinks| self.vector(sinks)));
         sources.extend(kept.map(|kept| kept.ids));
         let scores = Scores { scale: w.scale, softcap: w.softcap };
-        let op = Attend { scores, n_rep: w.n_rep(), d };
+        let op = Attend { scores, n_rep: w.n_rep(), d, has_sinks: w.sinks.is_some() };
         let out = g.custom(Type::F32, [d * n_head, n, 1, 1], &sources, op);
         self.name(out, "kqv_out", il)
     }
@@ -341,7 +342,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         if params.flash_attn && !params.exact {
             [k, v] = [k, v].map(|t| if t.ty() == Type::F32 { g.cast(t, Type::F16) } else { t });
         }
-        let out = self.softmax_attention(q, k, v, mask, w);
+        let out = self.softmax_attention(q, k, v, mask, kept.filter(|_| spread.is_none()), w);
         g.expand(out);
         self.name(out, "kqv_out", il);
         let Some(kept) = spread else { return out };
@@ -352,17 +353,25 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     }
 
     /// Attention of the batch's rows among themselves, without the cache: of whole texts.
-    fn attend_batch(&mut self, qkv: Qkv<'g>, w: &Attention) -> Tensor<'g> {
+    fn attend_batch(&mut self, qkv: Qkv<'g>, kept: Option<&Kept<'_, 'g>>, w: &Attention) -> Tensor<'g> {
         let g = self.g;
         let (n_seq, n) = self.task.layout.samples();
         let mask = self.inputs.get(Input::Mask(w.window));
         let nb = mask.nb();
         let mask = g.view(mask, [n, n, 1, n_seq], [nb[1], nb[2], nb[3]], 0);
-        self.attend_among(qkv, g.cont(mask, [n, n, 1, n_seq]), n_seq, w)
+        self.attend_among(qkv, g.cont(mask, [n, n, 1, n_seq]), n_seq, kept, w)
     }
 
-    /// Attention of the rows of `n_seq` sequences among themselves, in floats: `[n_embd_head * heads, n_tokens]`.
-    fn attend_among(&self, qkv: Qkv<'g>, mask: Tensor<'g>, n_seq: usize, w: &Attention) -> Tensor<'g> {
+    /// Attention of the rows of `n_seq` sequences among themselves, in floats: `[n_embd_head * heads, n_tokens]`. The heads are the kept ones,
+    /// if these are given.
+    fn attend_among(
+        &self,
+        qkv: Qkv<'g>,
+        mask: Tensor<'g>,
+        n_seq: usize,
+        kept: Option<&Kept<'_, 'g>>,
+        w: &Attention,
+    ) -> Tensor<'g> {
         let g = self.g;
         let by_seq = |t: Tensor<'g>| {
             let ([d, n_head, n_tokens, _], nb) = (t.ne(), t.nb());
@@ -374,7 +383,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             let [d, n_head, n_each, _] = v.ne();
             v = g.cont(g.permute(v, [2, 1, 0, 3]), [n_each, n_head, d, n_seq]);
         }
-        self.softmax_attention(qkv.q, k, v, mask, w)
+        self.softmax_attention(qkv.q, k, v, mask, kept, w)
     }
 
     /// Scaled dot-product attention: `softmax(q k^T * scale + mask) v`, as `[n_embd_head * n_head, n_tokens]`; with a softcap on scores, if
@@ -382,13 +391,14 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     ///
     /// `q` is `[n_embd_head, n_head, n_tokens]` over all sequences; `k` is `[n_embd_head, n_head_kv, n_kv, n_seq]`; `v` is the
     /// same (with flash attention) or `[n_kv, n_head_kv, n_embd_head, n_seq]` (without); `mask` is
-    /// `[n_kv, n_tokens / n_seq, 1, n_seq]`, F16 with flash attention and F32 without.
+    /// `[n_kv, n_tokens / n_seq, 1, n_seq]`, F16 with flash attention and F32 without. The heads are all of the model's, or the kept ones.
     fn softmax_attention(
         &self,
         q: Tensor<'g>,
         k: Tensor<'g>,
         v: Tensor<'g>,
         mask: Tensor<'g>,
+        kept: Option<&Kept<'_, 'g>>,
         w: &Attention,
     ) -> Tensor<'g> {
         let g = self.g;
@@ -398,8 +408,15 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let n_each = n_tokens / n_seq;
         let q = g.view(q, [n_embd_head, n_head, n_each, n_seq], [nb[1], nb[2], nb[2] * n_each], 0);
         let [q, k, v] = [q, k, v].map(|t| g.permute(t, [0, 2, 1, 3]));
+        let add_sinks = |t: Tensor<'g>| {
+            let Some(sinks) = &w.sinks else { return };
+            let all = self.vector(sinks);
+            let of_kept = |kept: &Kept<'_, 'g>| g.get_rows(g.reshape(all, [1, w.n_head, 1, 1]), kept.ids);
+            g.add_sinks(t, kept.map_or(all, |kept| g.reshape(of_kept(kept), [n_head, 1, 1, 1])));
+        };
         if self.task.cache.params().flash_attn {
             let out = g.flash_attn(q, k, v, mask, w.scale, w.softcap.unwrap_or(0.0));
+            add_sinks(out);
             return g.reshape(out, [n_embd_head * n_head, n_tokens, 1, 1]);
         }
         let kq = g.mul_mat(k, q);
@@ -408,6 +425,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             None => g.soft_max(kq, Some(mask), w.scale),
             Some(cap) => g.soft_max(g.tanh(g.scale(kq, w.scale / cap)), Some(mask), cap),
         };
+        add_sinks(kq);
         let kqv = g.mul_mat(v, kq);
         g.cont(g.permute(kqv, [0, 2, 1, 3]), [n_embd_head * n_head, n_tokens, 1, 1])
     }

@@ -4,9 +4,13 @@ use ggml::{Tensor, Type};
 use kernels::MAX_GEMV_TOKENS;
 
 use super::builder::GraphBuilder;
-use super::ops::{Blend, Combine, ExpertProduct, Operand, Route, Shares};
+use super::matmul::Part;
+use super::ops::{Blend, Combine, ExpertProduct, OfChosen, Operand, Route};
 use super::states::States;
-use crate::weights::{Activation, Experts, Norm, Stack, has_gemv};
+use crate::weights::{Activation, Experts, Gating, Norm, Stack, has_gemv};
+
+/// How steep the gate of [`Gating::ClampedSwish`] is, and what it is clamped to.
+const CLAMPED_SWISH: [f32; 2] = [1.702, 7.0];
 
 impl<'g> GraphBuilder<'_, 'g> {
     /// The block of layer `il` on the residual stream `x`: `[n_embd, n]` for as many rows as `x` has. `None` if none of them are wanted.
@@ -17,28 +21,45 @@ impl<'g> GraphBuilder<'_, 'g> {
         let g = self.g;
         let n = x.ne()[1];
         let mut states = States::normalised(x, norm);
-        let scores = self.matmul_weight(&mut states, &w.router);
+        let scores = self.matmul(&mut states, &w.router, Part::All);
         self.name(scores, "ffn_moe_logits", il);
-        let shares = g.soft_max(scores, None, 1.0);
-        let chosen = g.custom(Type::I32, [w.n_used, n, 1, 1], &[shares], Route);
-        let shares = g.custom(Type::F32, [w.n_used, n, 1, 1], &[shares, chosen], Shares);
+        let ne = [w.n_used, n, 1, 1];
+        // The softmax is one of all scores or of the chosen ones: the same but for rounding, as shares are divided by their sum.
+        let ranks = if w.softmax_of_chosen { scores } else { g.soft_max(scores, None, 1.0) };
+        let chosen = g.custom(Type::I32, ne, &[ranks], Route);
+        let of_chosen = g.custom(Type::F32, ne, &[ranks, chosen], OfChosen { as_shares: !w.softmax_of_chosen });
+        let shares = if w.softmax_of_chosen { g.soft_max(of_chosen, None, 1.0) } else { of_chosen };
         let inside = self.inside_experts(&mut states, w, chosen);
-        let given = self.expert_product(&mut States::new(inside), &[&w.down], Combine::Stack, chosen);
+        let given = self.biased_expert_product(&mut States::new(inside), &w.down, chosen);
         let out = g.custom(Type::F32, [given.ne()[0], n, 1, 1], &[given, shares], Blend);
         Some(self.name(out, "ffn_out", il))
     }
 
-    /// `act(gate) * up` of each token and each of its experts: `[n_ff, n_used * n]`.
+    /// The inputs of the last matrix of each token and each of its experts: `[n_ff, n_used * n]`.
     fn inside_experts(&mut self, states: &mut States<'_, 'g>, w: &Experts, chosen: Tensor<'g>) -> Tensor<'g> {
         let n = states.n();
-        if [&w.gate, &w.up].iter().all(|s| s.kernel.is_own(n)) {
-            return self.expert_product(states, &[&w.gate, &w.up], Combine::Gated(w.act), chosen);
+        if let Gating::Activation(act) = w.gating
+            && [&w.gate, &w.up].iter().all(|s| s.kernel.is_own(n) && s.bias.is_none())
+        {
+            return self.expert_product(states, &[&w.gate, &w.up], Combine::Gated(act), chosen);
         }
-        let [gate, up] = [&w.gate, &w.up].map(|s| self.expert_product(states, &[s], Combine::Stack, chosen));
-        match w.act {
-            Activation::Silu => self.g.swiglu(gate, up),
-            Activation::Gelu => self.g.geglu(gate, up),
+        let [gate, up] = [&w.gate, &w.up].map(|s| self.biased_expert_product(states, s, chosen));
+        let [alpha, limit] = CLAMPED_SWISH;
+        match w.gating {
+            Gating::Activation(Activation::Silu) => self.g.swiglu(gate, up),
+            Gating::Activation(Activation::Gelu) => self.g.geglu(gate, up),
+            Gating::ClampedSwish => self.g.swiglu_oai(gate, up, alpha, limit),
         }
+    }
+
+    /// [`GraphBuilder::expert_product`] with one matrix of each expert, and its bias, if it has one.
+    fn biased_expert_product(&mut self, states: &mut States<'_, 'g>, w: &Stack, chosen: Tensor<'g>) -> Tensor<'g> {
+        let g = self.g;
+        let product = self.expert_product(states, &[w], Combine::Stack, chosen);
+        let Some(bias) = w.bias else { return product };
+        let ([n_out, n_rows, ..], [n_used, n, ..]) = (product.ne(), chosen.ne());
+        let by_token = g.reshape(product, [n_out, n_used, n, 1]);
+        g.reshape(g.add_id(by_token, self.leaf(bias), chosen), [n_out, n_rows, 1, 1])
     }
 
     /// Products `[n_out, n_used * n]` of each token with matrices of its experts; `states` are of the tokens, or one row for each token and

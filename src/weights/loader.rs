@@ -96,9 +96,10 @@ impl<'a> Loader<'a> {
         Ok(Some(Weight { id, among: None, rows: self.rows(info), kernel, packed: None }))
     }
 
-    /// The matrices `[n_in, n_out]` of `n_expert` experts in the tensor `NAME.weight`, which the file must have: of layer `il`.
+    /// The matrices `[n_in, n_out]` of `n_expert` experts in the tensor `NAME.weight`, which the file must have, and their biases in
+    /// `NAME.bias`, which it may have: of layer `il`.
     pub fn stack(&mut self, name: &str, [n_in, n_out]: [usize; 2], n_expert: usize, il: usize) -> Result<Stack> {
-        let name = format!("{name}.weight");
+        let [name, bias] = ["weight", "bias"].map(|part| format!("{name}.{part}"));
         let info = self.find(&name, &[n_in, n_out, n_expert])?.ok_or_else(|| missing(&name))?;
         require_weight_type(info)?;
         let kernel = self.kernel(info.ty, il);
@@ -106,7 +107,20 @@ impl<'a> Loader<'a> {
         let start = self.gguf.position(info);
         let range = start..start + info.n_bytes as usize;
         let rows = Matrix::mapped(self.gguf.map(info).clone(), range, info.ty, n_in, n_out * n_expert);
-        Ok(Stack { id, rows, n_expert, kernel })
+        let bias = match self.find(&bias, &[n_out, n_expert])? {
+            None => None,
+            Some(info) => {
+                require_f32(info)?;
+                Some(self.add(info, Usage::AddId, il, Kernel::Ggml)?)
+            }
+        };
+        Ok(Stack { id, rows, bias, n_expert, kernel })
+    }
+
+    /// Sinks of the `n_head` heads in the tensor `NAME.weight`, which the file must have: of layer `il`.
+    pub fn sinks(&mut self, name: &str, n_head: usize, il: usize) -> Result<Vector> {
+        let name = format!("{name}.weight");
+        self.vector_if_any(&name, n_head, Usage::Sinks, il)?.ok_or_else(|| missing(&name))
     }
 
     /// The table of embeddings, which lies on the CPU.
@@ -150,10 +164,7 @@ impl<'a> Loader<'a> {
 
     fn vector_if_any(&mut self, name: &str, n: usize, usage: Usage, il: usize) -> Result<Option<Vector>> {
         let Some(info) = self.find(name, &[n])? else { return Ok(None) };
-        // ggml's kernels read gains, biases and frequency factors as F32.
-        if info.ty != Type::F32 {
-            return Err(Error::unsupported(format!("tensor '{name}' has type {}, expected F32", info.ty.name())));
-        }
+        require_f32(info)?;
         let id = self.add(info, usage, il, Kernel::Ggml)?;
         Ok(Some(Vector { id, rows: self.rows(info) }))
     }
@@ -282,6 +293,14 @@ fn require_weight_type(info: &TensorInfo) -> Result<()> {
             info.name,
             info.ty.name()
         ))),
+    }
+}
+
+/// ggml's kernels read gains, biases, sinks and frequency factors as F32.
+fn require_f32(info: &TensorInfo) -> Result<()> {
+    match info.ty {
+        Type::F32 => Ok(()),
+        ty => Err(Error::unsupported(format!("tensor '{}' has type {}, expected F32", info.name, ty.name()))),
     }
 }
 

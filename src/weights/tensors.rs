@@ -143,6 +143,8 @@ pub struct Attention {
     pub temperature: Option<Temperature>,
     /// How many positions a query looks back, its own included; without a window, to the first
     pub window: Option<usize>,
+    /// `[n_head]`: a score more for each query head, which takes a part of the softmax and has no value
+    pub sinks: Option<Vector>,
     /// Factor on scores before the softmax
     pub scale: f32,
     /// What scores stay below: then a score becomes `c * tanh(score / c)`
@@ -192,7 +194,7 @@ pub enum Mlp {
 #[derive(Debug, Clone)]
 pub struct Experts {
     /// `[n_embd, n_expert]`: makes the scores that experts are chosen by
-    pub router: Weight,
+    pub router: Linear,
     /// `[n_embd, n_ff]` each
     pub gate: Stack,
     /// `[n_embd, n_ff]` each
@@ -201,8 +203,19 @@ pub struct Experts {
     pub down: Stack,
     /// How many a token is given to
     pub n_used: usize,
-    /// Of the gates
-    pub act: Activation,
+    /// Their weights are the softmax of the chosen ones' scores; else of all scores, divided by the sum of the chosen ones' parts
+    pub softmax_of_chosen: bool,
+    /// What becomes of the products with gate and up
+    pub gating: Gating,
+}
+
+/// What the last matrix of an expert is given.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Gating {
+    /// `act(gate) * up`
+    Activation(Activation),
+    /// `g / (1 + e^(-1.702 g)) * (u + 1)`, where `g` is gate, 7 at most, and `u` is up, from -7 to 7
+    ClampedSwish,
 }
 
 /// Matrices `[n_in, n_out]` of all experts.
@@ -212,6 +225,8 @@ pub struct Stack {
     pub id: TensorId,
     /// The same as the file has it: the rows of one expert below those of another
     pub rows: Matrix,
+    /// F32 `[n_out, n_expert]`: added to the products, if there are biases
+    pub bias: Option<TensorId>,
     /// How many experts there are
     pub n_expert: usize,
     /// Whose kernel multiplies them

@@ -43,6 +43,8 @@ pub enum Arch {
     Qwen3Moe,
     /// Experts
     Mixtral,
+    /// Experts with biases and a gate of their own, windows, sinks of attention
+    GptOss,
     /// A state instead of attention: libllama runs it
     Mamba,
     /// Short convolutions and attention: libllama runs it
@@ -51,7 +53,7 @@ pub enum Arch {
 
 impl Arch {
     /// Those that pp-run has graphs for.
-    pub const ALL: [Arch; 11] = [
+    pub const ALL: [Arch; 12] = [
         Arch::Llama,
         Arch::Qwen2,
         Arch::Qwen3,
@@ -63,6 +65,7 @@ impl Arch {
         Arch::Gemma3,
         Arch::Qwen3Moe,
         Arch::Mixtral,
+        Arch::GptOss,
     ];
 
     pub fn name(self) -> &'static str {
@@ -78,6 +81,7 @@ impl Arch {
             Arch::Gemma3 => "gemma3",
             Arch::Opt => "opt",
             Arch::Qwen3Moe => "qwen3moe",
+            Arch::GptOss => "gpt-oss",
             Arch::Mamba => "mamba",
             Arch::Lfm2 => "lfm2",
         }
@@ -234,7 +238,10 @@ impl Forge {
                 w.f32(&key("embedding_scale"), 3.0);
                 w.f32(&key("attention.scale"), 0.2);
             }
-            Arch::Qwen3Moe => {
+            Arch::Qwen3Moe | Arch::GptOss => {
+                if self.arch == Arch::GptOss {
+                    w.u32(&key("attention.sliding_window"), self.window);
+                }
                 w.u32(&key("expert_count"), self.experts[0] as u32);
                 w.u32(&key("expert_used_count"), self.experts[1] as u32);
                 w.u32(&key("expert_feed_forward_length"), self.n_ff as u32 / 2);
@@ -339,8 +346,13 @@ impl Forge {
         for il in 0..self.n_layer {
             let mut gain = |name: &str, n| tensors.push((format!("blk.{il}.{name}.weight"), vec![n], Type::F32));
             gain("attn_norm", n_embd);
-            if self.arch != Arch::Mamba {
-                gain("ffn_norm", n_embd);
+            match self.arch {
+                Arch::Mamba => {}
+                Arch::GptOss => {
+                    gain("post_attention_norm", n_embd);
+                    gain("attn_sinks", self.n_head);
+                }
+                _ => gain("ffn_norm", n_embd),
             }
             let has_head_norms = matches!(self.arch, Arch::Qwen3 | Arch::Gemma3 | Arch::Qwen3Moe | Arch::Lfm2);
             if has_head_norms && !self.is_recurrent(il) {
@@ -375,7 +387,7 @@ impl Forge {
                     ("ffn_up", n_embd, n_ff),
                     down,
                 ],
-                Arch::Qwen3Moe | Arch::Mixtral => {
+                Arch::Qwen3Moe | Arch::Mixtral | Arch::GptOss => {
                     vec![("attn_q", n_embd, n_q), ("attn_k", n_embd, n_kv), ("attn_v", n_embd, n_kv), output]
                 }
                 Arch::Phi3 => {
@@ -394,7 +406,7 @@ impl Forge {
             for (name, n_in, n_out) in matrices {
                 tensors.push((format!("blk.{il}.{name}.weight"), vec![n_in, n_out], self.ty));
                 let of_qkv = self.arch == Arch::Qwen2 && ["attn_q", "attn_k", "attn_v"].contains(&name);
-                if self.biases && self.arch != Arch::Phi3 || of_qkv || self.arch == Arch::Opt {
+                if self.biases && self.arch != Arch::Phi3 || of_qkv || matches!(self.arch, Arch::Opt | Arch::GptOss) {
                     tensors.push((format!("blk.{il}.{name}.bias"), vec![n_out], Type::F32));
                 }
             }
@@ -403,12 +415,18 @@ impl Forge {
             let mut push =
                 |name: &str, shape: &[usize], ty| tensors.push((format!("blk.{il}.{name}"), shape.to_vec(), ty));
             match self.arch {
-                Arch::Qwen3Moe | Arch::Mixtral => {
+                Arch::Qwen3Moe | Arch::Mixtral | Arch::GptOss => {
                     let n_expert = self.experts[0];
                     push("ffn_gate_inp.weight", &[n_embd, n_expert], Type::F32);
                     push("ffn_gate_exps.weight", &[n_embd, n_ff / 2, n_expert], self.ty);
                     push("ffn_up_exps.weight", &[n_embd, n_ff / 2, n_expert], self.ty);
                     push("ffn_down_exps.weight", &[n_ff / 2, n_embd, n_expert], self.ty);
+                    if self.arch == Arch::GptOss {
+                        push("ffn_gate_inp.bias", &[n_expert], Type::F32);
+                        push("ffn_gate_exps.bias", &[n_ff / 2, n_expert], Type::F32);
+                        push("ffn_up_exps.bias", &[n_ff / 2, n_expert], Type::F32);
+                        push("ffn_down_exps.bias", &[n_embd, n_expert], Type::F32);
+                    }
                 }
                 Arch::Mamba => {
                     let n_inner = 2 * n_embd;
@@ -427,7 +445,7 @@ impl Forge {
         let norm = if self.arch == Arch::Lfm2 { "token_embd_norm.weight" } else { "output_norm.weight" };
         tensors.push((norm.to_owned(), vec![n_embd], Type::F32));
         // These have no output matrix of their own.
-        if !self.tied && !matches!(self.arch, Arch::Gemma2 | Arch::Opt) {
+        if !self.tied && !matches!(self.arch, Arch::Gemma2 | Arch::Opt) || self.arch == Arch::GptOss {
             tensors.push(("output.weight".to_owned(), vec![n_embd, self.n_vocab], self.ty));
         }
         tensors

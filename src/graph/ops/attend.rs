@@ -9,7 +9,8 @@ use kernels::{Cells, Isa, MAX_GEMV_TOKENS, Query, Scores};
 const TOKENS_TOGETHER: usize = 96;
 
 /// Queries F32 `[d, n_head, n_tokens]`, keys and values `[d, n_head_kv, n_cells, n_seq]` of a cache, for each token its sequence, its first
-/// cell and the cell after its last one, I32 `[3, n_tokens]` (and the kept heads I32 `[n_head]`) -> F32 `[d * n_head, n_tokens]`.
+/// cell and the cell after its last one, I32 `[3, n_tokens]` (and the sinks of all the model's heads F32 `[heads]`, and the kept heads I32
+/// `[n_head]`) -> F32 `[d * n_head, n_tokens]`.
 #[derive(Debug)]
 pub struct Attend {
     /// What becomes of products of queries and keys
@@ -18,6 +19,8 @@ pub struct Attend {
     pub n_rep: usize,
     /// Width of a head
     pub d: usize,
+    /// Heads have sinks
+    pub has_sinks: bool,
 }
 
 /// The cells that a token looks at.
@@ -37,8 +40,10 @@ impl Op for Attend {
 
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
         let [q, k, v, sights] = [0, 1, 2, 3].map(|i| sources[i]);
-        let kept: Option<&[i32]> = sources.get(4).map(|s| s.row(0));
-        let kv_head = |head: usize| kept.map_or(head, |kept| kept[head] as usize) / self.n_rep;
+        let sinks: Option<&[f32]> = self.has_sinks.then(|| sources[4].row(0));
+        let kept: Option<&[i32]> = sources.get(4 + usize::from(self.has_sinks)).map(|s| s.row(0));
+        let of_model = |head: usize| kept.map_or(head, |kept| kept[head] as usize);
+        let kv_head = |head: usize| of_model(head) / self.n_rep;
         let sight = |t: usize| {
             let [seq, first, end] = *sights.row::<i32>(t).first_chunk().expect("three numbers");
             Sight { seq: seq as usize, cells: first as usize..end as usize }
@@ -56,7 +61,11 @@ impl Op for Attend {
                         tokens.iter().flat_map(|&(t, _)| heads.iter().map(move |&h| (t, h))).collect();
                     let queries: Vec<Query> = (tokens.iter())
                         .flat_map(|(t, sight)| {
-                            heads.iter().map(|&h| Query { q: q.elements([h, *t, 0]), visible: sight.cells.clone() })
+                            heads.iter().map(|&h| Query {
+                                q: q.elements([h, *t, 0]),
+                                visible: sight.cells.clone(),
+                                sink: sinks.map(|sinks| sinks[of_model(h)]),
+                            })
                         })
                         .collect();
                     let decode = |ty: Type| move |b: &[u8], o: &mut [f32]| dequantize_row(ty, b, o);

@@ -29,23 +29,28 @@ impl Op for Route {
     }
 }
 
-/// The softmax of the scores of all experts F32 `[n_expert, n_tokens]` and the chosen ones I32 `[n_used, n_tokens]` -> their weights F32
-/// `[n_used, n_tokens]`: their part of the softmax, divided by its sum.
+/// Numbers of all experts F32 `[n_expert, n_tokens]` and the chosen ones I32 `[n_used, n_tokens]` -> those of the chosen ones F32
+/// `[n_used, n_tokens]`.
 #[derive(Debug)]
-pub struct Shares;
+pub struct OfChosen {
+    /// They are divided by their sum
+    pub as_shares: bool,
+}
 
 /// What a sum of weights counts as at least, as in llama.cpp: the smallest normal number of 16 bits.
 const LEAST_TOTAL: f32 = 6.103_515_6e-5;
 
-impl Op for Shares {
+impl Op for OfChosen {
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
         while let Some(mut out) = parts.next() {
             for t in out.rows() {
-                let (shares, chosen) = (sources[0].row::<f32>(t), sources[1].row::<i32>(t));
+                let (all, chosen) = (sources[0].row::<f32>(t), sources[1].row::<i32>(t));
                 let row = out.row::<f32>(t);
-                row.iter_mut().zip(chosen).for_each(|(w, &e)| *w = shares[e as usize]);
-                let total = row.iter().map(|&w| f64::from(w)).sum::<f64>() as f32;
-                row.iter_mut().for_each(|w| *w /= total.max(LEAST_TOTAL));
+                row.iter_mut().zip(chosen).for_each(|(w, &e)| *w = all[e as usize]);
+                if self.as_shares {
+                    let total = row.iter().map(|&w| f64::from(w)).sum::<f64>() as f32;
+                    row.iter_mut().for_each(|w| *w /= total.max(LEAST_TOTAL));
+                }
             }
         }
     }

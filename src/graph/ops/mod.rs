@@ -17,7 +17,7 @@ mod temper;
 pub use attend::Attend;
 pub use clock::{Clock, Mark};
 pub use columns::ColumnProduct;
-pub use experts::{Blend, ExpertProduct, Route, Shares};
+pub use experts::{Blend, ExpertProduct, OfChosen, Route};
 pub use gemm::{Ahead, PanelProduct};
 pub use gemv::RowProduct;
 pub use operand::{Combine, Operand};

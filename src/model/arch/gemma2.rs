@@ -3,7 +3,7 @@
 use super::parts::{self, Architecture, Tensors};
 use crate::error::Result;
 use crate::graph::{GraphBuilder, GraphSlots};
-use crate::model::hparams::{Hparams, Pairs, Window};
+use crate::model::hparams::{Hparams, Pairs};
 use crate::model::keys::Keys;
 use crate::model::options::RopeOptions;
 use crate::weights::{Activation, Factors, Loader};
@@ -23,29 +23,13 @@ fn hparams(keys: &Keys, n_vocab: usize, options: &RopeOptions) -> Result<Hparams
         h.kq_scale = share_scale(&h);
     }
     let n = keys.u32("attention.sliding_window")?.unwrap_or(4096);
-    h.window = window(keys, &h, n, 2, |rope| rope)?;
+    h.window = parts::window(keys, &h, n, 2, |rope| rope)?;
     Ok(h)
 }
 
 /// Factor on scores by the share of the embedding that a head has.
 pub fn share_scale(h: &Hparams) -> f32 {
     1.0 / ((h.n_embd / h.n_head) as f32).sqrt()
-}
-
-/// The window of all layers but each of number `period`, with a rotation of its own.
-pub fn window(
-    keys: &Keys,
-    h: &Hparams,
-    n: u32,
-    period: u32,
-    rope: impl FnOnce(ggml::Rope) -> ggml::Rope,
-) -> Result<Option<Window>> {
-    let layers = keys.windowed_layers(h.n_layer, period)?;
-    let mut rope = rope(h.rope.expect("Gemma rotates"));
-    if let Some(base) = keys.positive("rope.freq_base_swa")? {
-        rope.freq_base = base;
-    }
-    Ok((n > 0).then_some(Window { n: n as usize, layers, rope }))
 }
 
 fn tensors(loader: &mut Loader, h: &Hparams) -> Result<Tensors> {

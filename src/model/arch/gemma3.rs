@@ -1,6 +1,6 @@
 //! Architecture `gemma3`: the texts' part of Gemma 3.
 
-use super::gemma2::{graph, share_scale, window};
+use super::gemma2::{graph, share_scale};
 use super::parts::{self, Architecture, Tensors};
 use crate::error::Result;
 use crate::model::hparams::{Hparams, Pairs};
@@ -24,7 +24,7 @@ fn hparams(keys: &Keys, n_vocab: usize, options: &RopeOptions) -> Result<Hparams
     }
     let n = keys.u32("attention.sliding_window")?.unwrap_or(0);
     // Within a window positions are not stretched.
-    h.window = window(keys, &h, n, 6, |rope| ggml::Rope { freq_base: 10000.0, freq_scale: 1.0, ..rope })?;
+    h.window = parts::window(keys, &h, n, 6, |rope| ggml::Rope { freq_base: 10000.0, freq_scale: 1.0, ..rope })?;
     Ok(h)
 }
 

@@ -13,6 +13,7 @@
 
 mod gemma2;
 mod gemma3;
+mod gpt_oss;
 mod granite;
 mod llama;
 mod mistral3;
@@ -44,6 +45,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     granite::GRANITE,
     gemma2::GEMMA2,
     gemma3::GEMMA3,
+    gpt_oss::GPT_OSS,
     opt::OPT,
 ];
 

@@ -2,12 +2,12 @@
 
 use ggml::TensorId;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{GraphBuilder, GraphSlots};
-use crate::model::hparams::{ExpertCounts, Hparams};
+use crate::model::hparams::{ExpertCounts, Hparams, Window};
 use crate::model::keys::Keys;
 use crate::model::options::RopeOptions;
-use crate::weights::{Activation, Attention, Experts, Factors, Head, Layer, Loader, Mlp, Norm, Rotary};
+use crate::weights::{Activation, Attention, Experts, Factors, Gating, Head, Layer, Loader, Mlp, Norm, Rotary};
 
 /// An architecture: from metadata to hyper-parameters, from these to tensors, from these to a graph.
 pub struct Architecture {
@@ -80,7 +80,7 @@ pub fn layer(loader: &mut Loader, h: &Hparams, il: usize, act: Activation, facto
             down: linear("ffn_down", n_ff, n_embd)?,
             act,
         },
-        Some(counts) => Mlp::Experts(experts(loader, h, il, act, counts)?),
+        Some(counts) => Mlp::Experts(experts(loader, h, il, Gating::Activation(act), counts)?),
     };
     let mut norm = |name: &str| loader.rms_norm(&format!("blk.{il}.{name}"), n_embd, h.norm_eps, il);
     let (attn_norm, ffn_norm) = (norm("attn_norm")?, norm("ffn_norm")?);
@@ -88,9 +88,14 @@ pub fn layer(loader: &mut Loader, h: &Hparams, il: usize, act: Activation, facto
 }
 
 /// The experts of a layer.
-fn experts(loader: &mut Loader, h: &Hparams, il: usize, act: Activation, counts: ExpertCounts) -> Result<Experts> {
-    let ExpertCounts { n, n_used } = counts;
-    let router = loader.matrix(&format!("blk.{il}.ffn_gate_inp.weight"), [h.n_embd, n], il)?;
+pub fn experts(
+    loader: &mut Loader,
+    h: &Hparams,
+    il: usize,
+    gating: Gating,
+    ExpertCounts { n, n_used }: ExpertCounts,
+) -> Result<Experts> {
+    let router = loader.linear(&format!("blk.{il}.ffn_gate_inp"), h.n_embd, n, il)?;
     let mut stack = |name: &str, ne: [usize; 2]| loader.stack(&format!("blk.{il}.{name}"), ne, n, il);
     Ok(Experts {
         router,
@@ -98,7 +103,8 @@ fn experts(loader: &mut Loader, h: &Hparams, il: usize, act: Activation, counts:
         up: stack("ffn_up_exps", [h.n_embd, h.n_ff])?,
         down: stack("ffn_down_exps", [h.n_ff, h.n_embd])?,
         n_used,
-        act,
+        softmax_of_chosen: false,
+        gating,
     })
 }
 
@@ -118,11 +124,39 @@ pub fn attention(loader: &mut Loader, h: &Hparams, il: usize, factors: &Factors)
         q_scale: None,
         temperature: h.temperature,
         window: window.map(|w| w.n),
+        sinks: None,
         scale: h.kq_scale,
         softcap: h.attn_softcap,
         n_head: h.n_head,
         n_head_kv: h.n_head_kv,
         n_embd_head: h.n_embd_head,
+    })
+}
+
+/// The window of `n` positions of all layers but each of number `period`, with a rotation of its own. 0 positions are none.
+pub fn window(
+    keys: &Keys,
+    h: &Hparams,
+    n: u32,
+    period: u32,
+    rope: impl FnOnce(ggml::Rope) -> ggml::Rope,
+) -> Result<Option<Window>> {
+    let layers = keys.windowed_layers(h.n_layer, period)?;
+    let mut rope = rope(h.rope.expect("models with windows rotate"));
+    if let Some(base) = keys.positive("rope.freq_base_swa")? {
+        rope.freq_base = base;
+    }
+    Ok((n > 0).then_some(Window { n: n as usize, layers, rope }))
+}
+
+/// The width of an expert, of models that have nothing else. [`crate::error::Kind::Malformed`] without experts.
+pub fn expert_width(keys: &Keys, h: &Hparams) -> Result<usize> {
+    let Some(counts) = h.experts else {
+        return Err(Error::malformed(format!("{}.expert_count is missing or 0, expected more", keys.arch)));
+    };
+    Ok(match keys.u32("expert_feed_forward_length")? {
+        Some(0) | None => h.n_ff / counts.n_used,
+        Some(n) => n as usize,
     })
 }
 

@@ -29,6 +29,10 @@ pub enum Usage {
     Mul,
     /// `add(x, weight)`
     Add,
+    /// `add_id(x, weight, ids)`
+    AddId,
+    /// Sinks of attention.
+    Sinks,
     /// Frequency factors of `rope`.
     Rope,
 }
@@ -147,7 +151,7 @@ impl Device {
     pub fn supports(self, memory: BufferType, ty: Type, ne: [u64; 3], usage: Usage) -> bool {
         let shape = ne.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
         assert!(ty.n_bytes([shape[0], shape[1], shape[2], 1]).is_some(), "supports: shape {ne:?} of {ty:?}");
-        if usage == Usage::Rope && ty != Type::F32 {
+        if [Usage::Rope, Usage::Sinks].contains(&usage) && ty != Type::F32 {
             return false;
         }
         let context = init_context(8);
@@ -169,6 +173,20 @@ impl Device {
                 let (x, ids) = (new(Type::F32, ne[0], 1, 512), new(Type::I32, 1, 512, 1));
                 // SAFETY: all of this context; equal ne0, and one matrix for each of 512 tokens.
                 unsafe { sys::ggml_mul_mat_id(ctx, weight, x, ids) }
+            }
+            Usage::AddId => {
+                let (x, ids) = (new(Type::F32, ne[0], 1, 512), new(Type::I32, 1, 512, 1));
+                // SAFETY: all of this context; equal ne0, and one row for each of 512 tokens.
+                unsafe { sys::ggml_add_id(ctx, x, weight, ids) }
+            }
+            Usage::Sinks => {
+                let (x, mask) = (new(Type::F32, 512, 512, ne[0]), std::ptr::null_mut());
+                // SAFETY: all of this context; there is a sink for each of the heads, ne2.
+                unsafe {
+                    let weights = sys::ggml_soft_max_ext(ctx, x, mask, 1.0, 0.0);
+                    sys::ggml_soft_max_add_sinks(weights, weight);
+                    weights
+                }
             }
             Usage::GetRows => {
                 let ids = new(Type::I32, 512, 1, 1);

@@ -509,6 +509,21 @@ impl<'g> Builder<'g> {
         self.wrap(unsafe { sys::ggml_mul_mat_id(self.ctx(), a.as_ptr(), x.as_ptr(), ids.as_ptr()) })
     }
 
+    /// `x` F32 `[n, n_used, n_tokens, 1]` and, added to each row, one of the rows of `a` F32 `[n, n_rows, 1, 1]`: the one that `ids` I32
+    /// `[n_used, n_tokens, 1, 1]` names. All are contiguous.
+    ///
+    /// Numbers of rows that the graph computes must be below `n_rows`: ggml ends the process otherwise.
+    pub fn add_id(&self, x: Tensor<'g>, a: Tensor<'g>, ids: Tensor<'g>) -> Tensor<'g> {
+        let (n, m, i) = (x.ne(), a.ne(), ids.ne());
+        assert!(n == [m[0], i[0], i[1], 1] && m[2..] == [1, 1] && i[2..] == [1, 1], "add_id: {n:?}, {m:?} and {i:?}");
+        let types = [x.ty(), a.ty(), ids.ty()];
+        assert!(types == [Type::F32, Type::F32, Type::I32], "add_id: types {types:?}");
+        assert!([x, a, ids].iter().all(|t| t.is_contiguous()), "add_id: a tensor is not contiguous");
+        self.choose_rows(ids, m[1]);
+        // SAFETY: the shapes and types are as ggml asks.
+        self.wrap(unsafe { sys::ggml_add_id(self.ctx(), x.as_ptr(), a.as_ptr(), ids.as_ptr()) })
+    }
+
     /// `x` (F32) multiplied, in runs of `n` elements, with the symmetric Hadamard matrix `rot` (F32 `[n, n, 1, 1]`, of which
     /// `n` is a power of two). Same shape as `x`.
     pub fn mul_mat_hadamard(&self, x: Tensor<'g>, rot: Tensor<'g>) -> Tensor<'g> {
@@ -592,6 +607,15 @@ impl<'g> Builder<'g> {
         assert_gated("geglu", gate, up);
         // SAFETY: equal shapes and types, rows one after the other.
         self.wrap(unsafe { sys::ggml_geglu_split(self.ctx(), gate.as_ptr(), up.as_ptr()) })
+    }
+
+    /// `x / (1 + e^(-alpha x)) * (y + 1)`, where `x` is `gate`, at most `limit`, and `y` is `up`, within `-limit..=limit`: of F32 tensors as
+    /// [`Builder::swiglu`] takes them.
+    pub fn swiglu_oai(&self, gate: Tensor<'g>, up: Tensor<'g>, alpha: f32, limit: f32) -> Tensor<'g> {
+        assert_gated("swiglu_oai", gate, up);
+        assert!(gate.ty() == Type::F32 && limit >= 0.0, "swiglu_oai: type {:?}, limit {limit}", gate.ty());
+        // SAFETY: equal shapes, rows one after the other, of the type that ggml has a kernel for.
+        self.wrap(unsafe { sys::ggml_swiglu_oai(self.ctx(), gate.as_ptr(), up.as_ptr(), alpha, limit) })
     }
 
     /// Rotary position embedding of `a`, F32 or F16 `[n_embd_head, n_head, n_tokens, n]` with an even `n_embd_head`. `pos` is
@@ -862,6 +886,25 @@ impl<'g> Builder<'g> {
         });
         self.ops.borrow_mut().push(op);
         t
+    }
+
+    /// Gives the softmax of `t`, which [`Builder::soft_max`] or [`Builder::flash_attn`] made, a score more for each head: it takes a part of
+    /// the weights, and has no value. `sinks` is F32 `[n_head, 1, 1, 1]`.
+    pub fn add_sinks(&self, t: Tensor<'g>, sinks: Tensor<'g>) {
+        // SAFETY: t is a node of this graph.
+        let (op, sources) = unsafe { ((*t.as_ptr()).op, (*t.as_ptr()).src) };
+        let (add, old) = match op {
+            sys::GGML_OP_SOFT_MAX => (sys::ggml_soft_max_add_sinks as unsafe extern "C" fn(_, _), sources[2]),
+            sys::GGML_OP_FLASH_ATTN_EXT => (sys::ggml_flash_attn_ext_add_sinks as _, sources[4]),
+            op => panic!("add_sinks: to operation {op}"),
+        };
+        // SAFETY: both operations have a first source, with heads in the third dimension.
+        let n_head = unsafe { (*sources[0]).ne[2] } as usize;
+        assert!(old.is_null(), "add_sinks: it has sinks");
+        assert!(sinks.ty() == Type::F32 && sinks.is_contiguous(), "add_sinks: type {:?}", sinks.ty());
+        assert!(sinks.ne() == [n_head, 1, 1, 1], "add_sinks: {:?} for {n_head} heads", sinks.ne());
+        // SAFETY: the operation is one of the two, has no sinks yet, and type and shape are as ggml asks.
+        unsafe { add(t.as_ptr(), sinks.as_ptr()) };
     }
 
     /// Asks devices that could accumulate a product of matrices in less than 32-bit floats not to.

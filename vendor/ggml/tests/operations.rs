@@ -303,6 +303,18 @@ fn attention_refuses() {
         ("soft_max: mask", |b| ignore(b.soft_max(f32s(b, [4, 3, 1, 1]), Some(f32s(b, [4, 2, 1, 1])), 1.0))),
         ("soft_max: mask", |b| ignore(b.soft_max(f32s(b, [4, 3, 2, 1]), Some(f32s(b, [4, 3, 3, 1])), 1.0))),
         ("soft_max: mask", |b| ignore(b.soft_max(f32s(b, [4, 3, 2, 3]), Some(f32s(b, [4, 3, 2, 2])), 1.0))),
+        ("add_sinks: to operation", |b| b.add_sinks(b.scale(f32s(b, [4, 3, 2, 1]), 1.0), f32s(b, [2, 1, 1, 1]))),
+        ("add_sinks: type", |b| {
+            b.add_sinks(b.soft_max(f32s(b, [4, 3, 2, 1]), None, 1.0), input(b, Type::F16, [2, 1, 1, 1]));
+        }),
+        ("add_sinks: [3, 1, 1, 1] for 2", |b| {
+            b.add_sinks(b.soft_max(f32s(b, [4, 3, 2, 1]), None, 1.0), f32s(b, [3, 1, 1, 1]));
+        }),
+        ("add_sinks: it has", |b| {
+            let weights = b.soft_max(f32s(b, [4, 3, 2, 1]), None, 1.0);
+            b.add_sinks(weights, f32s(b, [2, 1, 1, 1]));
+            b.add_sinks(weights, f32s(b, [2, 1, 1, 1]));
+        }),
     ]);
 }
 
@@ -392,9 +404,18 @@ fn what_is_accepted_of_one_type_is_computed() {
             ok(&[(Type::F32, ne), (ty, ne)], &|b, t| b.soft_max(t[0], Some(t[1]), 1.0)),
             ok(&[(ty, ne), (Type::F32, ne)], &|b, t| b.soft_max(t[0], Some(t[1]), 1.0)),
             ok(&[(ty, ne)], &|b, t| b.soft_max(t[0], None, 1.0)),
+            ok(&[(Type::F32, ne), (ty, [3, 1, 1, 1])], &|b, t| {
+                let weights = b.soft_max(t[0], None, 1.0);
+                b.add_sinks(weights, t[1]);
+                weights
+            }),
+            ok(&[(ty, ne); 2], &|b, t| b.swiglu_oai(t[0], t[1], 1.5, 2.0)),
+            ok(&[(ty, [256, 2, 2, 1]), (Type::F32, [256, 4, 1, 1]), (Type::I32, [2, 2, 1, 1])], &|b, t| {
+                b.add_id(t[0], t[1], t[2])
+            }),
             ok(&[(ty, [256, 6, 1, 1]), (Type::F32, [64, 64, 1, 1])], &|b, t| b.mul_mat_hadamard(t[0], t[1])),
         ];
-        assert!(ty != Type::F32 || computed == [true; 11], "{computed:?}");
+        assert!(ty != Type::F32 || computed == [true; 14], "{computed:?}");
     }
 }
 
@@ -422,6 +443,12 @@ fn what_is_accepted_of_two_types_is_computed() {
             let mask = (Type::F16, [5, 3, 1, 1]);
             let tensors = [q, (a, [256, 5, 2, 1]), (b, [256, 5, 2, 1]), mask];
             compute_accepted(&tensors, &|b, t| b.flash_attn(t[0], t[1], t[2], t[3], 1.0, 0.0));
+            let tensors = [tensors.as_slice(), &[(Type::F32, [4, 1, 1, 1])]].concat();
+            compute_accepted(&tensors, &|b, t| {
+                let out = b.flash_attn(t[0], t[1], t[2], t[3], 1.0, 0.0);
+                b.add_sinks(out, t[4]);
+                out
+            });
         }
     }
     assert!(products > 30, "{products}");

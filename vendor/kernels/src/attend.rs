@@ -22,6 +22,8 @@ pub struct Query<'a> {
     pub q: &'a [f32],
     /// The cells that it sees; at least one
     pub visible: Range<usize>,
+    /// A score more, which takes a part of the weights and has no value
+    pub sink: Option<f32>,
 }
 
 /// From the product of a query and a key to the score that the softmax is taken of.
@@ -91,7 +93,13 @@ struct Softmax {
 }
 
 impl Softmax {
-    const NONE: Softmax = Softmax { largest: f32::NEG_INFINITY, total: 0.0 };
+    /// Before the first cell: of nothing, or of a sink.
+    fn new(sink: Option<f32>) -> Softmax {
+        match sink {
+            None => Softmax { largest: f32::NEG_INFINITY, total: 0.0 },
+            Some(score) => Softmax { largest: score, total: 1.0 },
+        }
+    }
 
     /// Takes note of a block's largest score. If it is the largest of all, weights and the result `out` so far shrink.
     #[inline(always)]
@@ -213,7 +221,7 @@ impl Attend<'_, '_> {
     /// `R` queries from number `first_query` on, which see the same cells. Their `d` elements are whole vectors.
     #[inline(always)]
     fn in_place<S: Simd, const R: usize>(&mut self, s: S, first_query: usize) {
-        let Query { q, visible } = &self.queries[first_query];
+        let Query { q, visible, .. } = &self.queries[first_query];
         let d = q.len();
         let Buffers { cells, out, q: scaled, .. } = &mut *self.buffers;
         cells.resize(S::LANES * d, 0.0);
@@ -223,7 +231,7 @@ impl Attend<'_, '_> {
         for query in &self.queries[first_query..first_query + R] {
             scaled.extend(query.q.iter().map(|x| x * self.scores.scale));
         }
-        let mut softmax = [Softmax::NONE; R];
+        let mut softmax: [Softmax; R] = std::array::from_fn(|r| Softmax::new(self.queries[first_query + r].sink));
         let mut scores = [[f32::NEG_INFINITY; BLOCK]; R];
         let mut squares = [[s.splat_i(0); 16]; R];
         for first in visible.clone().step_by(BLOCK) {
@@ -304,7 +312,7 @@ impl Attend<'_, '_> {
         buffers.out.clear();
         buffers.out.resize(n * width, 0.0);
         buffers.softmax.clear();
-        buffers.softmax.resize(n, Softmax::NONE);
+        buffers.softmax.extend(queries.iter().map(|q| Softmax::new(q.sink)));
         let start = queries.iter().map(|q| q.visible.start).min().unwrap_or(0);
         let end = queries.iter().map(|q| q.visible.end).max().unwrap_or(0);
         // Blocks begin at multiples of their size, so that a query's result does not depend on which others are computed with it.

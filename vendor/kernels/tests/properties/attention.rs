@@ -13,7 +13,8 @@ fn attention(query: &Query, keys: &[Vec<f32>], values: &[Vec<f32>], scores: Scor
         let score = product * f64::from(scores.scale);
         scores.softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh())
     };
-    let scores: Vec<f64> = keys.iter().map(score).collect();
+    let mut scores: Vec<f64> = keys.iter().map(score).collect();
+    scores.extend(query.sink.map(f64::from));
     let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
     let sum: f64 = weights.iter().sum();
@@ -84,7 +85,8 @@ fn attend() {
             if rng.u8(0..3) == 0 {
                 visible = any_range(&mut rng);
             }
-            Query { q, visible: visible.clone() }
+            let sink = (number % 5 == 0).then(|| rng.f32() * 8.0 - 4.0);
+            Query { q, visible: visible.clone(), sink }
         };
         let queries: Vec<Query> = q.iter().map(|q| query(q)).collect();
         let scale = rng.choice([1.0 / (d as f32).sqrt(), 3.0]).unwrap();
@@ -110,7 +112,7 @@ fn nan_stays() {
             let cells = |special: f32| (0..70).map(|i| cell(special, i)).collect::<Vec<_>>();
             let q = [q; 16];
             for n_queries in [1, 7] {
-                let queries = vec![Query { q: &q, visible: 0..70 }; n_queries];
+                let queries = vec![Query { q: &q, visible: 0..70, sink: None }; n_queries];
                 let capped = Some(2.0).filter(|_| k.is_nan() || k.is_finite());
                 for softcap in [None, capped] {
                     let scores = Scores { scale: 1.0, softcap };
