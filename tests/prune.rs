@@ -201,15 +201,21 @@ fn counts_are_exact_masks_are_reproducible_and_dumps_replay() {
         (Arch::Gemma2, 8, Type::Q4_0),
         (Arch::Gemma3, 2, Type::Q8_0),
         (Arch::Opt, 8, Type::Q8_0),
+        (Arch::Qwen3Moe, 2, Type::Q4_K),
+        (Arch::GptOss, 8, Type::Q8_0),
     ];
     let all: Vec<_> = llama.map(|(n_head_kv, ty)| (Arch::Llama, n_head_kv, ty)).into_iter().chain(others).collect();
     for ((arch, n_head_kv, ty), kernels) in all.into_iter().flat_map(|c| [(c, "ggml"), (c, "native")]) {
         let name = format!("{}-{n_head_kv}-{ty}-{kernels}", arch.name());
         let model = tiny_of(arch, &format!("dumps-{name}"), ty, n_head_kv);
+        // Of experts nothing is left out, so that less can be left out of all.
+        let has_experts = matches!(arch, Arch::Qwen3Moe | Arch::GptOss);
+        let ratio = if has_experts { 0.1 } else { 0.4 };
+        let share = ratio.to_string();
         let path = |which: &str| DIR.path().join(format!("{which}-{name}.json")).to_str().unwrap().to_owned();
         let [first, second, third] = ["a", "b", "c"].map(path);
         let run = |more: &[&str]| {
-            let mut args = vec!["-m", &model, "-p", PROMPT, "-n", "8", "--temp", "0", "-no-cnv", "--prune", "0.4"];
+            let mut args = vec!["-m", &model, "-p", PROMPT, "-n", "8", "--temp", "0", "-no-cnv", "--prune", &share];
             args.extend(["--prune-answer", "0.4", "--kernels", kernels]);
             args.extend(["--prune-skip", "1", "--prune-min-tokens", "2", "--output-format", "json"]);
             args.extend(more);
@@ -229,14 +235,15 @@ fn counts_are_exact_masks_are_reproducible_and_dumps_replay() {
         assert_eq!(batches.len(), 2, "the prompt, and the masks of its answer");
         let counts = |batch: &Sets| batch.iter().map(|(b, k)| (b.clone(), k.len())).collect::<Vec<_>>();
         let [middle, answer] = pruned(&batches)[..] else { panic!("{name}") };
-        let options = PruneOptions { skip: 1, ..PruneOptions::new(0.4) };
+        let options = PruneOptions { skip: 1, ..PruneOptions::new(ratio) };
         let plan = Plan::new(&options, None, common::load(Path::new(&model)).dims()).unwrap();
         let planned = plan.blocks().filter_map(|b| Some((format!("{} {}", b.il, b.kind.name()), plan.kept(b)?)));
         assert_eq!(counts(middle), planned.collect::<Vec<_>>());
         let is_dropped = |k: &BTreeSet<u64>| k.is_empty();
-        assert!(middle.values().any(is_dropped) && !middle.values().all(is_dropped));
+        assert!(middle.values().any(is_dropped) && !middle.values().all(is_dropped), "{middle:?}");
         // 5 / 4 * 0.4 = 0.5 of the layers after the first.
-        assert!(answer.len() == 8 && answer.iter().all(|(b, k)| k.len() == if b.ends_with("attn") { 4 } else { 256 }));
+        let n_blocks = if has_experts { 4 } else { 8 };
+        assert!(answer.len() == n_blocks && answer.iter().all(|(b, k)| k.len() == if b.ends_with("attn") { 4 } else { 256 }));
         let again = run(&["--prune-replay", &first, "--prune-dump", &third]);
         assert_eq!((again.0, again.1), (one.0, one.1), "{name}");
         assert_eq!(dump(Path::new(&third)), batches);
@@ -316,8 +323,8 @@ fn short_answers_run_whole_and_long_ones_have_their_masks_renewed() {
 #[test]
 fn whole_texts_and_texts_in_pieces_run_with_every_cache() {
     let _turn = turn();
-    for n_head_kv in [8, 2] {
-        let model = tiny(&format!("caches-{n_head_kv}"), Type::F32, n_head_kv);
+    for (arch, n_head_kv) in [(Arch::Llama, 8), (Arch::Llama, 2), (Arch::GptOss, 8), (Arch::Mixtral, 2)] {
+        let model = tiny_of(arch, &format!("caches-{arch:?}-{n_head_kv}"), Type::F32, n_head_kv);
         let file = text("text");
         let run = |more: &[&str]| {
             let mut args = vec!["perplexity", "-m", &model, "-f", &file, "-c", "256", "--chunks", "2", "--kl"];
@@ -330,7 +337,9 @@ fn whole_texts_and_texts_in_pieces_run_with_every_cache() {
         let whole = run(&[]);
         for more in [&["-fa", "off"][..], &["-ctk", "f32", "-ctv", "f32"], &["-ctk", "q8_0", "-ctv", "q8_0"]] {
             let got = run(more);
-            assert!((got / whole - 1.0).abs() < 0.03, "{more:?}: {got}, with the defaults {whole}");
+            // Which experts are chosen, rounding may decide otherwise.
+            let most = if arch == Arch::Llama { 0.03 } else { 0.1 };
+            assert!((got / whole - 1.0).abs() < most, "{more:?}: {got}, with the defaults {whole}");
         }
         // Other batches, other masks; but of the same worth.
         let pieces = run(&["-ub", "128"]);

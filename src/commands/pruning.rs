@@ -10,17 +10,6 @@ use crate::log::Log;
 use crate::model::Model;
 use crate::prune::{self, Calibration, Costs, HistoryKind, Sources, Spread};
 
-/// Passes models of which something can be left out.
-pub fn require_prunable(model: &Model) -> Result<()> {
-    match model.layers().iter().any(|l| l.mlp.experts().is_some()) {
-        false => Ok(()),
-        true => {
-            let message = "nothing is left out of models with experts yet";
-            Err(Error::unsupported(message).in_file(model.gguf().path()))
-        }
-    }
-}
-
 /// Lets the session prune as the options say; not at all for `None`, or if the ratio is to be found by the model's curve and there is none.
 pub fn apply(
     session: &mut Session,
@@ -30,7 +19,6 @@ pub fn apply(
     log: &Log,
 ) -> Result<()> {
     let Some(options) = options else { return session.set_pruning(None) };
-    require_prunable(model)?;
     let (dims, fingerprint) = (model.dims(), model.gguf().fingerprint());
     let path = options.calibration_of(model.gguf().path());
     // A calibration that someone names must be there.

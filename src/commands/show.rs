@@ -79,9 +79,6 @@ pub fn run(options: &Options) -> Result<()> {
 /// What the pruning pass can leave out, block by block; alike layers share a line.
 pub fn prunable(gguf: &Gguf) -> Result<String> {
     let (_, h) = read_hparams(gguf, &RopeOptions::default())?;
-    if h.experts.is_some() {
-        return Err(Error::unsupported("nothing is left out of models with experts yet").in_file(gguf.path()));
-    }
     let ty =
         |il: usize, name: &str| gguf.tensor(&format!("blk.{il}.{name}.weight")).map_or("none".into(), |t| t.ty.name());
     // What lies with others in one tensor is of that tensor's type.
@@ -97,25 +94,26 @@ pub fn prunable(gguf: &Gguf) -> Result<String> {
         ty(il, name) + if quantised { ", its columns as Q8_0" } else { "" }
     };
     let line = |il: usize| {
+        let attention =
+            format!("attention: queries {}, output {}", rows(il, "attn_q", "attn_qkv"), columns(il, "attn_output"));
+        if h.experts.is_some() {
+            return attention;
+        }
         let gate = if is_plain { String::new() } else { format!("gate {}, ", rows(il, "ffn_gate", "ffn_up")) };
-        format!(
-            "attention: queries {}, output {}\n  MLP: {gate}up {}, down {}",
-            rows(il, "attn_q", "attn_qkv"),
-            columns(il, "attn_output"),
-            ty(il, "ffn_up"),
-            columns(il, "ffn_down")
-        )
+        format!("{attention}\n  MLP: {gate}up {}, down {}", ty(il, "ffn_up"), columns(il, "ffn_down"))
     };
-    let mut out = format!(
-        "{} layers, each with {} query heads of width {} and {} channels\n",
-        h.n_layer, h.n_head, h.n_embd_head, h.n_ff
-    );
+    let mlp = match h.experts {
+        None => format!("{} channels", h.n_ff),
+        Some(_) => "experts, which run whole".into(),
+    };
+    let mut out =
+        format!("{} layers, each with {} query heads of width {} and {mlp}\n", h.n_layer, h.n_head, h.n_embd_head);
     out.push_str(&match h.n_head_kv == h.n_head {
         true => "multi-head: keys and values go with their heads when whole texts are scored; generation keeps them\n"
             .to_owned(),
         false => format!("grouped-query: {} heads of keys and values, which stay whole\n", h.n_head_kv),
     });
-    let n_ff_matrices = if is_plain { 2 } else { 3 };
+    let n_ff_matrices = if h.experts.is_some() { 0 } else { 3 - usize::from(is_plain) };
     let prunable = h.n_layer * h.n_embd * (2 * h.n_embd_q() + n_ff_matrices * h.n_ff);
     let total = gguf.n_params();
     out.push_str(&format!(

@@ -49,7 +49,7 @@ impl Session<'_> {
         let ratio = prune::largest(&costs.curve, allowed / factor).min(options.ratio);
         policy.learn_guard(Guarded { kl, expected, ratio, time }, factor * prune::expected(&costs.curve, ratio));
         if ratio < options.ratio {
-            let dims = *pruning.plan.dims();
+            let dims = pruning.plan.dims().clone();
             let shares = prune::cheapest(&costs.layers, ratio, &dims);
             let plan = Plan::new(&Options { ratio, ..options.clone() }, Some(shares), dims)?;
             policy.set_kept_share(plan.kept_share(true));

@@ -390,12 +390,11 @@ fn next_batch(records: &mut std::vec::IntoIter<Record>) -> Result<Record> {
 mod tests {
     use super::*;
     use crate::prune::{Block, BlockKind, Options};
-    use crate::weights::Dims;
+    use crate::weights::{Dims, LayerDims};
 
     fn plan() -> Plan {
-        let dims =
-            Dims { n_layer: 4, n_embd: 64, n_head: 4, n_head_kv: 4, n_embd_head: 16, n_ff: 256, n_ff_matrices: 3 };
-        Plan::new(&Options::paper(0.2), None, dims).unwrap()
+        let layer = LayerDims::gated([4, 4, 16], 256);
+        Plan::new(&Options::paper(0.2), None, Dims::alike(4, 64, layer)).unwrap()
     }
 
     /// What is to be done with a prompt of `n` tokens.

@@ -91,7 +91,7 @@ impl Session<'_> {
         self.engine.run(&batch, Pass::Calibrate { positions }, None, false)?;
         let dims = self.engine.model.dims();
         let moments = |notes: &Notes| {
-            let n = notes.block.kind.channels(&dims);
+            let n = notes.block.channels(&dims);
             let mut both = vec![0.0f32; 2 * n];
             self.engine.noted(notes.moments.expect("noted of every block"), &mut both);
             let mut normalised = vec![0.0f32; n];

@@ -481,14 +481,14 @@ impl<'m> Session<'m> {
         let mut record = Record { n_seq, n_each, first, dense, ..Default::default() };
         for notes in self.engine.notes() {
             if let Some((slot, n)) = notes.observed {
-                let mut mean = vec![0.0f32; notes.block.kind.channels(pruning.plan.dims())];
+                let mut mean = vec![0.0f32; notes.block.channels(pruning.plan.dims())];
                 self.engine.noted(slot, &mut mean);
                 pruning.observed.add(notes.block, n, &mean);
             }
             let Some(ids) = read_kept(&self.engine, pruning, notes, record.first, n_each) else { continue };
             kept.insert(notes.block, ids.clone());
             if let (Some(slot), Some(_)) = (notes.scores, policy.records()) {
-                let mut scores = vec![0.0f32; notes.block.kind.units(pruning.plan.dims())];
+                let mut scores = vec![0.0f32; notes.block.units(pruning.plan.dims())];
                 self.engine.noted(slot, &mut scores);
                 record.scores.insert(notes.block, Summary::of(&scores, ids.len()));
                 record.kept.insert(notes.block, ids);
@@ -572,7 +572,7 @@ fn read_kept(engine: &Engine, pruning: &Pruning, notes: &Notes, first: usize, n_
     engine.noted(slot, &mut kept);
     if let Some(slot) = notes.energy {
         let rows = if pruning.keeps_history() == Some(true) { n_each } else { 1 };
-        let mut energy = vec![0.0f32; n * block.kind.width(pruning.plan.dims()) * rows];
+        let mut energy = vec![0.0f32; n * block.width(pruning.plan.dims()) * rows];
         engine.noted(slot, &mut energy);
         pruning.update_history(block, first, &kept, &energy);
     }

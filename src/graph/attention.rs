@@ -229,14 +229,15 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     /// The cache takes in the batch's keys and values.
     fn write_cache(&mut self, mut k: Tensor<'g>, mut v: Tensor<'g>, il: usize) {
         let (g, cache) = (self.g, self.task.cache);
-        let [rot_k, rot_v] = cache.rotation_matrices(g);
+        let [rot_k, rot_v] = cache.rotation_matrices(g, il);
         if let Some(rot) = rot_k {
             k = g.mul_mat_hadamard(k, rot);
         }
         if let Some(rot) = rot_v {
             v = g.mul_mat_hadamard(v, rot);
         }
-        let (k_cells, v_cells) = (self.inputs.get(Input::KeyCells), self.inputs.get(Input::ValueCells));
+        let k_cells = self.inputs.get(Input::KeyCells);
+        let v_cells = self.inputs.get(Input::ValueCells(cache.value_rows(il)));
         cache.write(g, il, k, v, k_cells, v_cells);
     }
 
@@ -250,7 +251,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         rows: Rows,
     ) -> Tensor<'g> {
         let g = self.g;
-        let [rot_k, rot_v] = self.task.cache.rotation_matrices(g);
+        let [rot_k, rot_v] = self.task.cache.rotation_matrices(g, il);
         if let Some(rot) = rot_k {
             q = g.mul_mat_hadamard(q, rot);
         }

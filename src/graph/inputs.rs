@@ -17,8 +17,8 @@ pub enum Input {
     Positions,
     /// I64 `[n_tokens]`: cells that keys are written to
     KeyCells,
-    /// I64: rows that values are written to, see [`KvCache::value_ids`]
-    ValueCells,
+    /// I64: rows that values are written to, so many of each token, see [`KvCache::value_ids`]
+    ValueCells(usize),
     /// F16 (flash attention) or F32 `[n_kv, n_each, 1, n_seq]`: the cells that each row of equal pieces looks at, in a window of so many
     Mask(Option<usize>),
     /// The same of one piece among others, `[n_kv, n]`
@@ -94,7 +94,7 @@ impl Input {
             Input::Tokens => ("inp_tokens", Type::I32, vector(n)),
             Input::Positions => ("inp_pos", Type::I32, vector(n)),
             Input::KeyCells => ("attn_inp_k_idxs", Type::I64, vector(n)),
-            Input::ValueCells => ("attn_inp_v_idxs", Type::I64, vector(n * cache.value_rows())),
+            Input::ValueCells(n_rows) => ("attn_inp_v_idxs", Type::I64, vector(n * n_rows)),
             Input::Mask(_) => {
                 let (n_seq, n_each) = layout.samples();
                 ("attn_inp_kq_mask", mask_type, [layout.n_kv, n_each, 1, n_seq])
@@ -117,7 +117,7 @@ impl Input {
             Input::Tokens => to.set(slot, &numbers(&|r| r.token)),
             Input::Positions => to.set(slot, &numbers(&|r| r.pos as i32)),
             Input::KeyCells => to.set(slot, &cells(rows, cache)),
-            Input::ValueCells => to.set(slot, &cache.value_ids(&cells(rows, cache))),
+            Input::ValueCells(n_rows) => to.set(slot, &cache.value_ids(&cells(rows, cache), n_rows)),
             Input::Mask(window) => set_mask(slot, to, cache, layout.n_kv, window, rows.iter().map(|r| r.pos)),
             Input::PieceMask(i, window) => {
                 set_mask(slot, to, cache, layout.n_kv, window, rows[piece(layout, i)].iter().map(|r| r.pos));

@@ -3,6 +3,7 @@
 //!
 //! Number of a cell = position of its token: a sequence occupies its cells from 0 on, and to forget tokens is to count fewer.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::ops::Range;
 use std::rc::Rc;
@@ -10,7 +11,7 @@ use std::rc::Rc;
 use ggml::{AllocError, BufferType, Builder, Device, Place, Specs, Store, Tensor, TensorId, TensorSpec, Type};
 
 use super::cache_type::CacheType;
-use crate::weights::Dims;
+use crate::weights::{Dims, LayerDims};
 
 /// Cells that a graph looks at are counted in steps, so that a graph serves many tokens (as in llama.cpp).
 pub const KV_STEP: usize = 256;
@@ -37,33 +38,34 @@ pub struct CacheParams {
 pub struct KvCache {
     params: CacheParams,
     store: Rc<Store>,
-    k: Vec<TensorId>,
-    v: Vec<TensorId>,
-    rot_k: Option<Rotation>,
-    rot_v: Option<Rotation>,
-    n_embd_head: usize,
-    n_head_kv: usize,
+    layers: Vec<LayerCache>,
+    /// By their rows: matrices F32 `[n, n]` that spread outliers before keys or values are quantised
+    rotations: BTreeMap<usize, TensorId>,
     /// Cells of each sequence that are known to hold numbers.
     n_clean: usize,
 }
 
-/// A rotation that spreads outliers before keys or values are quantised.
+/// Keys and values of a layer.
 #[derive(Debug, Clone, Copy)]
-struct Rotation {
-    /// Rows of its matrix
-    n: usize,
-    /// F32 `[n, n]`: a Hadamard matrix
-    matrix: TensorId,
+struct LayerCache {
+    k: TensorId,
+    v: TensorId,
+    n_embd_head: usize,
+    n_head_kv: usize,
+    /// They are those of a layer before
+    is_shared: bool,
+    /// Rows of the matrices that rotate them; 0 for none
+    rotations: [usize; 2],
 }
 
 impl CacheParams {
     /// Bytes of the cache of a model.
     pub fn bytes(&self, dims: &Dims) -> u64 {
-        let row = |ty: CacheType| ty.tensor_type().row_bytes(dims.n_embd_gqa()).unwrap_or(0) as u64;
+        let row = |ty: CacheType, n: usize| ty.tensor_type().row_bytes(n).unwrap_or(0) as u64;
+        let of_layer = |l: &LayerDims| row(self.type_k, l.n_embd_gqa()) + row(self.type_v, l.n_embd_gqa());
+        let cell: u64 = dims.layers.iter().filter(|l| l.shares_kv_of.is_none()).map(of_layer).sum();
         // What does not fit in 64 bits is refused as too large like anything else that does not fit in memory.
-        [self.n_cells, self.n_seq, dims.n_layer]
-            .iter()
-            .fold(row(self.type_k) + row(self.type_v), |bytes, &n| bytes.saturating_mul(n as u64))
+        cell.saturating_mul(self.n_cells as u64).saturating_mul(self.n_seq as u64)
     }
 
     /// Why a model cannot have this cache, if so.
@@ -71,46 +73,46 @@ impl CacheParams {
         if self.type_v == CacheType::Q8_0 && !self.flash_attn {
             return Some("a quantised cache of values (-ctv q8_0) needs flash attention (-fa on)".into());
         }
-        let head = dims.n_embd_head;
-        if (self.type_k == CacheType::Q8_0 || self.type_v == CacheType::Q8_0) && !head.is_multiple_of(32) {
-            return Some(format!(
-                "a q8_0 cache needs heads of a multiple of 32 in width; this model's have {head}: use f16"
-            ));
-        }
-        None
+        let quantised = self.type_k == CacheType::Q8_0 || self.type_v == CacheType::Q8_0;
+        let head = dims.layers.iter().map(|l| l.n_embd_head).find(|n| quantised && !n.is_multiple_of(32))?;
+        Some(format!("a q8_0 cache needs heads of a multiple of 32 in width; this model's have {head}: use f16"))
     }
 }
 
 impl KvCache {
     /// An empty cache; `buffer_types` names the memory of each layer.
     pub fn new(dims: &Dims, params: CacheParams, buffer_types: &[BufferType]) -> Result<KvCache, AllocError> {
-        let cells = params.n_cells * params.n_seq;
-        let ne = [dims.n_embd_head as u64, cells as u64, dims.n_head_kv as u64, 1];
         let mut specs = Specs::new();
-        let mut cells = |name: &str, ty: CacheType| -> Vec<TensorId> {
-            let spec = |(il, memory): (usize, &BufferType)| {
+        let mut layers: Vec<LayerCache> = Vec::new();
+        for (il, (layer, memory)) in dims.layers.iter().zip(buffer_types).enumerate() {
+            if let Some(of) = layer.shares_kv_of {
+                layers.push(LayerCache { is_shared: true, ..layers[of] });
+                continue;
+            }
+            let &LayerDims { n_embd_head, n_head_kv, .. } = layer;
+            let ne = [n_embd_head, params.n_cells * params.n_seq, n_head_kv, 1].map(|n| n as u64);
+            let mut cells = |name: &str, ty: CacheType| {
                 let name = format!("cache_{name}_l{il}");
                 specs.push(TensorSpec { name, ty: ty.tensor_type(), ne, place: Place::Buffer(*memory) })
             };
-            buffer_types.iter().enumerate().map(spec).collect()
-        };
-        let (k, v) = (cells("k", params.type_k), cells("v", params.type_v));
-        let mut rotation = |name: &str, n: Option<usize>| {
-            let n = n?;
+            let (k, v) = (cells("k", params.type_k), cells("v", params.type_v));
+            let width = |ty, largest| rotation_width(ty, n_embd_head, largest).unwrap_or(0);
+            let rotations = [width(params.type_k, true), width(params.type_v, false)];
+            layers.push(LayerCache { k, v, n_embd_head, n_head_kv, is_shared: false, rotations });
+        }
+        let widths: BTreeSet<usize> = layers.iter().flat_map(|l| l.rotations).filter(|&n| n > 0).collect();
+        let mut matrix = |n: usize| {
             let place = Place::Buffer(Device::cpu().buffer_type());
-            let spec = TensorSpec { name: name.into(), ty: Type::F32, ne: [n as u64, n as u64, 1, 1], place };
-            Some(Rotation { n, matrix: specs.push(spec) })
+            let ne = [n as u64, n as u64, 1, 1];
+            (n, specs.push(TensorSpec { name: format!("attn_inp_rot_{n}"), ty: Type::F32, ne, place }))
         };
-        let rot_k = rotation("attn_inp_k_rot", rotation_width(params.type_k, dims.n_embd_head, true));
-        let rot_v = rotation("attn_inp_v_rot", rotation_width(params.type_v, dims.n_embd_head, false));
+        let rotations: BTreeMap<usize, TensorId> = widths.into_iter().map(&mut matrix).collect();
         let store = Store::new(specs, Vec::new())?;
-        for Rotation { n, matrix } in [rot_k, rot_v].into_iter().flatten() {
+        for (&n, &matrix) in &rotations {
             let bytes: Vec<u8> = hadamard(n).into_iter().flat_map(f32::to_le_bytes).collect();
             store.write(matrix, 0, &bytes);
         }
-        let (store, n_clean) = (Rc::new(store), 0);
-        let (n_embd_head, n_head_kv) = (dims.n_embd_head, dims.n_head_kv);
-        Ok(KvCache { params, store, k, v, rot_k, rot_v, n_embd_head, n_head_kv, n_clean })
+        Ok(KvCache { params, store: Rc::new(store), layers, rotations, n_clean: 0 })
     }
 
     /// Size and layout.
@@ -118,14 +120,19 @@ impl KvCache {
         self.params
     }
 
-    /// Widths of the rotations of keys and of values; 0 for none.
+    /// Widths of the rotations of keys and of values, the largest of any layer; 0 for none.
     pub fn rotations(&self) -> [usize; 2] {
-        [self.rot_k, self.rot_v].map(|r| r.map_or(0, |r| r.n))
+        [0, 1].map(|i| self.layers.iter().map(|l| l.rotations[i]).max().unwrap_or(0))
     }
 
-    /// The matrices of the rotations, F32.
-    pub fn rotation_matrices<'g>(&self, g: &Builder<'g>) -> [Option<Tensor<'g>>; 2] {
-        [self.rot_k, self.rot_v].map(|r| r.map(|r| g.leaf(&self.store, r.matrix)))
+    /// The matrices that rotate keys and values of layer `il`, F32.
+    pub fn rotation_matrices<'g>(&self, g: &Builder<'g>, il: usize) -> [Option<Tensor<'g>>; 2] {
+        self.layers[il].rotations.map(|n| self.rotations.get(&n).map(|&matrix| g.leaf(&self.store, matrix)))
+    }
+
+    /// The layers that have keys and values of their own.
+    fn own(&self) -> impl Iterator<Item = &LayerCache> {
+        self.layers.iter().filter(|l| !l.is_shared)
     }
 
     /// Makes the first `n_kv` cells readable. A cell that holds nothing yet is masked, but 0 times an old NaN is NaN; so
@@ -136,8 +143,8 @@ impl KvCache {
             return;
         }
         let CacheParams { n_cells, n_seq, flash_attn, .. } = self.params;
-        for (ids, by_cell) in [(&self.k, true), (&self.v, flash_attn)] {
-            for &id in ids {
+        for layer in self.own() {
+            for (id, by_cell) in [(layer.k, true), (layer.v, flash_attn)] {
                 let n_bytes = self.store.n_bytes(id);
                 if !by_cell {
                     // Transposed values of a cell are all over the tensor.
@@ -146,7 +153,7 @@ impl KvCache {
                     }
                     continue;
                 }
-                let n_rows = n_seq * self.n_head_kv;
+                let n_rows = n_seq * layer.n_head_kv;
                 let cell = n_bytes / (n_cells * n_rows);
                 for i in 0..n_rows {
                     self.store.zero(id, (i * n_cells + clean) * cell, (n_kv - clean) * cell);
@@ -188,15 +195,15 @@ impl KvCache {
     /// Where the first `n` cells of the first sequence lie: tensor, offset, bytes.
     fn spans(&self, n: usize) -> impl Iterator<Item = (TensorId, usize, usize)> {
         let CacheParams { n_cells, n_seq, flash_attn, .. } = self.params;
-        let span = move |id: TensorId, by_cell: bool| {
+        let span = move |layer: &LayerCache, id: TensorId, by_cell: bool| {
+            let &LayerCache { n_head_kv, n_embd_head, .. } = layer;
             // A row holds a head of all sequences, or a channel of one.
-            let (n_rows, cells) =
-                if by_cell { (self.n_head_kv, n_cells * n_seq) } else { (self.n_head_kv * self.n_embd_head, n_cells) };
-            let cell = self.store.n_bytes(id) / (self.n_head_kv * n_cells * n_seq);
-            let cell = if by_cell { cell } else { cell / self.n_embd_head };
+            let (n_rows, cells) = if by_cell { (n_head_kv, n_cells * n_seq) } else { (n_head_kv * n_embd_head, n_cells) };
+            let cell = self.store.n_bytes(id) / (n_head_kv * n_cells * n_seq);
+            let cell = if by_cell { cell } else { cell / n_embd_head };
             (0..n_rows).map(move |row| (id, row * cells * cell, n * cell))
         };
-        self.k.iter().zip(&self.v).flat_map(move |(&k, &v)| span(k, true).chain(span(v, flash_attn)))
+        self.own().flat_map(move |l| span(l, l.k, true).chain(span(l, l.v, flash_attn)))
     }
 
     /// Writes keys and values `[n_embd_head, n_head_kv, n_tokens]` of layer `il` into the cells `k_ids` and `v_ids`
@@ -210,15 +217,16 @@ impl KvCache {
         k_ids: Tensor<'g>,
         v_ids: Tensor<'g>,
     ) {
+        let layer = &self.layers[il];
         let cells = |id: TensorId| g.leaf(&self.store, id);
         let by_head = |t: Tensor<'g>| g.permute(t, [0, 2, 1, 3]);
-        g.expand(g.set_rows(cells(self.k[il]), by_head(k), k_ids));
+        g.expand(g.set_rows(cells(layer.k), by_head(k), k_ids));
         if self.params.flash_attn {
-            g.expand(g.set_rows(cells(self.v[il]), by_head(v), v_ids));
+            g.expand(g.set_rows(cells(layer.v), by_head(v), v_ids));
         } else {
-            let (n_embd, n_tokens) = (self.n_embd_head * self.n_head_kv, k.ne()[2]);
+            let (n_embd, n_tokens) = (layer.n_embd_head * layer.n_head_kv, k.ne()[2]);
             let cells = self.params.n_cells * self.params.n_seq;
-            let elements = g.reshape(g.leaf(&self.store, self.v[il]), [1, n_embd * cells, 1, 1]);
+            let elements = g.reshape(g.leaf(&self.store, layer.v), [1, n_embd * cells, 1, 1]);
             // Values that were computed together with queries and keys lie among these.
             let apart = v.nb()[2] == v.ty().row_bytes(n_embd).expect("plain types have no blocks");
             let ne = [1, n_embd * n_tokens, 1, 1];
@@ -226,49 +234,45 @@ impl KvCache {
         }
     }
 
-    /// Rows that the values of tokens at `cells` are written to: the cells themselves, or one per element if the values
-    /// are transposed. A cell counts through all sequences: `seq * n_cells + position`.
-    pub fn value_ids(&self, cells: &[i64]) -> Vec<i64> {
-        if self.params.flash_attn {
-            return cells.to_vec();
-        }
-        let n_embd = (self.n_embd_head * self.n_head_kv) as i64;
-        let n_cells = self.params.n_cells as i64;
-        cells
-            .iter()
-            .flat_map(|cell| {
-                let (seq, pos) = (cell / n_cells, cell % n_cells);
-                (0..n_embd).map(move |i| seq * n_cells * n_embd + i * n_cells + pos)
-            })
-            .collect()
+    /// Rows that the values of a token are written to in layer `il`: its cell, or one for each element if the values are transposed.
+    pub fn value_rows(&self, il: usize) -> usize {
+        let layer = &self.layers[il];
+        if self.params.flash_attn { 1 } else { layer.n_embd_head * layer.n_head_kv }
     }
 
-    /// Rows of [`KvCache::value_ids`] for each token.
-    pub fn value_rows(&self) -> usize {
-        if self.params.flash_attn { 1 } else { self.n_embd_head * self.n_head_kv }
+    /// Numbers of the rows that the values of tokens at `cells` are written to, [`KvCache::value_rows`] of each. A cell counts through all
+    /// sequences: `seq * n_cells + position`.
+    pub fn value_ids(&self, cells: &[i64], n_rows: usize) -> Vec<i64> {
+        let (n_rows, n_cells) = (n_rows as i64, self.params.n_cells as i64);
+        let of_cell = |cell: &i64| {
+            let (seq, pos) = (cell / n_cells, cell % n_cells);
+            (0..n_rows).map(move |i| seq * n_cells * n_rows + i * n_cells + pos)
+        };
+        cells.iter().flat_map(of_cell).collect()
     }
 
     /// Keys of the first `n_kv` cells of some sequences: `[n_embd_head, n_head_kv, n_kv, n_seq]`.
     pub fn k<'g>(&self, g: &Builder<'g>, il: usize, n_kv: usize, seqs: Range<usize>) -> Tensor<'g> {
-        self.by_cell(g, g.leaf(&self.store, self.k[il]), n_kv, seqs)
+        self.by_cell(g, g.leaf(&self.store, self.layers[il].k), n_kv, seqs)
     }
 
     /// Values of the same cells: as the keys, or `[n_kv, n_head_kv, n_embd_head, n_seq]` if transposed.
     pub fn v<'g>(&self, g: &Builder<'g>, il: usize, n_kv: usize, seqs: Range<usize>) -> Tensor<'g> {
-        let v = g.leaf(&self.store, self.v[il]);
+        let &LayerCache { v, n_embd_head, n_head_kv, .. } = &self.layers[il];
+        let v = g.leaf(&self.store, v);
         if self.params.flash_attn {
             return self.by_cell(g, v, n_kv, seqs);
         }
         let column = v.ty().row_bytes(self.params.n_cells).expect("plain types have no blocks");
-        let seq = column * self.n_embd_head * self.n_head_kv;
-        let nb = [column * self.n_embd_head, column, seq];
-        g.view(v, [n_kv, self.n_head_kv, self.n_embd_head, seqs.len()], nb, seqs.start * seq)
+        let seq = column * n_embd_head * n_head_kv;
+        let nb = [column * n_embd_head, column, seq];
+        g.view(v, [n_kv, n_head_kv, n_embd_head, seqs.len()], nb, seqs.start * seq)
     }
 
     fn by_cell<'g>(&self, g: &Builder<'g>, t: Tensor<'g>, n_kv: usize, seqs: Range<usize>) -> Tensor<'g> {
-        let [_, cell, head, _] = t.nb();
+        let ([n_embd_head, _, n_head_kv, _], [_, cell, head, _]) = (t.ne(), t.nb());
         let seq = cell * self.params.n_cells;
-        let ne = [self.n_embd_head, self.n_head_kv, n_kv, seqs.len()];
+        let ne = [n_embd_head, n_head_kv, n_kv, seqs.len()];
         g.view(t, ne, [head, cell, seq], seqs.start * seq)
     }
 }

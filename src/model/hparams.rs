@@ -4,7 +4,7 @@ use super::keys::Keys;
 use super::options::RopeOptions;
 use super::rope::rope;
 use crate::error::{Error, Result};
-use crate::weights::{Dims, Temperature};
+use crate::weights::Temperature;
 
 /// Shape of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -161,11 +161,6 @@ impl Hparams {
         self.n_embd_head * self.n_head
     }
 
-    /// The sizes; each MLP has so many matrices.
-    pub fn dims(&self, n_ff_matrices: usize) -> Dims {
-        let &Hparams { n_layer, n_embd, n_head, n_head_kv, n_embd_head, n_ff, .. } = self;
-        Dims { n_layer, n_embd, n_head, n_head_kv, n_embd_head, n_ff, n_ff_matrices }
-    }
 }
 
 /// The numbers of experts, if there are any.

@@ -65,7 +65,8 @@ impl Model {
 
     /// The sizes of its parts.
     pub fn dims(&self) -> Dims {
-        self.hparams.dims(self.tensors.layers[0].mlp.n_matrices())
+        let n_embd = self.hparams.n_embd;
+        Dims { n_embd, layers: self.tensors.layers.iter().map(|l| l.dims(n_embd)).collect() }
     }
 
     /// Its layers.

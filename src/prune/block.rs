@@ -25,9 +25,11 @@ pub struct Block {
 /// Kept units of each pruned block, ascending.
 pub type Masks = BTreeMap<Block, Vec<i32>>;
 
-/// All blocks of a model, layer by layer.
+/// All blocks of a model of which something can be left out, layer by layer.
 pub fn all_blocks(dims: &Dims) -> impl Iterator<Item = Block> + use<> {
-    (0..dims.n_layer).flat_map(|il| [BlockKind::Attn, BlockKind::Mlp].map(|kind| Block { il, kind }))
+    let dims = dims.clone();
+    let of_layer = |il| [BlockKind::Attn, BlockKind::Mlp].map(|kind| Block { il, kind });
+    (0..dims.n_layer()).flat_map(of_layer).filter(move |block| block.units(&dims) > 0)
 }
 
 impl BlockKind {
@@ -46,19 +48,22 @@ impl BlockKind {
             BlockKind::Mlp => "channel",
         }
     }
+}
 
-    /// Heads or channels of a block.
+impl Block {
+    /// Its heads or channels; 0 if nothing of it can be left out.
     pub fn units(self, dims: &Dims) -> usize {
-        match self {
-            BlockKind::Attn => dims.n_head,
-            BlockKind::Mlp => dims.n_ff,
+        let layer = &dims.layers[self.il];
+        match self.kind {
+            BlockKind::Attn => layer.n_head,
+            BlockKind::Mlp => layer.n_ff,
         }
     }
 
     /// Width of a unit: input channels of the block's last matrix.
     pub fn width(self, dims: &Dims) -> usize {
-        match self {
-            BlockKind::Attn => dims.n_embd_head,
+        match self.kind {
+            BlockKind::Attn => dims.layers[self.il].n_embd_head,
             BlockKind::Mlp => 1,
         }
     }
@@ -68,12 +73,15 @@ impl BlockKind {
         self.units(dims) * self.width(dims)
     }
 
-    /// Weights of a block that keeps `kept` units; `whole_kv` counts keys and values of all heads.
+    /// Weights of the block if it keeps `kept` units; `whole_kv` counts keys and values of all heads.
     pub fn weights(self, dims: &Dims, kept: usize, whole_kv: bool) -> usize {
-        let kv = if whole_kv || dims.n_head != dims.n_head_kv { dims.n_head_kv } else { kept };
-        match self {
-            BlockKind::Attn => dims.n_embd * dims.n_embd_head * 2 * (kept + kv),
-            BlockKind::Mlp => dims.n_ff_matrices * dims.n_embd * kept,
+        let layer = &dims.layers[self.il];
+        match self.kind {
+            BlockKind::Attn => {
+                let shrinks = !whole_kv && layer.n_head == layer.n_head_kv;
+                dims.n_embd * layer.n_embd_head * 2 * (kept + if shrinks { kept } else { layer.n_head_kv })
+            }
+            BlockKind::Mlp => layer.n_ff_matrices * dims.n_embd * kept,
         }
     }
 }

@@ -170,7 +170,7 @@ impl Calibration {
         };
         let (n_seqs, seq_len, batch) = (number("n_seqs")?, number("seq_len")?, number("batch")?);
         let positions = header["positions"].as_bool().ok_or_else(broken)?;
-        let channels: usize = all_blocks(dims).map(|b| b.kind.channels(dims)).sum();
+        let channels: usize = all_blocks(dims).map(|b| b.channels(dims)).sum();
         let rows = 6 + if positions { seq_len } else { 0 };
         if channels.checked_mul(rows).and_then(|n| n.checked_mul(4)) != Some(data.len()) {
             return Err(broken());
@@ -182,7 +182,7 @@ impl Calibration {
         };
         let mut blocks: BTreeMap<Block, BlockStats> = all_blocks(dims)
             .map(|block| {
-                let n = block.kind.channels(dims);
+                let n = block.channels(dims);
                 let [energy, mean, variance, mean_as_coded, variance_as_coded, normalised] = [(); 6].map(|()| take(n));
                 let positions = Vec::new();
                 (block, BlockStats { energy, mean, variance, mean_as_coded, variance_as_coded, normalised, positions })
@@ -190,7 +190,7 @@ impl Calibration {
             .collect();
         if positions {
             for (block, stats) in &mut blocks {
-                stats.positions = take(block.kind.channels(dims) * seq_len);
+                stats.positions = take(block.channels(dims) * seq_len);
             }
         }
         let numbers = |b: &BlockStats| {
@@ -206,7 +206,7 @@ impl Calibration {
         let text = header["text"].as_str().unwrap_or_default().to_owned();
         let costs = match &header["costs"] {
             Value::Null => None,
-            costs => Some(Costs::from_json(costs, dims.n_layer).ok_or_else(broken)?),
+            costs => Some(Costs::from_json(costs, dims.n_layer()).ok_or_else(broken)?),
         };
         Ok(Calibration { n_seqs, seq_len, batch, text, blocks, costs })
     }
@@ -216,11 +216,17 @@ impl Calibration {
 mod tests {
     use super::super::cost::{LayerCosts, Measured};
     use super::*;
+    use crate::weights::LayerDims;
+
+    fn dims(n_ff: usize) -> Dims {
+        let layer = LayerDims::gated([2, 1, 2], n_ff);
+        Dims::alike(2, 4, layer)
+    }
 
     fn sample(positions: bool) -> (Dims, Calibration) {
-        let dims = Dims { n_layer: 2, n_embd: 4, n_head: 2, n_head_kv: 1, n_embd_head: 2, n_ff: 6, n_ff_matrices: 3 };
+        let dims = dims(6);
         let stats = |block: Block| {
-            let n = block.kind.channels(&dims);
+            let n = block.channels(&dims);
             let v = |k: f32| (0..n).map(|i| k + i as f32).collect::<Vec<f32>>();
             BlockStats {
                 energy: v(1.0),
@@ -262,7 +268,8 @@ mod tests {
         }
         let message = |r: Result<Calibration>| r.unwrap_err().to_string();
         assert!(message(Calibration::parse(&bytes, &dims, 8)).contains("another model"));
-        assert!(message(Calibration::parse(&bytes, &Dims { n_ff: 7, ..dims }, 7)).contains("broken"));
+        let other = self::dims(7);
+        assert!(message(Calibration::parse(&bytes, &other, 7)).contains("broken"));
         let mut version = bytes.clone();
         version[8] = 9;
         assert!(message(Calibration::parse(&version, &dims, 7)).contains("version 9"));

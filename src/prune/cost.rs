@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::block::{Block, BlockKind};
 use super::budget::{MOST, Shares, saved, solve};
-use crate::weights::Dims;
+use crate::weights::{Dims, LayerDims};
 
 /// What reading saves and costs with a share of the weights left out, by the budget of [`cheapest`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -100,26 +100,34 @@ const OVERHEAD: f64 = 0.15;
 /// An MLP costs as the square of its share. Time goes with multiplications: those of attention count, too, and an MLP that is pruned at all
 /// has a probe to pay for.
 pub fn cheapest(costs: &[LayerCosts], ratio: f64, dims: &Dims) -> Shares {
-    let weights = |kind: BlockKind| kind.weights(dims, kind.units(dims), true) - kind.weights(dims, 0, true);
-    let attn = (weights(BlockKind::Attn) + 2 * N_CONTEXT * dims.n_head * dims.n_embd_head) as f64;
-    let mlp = weights(BlockKind::Mlp) as f64;
+    // What each layer's blocks save.
+    let saves = |il: usize| {
+        let [attn, mlp] = [BlockKind::Attn, BlockKind::Mlp].map(|kind| {
+            let block = Block { il, kind };
+            block.weights(dims, block.units(dims), true) - block.weights(dims, 0, true)
+        });
+        let &LayerDims { n_head, n_embd_head, .. } = &dims.layers[il];
+        [(attn + 2 * N_CONTEXT * n_head * n_embd_head) as f64, mlp as f64]
+    };
+    let layers: Vec<(&LayerCosts, [f64; 2])> = costs.iter().enumerate().map(|(il, c)| (c, saves(il))).collect();
+    let largest = (0..dims.n_layer()).map(|il| saves(il)[1]).fold(1.0, f64::max);
     // Prices of a multiplication, over twelve orders of magnitude.
-    let price = |x: f64| 1e-9 / mlp * 10f64.powf(12.0 * x);
+    let price = |x: f64| 1e-9 / largest * 10f64.powf(12.0 * x);
     let factor = |c: &LayerCosts| c.mlp.max(LEAST) / MLP_SHARE.powi(2);
-    let share_at = |c: &LayerCosts, price: f64| (price * mlp / (2.0 * factor(c))).min(MOST);
+    let share_at = |c: &LayerCosts, mlp: f64, price: f64| (price * mlp / (2.0 * factor(c))).min(MOST);
     // Which blocks are worth it.
     let worth = |price: f64| -> Vec<[bool; 2]> {
-        let of_layer = |c: &LayerCosts| {
-            let share = share_at(c, price);
+        let of_layer = |&(c, [attn, mlp]): &(&LayerCosts, [f64; 2])| {
+            let share = share_at(c, mlp, price);
             [c.attn.max(LEAST) < price * attn, factor(c) * share.powi(2) < price * mlp * (share - OVERHEAD)]
         };
-        costs.iter().map(of_layer).collect()
+        layers.iter().map(of_layer).collect()
     };
     let shares = |worth: &[[bool; 2]], price: f64| -> Shares {
-        let of_layer = |(c, worth): (&LayerCosts, &[bool; 2])| {
-            [if worth[0] { 1.0 } else { 0.0 }, if worth[1] { share_at(c, price) } else { 0.0 }]
+        let of_layer = |(&(c, [_, mlp]), worth): (&(&LayerCosts, [f64; 2]), &[bool; 2])| {
+            [if worth[0] { 1.0 } else { 0.0 }, if worth[1] { share_at(c, mlp, price) } else { 0.0 }]
         };
-        costs.iter().zip(worth).map(of_layer).chain([[1.0; 2]]).collect()
+        layers.iter().zip(worth).map(of_layer).chain([[1.0; 2]]).collect()
     };
     let (mut low, mut high) = (0.0, 1.0);
     for _ in 0..50 {
@@ -184,7 +192,7 @@ fn number(v: &Value) -> Option<f64> {
 
 /// The block and the share of each measurement that [`LayerCosts`] needs, layer by layer: rounding, the attention, the MLP.
 pub fn measurements(dims: &Dims) -> impl Iterator<Item = (Block, f64)> + use<> {
-    (0..dims.n_layer - 1).flat_map(|il| {
+    (0..dims.n_layer() - 1).flat_map(|il| {
         let [attn, mlp] = [BlockKind::Attn, BlockKind::Mlp].map(|kind| Block { il, kind });
         [(mlp, ROUNDING_SHARE), (attn, 1.0), (mlp, MLP_SHARE)]
     })
@@ -201,8 +209,10 @@ impl LayerCosts {
 mod tests {
     use super::*;
 
-    const DIMS: Dims =
-        Dims { n_layer: 4, n_embd: 64, n_head: 4, n_head_kv: 2, n_embd_head: 16, n_ff: 192, n_ff_matrices: 3 };
+    fn dims() -> Dims {
+        let layer = LayerDims::gated([4, 2, 16], 192);
+        Dims::alike(4, 64, layer)
+    }
 
     fn point(ratio: f64, kl: f64) -> Measured {
         Measured { ratio, time: 1.0 - ratio, kl, perplexity: 1.0 }
@@ -246,8 +256,8 @@ mod tests {
             LayerCosts { attn: 0.05, mlp: 0.004 },
         ];
         for ratio in [0.3, 0.45, 0.6] {
-            let shares = cheapest(&costs, ratio, &DIMS);
-            let is = saved(&shares, &DIMS);
+            let shares = cheapest(&costs, ratio, &dims());
+            let is = saved(&shares, &dims());
             assert!(is >= ratio && is < ratio + 0.02, "{ratio}: {is}");
             assert_eq!(shares[3], [1.0, 1.0]);
             assert!(shares[0][1] <= shares[1][1] && shares[1][1] <= shares[2][1], "{shares:?}");
@@ -259,8 +269,8 @@ mod tests {
     fn costs_of_nothing_and_of_noise_are_no_trouble() {
         for cost in [0.0, -1e-9, 1e-12] {
             let costs = [LayerCosts { attn: cost, mlp: cost }; 3];
-            let shares = cheapest(&costs, 0.5, &DIMS);
-            assert!(saved(&shares, &DIMS) >= 0.5 && shares.iter().flatten().all(|x| (0.0..=1.0).contains(x)));
+            let shares = cheapest(&costs, 0.5, &dims());
+            assert!(saved(&shares, &dims()) >= 0.5 && shares.iter().flatten().all(|x| (0.0..=1.0).contains(x)));
         }
     }
 

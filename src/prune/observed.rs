@@ -30,7 +30,7 @@ impl Observed {
     pub fn masks(&self, plan: &Plan) -> Option<Masks> {
         let mask = |block: Block| {
             let (rows, sums) = self.blocks.get(&block)?;
-            let width = block.kind.width(plan.dims());
+            let width = block.width(plan.dims());
             let energy = |c: &[f64]| (c.iter().sum::<f64>() / rows) as f32;
             let scores: Vec<f32> = sums.chunks_exact(width).map(energy).collect();
             let kept = select::highest(&scores, plan.kept(block)?);

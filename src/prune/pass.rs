@@ -118,7 +118,7 @@ pub fn choose<'g>(
     let dims = pruning.plan.dims();
     let op = Score {
         formula: pruning.formula,
-        width: block.kind.width(dims),
+        width: block.width(dims),
         n_each: probe.n_each,
         constants: state.constants.clone(),
         prior: state.prior.clone(),
@@ -126,7 +126,7 @@ pub fn choose<'g>(
         by_position: state.history.is_some() && pruning.options.history == HistoryKind::Position,
     };
     let scored = normalised.filter(|_| is_normalised).unwrap_or(states);
-    let scores = g.custom(Type::F32, [1, block.kind.units(dims), 1, 1], &[scored, pos], op);
+    let scores = g.custom(Type::F32, [1, block.units(dims), 1, 1], &[scored, pos], op);
     g.name(scores, &format!("prune_scores_{}-{}", block.kind.name(), block.il));
     notes.scores = Some(g.output(scores));
     let n = pruning.plan.kept(block).expect("a block that is pruned");

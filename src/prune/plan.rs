@@ -35,16 +35,22 @@ impl Plan {
     /// What the options ask for; `shares` is the budget, where they do not say how to make it.
     /// [`crate::error::Kind::Usage`] if nothing would be left.
     pub fn new(options: &Options, shares: Option<Shares>, dims: Dims) -> Result<Plan> {
-        if options.skip >= dims.n_layer {
+        if options.skip >= dims.n_layer() {
             return Err(Error::usage(format!(
                 "--prune-skip {} leaves nothing to prune: the model has {} layers",
-                options.skip, dims.n_layer
+                options.skip,
+                dims.n_layer()
             )));
         }
-        if options.multiple > dims.n_ff {
+        // Those of experts have no channels to leave out.
+        let least = dims.layers.iter().map(|l| l.n_ff).filter(|&n| n > 0).min();
+        if least.is_none() && options.mlp_only {
+            return Err(Error::usage("--prune-mlp-only leaves nothing to prune: the model's MLPs are ones of experts"));
+        }
+        if let Some(n_ff) = least.filter(|&n| options.multiple > n) {
             return Err(Error::usage(format!(
-                "--prune-multiple {} is more than the {} channels of an MLP",
-                options.multiple, dims.n_ff
+                "--prune-multiple {} is more than the {n_ff} channels of an MLP",
+                options.multiple
             )));
         }
         let shares = match (&options.spread, shares) {
@@ -55,9 +61,10 @@ impl Plan {
             (Spread::File(_) | Spread::Calibrated, None) => panic!("whoever reads the file makes the budget"),
         };
         if budget::saved(&shares, &dims) < options.ratio - 1e-6 {
+            let whole = if least.is_some() { "" } else { ", and experts run whole" };
             return Err(Error::usage(format!(
-                "--prune {} is more than can be left out, which is {:.2}: keys and values are always made (prune less, or skip \
-                 fewer than {} layers: --prune-skip)",
+                "--prune {} is more than can be left out, which is {:.2}: keys and values are always made{whole} (prune less, or \
+                 skip fewer than {} layers: --prune-skip)",
                 options.ratio,
                 budget::saved(&shares, &dims),
                 options.skip
@@ -78,7 +85,7 @@ impl Plan {
     /// The paper's rule: the ratio counts over all layers, so that the pruned ones lose more: `L / (L - skip) * ratio`, to
     /// two decimals.
     fn paper(options: &Options, dims: Dims) -> Result<Plan> {
-        let Dims { n_layer, .. } = dims;
+        let n_layer = dims.n_layer();
         let skip = options.skip;
         let ratio = two_decimals(n_layer as f64 / (n_layer - skip) as f64 * options.ratio);
         let plan = Plan {
@@ -114,8 +121,8 @@ impl Plan {
 
     /// The blocks that are pruned.
     pub fn blocks(&self) -> impl Iterator<Item = Block> + use<> {
-        let kinds: &[BlockKind] = if self.mlp_only { &[BlockKind::Mlp] } else { &[BlockKind::Attn, BlockKind::Mlp] };
-        (self.skip..self.dims.n_layer).flat_map(move |il| kinds.iter().map(move |&kind| Block { il, kind }))
+        let &Plan { skip, mlp_only, .. } = self;
+        all_blocks(&self.dims).filter(move |b| b.il >= skip && !(mlp_only && b.kind == BlockKind::Attn))
     }
 
     /// The blocks that are dropped.
@@ -139,10 +146,10 @@ impl Plan {
             return counts.get(&block).copied();
         }
         let Block { il, kind } = block;
-        if il < self.skip || (self.mlp_only && kind == BlockKind::Attn) {
+        let units = block.units(&self.dims);
+        if units == 0 || il < self.skip || (self.mlp_only && kind == BlockKind::Attn) {
             return None;
         }
-        let units = kind.units(&self.dims);
         let ratio = self.shares.as_ref().map_or(self.ratio, |s| s[il][kind as usize]);
         if self.drops && ratio >= 1.0 - 1e-9 {
             return Some(0);
@@ -167,14 +174,15 @@ impl Plan {
     /// share `probe` of the others runs ahead; `None` if it never does. By multiplications of weights, on any machine: whether a prompt is
     /// pruned must not depend on what else the machine does.
     pub fn break_even(&self, probe: f64, n_whole: usize) -> Option<usize> {
-        let (mut saved, mut probed, mut all) = (0.0, 0.0, 0.0);
+        let mut all: f64 = self.dims.layers.iter().map(|l| l.n_expert_weights as f64).sum();
+        let (mut saved, mut probed) = (0.0, 0.0);
         for block in all_blocks(&self.dims) {
-            let units = block.kind.units(&self.dims);
-            let weights = |n: usize| block.kind.weights(&self.dims, n, true) as f64;
+            let units = block.units(&self.dims);
+            let weights = |n: usize| block.weights(&self.dims, n, true) as f64;
             let kept = self.kept(block).unwrap_or(units);
             all += weights(units);
             // Of the last layer dense reading makes no more than keys and values, either.
-            if block.il + 1 < self.dims.n_layer {
+            if block.il + 1 < self.dims.n_layer() {
                 saved += weights(units) - weights(kept);
                 probed += if (1..units).contains(&kept) { weights(units) - weights(0) } else { 0.0 };
             }
@@ -185,14 +193,15 @@ impl Plan {
         (gain > 0.0).then(|| n_whole + (fixed / gain).ceil().min(1e9) as usize)
     }
 
-    /// Share of the weights of all blocks that is used; `whole_kv` counts keys and values of all heads.
+    /// Share of the weights of all blocks, those of a token's experts included, that is used; `whole_kv` counts keys and values of all heads.
     pub fn kept_share(&self, whole_kv: bool) -> f64 {
-        let (mut used, mut all) = (0, 0);
+        let mut all: usize = self.dims.layers.iter().map(|l| l.n_expert_weights).sum();
+        let mut used = all;
         for block in all_blocks(&self.dims) {
-            let units = block.kind.units(&self.dims);
+            let units = block.units(&self.dims);
             let kept = self.kept(block).unwrap_or(units);
-            used += block.kind.weights(&self.dims, kept, whole_kv);
-            all += block.kind.weights(&self.dims, units, whole_kv);
+            used += block.weights(&self.dims, kept, whole_kv);
+            all += block.weights(&self.dims, units, whole_kv);
         }
         used as f64 / all as f64
     }
@@ -206,38 +215,41 @@ fn two_decimals(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::LayerDims;
 
     fn dims(n_layer: usize, n_head: usize, n_embd: usize, n_ff: usize) -> Dims {
-        Dims { n_layer, n_embd, n_head, n_head_kv: n_head, n_embd_head: n_embd / n_head, n_ff, n_ff_matrices: 3 }
+        let n_embd_head = n_embd / n_head;
+        let layer = LayerDims::gated([n_head, n_head, n_embd_head], n_ff);
+        Dims::alike(n_layer, n_embd, layer)
     }
 
     /// Kept heads and channels of a layer beyond the first three.
-    fn kept(d: Dims, ratio: f64) -> (usize, usize) {
-        let plan = Plan::new(&Options::paper(ratio), None, d).unwrap();
-        let block = |kind| plan.kept(Block { il: d.n_layer - 1, kind }).unwrap();
+    fn kept(d: &Dims, ratio: f64) -> (usize, usize) {
+        let plan = Plan::new(&Options::paper(ratio), None, d.clone()).unwrap();
+        let block = |kind| plan.kept(Block { il: d.n_layer() - 1, kind }).unwrap();
         (block(BlockKind::Attn), block(BlockKind::Mlp))
     }
 
     #[test]
     fn counts_are_the_papers() {
         let llama_7b = dims(32, 32, 4096, 11008);
-        assert_eq!([0.2, 0.4, 0.6].map(|r| kept(llama_7b, r)), [(25, 8640), (18, 6208), (11, 3776)]);
+        assert_eq!([0.2, 0.4, 0.6].map(|r| kept(&llama_7b, r)), [(25, 8640), (18, 6208), (11, 3776)]);
         let llama_13b = dims(40, 40, 5120, 13824);
-        assert_eq!([0.2, 0.4, 0.6].map(|r| kept(llama_13b, r)), [(32, 10816), (23, 7936), (14, 4864)]);
+        assert_eq!([0.2, 0.4, 0.6].map(|r| kept(&llama_13b, r)), [(32, 10816), (23, 7936), (14, 4864)]);
         let llama_70b = dims(80, 64, 8192, 28672);
-        assert_eq!([0.2, 0.4, 0.6].map(|r| kept(llama_70b, r)), [(51, 22656), (38, 16640), (25, 10944)]);
+        assert_eq!([0.2, 0.4, 0.6].map(|r| kept(&llama_70b, r)), [(51, 22656), (38, 16640), (25, 10944)]);
     }
 
     #[test]
     fn skipped_layers_stay_whole_and_the_rest_makes_up_for_them() {
         let d = dims(32, 32, 4096, 11008);
         let mut options = Options::paper(0.4);
-        let plan = Plan::new(&options, None, d).unwrap();
+        let plan = Plan::new(&options, None, d.clone()).unwrap();
         assert_eq!(plan.kept(Block { il: 2, kind: BlockKind::Mlp }), None);
         assert_eq!(plan.blocks().count(), 29 * 2);
         assert!((plan.kept_share(false) - 0.6).abs() < 0.01, "{}", plan.kept_share(false));
         options.mlp_only = true;
-        let plan = Plan::new(&options, None, d).unwrap();
+        let plan = Plan::new(&options, None, d.clone()).unwrap();
         assert_eq!(plan.kept(Block { il: 3, kind: BlockKind::Attn }), None);
         assert_eq!(plan.blocks().count(), 29);
     }
@@ -245,7 +257,7 @@ mod tests {
     #[test]
     fn short_prompts_and_light_pruning_do_not_pay() {
         let d = dims(32, 32, 4096, 11008);
-        let from = |ratio: f64, probe: f64| Plan::new(&Options::new(ratio), None, d).unwrap().break_even(probe, 36);
+        let from = |ratio: f64, probe: f64| Plan::new(&Options::new(ratio), None, d.clone()).unwrap().break_even(probe, 36);
         let [little, some, much] = [0.1, 0.25, 0.5].map(|ratio| from(ratio, 0.1).unwrap());
         assert!(much < some && some < little && much > 100 && little < 10_000, "{little} {some} {much}");
         assert!(from(0.25, 0.2).unwrap() > some);
@@ -256,12 +268,31 @@ mod tests {
     fn what_leaves_nothing_is_refused() {
         let d = dims(4, 4, 64, 128);
         let mut options = Options::paper(0.4);
-        assert!(Plan::new(&options, None, d).unwrap_err().to_string().contains("--prune-skip"));
+        let plan = |options: &Options| Plan::new(options, None, d.clone());
+        assert!(plan(&options).unwrap_err().to_string().contains("--prune-skip"));
         options.skip = 4;
-        assert!(Plan::new(&options, None, d).is_err());
+        assert!(plan(&options).is_err());
         options.skip = 0;
-        assert!(Plan::new(&options, None, d).is_ok());
+        assert!(plan(&options).is_ok());
         options.multiple = 256;
-        assert!(Plan::new(&options, None, d).is_err());
+        assert!(plan(&options).is_err());
+    }
+
+    #[test]
+    fn of_experts_attention_alone_is_pruned() {
+        let layer = LayerDims { n_expert_weights: 3 * 2 * 256 * 128, ..LayerDims::gated([8, 2, 32], 0) };
+        let d = Dims::alike(6, 256, layer);
+        for spread in [Spread::Uniform, Spread::Depth, Spread::Paper] {
+            let plan = Plan::new(&Options { spread: spread.clone(), ..Options::new(0.15) }, None, d.clone()).unwrap();
+            assert!(plan.blocks().all(|b| b.kind == BlockKind::Attn), "{spread:?}");
+            assert!((0..6).all(|il| plan.kept(Block { il, kind: BlockKind::Mlp }).is_none()), "{spread:?}");
+            let left_out = 1.0 - plan.kept_share(true);
+            // The paper's ratio is one of each block.
+            let expected = if spread == Spread::Paper { 0.04..0.05 } else { 0.12..0.17 };
+            assert!(expected.contains(&left_out), "{spread:?}: {left_out}");
+        }
+        let refused = |o: Options| Plan::new(&o, None, d.clone()).unwrap_err().to_string();
+        assert!(refused(Options { mlp_only: true, ..Options::paper(0.1) }).contains("experts"));
+        assert!(refused(Options { spread: Spread::Uniform, ..Options::new(0.5) }).contains("experts run whole"));
     }
 }

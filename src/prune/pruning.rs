@@ -64,7 +64,7 @@ impl Pruning {
                 HistoryKind::Channel => &stats.energy,
                 HistoryKind::Position => &stats.positions,
             };
-            let history = History::new(block.kind.channels(plan.dims()), means.clone());
+            let history = History::new(block.channels(plan.dims()), means.clone());
             Some(Arc::new(RwLock::new(history)))
         };
         let has_prior = options.spread == Spread::Calibrated && formula == Formula::Normalised;
@@ -98,7 +98,7 @@ impl Pruning {
         let mut left_out = LeftOut::new();
         for (block, energy) in energies {
             let Some(n) = self.plan.kept(block) else { continue };
-            let width = block.kind.width(self.plan.dims());
+            let width = block.width(self.plan.dims());
             let scores = self.formula.scores(&energy, &self.blocks[&block].constants, width);
             let kept = select::highest(&scores, n);
             if self.formula == Formula::Flap {
@@ -171,7 +171,7 @@ impl Pruning {
     /// Tells the history what a batch's full inference computed; `first` is the first position.
     pub fn update_history(&self, block: Block, first: usize, kept: &[i32], energy: &[f32]) {
         let Some(history) = &self.blocks[&block].history else { return };
-        let width = block.kind.width(self.plan.dims());
+        let width = block.width(self.plan.dims());
         let channels: Vec<usize> = kept.iter().flat_map(|&u| u as usize * width..(u as usize + 1) * width).collect();
         let mut history = history.write().expect("no reader panics");
         history.update(self.options.momentum as f32, first, &channels, energy);
@@ -182,12 +182,12 @@ impl Pruning {
 mod tests {
     use super::*;
     use crate::prune::{Metric, block::BlockKind};
-    use crate::weights::Dims;
+    use crate::weights::{Dims, LayerDims};
 
     fn state(options: Options) -> Pruning {
-        let dims =
-            Dims { n_layer: 8, n_embd: 64, n_head: 4, n_head_kv: 4, n_embd_head: 16, n_ff: 256, n_ff_matrices: 3 };
-        let plan = Plan::new(&options, None, dims).unwrap();
+        let layer = LayerDims::gated([4, 4, 16], 256);
+        let dims = Dims::alike(8, 64, layer);
+        let plan = Plan::new(&options, None, dims.clone()).unwrap();
         let answers = Options { ratio: options.answer, ..Options::paper(0.0) };
         let answer_plan = (options.answer > 0.0).then(|| Plan::new(&answers, None, dims).unwrap());
         Pruning::new(options, plan, answer_plan, BTreeMap::new(), None)

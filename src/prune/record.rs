@@ -59,11 +59,11 @@ impl Record {
             return Err(Error::malformed("has a batch of which all tokens are dense"));
         }
         for (block, kept) in &self.kept {
-            let units = block.kind.units(dims) as i32;
+            let units = if block.il < dims.n_layer() { block.units(dims) as i32 } else { 0 };
             let rising = kept.windows(2).all(|w| w[0] < w[1]);
             // A batch may drop a block; reduced weights have units.
             let is_none = self.frozen && kept.is_empty();
-            if is_none || block.il >= dims.n_layer || !rising || kept.iter().any(|k| !(0..units).contains(k)) {
+            if is_none || units == 0 || !rising || kept.iter().any(|k| !(0..units).contains(k)) {
                 return Err(Error::malformed(format!(
                     "layer {} keeps no ascending list of {}s of this model's {units}",
                     block.il,

@@ -7,7 +7,7 @@ use ggml::{Op, Parts, Source, dequantize_row};
 use super::block::{Block, BlockKind};
 use super::history::{History, fuse};
 use super::options::{Method, Metric, Options};
-use crate::weights::{Dims, Matrix};
+use crate::weights::{Dims, LayerDims, Matrix};
 
 /// How energies and weights become scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,9 +225,11 @@ impl Op for Moments {
 /// `scores` holds, for each pruned block, the scores of its *channels*.
 pub fn flap_shares(dims: &Dims, ratio: f64, n_tokens: usize, scores: &[(Block, Vec<f32>)]) -> Vec<[f64; 2]> {
     let t = n_tokens as f64;
-    let (h, d) = (dims.n_embd as f64, dims.n_embd_head as f64);
-    let matrices = if dims.n_head == dims.n_head_kv { 4.0 } else { 2.0 };
-    let head_weight = (matrices * t * h * d + 2.0 * t * t * d) / (dims.n_ff_matrices as f64 * t * h);
+    let head_weight = |layer: &LayerDims| {
+        let (h, d) = (dims.n_embd as f64, layer.n_embd_head as f64);
+        let matrices = if layer.n_head == layer.n_head_kv { 4.0 } else { 2.0 };
+        (matrices * t * h * d + 2.0 * t * t * d) / (layer.n_ff_matrices as f64 * t * h)
+    };
     let standardised = scores.iter().map(|(block, scores)| {
         let n = scores.len() as f64;
         let mean = scores.iter().map(|&s| f64::from(s)).sum::<f64>() / n;
@@ -237,8 +239,9 @@ pub fn flap_shares(dims: &Dims, ratio: f64, n_tokens: usize, scores: &[(Block, V
         let (units, weight) = match block.kind {
             BlockKind::Mlp => (z, 1.0),
             BlockKind::Attn => {
-                let width = dims.n_embd_head;
-                (z.chunks_exact(width).map(|c| c.iter().sum::<f64>() / width as f64).collect(), head_weight)
+                let layer = &dims.layers[block.il];
+                let width = layer.n_embd_head;
+                (z.chunks_exact(width).map(|c| c.iter().sum::<f64>() / width as f64).collect(), head_weight(layer))
             }
         };
         (*block, units, weight)
@@ -255,7 +258,7 @@ pub fn flap_shares(dims: &Dims, ratio: f64, n_tokens: usize, scores: &[(Block, V
         sum > total * ratio
     });
     let threshold = threshold.map_or(f64::INFINITY, |t| t.0);
-    let mut shares = vec![[0.0; 2]; dims.n_layer];
+    let mut shares = vec![[0.0; 2]; dims.n_layer()];
     for (block, units, _) in &blocks {
         let below = units.iter().filter(|&&u| u <= threshold).count();
         shares[block.il][block.kind as usize] = below as f64 / units.len() as f64;
@@ -305,7 +308,8 @@ mod tests {
 
     #[test]
     fn flap_weighs_heads_by_their_multiplications() {
-        let dims = Dims { n_layer: 2, n_embd: 8, n_head: 2, n_head_kv: 2, n_embd_head: 4, n_ff: 4, n_ff_matrices: 3 };
+        let layer = LayerDims::gated([2, 2, 4], 4);
+        let dims = Dims::alike(2, 8, layer);
         // MLP of layer 0 has two weak channels, that of layer 1 three; heads are alike.
         let scores = vec![
             (Block { il: 0, kind: BlockKind::Mlp }, vec![0.0, 0.0, 9.0, 9.0]),

@@ -51,7 +51,7 @@ pub struct Sources<'a> {
 /// Prepares to prune a model of these sizes and weights as the options say, with `n_threads` threads. [`crate::error::Kind::Usage`] for options that do not go together
 /// with the model or the statistics.
 pub fn prepare(options: &Options, dims: Dims, layers: &[Layer], sources: Sources, n_threads: usize) -> Result<Setup> {
-    let plan = Plan::new(options, sources.shares, dims)?;
+    let plan = Plan::new(options, sources.shares, dims.clone())?;
     let of_answers = Options { ratio: options.answer, spread: Spread::Paper, ..options.clone() };
     let answer_plan = (options.answer > 0.0).then(|| Plan::new(&of_answers, None, dims)).transpose()?;
     let (calibration, statistics) = sources.calibration.map_or((None, 0), |(c, sum)| (Some(c), sum));

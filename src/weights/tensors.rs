@@ -1,6 +1,7 @@
 //! What the parts of a transformer are made of: plain data, without a word on how it is computed.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use ggml::{Rope, TensorId};
 use kernels::Activation;
@@ -259,14 +260,6 @@ impl Mlp {
             _ => None,
         }
     }
-
-    /// Number of its matrices, all of which have as many weights.
-    pub fn n_matrices(&self) -> usize {
-        match self {
-            Mlp::Gated { .. } | Mlp::Experts(_) => 3,
-            Mlp::Plain { .. } => 2,
-        }
-    }
 }
 
 /// What comes after the layers.
@@ -300,6 +293,17 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// Its sizes, in a residual stream of width `n_embd`.
+    pub fn dims(&self, n_embd: usize) -> LayerDims {
+        let Attention { n_head, n_head_kv, n_embd_head, .. } = self.attn;
+        let (n_ff, n_ff_matrices, n_expert_weights) = match &self.mlp {
+            Mlp::Gated { down, .. } => (down.weight.rows.n_in(), 3, 0),
+            Mlp::Plain { down, .. } => (down.weight.rows.n_in(), 2, 0),
+            Mlp::Experts(experts) => (0, 0, experts.n_used * 3 * n_embd * experts.gate.n_out()),
+        };
+        LayerDims { n_head, n_head_kv, n_embd_head, n_ff, n_ff_matrices, n_expert_weights, shares_kv_of: None }
+    }
+
     /// The matrices of both blocks, but for those of experts.
     pub fn weights(&self) -> Vec<&Weight> {
         let Attention { q, k, v, output, .. } = &self.attn;
@@ -324,25 +328,51 @@ impl Layer {
 }
 
 /// The numbers that say how large the parts of a model are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dims {
-    /// Layers
-    pub n_layer: usize,
     /// Width of the residual stream
     pub n_embd: usize,
+    /// Of each layer
+    pub layers: Arc<[LayerDims]>,
+}
+
+/// The sizes of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerDims {
     /// Query heads
     pub n_head: usize,
     /// Key and value heads
     pub n_head_kv: usize,
     /// Width of a head
     pub n_embd_head: usize,
-    /// Channels of an MLP
+    /// Channels of the MLP; 0 if it is one of experts, of which nothing is left out
     pub n_ff: usize,
-    /// Matrices of an MLP, `n_embd * n_ff` weights each: see [`Mlp::n_matrices`]
+    /// Matrices of the MLP, `n_embd * n_ff` weights each
     pub n_ff_matrices: usize,
+    /// Weights of the experts that a token is given to
+    pub n_expert_weights: usize,
+    /// The layer before it whose keys and values it reads; `None` if it makes its own
+    pub shares_kv_of: Option<usize>,
 }
 
 impl Dims {
+    /// Of a model whose layers are alike.
+    pub fn alike(n_layer: usize, n_embd: usize, layer: LayerDims) -> Dims {
+        Dims { n_embd, layers: vec![layer; n_layer].into() }
+    }
+
+    /// Number of layers.
+    pub fn n_layer(&self) -> usize {
+        self.layers.len()
+    }
+}
+
+impl LayerDims {
+    /// A layer with so many heads, so many of keys and values, of this width, and a gated MLP of `n_ff` channels.
+    pub fn gated([n_head, n_head_kv, n_embd_head]: [usize; 3], n_ff: usize) -> LayerDims {
+        LayerDims { n_head, n_head_kv, n_embd_head, n_ff, n_ff_matrices: 3, n_expert_weights: 0, shares_kv_of: None }
+    }
+
     /// Width of all keys (or values) of one token.
     pub fn n_embd_gqa(&self) -> usize {
         self.n_embd_head * self.n_head_kv

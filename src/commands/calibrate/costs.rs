@@ -128,13 +128,19 @@ impl<'m> Measure<'m> {
 
         let (of_blocks, of_curve) = self.windows.split_at(OF_BLOCKS);
         let mut session = self.session()?;
-        let none: Shares = vec![[0.0; 2]; dims.n_layer];
+        let none: Shares = vec![[0.0; 2]; dims.n_layer()];
         if part.blocks.len() < measurements.len() {
             // Read in the same pieces, so that nothing but the block differs.
             self.prune(&mut session, none.clone())?;
             let read = |window: &Vec<Token>| self.read_block(&mut session, window);
             let bases = of_blocks.iter().map(read).collect::<Result<Vec<_>>>()?;
             for &(block, share) in &measurements[part.blocks.len()..] {
+                // Of experts nothing is left out.
+                if block.units(&dims) == 0 {
+                    bar.inc(OF_BLOCKS as u64);
+                    part.blocks.push(0.0);
+                    continue;
+                }
                 let mut shares = none.clone();
                 shares[block.il][block.kind as usize] = share;
                 self.prune(&mut session, shares)?;

@@ -11,7 +11,6 @@ use self::costs::{Measure, WINDOWS};
 use super::input::read_text;
 use super::load::load;
 use super::output::{print, write_file};
-use super::pruning::require_prunable;
 use super::signals::Signals;
 use crate::engine::{Moments, Session};
 use crate::error::{Error, Result};
@@ -54,7 +53,6 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let text = options.file.as_deref().map(read_text).transpose()?;
     let (loaded, tokenizer) = load(&options.model, &options.context, &log, signals)?;
     let model = loaded.require_own("calibrate")?;
-    require_prunable(model)?;
     let &Options { n_seqs, seq_len, positions, .. } = options;
     // FLAP needs two batches at least, as its fluctuation is that between batches.
     let batch = options.batch.min(n_seqs.div_ceil(2));
@@ -82,7 +80,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     };
     let windows = given.as_ref().map(|t| t.chunks_exact(seq_len).take(n_seqs).map(<[_]>::to_vec).collect::<Vec<_>>());
     let dims = model.dims();
-    let channels: usize = all_blocks(&dims).map(|b| b.kind.channels(&dims)).sum();
+    let channels: usize = all_blocks(&dims).map(|b| b.channels(&dims)).sum();
     let by_position = if positions { (channels * seq_len * 4) as u64 } else { 0 };
     // They are needed twice: as running means, and as the bytes of the file.
     memory::require(2 * by_position, "the means by position", "use --no-positions or a smaller --seq-len")?;

@@ -245,8 +245,7 @@ impl Chat<'_> {
                 "no prompt was long enough for pruning yet, so all heads and channels were in use",
             ));
         }
-        let n_layer = dims.n_layer;
-        print(&picture::map(masks, dims, n_layer, width().unwrap_or(80)))
+        print(&picture::map(masks, dims, width().unwrap_or(80)))
     }
 
     fn save(&mut self, name: &str) -> Result<()> {

@@ -30,24 +30,27 @@ fn heights(kept: &[i32], n: usize, columns: usize) -> String {
     counts.iter().zip(&sizes).map(level).collect()
 }
 
-/// What of each layer is in use: heads, and channels in buckets; `width` columns.
-pub fn map(masks: &Masks, dims: &Dims, n_layer: usize, width: usize) -> String {
-    let heads = BlockKind::Attn.units(dims).min(32);
+/// What of each layer is in use: heads, and channels in buckets, if there are any; `width` columns.
+pub fn map(masks: &Masks, dims: &Dims, width: usize) -> String {
+    let heads = dims.layers.iter().map(|l| l.n_head).max().unwrap_or(0).min(32);
     let columns = width.saturating_sub(heads + 44).clamp(8, 128);
     let mut out = String::new();
-    for il in 0..n_layer {
+    for il in 0..dims.n_layer() {
         let part = |kind: BlockKind, columns: usize| {
-            let n = kind.units(dims);
-            match masks.get(&Block { il, kind }) {
+            let n = Block { il, kind }.units(dims);
+            let (kept, picture) = match masks.get(&Block { il, kind }) {
                 Some(kept) => (kept.len(), heights(kept, n, columns)),
                 None => (n, "\u{2588}".repeat(columns.min(n))),
-            }
+            };
+            (picture, kept, n)
         };
-        let ((kept_heads, heads), (kept, channels)) = (part(BlockKind::Attn, heads), part(BlockKind::Mlp, columns));
-        let (all_heads, all) = (BlockKind::Attn.units(dims), BlockKind::Mlp.units(dims));
-        out.push_str(&format!(
-            "{il:>3}  heads {heads} {kept_heads:>3}/{all_heads}  channels {channels} {kept:>5}/{all}\n"
-        ));
+        let (heads, kept, n) = part(BlockKind::Attn, heads);
+        out.push_str(&format!("{il:>3}  heads {heads} {kept:>3}/{n}"));
+        match part(BlockKind::Mlp, columns) {
+            (_, _, 0) => {}
+            (channels, kept, n) => out.push_str(&format!("  channels {channels} {kept:>5}/{n}")),
+        }
+        out.push('\n');
     }
     out
 }

@@ -3,10 +3,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use pp_run::prune::Calibration;
-use pp_run::weights::Dims;
+use pp_run::weights::{Dims, LayerDims};
 
 fuzz_target!(|bytes: &[u8]| {
-    let dims = Dims { n_layer: 2, n_embd: 4, n_head: 2, n_head_kv: 1, n_embd_head: 2, n_ff: 6, n_ff_matrices: 3 };
+    let dims = Dims::alike(2, 4, LayerDims::gated([2, 1, 2], 6));
     let _ = Calibration::parse(bytes, &dims, 7);
     let sum = xxhash_rust::xxh3::xxh3_64(bytes).to_le_bytes();
     if let Ok(read) = Calibration::parse(&[bytes, &sum].concat(), &dims, 7) {

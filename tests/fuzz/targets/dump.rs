@@ -3,10 +3,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use pp_run::prune::parse_dump as parse;
-use pp_run::weights::Dims;
+use pp_run::weights::{Dims, LayerDims};
 
 fuzz_target!(|text: &str| {
-    let dims = Dims { n_layer: 2, n_embd: 4, n_head: 2, n_head_kv: 1, n_embd_head: 2, n_ff: 6, n_ff_matrices: 3 };
+    let dims = Dims::alike(2, 4, LayerDims::gated([2, 1, 2], 6));
     let Ok(records) = parse(text, &dims, 7) else { return };
     assert!(!records.is_empty());
     for (record, (block, kept)) in records.iter().flat_map(|r| r.kept.iter().map(move |kept| (r, kept))) {
