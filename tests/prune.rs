@@ -243,7 +243,10 @@ fn counts_are_exact_masks_are_reproducible_and_dumps_replay() {
         assert!(middle.values().any(is_dropped) && !middle.values().all(is_dropped), "{middle:?}");
         // 5 / 4 * 0.4 = 0.5 of the layers after the first.
         let n_blocks = if has_experts { 4 } else { 8 };
-        assert!(answer.len() == n_blocks && answer.iter().all(|(b, k)| k.len() == if b.ends_with("attn") { 4 } else { 256 }));
+        assert!(
+            answer.len() == n_blocks
+                && answer.iter().all(|(b, k)| k.len() == if b.ends_with("attn") { 4 } else { 256 })
+        );
         let again = run(&["--prune-replay", &first, "--prune-dump", &third]);
         assert_eq!((again.0, again.1), (one.0, one.1), "{name}");
         assert_eq!(dump(Path::new(&third)), batches);

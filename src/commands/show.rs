@@ -11,7 +11,7 @@ use super::output::print;
 use crate::engine::{libllama, runs_on_own};
 use crate::error::{Error, Result, escape};
 use crate::gguf::{Gguf, TensorInfo};
-use crate::model::{RopeOptions, RunBy, read_hparams};
+use crate::model::{LayerSizes, RopeOptions, RunBy, read_hparams};
 use crate::system::memory;
 
 #[derive(Debug, Clone)]
@@ -87,34 +87,38 @@ pub fn prunable(gguf: &Gguf) -> Result<String> {
         ty(il, if has { name } else { fused })
     };
     let has_gate = gguf.tensor("blk.0.ffn_gate.weight").is_some();
-    let is_plain = !has_gate && gguf.tensor("blk.0.ffn_up.weight").is_some_and(|t| t.ne[1] == h.n_ff as u64);
+    let is_plain = !has_gate && gguf.tensor("blk.0.ffn_up.weight").is_some_and(|t| t.ne[1] == h.layers[0].n_ff as u64);
     let columns = |il: usize, name: &str| {
         let tensor = gguf.tensor(&format!("blk.{il}.{name}.weight"));
         let quantised = tensor.is_some_and(|t| t.ty.is_quantized());
         ty(il, name) + if quantised { ", its columns as Q8_0" } else { "" }
     };
     let line = |il: usize| {
-        let attention =
-            format!("attention: queries {}, output {}", rows(il, "attn_q", "attn_qkv"), columns(il, "attn_output"));
+        let LayerSizes { n_head_kv, n_embd_head, n_ff, shares_kv_of } = h.layers[il];
+        let kv = match shares_kv_of {
+            Some(of) => format!("keys and values of layer {of}: all heads are left out, or none"),
+            None if n_head_kv == h.n_head => {
+                "multi-head: keys and values go with their heads when whole texts are scored; generation keeps them"
+                    .into()
+            }
+            None => format!("grouped-query: {n_head_kv} heads of keys and values, which stay whole"),
+        };
+        let attention = format!(
+            "attention: {} query heads of width {n_embd_head}, queries {}, output {}\n  {kv}",
+            h.n_head,
+            rows(il, "attn_q", "attn_qkv"),
+            columns(il, "attn_output")
+        );
         if h.experts.is_some() {
-            return attention;
+            return format!("{attention}\n  experts, which run whole");
         }
         let gate = if is_plain { String::new() } else { format!("gate {}, ", rows(il, "ffn_gate", "ffn_up")) };
-        format!("{attention}\n  MLP: {gate}up {}, down {}", ty(il, "ffn_up"), columns(il, "ffn_down"))
+        format!("{attention}\n  MLP: {n_ff} channels, {gate}up {}, down {}", ty(il, "ffn_up"), columns(il, "ffn_down"))
     };
-    let mlp = match h.experts {
-        None => format!("{} channels", h.n_ff),
-        Some(_) => "experts, which run whole".into(),
-    };
-    let mut out =
-        format!("{} layers, each with {} query heads of width {} and {mlp}\n", h.n_layer, h.n_head, h.n_embd_head);
-    out.push_str(&match h.n_head_kv == h.n_head {
-        true => "multi-head: keys and values go with their heads when whole texts are scored; generation keeps them\n"
-            .to_owned(),
-        false => format!("grouped-query: {} heads of keys and values, which stay whole\n", h.n_head_kv),
-    });
+    let mut out = format!("{} layers\n", h.n_layer);
     let n_ff_matrices = if h.experts.is_some() { 0 } else { 3 - usize::from(is_plain) };
-    let prunable = h.n_layer * h.n_embd * (2 * h.n_embd_q() + n_ff_matrices * h.n_ff);
+    let of_layer = |il: usize| h.n_embd * (2 * h.n_embd_q(il) + n_ff_matrices * h.layers[il].n_ff);
+    let prunable: usize = (0..h.n_layer).map(of_layer).sum();
     let total = gguf.n_params();
     out.push_str(&format!(
         "{:.1}% of the model's {:.1} M parameters can be left out in part\n",

@@ -7,7 +7,7 @@
 //!   8  version, u32
 //!  12  number of tokens, u64
 //!  20  fingerprint of the model, u64 (Gguf::fingerprint)
-//!  28  n_layer, n_embd_head, n_head_kv, type of keys, type of values (ggml's ids), flash attention (0 or 1),
+//!  28  layers with cells, bytes of a token's keys and of its values over all of them, type of keys, type of values (ggml's ids), flash attention (0 or 1),
 //!      width of the rotation of keys, of values (0: none), u32 each
 //!  60  RoPE in force, or zeros for none: n_dims, neox (0 or 1), n_ctx_orig, u32 each; freq_base, freq_scale, ext_factor,
 //!      attn_factor, beta_fast, beta_slow, f32 each; frequencies of long contexts (0 or 1), u32
@@ -38,7 +38,7 @@ use crate::tokenizer::Token;
 
 const MAGIC: &[u8; 8] = b"PPRUNKVC";
 /// Version 1 told settings of pruning apart by a hash of a text that is not made any more.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 /// Bytes before the tokens.
 const HEADER: usize = 100 + IDENTITY_BYTES;
 /// Bytes of the header before [`Origin`].
@@ -51,12 +51,8 @@ const SUM: usize = 8;
 pub struct Origin {
     /// The model: [`crate::gguf::Gguf::fingerprint`]
     pub fingerprint: u64,
-    /// Layers
-    pub n_layer: usize,
-    /// Width of a head
-    pub n_embd_head: usize,
-    /// Heads of keys and values
-    pub n_head_kv: usize,
+    /// Bytes of a token's keys and of its values in each layer that has any
+    pub layers: Vec<[usize; 2]>,
     /// Type of keys
     pub type_k: CacheType,
     /// Type of values
@@ -102,9 +98,7 @@ impl Origin {
         let [rot_k, rot_v] = cache.rotations();
         Origin {
             fingerprint: model.gguf().fingerprint(),
-            n_layer: hparams.n_layer,
-            n_embd_head: hparams.n_embd_head,
-            n_head_kv: hparams.n_head_kv,
+            layers: cache.cell_bytes(),
             type_k: params.type_k,
             type_v: params.type_v,
             flash_attn: params.flash_attn,
@@ -121,9 +115,9 @@ impl Origin {
         let words = |words: &[u32]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
         let number = |n: usize| u32::try_from(n).expect("hyper-parameters were checked");
         let cells = [
-            number(self.n_layer),
-            number(self.n_embd_head),
-            number(self.n_head_kv),
+            number(self.layers.len()),
+            number(self.layers.iter().map(|l| l[0]).sum()),
+            number(self.layers.iter().map(|l| l[1]).sum()),
             self.type_k.tensor_type().id(),
             self.type_v.tensor_type().id(),
             self.flash_attn.into(),
@@ -142,14 +136,6 @@ impl Origin {
             (words(&rope), "was made with other RoPE settings, or for a context of another length"),
             (self.pruning.to_vec(), "was made with other settings of --prune"),
         ]
-    }
-
-    /// Bytes of a token's keys in one layer, and of its values.
-    fn cell(&self) -> [usize; 2] {
-        [self.type_k, self.type_v].map(|ty| {
-            let head = ty.tensor_type().row_bytes(self.n_embd_head).expect("the cache was made");
-            head * self.n_head_kv
-        })
     }
 }
 
@@ -220,8 +206,7 @@ pub fn parse<'a>(bytes: &'a [u8], origin: &Origin, n_ctx: usize, n_vocab: usize)
     if n_tokens > n_ctx as u64 {
         return Err(format!("holds {n_tokens} tokens, and the context {n_ctx} (-c)"));
     }
-    let [key, value] = origin.cell();
-    let expected = length(n_tokens, ((key + value) * origin.n_layer) as u64);
+    let expected = length(n_tokens, origin.layers.iter().flatten().sum::<usize>() as u64);
     if expected != Some(bytes.len() as u64) {
         return Err(format!("is damaged: it has {} bytes for {n_tokens} tokens", bytes.len()));
     }
@@ -237,9 +222,13 @@ pub fn parse<'a>(bytes: &'a [u8], origin: &Origin, n_ctx: usize, n_vocab: usize)
         return Err("is damaged: it has tokens that the model does not know".into());
     }
     let [type_k, type_v] = [origin.type_k, origin.type_v].map(CacheType::tensor_type);
-    let mut layers = cells.chunks_exact((n * (key + value)).max(1));
-    let is_finite = |layer: &[u8]| type_k.is_finite(&layer[..n * key]) && type_v.is_finite(&layer[n * key..]);
-    if !layers.all(is_finite) {
+    let mut rest = cells;
+    let mut is_finite = |&[key, value]: &[usize; 2]| {
+        let (layer, after) = rest.split_at(n * (key + value));
+        rest = after;
+        type_k.is_finite(&layer[..n * key]) && type_v.is_finite(&layer[n * key..])
+    };
+    if !origin.layers.iter().all(&mut is_finite) {
         return Err("is damaged: it has values that are NaN or infinite".into());
     }
     Ok(Saved { tokens, cells })

@@ -11,7 +11,7 @@ use super::matmul::{Ahead, Kept, Part};
 use super::ops::{Attend, Temper};
 use super::states::States;
 use crate::prune::{Block, BlockKind, GatherHeads, Notes, Pruning, Role, SpreadHeads};
-use crate::weights::{Attention, Norm, Rotary};
+use crate::weights::{Attention, KeysValues, Linear, Norm, Rotary};
 
 /// Queries `[n_embd_head, n_head, n_tokens]`, keys and values `[n_embd_head, n_head_kv, n_tokens]`, positions embedded.
 #[derive(Debug, Clone, Copy)]
@@ -42,31 +42,32 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let il = block.il;
         let mut notes = Notes::new(block);
         let mut states = States::normalised(x, norm);
+        let KeysValues::Made { k, v } = &w.kv else { return self.attention_by_others_keys(x, &mut states, w, notes) };
         // Whole texts of a multi-head model need the keys and values of kept heads only, and no cache.
         let kv_shrink = self.task.layout.is_whole && w.n_head == w.n_head_kv;
         let choice = self.choice(x, block, w.n_embd_head);
         if self.only_wanted(il) || matches!(choice, Choice::Dropped) {
-            return self.attention_of_wanted(&mut states, w, &choice, il);
+            return self.attention_of_wanted(&mut states, w, [k, v], &choice, il);
         }
         let (kept, kv) = match choice {
             Choice::Dense | Choice::Dropped => (None, None),
             Choice::Kept(kept) => (Some(kept), None),
             Choice::Probe(pruning, probe) => {
                 // The probe's keys and values are those that its rows have anyway, unless they shrink.
-                let kv = (!kv_shrink).then(|| self.keys_and_values(&mut states, w));
-                (Some(self.probe_attention(x, &mut states, w, pruning, probe, kv, &mut notes)), kv)
+                let kv = (!kv_shrink).then(|| self.keys_and_values(&mut states, [k, v]));
+                (Some(self.probe_attention(x, &mut states, w, pruning, probe, [k, v], kv, &mut notes)), kv)
             }
         };
         let products = match (kv, &kept) {
             (Some([k, v]), Some(kept)) => [self.matmul(&mut states, &w.q, Part::Rows(kept, Role::Q)), k, v],
             (_, Some(kept)) if kv_shrink => {
                 let part = |role| Part::Rows(kept, role);
-                let linears = [(&w.q, part(Role::Q)), (&w.k, part(Role::K)), (&w.v, part(Role::V))];
+                let linears = [(&w.q, part(Role::Q)), (k, part(Role::K)), (v, part(Role::V))];
                 self.matmul_stacked(&mut states, linears)
             }
             (_, kept) => {
                 let q = kept.as_ref().map_or(Part::All, |kept| Part::Rows(kept, Role::Q));
-                self.matmul_stacked(&mut states, [(&w.q, q), (&w.k, Part::All), (&w.v, Part::All)])
+                self.matmul_stacked(&mut states, [(&w.q, q), (k, Part::All), (v, Part::All)])
             }
         };
         let pos = self.inputs.get(Input::Positions);
@@ -88,18 +89,41 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         Some(self.matmul(&mut States::new(kqv), &w.output, part))
     }
 
+    /// [`GraphBuilder::pruned_attention`] of a block that reads the keys and values of a layer before it. All of it is left out, or nothing.
+    fn attention_by_others_keys(
+        &mut self,
+        x: Tensor<'g>,
+        states: &mut States<'_, 'g>,
+        w: &Attention,
+        notes: Notes,
+    ) -> Option<Tensor<'g>> {
+        let il = notes.block.il;
+        match self.choice(x, notes.block, w.n_embd_head) {
+            Choice::Dense => {}
+            Choice::Dropped => return None,
+            Choice::Kept(_) | Choice::Probe(..) => unreachable!("plans keep all heads of such a block, or none"),
+        }
+        if !self.only_wanted(il) {
+            let kqv = self.attended(states, w, None, Rows::All, il);
+            self.note(kqv, None, notes);
+            return Some(self.matmul(&mut States::new(kqv), &w.output, Part::All));
+        }
+        (self.task.layout.n_wanted > 0).then(|| self.attention_of(states, w, None, Rows::Wanted, il))
+    }
+
     /// [`GraphBuilder::pruned_attention`] where only keys and values are made of all rows: the rest of it of the wanted ones, or of none if the
     /// block is dropped.
     fn attention_of_wanted(
         &mut self,
         states: &mut States<'_, 'g>,
         w: &Attention,
+        kv: [&Linear; 2],
         choice: &Choice<'_, 'g>,
         il: usize,
     ) -> Option<Tensor<'g>> {
         let pos = self.inputs.get(Input::Positions);
-        let [k, v] = self.keys_and_values(states, w);
-        let (k, v) = (self.embedded(self.by_head(k, w), &w.k_norm, w, pos), self.by_head(v, w));
+        let [k, v] = self.keys_and_values(states, kv);
+        let (k, v) = (self.embedded(self.by_head(k, w), &w.k_norm, w, pos), self.values(v, w));
         self.name(k, "Kcur", il);
         self.name(v, "Vcur", il);
         self.write_cache(k, v, il);
@@ -122,11 +146,28 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         rows: Rows,
         il: usize,
     ) -> Tensor<'g> {
+        let kqv = self.attended(states, w, kept, rows, il);
+        if rows == Rows::Dense {
+            self.note_dense_rows(kqv, Block { il, kind: BlockKind::Attn });
+        }
+        let part = kept.map_or(Part::All, |kept| Part::Columns(kept, Role::Output));
+        self.matmul(&mut States::new(kqv), &w.output, part)
+    }
+
+    /// What some rows attend to: the inputs of the block's last matrix, `[n_embd_head * heads, n]`.
+    fn attended(
+        &mut self,
+        states: &mut States<'_, 'g>,
+        w: &Attention,
+        kept: Option<&Kept<'_, 'g>>,
+        rows: Rows,
+        il: usize,
+    ) -> Tensor<'g> {
         let mut pos = self.inputs.get(Input::Positions);
-        let numbers = self.inputs.get(Input::Numbers(rows));
         let is_own = self.attends(&w.q.weight);
+        let numbers = (rows != Rows::All).then(|| self.inputs.get(Input::Numbers(rows)));
         let (mut of_rows, mut attending) = (None, Rows::All);
-        if is_own {
+        if let Some(numbers) = numbers.filter(|_| is_own) {
             of_rows = Some(self.rows(states, numbers));
             (pos, attending) = (self.positions_of(pos, numbers), rows);
         }
@@ -135,26 +176,22 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let q = self.queries(q, w, pos);
         self.name(q, "Qcur", il);
         let mut kqv = self.attend_cache(q, kept, w, il, attending);
-        if !is_own {
+        if let Some(numbers) = numbers.filter(|_| !is_own) {
             // ggml attends for one query otherwise than for many, with other rounding: all queries make results those of libllama.
             kqv = self.g.get_rows(kqv, numbers);
         }
-        if rows == Rows::Dense {
-            self.note_dense_rows(kqv, Block { il, kind: BlockKind::Attn });
-        }
-        let part = kept.map_or(Part::All, |kept| Part::Columns(kept, Role::Output));
-        self.matmul(&mut States::new(kqv), &w.output, part)
+        kqv
     }
 
     /// Products `[n_embd_head * n_head_kv, n_tokens]` of keys and values, all heads.
-    fn keys_and_values(&mut self, states: &mut States<'_, 'g>, w: &Attention) -> [Tensor<'g>; 2] {
-        let kv = self.matmul_stacked(states, [(&w.k, Part::All), (&w.v, Part::All)]);
+    fn keys_and_values(&mut self, states: &mut States<'_, 'g>, kv: [&Linear; 2]) -> [Tensor<'g>; 2] {
+        let kv = self.matmul_stacked(states, kv.map(|linear| (linear, Part::All)));
         kv.iter().for_each(|&t| self.g.expand(t));
         kv
     }
 
-    /// The probe of an attention block: attention among its rows, and the heads to keep. `kv` are products of keys and values of the whole
-    /// batch, if there are any.
+    /// The probe of an attention block that makes keys and values by `own`: attention among its rows, and the heads to keep. `kv` are products
+    /// of keys and values of the whole batch, if there are any.
     #[allow(clippy::too_many_arguments, reason = "all of one block")]
     fn probe_attention(
         &mut self,
@@ -163,6 +200,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         w: &Attention,
         pruning: &Pruning,
         probe: Probe<'g>,
+        own: [&Linear; 2],
         kv: Option<[Tensor<'g>; 2]>,
         notes: &mut Notes,
     ) -> Kept<'a, 'g> {
@@ -179,7 +217,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
                 ahead = probe.rows.filter(|_| w.q.bias.is_none()).map(|rows| Ahead { product: q, rows });
                 [q, k, v]
             }
-            None => self.matmul_stacked(states, [(&w.q, Part::All), (&w.k, Part::All), (&w.v, Part::All)]),
+            None => self.matmul_stacked(states, [&w.q, own[0], own[1]].map(|linear| (linear, Part::All))),
         };
         // A window is ignored here: the rows are few of many, and stand for more than themselves.
         let mask = self.inputs.get(Input::ProbeMask(probe.shape.n_each));
@@ -193,7 +231,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     fn qkv(&self, products: [Tensor<'g>; 3], w: &Attention, pos: Tensor<'g>) -> Qkv<'g> {
         let [q, k, v] = products;
         let k = self.embedded(self.by_head(k, w), &w.k_norm, w, pos);
-        Qkv { q: self.queries(q, w, pos), k, v: self.by_head(v, w) }
+        Qkv { q: self.queries(q, w, pos), k, v: self.values(v, w) }
     }
 
     /// A product by head: `[n_embd_head, n_head, n_tokens]`.
@@ -202,6 +240,12 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let (head, token) = (w.n_embd_head * 4, product.nb()[1]);
         let ne = [w.n_embd_head, n / w.n_embd_head, n_tokens, 1];
         self.g.view(product, ne, [head, token, token * n_tokens], 0)
+    }
+
+    /// Values by head, of their product: normalised, if the model does so.
+    fn values(&self, product: Tensor<'g>, w: &Attention) -> Tensor<'g> {
+        let v = self.by_head(product, w);
+        w.v_eps.map_or(v, |eps| self.g.rms_norm(v, eps))
     }
 
     /// Queries or keys by head, each normalised, if the model does so, and with their positions embedded.

@@ -130,6 +130,12 @@ impl KvCache {
         self.layers[il].rotations.map(|n| self.rotations.get(&n).map(|&matrix| g.leaf(&self.store, matrix)))
     }
 
+    /// Bytes of a token's keys and of its values in each layer that has its own.
+    pub fn cell_bytes(&self) -> Vec<[usize; 2]> {
+        let cells = self.params.n_cells * self.params.n_seq;
+        self.own().map(|l| [l.k, l.v].map(|id| self.store.n_bytes(id) / cells)).collect()
+    }
+
     /// The layers that have keys and values of their own.
     fn own(&self) -> impl Iterator<Item = &LayerCache> {
         self.layers.iter().filter(|l| !l.is_shared)
@@ -198,7 +204,8 @@ impl KvCache {
         let span = move |layer: &LayerCache, id: TensorId, by_cell: bool| {
             let &LayerCache { n_head_kv, n_embd_head, .. } = layer;
             // A row holds a head of all sequences, or a channel of one.
-            let (n_rows, cells) = if by_cell { (n_head_kv, n_cells * n_seq) } else { (n_head_kv * n_embd_head, n_cells) };
+            let (n_rows, cells) =
+                if by_cell { (n_head_kv, n_cells * n_seq) } else { (n_head_kv * n_embd_head, n_cells) };
             let cell = self.store.n_bytes(id) / (n_head_kv * n_cells * n_seq);
             let cell = if by_cell { cell } else { cell / n_embd_head };
             (0..n_rows).map(move |row| (id, row * cells * cell, n * cell))

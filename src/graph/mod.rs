@@ -21,6 +21,7 @@ mod kv_cache;
 mod matmul;
 mod mlp;
 mod ops;
+mod per_layer;
 mod states;
 
 pub use batch::{Batch, Layout, Pieces, Results, Row};

@@ -17,12 +17,8 @@ pub struct Hparams {
     pub n_layer: usize,
     /// Query heads.
     pub n_head: usize,
-    /// Key and value heads; divides `n_head`.
-    pub n_head_kv: usize,
-    /// Width of a head; queries, keys and values alike.
-    pub n_embd_head: usize,
-    /// Hidden width of the MLP.
-    pub n_ff: usize,
+    /// Sizes of each layer.
+    pub layers: Vec<LayerSizes>,
     /// Rows of the embedding table.
     pub n_vocab: usize,
     /// Epsilon of norms.
@@ -45,8 +41,23 @@ pub struct Hparams {
     pub embedding_scale: Option<f32>,
     /// Factor on what a block adds to the residual stream, if there is one.
     pub residual_scale: Option<f32>,
-    /// Experts of each MLP, if it has any: then `n_ff` is the hidden width of one.
+    /// Experts of each MLP, if it has any: then a layer's `n_ff` is the hidden width of one.
     pub experts: Option<ExpertCounts>,
+    /// Width of the embeddings that each layer has of its own; 0 for none.
+    pub n_embd_per_layer: usize,
+}
+
+/// Sizes of a layer, which most models have alike in all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerSizes {
+    /// Key and value heads; divides the number of query heads.
+    pub n_head_kv: usize,
+    /// Width of a head; queries, keys and values alike.
+    pub n_embd_head: usize,
+    /// Hidden width of the MLP.
+    pub n_ff: usize,
+    /// The layer before it whose keys and values it reads, if it makes none.
+    pub shares_kv_of: Option<usize>,
 }
 
 /// How many experts there are.
@@ -71,7 +82,7 @@ pub struct Window {
 
 /// Limits that no model comes near: they keep products of sizes far from overflow and ggml's own limits.
 const MAX_LAYERS: u32 = 1024;
-const MAX_WIDTH: u32 = 1 << 24;
+pub const MAX_WIDTH: u32 = 1 << 24;
 const MAX_EXPERTS: u32 = 1024;
 const MAX_CTX_TRAIN: u32 = 1 << 30;
 
@@ -90,13 +101,14 @@ impl Hparams {
     /// The hyper-parameters that most architectures have: [`Hparams::sizes`], rotary position embedding, RMS norms.
     pub fn common(keys: &Keys, n_vocab: usize, options: &RopeOptions, pairs: Pairs) -> Result<Hparams> {
         let mut h = Hparams::sizes(keys, n_vocab, keys.epsilon("attention.layer_norm_rms_epsilon"))?;
-        let n_rot = keys.u32("rope.dimension_count")?.unwrap_or(h.n_embd_head as u32);
+        let n_embd_head = h.layers[0].n_embd_head;
+        let n_rot = keys.u32("rope.dimension_count")?.unwrap_or(n_embd_head as u32);
         let fits = match pairs {
-            Pairs::Neighbours | Pairs::Halves => n_rot as usize == h.n_embd_head,
-            Pairs::PartOfHalves => n_rot > 0 && n_rot as usize <= h.n_embd_head && n_rot.is_multiple_of(2),
+            Pairs::Neighbours | Pairs::Halves => n_rot as usize == n_embd_head,
+            Pairs::PartOfHalves => n_rot > 0 && n_rot as usize <= n_embd_head && n_rot.is_multiple_of(2),
         };
         if !fits {
-            let message = format!("{}.rope.dimension_count is {n_rot}, expected {}", keys.arch, h.n_embd_head);
+            let message = format!("{}.rope.dimension_count is {n_rot}, expected {n_embd_head}", keys.arch);
             return Err(Error::malformed(message));
         }
         h.rope = Some(rope(keys, options, pairs != Pairs::Neighbours, n_rot, h.n_ctx_train)?);
@@ -111,26 +123,26 @@ impl Hparams {
         let n_layer = keys.count("block_count", 1, MAX_LAYERS)?;
         let n_embd = keys.count("embedding_length", 1, MAX_WIDTH)?;
         let n_head = keys.count("attention.head_count", 1, MAX_WIDTH)?;
-        let n_head_kv = match keys.u32("attention.head_count_kv")? {
-            Some(_) => keys.count("attention.head_count_kv", 1, MAX_WIDTH)?,
-            None => n_head,
+        let n_head_kv = match keys.has("attention.head_count_kv") {
+            true => keys.counts("attention.head_count_kv", n_layer, 1, MAX_WIDTH)?,
+            false => vec![n_head; n_layer],
         };
-        let n_ff = keys.count("feed_forward_length", 1, MAX_WIDTH)?;
+        let n_ff = keys.counts("feed_forward_length", n_layer, 1, MAX_WIDTH)?;
         let n_ctx_train = u32::try_from(keys.count("context_length", 1, MAX_CTX_TRAIN)?).expect("checked above");
-        if n_head % n_head_kv != 0 {
+        if let Some(n) = n_head_kv.iter().find(|&n| n_head % n != 0) {
             return Err(Error::malformed(format!(
-                "{arch}.attention.head_count is {n_head}, which is not a multiple of head_count_kv = {n_head_kv}"
+                "{arch}.attention.head_count is {n_head}, which is not a multiple of head_count_kv = {n}"
             )));
         }
         let n_embd_head = head_width(keys, n_embd, n_head)?;
+        let layer = |(n_head_kv, n_ff)| LayerSizes { n_head_kv, n_embd_head, n_ff, shares_kv_of: None };
+        let layers = n_head_kv.into_iter().zip(n_ff).map(layer).collect();
         Ok(Hparams {
             n_ctx_train,
             n_embd,
             n_layer,
             n_head,
-            n_head_kv,
-            n_embd_head,
-            n_ff,
+            layers,
             n_vocab,
             norm_eps: norm_eps?,
             kq_scale: 1.0 / (n_embd_head as f32).sqrt(),
@@ -143,6 +155,7 @@ impl Hparams {
             embedding_scale: None,
             residual_scale: None,
             experts: experts(keys)?,
+            n_embd_per_layer: 0,
         })
     }
 
@@ -151,16 +164,15 @@ impl Hparams {
         self.window.as_ref().filter(|w| w.layers[il])
     }
 
-    /// Width of all keys (or values) of one token.
-    pub fn n_embd_gqa(&self) -> usize {
-        self.n_embd_head * self.n_head_kv
+    /// Width of all keys (or values) of one token in layer `il`.
+    pub fn n_embd_gqa(&self, il: usize) -> usize {
+        self.layers[il].n_embd_head * self.layers[il].n_head_kv
     }
 
-    /// Width of all queries of one token.
-    pub fn n_embd_q(&self) -> usize {
-        self.n_embd_head * self.n_head
+    /// Width of all queries of one token in layer `il`.
+    pub fn n_embd_q(&self, il: usize) -> usize {
+        self.layers[il].n_embd_head * self.n_head
     }
-
 }
 
 /// The numbers of experts, if there are any.

@@ -75,6 +75,32 @@ impl Keys<'_> {
         Ok((0..n_layer).map(|il| period == 0 || il % period < period - 1).collect())
     }
 
+    /// Whether there is such a key.
+    pub fn has(&self, key: &str) -> bool {
+        self.meta.get(&format!("{}.{key}", self.arch)).is_some()
+    }
+
+    /// Required numbers within limits, one for each of `n_layer` layers, or one for all.
+    pub fn counts(&self, key: &str, n_layer: usize, min: u32, max: u32) -> Result<Vec<usize>> {
+        let name = format!("{}.{key}", self.arch);
+        let Some(Value::Array(_)) = self.meta.get(&name) else {
+            return Ok(vec![self.count(key, min, max)?; n_layer]);
+        };
+        let array = self.meta.array(&name, &[ValueType::U32, ValueType::I32])?.expect("there is one");
+        let number = |v: Value| {
+            let n = v.as_i128().unwrap_or(-1);
+            match (i128::from(min)..=i128::from(max)).contains(&n) {
+                true => Ok(n as usize),
+                false => Err(Error::malformed(format!("{name} has {n}, expected {min} to {max}"))),
+            }
+        };
+        let counts = array.values(self.file).take(n_layer).map(number).collect::<Result<Vec<usize>>>()?;
+        match counts.len() == n_layer {
+            true => Ok(counts),
+            false => Err(Error::malformed(format!("{name} has {} entries, expected {n_layer}", counts.len()))),
+        }
+    }
+
     /// The error for a key that is required.
     pub fn missing(&self, key: &str) -> Error {
         Error::malformed(format!("metadata key '{}.{key}' is missing", self.arch))

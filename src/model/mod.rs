@@ -10,5 +10,6 @@ mod rope;
 
 pub use arch::{has_graph, read as read_hparams, unknown as unknown_architecture};
 pub use check::check_values;
+pub use hparams::LayerSizes;
 pub use load::{Model, description};
 pub use options::{Options, RopeOptions, RopeScaling, RunBy};

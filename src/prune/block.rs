@@ -79,7 +79,12 @@ impl Block {
         match self.kind {
             BlockKind::Attn => {
                 let shrinks = !whole_kv && layer.n_head == layer.n_head_kv;
-                dims.n_embd * layer.n_embd_head * 2 * (kept + if shrinks { kept } else { layer.n_head_kv })
+                let kv = match layer.shares_kv_of {
+                    Some(_) => 0,
+                    None if shrinks => kept,
+                    None => layer.n_head_kv,
+                };
+                dims.n_embd * layer.n_embd_head * 2 * (kept + kv)
             }
             BlockKind::Mlp => layer.n_ff_matrices * dims.n_embd * kept,
         }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::block::all_blocks;
+use super::block::{Block, BlockKind, all_blocks};
 use crate::error::{Error, Result};
 use crate::weights::Dims;
 
@@ -19,14 +19,23 @@ pub(super) const MOST: f64 = 0.9375;
 /// Attention is dropped where the strength of pruning would be this share of the MLP.
 const HEADS_LATER: f64 = 1.5;
 
+/// What of a block is left out if `share` of it is asked for. Attention with the keys and values of another layer is whole, or dropped: a
+/// probe attends among its own rows, and has no keys of them there.
+pub fn effective(share: f64, block: Block, dims: &Dims) -> f64 {
+    let is_all = share >= 1.0 - 1e-9;
+    let is_whole = block.kind == BlockKind::Attn && dims.layers[block.il].shares_kv_of.is_some() && !is_all;
+    if is_whole { 0.0 } else { share }
+}
+
 /// Share of the weights of all blocks that is saved, of which those of experts count that a token is given to; keys and values are made of
 /// all heads.
 pub fn saved(shares: &[[f64; 2]], dims: &Dims) -> f64 {
     let mut all: f64 = dims.layers.iter().map(|l| l.n_expert_weights as f64).sum();
     let mut saved = 0.0;
     for block in all_blocks(dims) {
+        let share = effective(shares[block.il][block.kind as usize], block, dims);
         let [none, whole] = [0, block.units(dims)].map(|n| block.weights(dims, n, true) as f64);
-        saved += shares[block.il][block.kind as usize] * (whole - none);
+        saved += share * (whole - none);
         all += whole;
     }
     saved / all

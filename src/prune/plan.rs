@@ -151,6 +151,7 @@ impl Plan {
             return None;
         }
         let ratio = self.shares.as_ref().map_or(self.ratio, |s| s[il][kind as usize]);
+        let ratio = budget::effective(ratio, block, &self.dims);
         if self.drops && ratio >= 1.0 - 1e-9 {
             return Some(0);
         }
@@ -257,7 +258,8 @@ mod tests {
     #[test]
     fn short_prompts_and_light_pruning_do_not_pay() {
         let d = dims(32, 32, 4096, 11008);
-        let from = |ratio: f64, probe: f64| Plan::new(&Options::new(ratio), None, d.clone()).unwrap().break_even(probe, 36);
+        let from =
+            |ratio: f64, probe: f64| Plan::new(&Options::new(ratio), None, d.clone()).unwrap().break_even(probe, 36);
         let [little, some, much] = [0.1, 0.25, 0.5].map(|ratio| from(ratio, 0.1).unwrap());
         assert!(much < some && some < little && much > 100 && little < 10_000, "{little} {some} {much}");
         assert!(from(0.25, 0.2).unwrap() > some);

@@ -146,6 +146,11 @@ impl<'a> Loader<'a> {
         Ok(Norm::Layer { gain: vector("weight", Usage::Mul)?, bias: vector("bias", Usage::Add)?, eps })
     }
 
+    /// Whether the file has a matrix `NAME.weight`.
+    pub fn has(&self, name: &str) -> bool {
+        self.gguf.tensor(&format!("{name}.weight")).is_some()
+    }
+
     /// Divisors `[n]` of the frequencies of RoPE, if the file has them.
     pub fn rope_freqs(&mut self, n: usize) -> Result<Factors> {
         Ok(self.rope_factors("rope_freqs.weight", n)?.map_or(Factors::None, Factors::Same))
@@ -160,6 +165,11 @@ impl<'a> Loader<'a> {
             )));
         }
         Ok(Some(factors))
+    }
+
+    /// A factor: `NAME.weight` of one number, if the file has it, of layer `il`.
+    pub fn factor_if_any(&mut self, name: &str, il: usize) -> Result<Option<Vector>> {
+        self.vector_if_any(&format!("{name}.weight"), 1, Usage::Mul, il)
     }
 
     fn vector_if_any(&mut self, name: &str, n: usize, usage: Usage, il: usize) -> Result<Option<Vector>> {
@@ -307,5 +317,5 @@ fn require_f32(info: &TensorInfo) -> Result<()> {
 /// Whether a tensor that the architecture does not have would change what a model computes: a name of a layer's, or of what comes
 /// before or after the layers. Others (of a projector, of a tool) are left alone.
 fn is_of_model(name: &str) -> bool {
-    ["blk.", "output", "token_", "position_", "rope_"].iter().any(|p| name.starts_with(p))
+    ["blk.", "output", "token_", "position_", "per_layer_", "rope_"].iter().any(|p| name.starts_with(p))
 }

@@ -18,6 +18,6 @@ pub use options::{Kernels, Options, Pack};
 pub use packed::Panels;
 pub use placement::{INPUT, Placement};
 pub use tensors::{
-    Attention, Dims, Experts, Factors, Gating, Head, Layer, LayerDims, Linear, Mlp, Norm, Rotary, Stack, Temperature, Vector,
-    Weight, pack_all,
+    Attention, Dims, Experts, Factors, Gating, Head, KeysValues, Layer, LayerDims, Linear, Mlp, Norm, PerLayer,
+    PerLayerEmbeddings, Rotary, Stack, Temperature, Vector, Weight, pack_all,
 };

@@ -126,16 +126,16 @@ pub struct Temperature {
 pub struct Attention {
     /// `[n_embd, n_embd_head * n_head]`
     pub q: Linear,
-    /// `[n_embd, n_embd_head * n_head_kv]`
-    pub k: Linear,
-    /// `[n_embd, n_embd_head * n_head_kv]`
-    pub v: Linear,
+    /// Where its keys and values come from
+    pub kv: KeysValues,
     /// `[n_embd_head * n_head, n_embd]`
     pub output: Linear,
     /// Norm of each head's queries, `[n_embd_head]`, before positions are embedded
     pub q_norm: Option<Norm>,
     /// The same of keys
     pub k_norm: Option<Norm>,
+    /// Epsilon of the RMS norm of each head's values, which has no gain, if there is one
+    pub v_eps: Option<f32>,
     /// How positions are embedded into queries and keys, if they are
     pub rotary: Option<Rotary>,
     /// Factor on queries, if there is one beside that on scores: it counts before they are rounded for products with keys
@@ -156,6 +156,21 @@ pub struct Attention {
     pub n_head_kv: usize,
     /// Width of a head; queries, keys and values alike
     pub n_embd_head: usize,
+}
+
+/// Where the keys and values of an attention block come from.
+#[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "there is one in a layer")]
+pub enum KeysValues {
+    /// It makes them
+    Made {
+        /// `[n_embd, n_embd_head * n_head_kv]`
+        k: Linear,
+        /// `[n_embd, n_embd_head * n_head_kv]`
+        v: Linear,
+    },
+    /// They are those of a layer before it
+    OfLayer(usize),
 }
 
 impl Attention {
@@ -290,40 +305,83 @@ pub struct Layer {
     pub mlp: Mlp,
     /// Of what the MLP adds, if that is normalised
     pub ffn_post_norm: Option<Norm>,
+    /// A third block, which reads embeddings of the layer's own, if there is one
+    pub per_layer: Option<PerLayer>,
+    /// F32 `[1]`: a factor on the layer's result, if there is one
+    pub scale: Option<Vector>,
+}
+
+/// A block that adds `norm(output(gelu(gate(x)) * e))` to the residual stream `x`, where `e` is what the layer has of a token's
+/// [`PerLayerEmbeddings`].
+#[derive(Debug, Clone)]
+pub struct PerLayer {
+    /// `[n_embd, n_embd_per_layer]`
+    pub gate: Linear,
+    /// `[n_embd_per_layer, n_embd]`
+    pub output: Linear,
+    /// `[n_embd]`
+    pub norm: Norm,
+}
+
+/// Embeddings that each layer has of its own: a token's row of the table, and what a matrix makes of its embedding.
+#[derive(Debug)]
+pub struct PerLayerEmbeddings {
+    /// `[n_embd_per_layer * n_layer, n_vocab]`
+    pub table: TensorId,
+    /// `[n_embd, n_embd_per_layer * n_layer]`
+    pub projection: Weight,
+    /// `[n_embd_per_layer]`: of each layer's part of the projection
+    pub norm: Norm,
+    /// Width of a layer's part
+    pub n: usize,
 }
 
 impl Layer {
     /// Its sizes, in a residual stream of width `n_embd`.
     pub fn dims(&self, n_embd: usize) -> LayerDims {
         let Attention { n_head, n_head_kv, n_embd_head, .. } = self.attn;
+        let shares_kv_of = match self.attn.kv {
+            KeysValues::Made { .. } => None,
+            KeysValues::OfLayer(of) => Some(of),
+        };
         let (n_ff, n_ff_matrices, n_expert_weights) = match &self.mlp {
             Mlp::Gated { down, .. } => (down.weight.rows.n_in(), 3, 0),
             Mlp::Plain { down, .. } => (down.weight.rows.n_in(), 2, 0),
             Mlp::Experts(experts) => (0, 0, experts.n_used * 3 * n_embd * experts.gate.n_out()),
         };
-        LayerDims { n_head, n_head_kv, n_embd_head, n_ff, n_ff_matrices, n_expert_weights, shares_kv_of: None }
+        LayerDims { n_head, n_head_kv, n_embd_head, n_ff, n_ff_matrices, n_expert_weights, shares_kv_of }
     }
 
-    /// The matrices of both blocks, but for those of experts.
+    /// The matrices of its blocks, but for those of experts.
     pub fn weights(&self) -> Vec<&Weight> {
-        let Attention { q, k, v, output, .. } = &self.attn;
+        let Attention { q, kv, output, .. } = &self.attn;
+        let of_kv = match kv {
+            KeysValues::Made { k, v } => vec![k, v],
+            KeysValues::OfLayer(_) => vec![],
+        };
+        let of_per_layer = self.per_layer.iter().flat_map(|p| [&p.gate, &p.output]);
         let of_mlp = match &self.mlp {
             Mlp::Gated { gate, up, down, .. } => vec![gate, up, down],
             Mlp::Plain { up, down } => vec![up, down],
             Mlp::Experts(_) => vec![],
         };
-        [q, k, v, output].into_iter().chain(of_mlp).map(|l| &l.weight).collect()
+        [q, output].into_iter().chain(of_kv).chain(of_mlp).chain(of_per_layer).map(|l| &l.weight).collect()
     }
 
     /// The same, to be changed.
     pub fn weights_mut(&mut self) -> Vec<&mut Weight> {
-        let Attention { q, k, v, output, .. } = &mut self.attn;
+        let Attention { q, kv, output, .. } = &mut self.attn;
+        let of_kv = match kv {
+            KeysValues::Made { k, v } => vec![k, v],
+            KeysValues::OfLayer(_) => vec![],
+        };
+        let of_per_layer = self.per_layer.iter_mut().flat_map(|p| [&mut p.gate, &mut p.output]);
         let of_mlp = match &mut self.mlp {
             Mlp::Gated { gate, up, down, .. } => vec![gate, up, down],
             Mlp::Plain { up, down } => vec![up, down],
             Mlp::Experts(_) => vec![],
         };
-        [q, k, v, output].into_iter().chain(of_mlp).map(|l| &mut l.weight).collect()
+        [q, output].into_iter().chain(of_kv).chain(of_mlp).chain(of_per_layer).map(|l| &mut l.weight).collect()
     }
 }
 

@@ -37,6 +37,8 @@ pub enum Arch {
     Gemma2,
     /// The same with norms of heads and other frequencies in windows, without the caps
     Gemma3,
+    /// The same with other heads in windows, layers that share keys and values, widths that differ, embeddings of each layer
+    Gemma4,
     /// Learned positions, layer norms, an MLP without a gate: libllama does not know it
     Opt,
     /// Norms of each head's queries and keys, experts
@@ -53,7 +55,7 @@ pub enum Arch {
 
 impl Arch {
     /// Those that pp-run has graphs for.
-    pub const ALL: [Arch; 12] = [
+    pub const ALL: [Arch; 13] = [
         Arch::Llama,
         Arch::Qwen2,
         Arch::Qwen3,
@@ -63,6 +65,7 @@ impl Arch {
         Arch::Granite,
         Arch::Gemma2,
         Arch::Gemma3,
+        Arch::Gemma4,
         Arch::Qwen3Moe,
         Arch::Mixtral,
         Arch::GptOss,
@@ -79,6 +82,7 @@ impl Arch {
             Arch::Granite => "granite",
             Arch::Gemma2 => "gemma2",
             Arch::Gemma3 => "gemma3",
+            Arch::Gemma4 => "gemma4",
             Arch::Opt => "opt",
             Arch::Qwen3Moe => "qwen3moe",
             Arch::GptOss => "gpt-oss",
@@ -88,9 +92,12 @@ impl Arch {
     }
 
     fn is_gemma(self) -> bool {
-        matches!(self, Arch::Gemma2 | Arch::Gemma3)
+        matches!(self, Arch::Gemma2 | Arch::Gemma3 | Arch::Gemma4)
     }
 }
+
+/// Width of what each layer of gemma4 has of a token's embeddings: of whole blocks of all types.
+const PER_LAYER: usize = 256;
 
 /// What to make.
 #[derive(Debug, Clone)]
@@ -206,7 +213,15 @@ impl Forge {
         w.u32(&key("context_length"), self.n_ctx);
         w.u32(&key("embedding_length"), self.n_embd as u32);
         w.u32(&key("block_count"), self.n_layer as u32);
-        w.u32(&key("feed_forward_length"), self.n_ff as u32);
+        let u32s =
+            |numbers: Vec<usize>| numbers.into_iter().map(|n| (n as u32).to_le_bytes().to_vec()).collect::<Vec<_>>();
+        match self.arch {
+            Arch::Gemma4 => {
+                let widths = (0..self.n_layer).map(|il| self.n_ff(il)).collect();
+                w.array(&key("feed_forward_length"), U32, u32s(widths).into_iter());
+            }
+            _ => w.u32(&key("feed_forward_length"), self.n_ff as u32),
+        }
         w.u32(&key("attention.head_count"), self.n_head as u32);
         w.u32(&key("attention.head_count_kv"), self.n_head_kv as u32);
         if let Some(n) = self.n_embd_head {
@@ -270,11 +285,26 @@ impl Forge {
                 w.f32(&key("attn_logit_softcapping"), 5.0);
                 w.f32(&key("final_logit_softcapping"), 8.0);
             }
-            Arch::Gemma3 => {
+            Arch::Gemma3 | Arch::Gemma4 => {
                 w.u32(&key("attention.sliding_window"), self.window);
                 let windowed = (0..self.n_layer).map(|il| vec![u8::from(il % 2 == 0)]).collect::<Vec<_>>();
                 w.array(&key("attention.sliding_window_pattern"), BOOL, windowed.into_iter());
                 w.f32(&key("rope.freq_base"), 500000.0);
+                if self.arch == Arch::Gemma4 {
+                    for (name, n) in [
+                        ("attention.key_length", self.head_width(1)),
+                        ("attention.value_length", self.head_width(1)),
+                        ("attention.key_length_swa", self.head_width(0)),
+                        ("attention.value_length_swa", self.head_width(0)),
+                        ("rope.dimension_count", self.head_width(1)),
+                        ("rope.dimension_count_swa", self.head_width(0)),
+                        ("attention.shared_kv_layers", self.n_layer - self.n_layer_kv()),
+                        ("embedding_length_per_layer_input", PER_LAYER),
+                    ] {
+                        w.u32(&key(name), n as u32);
+                    }
+                    w.f32(&key("final_logit_softcapping"), 8.0);
+                }
             }
         }
         let norm = if self.arch == Arch::Opt { "layer_norm_epsilon" } else { "layer_norm_rms_epsilon" };
@@ -310,6 +340,22 @@ impl Forge {
         w.u32("tokenizer.ggml.eos_token_id", 2);
     }
 
+    /// Layers that make keys and values: of five, the last reads those of another.
+    fn n_layer_kv(&self) -> usize {
+        if self.arch == Arch::Gemma4 && self.n_layer > 4 { self.n_layer - 1 } else { self.n_layer }
+    }
+
+    /// Channels of the MLP of layer `il`.
+    fn n_ff(&self, il: usize) -> usize {
+        if self.arch == Arch::Gemma4 && il == 1 { 2 * self.n_ff } else { self.n_ff }
+    }
+
+    /// Width of a head of layer `il`.
+    fn head_width(&self, il: usize) -> usize {
+        let n = self.n_embd_head();
+        if self.arch == Arch::Gemma4 && il % 2 == 1 { 2 * n } else { n }
+    }
+
     /// Width of a head.
     fn n_embd_head(&self) -> usize {
         self.n_embd_head.unwrap_or(self.n_embd / self.n_head)
@@ -328,12 +374,21 @@ impl Forge {
 
     /// Names, shapes and types.
     fn tensors(&self) -> Vec<(String, Vec<usize>, Type)> {
-        let (n_embd, n_ff) = (self.n_embd, self.n_ff);
-        let (n_q, n_kv) = (self.n_embd_head() * self.n_head, self.n_embd_head() * self.n_head_kv);
+        let n_embd = self.n_embd;
         let mut tensors = vec![("token_embd.weight".to_owned(), vec![n_embd, self.n_vocab], self.ty)];
         if self.arch == Arch::Opt {
             tensors.push(("position_embd.weight".to_owned(), vec![n_embd, self.n_ctx as usize], Type::F32));
             tensors.push(("output_norm.bias".to_owned(), vec![n_embd], Type::F32));
+        }
+        if self.arch == Arch::Gemma4 {
+            tensors.push((
+                "per_layer_token_embd.weight".to_owned(),
+                vec![PER_LAYER * self.n_layer, self.n_vocab],
+                self.ty,
+            ));
+            tensors.push(("per_layer_model_proj.weight".to_owned(), vec![n_embd, PER_LAYER * self.n_layer], self.ty));
+            tensors.push(("per_layer_proj_norm.weight".to_owned(), vec![PER_LAYER], Type::F32));
+            tensors.push(("rope_freqs.weight".to_owned(), vec![self.head_width(1) / 2], Type::F32));
         }
         if self.rope == RopeKind::Llama3 {
             tensors.push(("rope_freqs.weight".to_owned(), vec![self.n_embd_head() / 2], Type::F32));
@@ -344,6 +399,8 @@ impl Forge {
             }
         }
         for il in 0..self.n_layer {
+            let (n_ff, head) = (self.n_ff(il), self.head_width(il));
+            let (n_q, n_kv) = (head * self.n_head, head * self.n_head_kv);
             let mut gain = |name: &str, n| tensors.push((format!("blk.{il}.{name}.weight"), vec![n], Type::F32));
             gain("attn_norm", n_embd);
             match self.arch {
@@ -354,10 +411,17 @@ impl Forge {
                 }
                 _ => gain("ffn_norm", n_embd),
             }
-            let has_head_norms = matches!(self.arch, Arch::Qwen3 | Arch::Gemma3 | Arch::Qwen3Moe | Arch::Lfm2);
+            let has_head_norms =
+                matches!(self.arch, Arch::Qwen3 | Arch::Gemma3 | Arch::Gemma4 | Arch::Qwen3Moe | Arch::Lfm2);
             if has_head_norms && !self.is_recurrent(il) {
-                gain("attn_q_norm", self.n_embd_head());
-                gain("attn_k_norm", self.n_embd_head());
+                gain("attn_q_norm", head);
+                if il < self.n_layer_kv() {
+                    gain("attn_k_norm", head);
+                }
+            }
+            if self.arch == Arch::Gemma4 {
+                gain("post_norm", n_embd);
+                gain("layer_output_scale", 1);
             }
             if self.arch.is_gemma() {
                 gain("post_attention_norm", n_embd);
@@ -371,6 +435,22 @@ impl Forge {
             let output = ("attn_output", n_q, n_embd);
             let down = ("ffn_down", n_ff, n_embd);
             let matrices = match self.arch {
+                Arch::Gemma4 => {
+                    let mut matrices = vec![
+                        ("attn_q", n_embd, n_q),
+                        output,
+                        ("ffn_gate", n_embd, n_ff),
+                        ("ffn_up", n_embd, n_ff),
+                        down,
+                        ("inp_gate", n_embd, PER_LAYER),
+                        ("proj", PER_LAYER, n_embd),
+                    ];
+                    // Layers without a window make values by the keys' matrix.
+                    let kv = [("attn_k", n_embd, n_kv), ("attn_v", n_embd, n_kv)];
+                    let n_made = if il < self.n_layer_kv() { 2 - il % 2 } else { 0 };
+                    matrices.extend(&kv[..n_made]);
+                    matrices
+                }
                 Arch::Mamba => vec![("ssm_in", n_embd, 4 * n_embd), ("ssm_out", 2 * n_embd, n_embd)],
                 Arch::Opt => vec![
                     ("attn_q", n_embd, n_q),
@@ -412,6 +492,7 @@ impl Forge {
             }
         }
         for il in 0..self.n_layer {
+            let n_ff = self.n_ff(il);
             let mut push =
                 |name: &str, shape: &[usize], ty| tensors.push((format!("blk.{il}.{name}"), shape.to_vec(), ty));
             match self.arch {

@@ -41,10 +41,12 @@ fn tensors(loader: &mut Loader, h: &Hparams) -> Result<Tensors> {
     })
 }
 
-/// What a block adds is normalised once more (llama.cpp: models/gemma2.cpp, models/gemma3.cpp).
+/// What a block adds is normalised once more (llama.cpp: models/gemma2.cpp, models/gemma3.cpp); in gemma4 a third block may follow
+/// (models/gemma4.cpp).
 pub fn graph(mut b: GraphBuilder, h: &Hparams, m: &Tensors) -> GraphSlots {
     let mut x = b.embed(m.tok_embd);
     x = b.scaled(x, h.embedding_scale);
+    let embeddings = m.per_layer.as_ref().map(|w| b.embed_per_layer(x, w));
     for (il, l) in m.layers.iter().enumerate() {
         let attn_out = b.attention(x, &l.attn_norm, &l.attn, il);
         let attn_out = b.post_norm(attn_out, &l.attn_post_norm, "attn_post_norm", il);
@@ -53,6 +55,10 @@ pub fn graph(mut b: GraphBuilder, h: &Hparams, m: &Tensors) -> GraphSlots {
         let ffn_out = b.mlp(sa_out, &l.ffn_norm, &l.mlp, il);
         let ffn_out = b.post_norm(ffn_out, &l.ffn_post_norm, "ffn_post_norm", il);
         x = b.added(ffn_out, sa_out);
+        if let (Some(w), Some(embeddings)) = (&l.per_layer, embeddings) {
+            x = b.per_layer(x, w, embeddings, il);
+        }
+        x = b.times(x, &l.scale);
         b.name(x, "l_out", il);
     }
     b.head(x, &m.head)

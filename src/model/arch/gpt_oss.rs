@@ -6,14 +6,14 @@ use crate::error::Result;
 use crate::model::hparams::{Hparams, Pairs};
 use crate::model::keys::Keys;
 use crate::model::options::RopeOptions;
-use crate::weights::{Experts, Factors, Gating, Layer, Loader, Mlp};
+use crate::weights::{Experts, Factors, Gating, Loader, Mlp};
 
 /// Experts with biases and a gate of their own, every second layer within a window, sinks of attention.
 pub const GPT_OSS: Architecture = Architecture { name: "gpt-oss", has_experts: true, hparams, tensors, graph };
 
 fn hparams(keys: &Keys, n_vocab: usize, options: &RopeOptions) -> Result<Hparams> {
     let mut h = Hparams::common(keys, n_vocab, options, Pairs::Halves)?;
-    h.n_ff = parts::expert_width(keys, &h)?;
+    parts::set_expert_width(keys, &mut h)?;
     let n = keys.u32("attention.sliding_window")?.ok_or_else(|| keys.missing("attention.sliding_window"))?;
     h.window = parts::window(keys, &h, n, 2, |rope| rope)?;
     Ok(h)
@@ -29,6 +29,6 @@ fn tensors(loader: &mut Loader, h: &Hparams) -> Result<Tensors> {
         let mut norm = |name: &str| loader.rms_norm(&format!("blk.{il}.{name}"), h.n_embd, h.norm_eps, il);
         // The norm before the MLP has the name that others give to the one after attention.
         let (attn_norm, ffn_norm) = (norm("attn_norm")?, norm("post_attention_norm")?);
-        Ok(Layer { attn_norm, attn, attn_post_norm: None, ffn_norm, mlp, ffn_post_norm: None })
+        Ok(parts::plain_layer(attn_norm, attn, ffn_norm, mlp))
     })
 }

@@ -19,7 +19,7 @@ pub const LLAMA: Architecture = Architecture {
 
 /// Layers of attention and a gated MLP.
 pub fn tensors(loader: &mut Loader, h: &Hparams) -> Result<Tensors> {
-    let factors = loader.rope_freqs(h.n_embd_head / 2)?;
+    let factors = loader.rope_freqs(h.layers[0].n_embd_head / 2)?;
     parts::tensors(loader, h, |loader, il| parts::layer(loader, h, il, Activation::Silu, &factors))
 }
 

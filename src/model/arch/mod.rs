@@ -13,6 +13,7 @@
 
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod gpt_oss;
 mod granite;
 mod llama;
@@ -45,6 +46,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     granite::GRANITE,
     gemma2::GEMMA2,
     gemma3::GEMMA3,
+    gemma4::GEMMA4,
     gpt_oss::GPT_OSS,
     opt::OPT,
 ];

@@ -7,7 +7,10 @@ use crate::graph::{GraphBuilder, GraphSlots};
 use crate::model::hparams::{ExpertCounts, Hparams, Window};
 use crate::model::keys::Keys;
 use crate::model::options::RopeOptions;
-use crate::weights::{Activation, Attention, Experts, Factors, Gating, Head, Layer, Loader, Mlp, Norm, Rotary};
+use crate::weights::{
+    Activation, Attention, Experts, Factors, Gating, Head, KeysValues, Layer, Linear, Loader, Mlp, Norm,
+    PerLayerEmbeddings, Rotary,
+};
 
 /// An architecture: from metadata to hyper-parameters, from these to tensors, from these to a graph.
 pub struct Architecture {
@@ -30,6 +33,8 @@ pub struct Tensors {
     pub tok_embd: TensorId,
     /// `[n_embd, n_ctx_train]`: embeddings of positions, if these are learned
     pub pos_embd: Option<TensorId>,
+    /// Embeddings that each layer has of its own, if there are any
+    pub per_layer: Option<PerLayerEmbeddings>,
     /// The layers, from the first to the last
     pub layers: Vec<Layer>,
     /// What comes after them
@@ -53,7 +58,7 @@ pub fn tensors(
     let norm = loader.rms_norm("output_norm", h.n_embd, h.norm_eps, h.n_layer)?;
     let head = head(loader, h, norm)?;
     let layers = (0..h.n_layer).map(|il| layer(loader, il)).collect::<Result<_>>()?;
-    Ok(Tensors { tok_embd, pos_embd: None, layers, head })
+    Ok(Tensors { tok_embd, pos_embd: None, per_layer: None, layers, head })
 }
 
 /// What comes after the layers, behind this norm.
@@ -69,8 +74,18 @@ pub fn head(loader: &mut Loader, h: &Hparams, norm: Norm) -> Result<Head> {
 
 /// A layer of attention and a gated MLP, or experts, each behind an RMS norm. Frequencies of the rotation are divided by `factors`.
 pub fn layer(loader: &mut Loader, h: &Hparams, il: usize, act: Activation, factors: &Factors) -> Result<Layer> {
-    let (n_embd, n_ff) = (h.n_embd, h.n_ff);
     let attn = attention(loader, h, il, factors)?;
+    layer_around(loader, h, il, act, attn)
+}
+
+/// A layer of two blocks, each behind a norm, and nothing else.
+pub fn plain_layer(attn_norm: Norm, attn: Attention, ffn_norm: Norm, mlp: Mlp) -> Layer {
+    Layer { attn_norm, attn, attn_post_norm: None, ffn_norm, mlp, ffn_post_norm: None, per_layer: None, scale: None }
+}
+
+/// [`layer`] with this attention.
+pub fn layer_around(loader: &mut Loader, h: &Hparams, il: usize, act: Activation, attn: Attention) -> Result<Layer> {
+    let (n_embd, n_ff) = (h.n_embd, h.layers[il].n_ff);
     let mut linear =
         |name: &str, n_in: usize, n_out: usize| loader.linear(&format!("blk.{il}.{name}"), n_in, n_out, il);
     let mlp = match h.experts {
@@ -84,7 +99,7 @@ pub fn layer(loader: &mut Loader, h: &Hparams, il: usize, act: Activation, facto
     };
     let mut norm = |name: &str| loader.rms_norm(&format!("blk.{il}.{name}"), n_embd, h.norm_eps, il);
     let (attn_norm, ffn_norm) = (norm("attn_norm")?, norm("ffn_norm")?);
-    Ok(Layer { attn_norm, attn, attn_post_norm: None, ffn_norm, mlp, ffn_post_norm: None })
+    Ok(plain_layer(attn_norm, attn, ffn_norm, mlp))
 }
 
 /// The experts of a layer.
@@ -96,12 +111,13 @@ pub fn experts(
     ExpertCounts { n, n_used }: ExpertCounts,
 ) -> Result<Experts> {
     let router = loader.linear(&format!("blk.{il}.ffn_gate_inp"), h.n_embd, n, il)?;
+    let n_ff = h.layers[il].n_ff;
     let mut stack = |name: &str, ne: [usize; 2]| loader.stack(&format!("blk.{il}.{name}"), ne, n, il);
     Ok(Experts {
         router,
-        gate: stack("ffn_gate_exps", [h.n_embd, h.n_ff])?,
-        up: stack("ffn_up_exps", [h.n_embd, h.n_ff])?,
-        down: stack("ffn_down_exps", [h.n_ff, h.n_embd])?,
+        gate: stack("ffn_gate_exps", [h.n_embd, n_ff])?,
+        up: stack("ffn_up_exps", [h.n_embd, n_ff])?,
+        down: stack("ffn_down_exps", [n_ff, h.n_embd])?,
         n_used,
         softmax_of_chosen: false,
         gating,
@@ -110,16 +126,28 @@ pub fn experts(
 
 /// An attention block with grouped heads. Frequencies of the rotation are divided by `factors`.
 pub fn attention(loader: &mut Loader, h: &Hparams, il: usize, factors: &Factors) -> Result<Attention> {
-    let [q, k, v] = loader.qkv(h.n_embd, h.n_embd_q(), h.n_embd_gqa(), il)?;
+    let [q, k, v] = loader.qkv(h.n_embd, h.n_embd_q(il), h.n_embd_gqa(il), il)?;
+    attention_of(loader, h, il, factors, q, KeysValues::Made { k, v })
+}
+
+/// [`attention`] with these queries, keys and values.
+pub fn attention_of(
+    loader: &mut Loader,
+    h: &Hparams,
+    il: usize,
+    factors: &Factors,
+    q: Linear,
+    kv: KeysValues,
+) -> Result<Attention> {
     let window = h.window(il);
     let rope = window.map_or(h.rope, |w| Some(w.rope));
     Ok(Attention {
         q,
-        k,
-        v,
-        output: loader.linear(&format!("blk.{il}.attn_output"), h.n_embd_q(), h.n_embd, il)?,
+        kv,
+        output: loader.linear(&format!("blk.{il}.attn_output"), h.n_embd_q(il), h.n_embd, il)?,
         q_norm: None,
         k_norm: None,
+        v_eps: None,
         rotary: rope.map(|rope| Rotary { rope, factors: factors.clone() }),
         q_scale: None,
         temperature: h.temperature,
@@ -128,8 +156,8 @@ pub fn attention(loader: &mut Loader, h: &Hparams, il: usize, factors: &Factors)
         scale: h.kq_scale,
         softcap: h.attn_softcap,
         n_head: h.n_head,
-        n_head_kv: h.n_head_kv,
-        n_embd_head: h.n_embd_head,
+        n_head_kv: h.layers[il].n_head_kv,
+        n_embd_head: h.layers[il].n_embd_head,
     })
 }
 
@@ -149,15 +177,14 @@ pub fn window(
     Ok((n > 0).then_some(Window { n: n as usize, layers, rope }))
 }
 
-/// The width of an expert, of models that have nothing else. [`crate::error::Kind::Malformed`] without experts.
-pub fn expert_width(keys: &Keys, h: &Hparams) -> Result<usize> {
+/// Sets the width of an expert, of models that have nothing else. [`crate::error::Kind::Malformed`] without experts.
+pub fn set_expert_width(keys: &Keys, h: &mut Hparams) -> Result<()> {
     let Some(counts) = h.experts else {
         return Err(Error::malformed(format!("{}.expert_count is missing or 0, expected more", keys.arch)));
     };
-    Ok(match keys.u32("expert_feed_forward_length")? {
-        Some(0) | None => h.n_ff / counts.n_used,
-        Some(n) => n as usize,
-    })
+    let width = keys.u32("expert_feed_forward_length")?.filter(|&n| n > 0).map(|n| n as usize);
+    h.layers.iter_mut().for_each(|l| l.n_ff = width.unwrap_or(l.n_ff / counts.n_used));
+    Ok(())
 }
 
 /// Puts the factor on scores where llama.cpp has it in some architectures: on queries.
@@ -168,7 +195,7 @@ pub fn scale_queries(attn: &mut Attention) {
 
 /// Adds the norms of each head's queries and keys.
 pub fn add_head_norms(loader: &mut Loader, h: &Hparams, il: usize, attn: &mut Attention) -> Result<()> {
-    let mut norm = |name: &str| loader.rms_norm(&format!("blk.{il}.{name}"), h.n_embd_head, h.norm_eps, il);
+    let mut norm = |name: &str| loader.rms_norm(&format!("blk.{il}.{name}"), h.layers[il].n_embd_head, h.norm_eps, il);
     attn.q_norm = Some(norm("attn_q_norm")?);
     attn.k_norm = Some(norm("attn_k_norm")?);
     Ok(())

@@ -4,7 +4,7 @@ use super::llama;
 use super::parts::{self, Architecture, Tensors};
 use crate::error::{Error, Result};
 use crate::model::hparams::{Hparams, Pairs};
-use crate::weights::{Activation, Factors, Layer, Loader, Mlp};
+use crate::weights::{Activation, Factors, Loader, Mlp};
 
 /// As llama, with one matrix for queries, keys and values and one for gate and up; a head may be rotated in part, with frequencies that
 /// depend on the context's length. Windows that files name are ignored, as in llama.cpp, whose
@@ -20,7 +20,7 @@ pub const PHI3: Architecture = Architecture {
 fn tensors(loader: &mut Loader, h: &Hparams) -> Result<Tensors> {
     let factors = factors(loader, h)?;
     parts::tensors(loader, h, |loader, il| {
-        let (n_embd, n_ff) = (h.n_embd, h.n_ff);
+        let (n_embd, n_ff) = (h.n_embd, h.layers[il].n_ff);
         let mut attn = parts::attention(loader, h, il, &factors)?;
         parts::scale_queries(&mut attn);
         let [gate, up] = loader.fused(&format!("blk.{il}.ffn_up"), n_embd, [n_ff, n_ff], il)?;
@@ -28,7 +28,7 @@ fn tensors(loader: &mut Loader, h: &Hparams) -> Result<Tensors> {
         let mut norm = |name: &str| loader.rms_norm(&format!("blk.{il}.{name}"), n_embd, h.norm_eps, il);
         let (attn_norm, ffn_norm) = (norm("attn_norm")?, norm("ffn_norm")?);
         let mlp = Mlp::Gated { gate, up, down, act: Activation::Silu };
-        Ok(Layer { attn_norm, attn, attn_post_norm: None, ffn_norm, mlp, ffn_post_norm: None })
+        Ok(parts::plain_layer(attn_norm, attn, ffn_norm, mlp))
     })
 }
 

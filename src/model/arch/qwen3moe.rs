@@ -13,6 +13,6 @@ pub const QWEN3MOE: Architecture =
 
 fn hparams(keys: &Keys, n_vocab: usize, options: &RopeOptions) -> Result<Hparams> {
     let mut h = Hparams::common(keys, n_vocab, options, Pairs::Halves)?;
-    h.n_ff = parts::expert_width(keys, &h)?;
+    parts::set_expert_width(keys, &mut h)?;
     Ok(h)
 }

@@ -12,9 +12,7 @@ const N_VOCAB: usize = 300;
 fn origin() -> Origin {
     Origin {
         fingerprint: 7,
-        n_layer: 2,
-        n_embd_head: 32,
-        n_head_kv: 1,
+        layers: vec![[34, 64]; 2],
         type_k: CacheType::Q8_0,
         type_v: CacheType::F16,
         flash_attn: true,

@@ -595,6 +595,13 @@ impl<'g> Builder<'g> {
         self.wrap(unsafe { sys::ggml_relu(self.ctx(), a.as_ptr()) })
     }
 
+    /// GELU of `a`, in its form with the hyperbolic tangent, of a contiguous F32 tensor.
+    pub fn gelu(&self, a: Tensor<'g>) -> Tensor<'g> {
+        assert_unary("gelu", a);
+        // SAFETY: a contiguous F32 tensor of this graph.
+        self.wrap(unsafe { sys::ggml_gelu(self.ctx(), a.as_ptr()) })
+    }
+
     /// `silu(gate) * up`, of two tensors of one shape and type (F32, F16 or BF16), of which the rows lie one after the other.
     pub fn swiglu(&self, gate: Tensor<'g>, up: Tensor<'g>) -> Tensor<'g> {
         assert_gated("swiglu", gate, up);

@@ -396,7 +396,7 @@ fn what_is_accepted_of_one_type_is_computed() {
         let computed = [
             ok(&[(ty, ne)], &|b, t| b.rms_norm(t[0], 1e-5)),
             ok(&[(ty, ne)], &|b, t| b.layer_norm(t[0], 1e-5)),
-            ok(&[(ty, ne)], &|b, t| b.relu(b.tanh(b.scale(t[0], 0.5)))),
+            ok(&[(ty, ne)], &|b, t| b.gelu(b.relu(b.tanh(b.scale(t[0], 0.5))))),
             ok(&[(ty, ne); 2], &|b, t| b.swiglu(t[0], t[1])),
             ok(&[(ty, ne); 2], &|b, t| b.geglu(t[0], t[1])),
             ok(&[(ty, [256, 3, 2, 1]), ids], &|b, t| b.rope(t[0], t[1], None, &ROPE)),
