@@ -116,9 +116,10 @@ pub struct Forge {
 }
 
 /// The tiny models of tests/golden.
-pub fn golden() -> [(&'static str, Forge); 2] {
+pub fn golden() -> [(&'static str, Forge); 3] {
     let forge = |n_head_kv, seed| Forge { n_layer: 5, seed, ..Forge::tiny(Type::F32, 8, n_head_kv) };
-    [("multi-head", forge(8, 11)), ("grouped-query", forge(2, 12))]
+    let opt = Forge { arch: Arch::Opt, ..forge(8, 14) };
+    [("multi-head", forge(8, 11)), ("grouped-query", forge(2, 12)), ("opt", opt)]
 }
 
 /// The tiny models whose results `tests/tools/hashes` prints: all architectures, and a type of weights for each way to multiply. Several
