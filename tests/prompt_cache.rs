@@ -21,7 +21,7 @@ use pp_run::weights::Kernels;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Where a file says how its tokens were pruned, and bytes before the tokens (src/engine/prompt_cache.rs).
-const PRUNING: usize = 100;
+const PRUNING: usize = 112;
 const HEADER: usize = PRUNING + IDENTITY_BYTES;
 
 fn no_progress(_: usize, _: usize) {}
@@ -228,9 +228,19 @@ fn files_whose_checksum_is_right_are_checked_too() {
     for n in [1u64 << 32, 1 << 61, u64::MAX / 4, u64::MAX] {
         damage.summed("tokens, and the context", |b| b[12..20].copy_from_slice(&n.to_le_bytes()));
     }
-    damage.summed("is of another model", |b| b[20] ^= 1);
+    // One token less, whose number counts as bytes of cells.
+    damage.summed("bytes for 19 tokens", |b| {
+        let n_others = u64::from_le_bytes(b[20..28].try_into().unwrap());
+        b[12..20].copy_from_slice(&19u64.to_le_bytes());
+        b[20..28].copy_from_slice(&(n_others + 4).to_le_bytes());
+    });
+    for n in [0, 1, 1 << 62, u64::MAX] {
+        damage.summed("bytes for", |b| b[20..28].copy_from_slice(&u64::to_le_bytes(n)));
+    }
+    damage.summed("is of another model", |b| b[28] ^= 1);
+    damage.summed("another engine", |b| b[36] ^= 1);
     // What makes the lengths: huge, and none.
-    for at in (28..60).step_by(4) {
+    for at in (40..52).chain(56..76).step_by(4) {
         for value in [0, u32::MAX] {
             damage.summed("of another type or layout", |b| {
                 let old = u32::from_le_bytes(b[at..at + 4].try_into().unwrap());
@@ -239,7 +249,9 @@ fn files_whose_checksum_is_right_are_checked_too() {
             });
         }
     }
-    damage.summed("RoPE", |b| b[72] ^= 1);
+    for at in [52, 76, 111] {
+        damage.summed("RoPE", |b| b[at] ^= 1);
+    }
     for at in PRUNING..HEADER {
         damage.summed("--prune", |b| b[at] ^= 1);
     }

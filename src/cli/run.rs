@@ -131,7 +131,8 @@ pub struct RunArgs {
     /// The next run with it processes only what its prompt does not have in common; the line of statistics says how much that
     /// was: 811 tokens (810 cached). A file that is damaged, or of another model, cache type, context, RoPE setting or --prune,
     /// is ignored with a warning and replaced; one that is something else is an error and never touched. With --prune, answers
-    /// choose what they keep by what was processed in their own run.
+    /// choose what they keep by what was processed in their own run. A model with a state or with windows that libllama runs
+    /// takes all of a file's tokens or none.
     #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     pub prompt_cache: Option<PathBuf>,
     /// Keep the answer's there too

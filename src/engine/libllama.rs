@@ -3,12 +3,14 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use ggml::llama::{self, ContextParams, DecodeError, LlamaError};
 
 use super::options::Options;
+use super::prompt_cache::{self, Bytes, Found, Memory, Origin};
 use super::report::Report;
 use super::session::{Session, in_common, is_full};
 use super::timeline::Timeline;
@@ -26,7 +28,7 @@ const MAX_EXPERTS: u32 = 1024;
 /// Context that is tried first when the user names none and memory is short.
 const LEAST_CTX: u32 = 512;
 
-/// States of a model whose tokens cannot be taken back that are kept: as many ends of messages of a chat.
+/// States of a model whose tokens cannot be taken back that are kept: as many messages of a chat.
 const MAX_STATES: usize = 8;
 
 /// A model in libllama's memory.
@@ -92,6 +94,22 @@ impl Model {
     /// Context length of the training.
     pub fn n_ctx_train(&self) -> u32 {
         self.llama.n_ctx_train()
+    }
+
+    /// What the memory of a context of `n_ctx` tokens depends on.
+    fn origin(&self, options: &Options, n_ctx: usize) -> Origin {
+        let meta = self.gguf.metadata();
+        let key = format!("{}.rope.scaling.original_context_length", meta.architecture());
+        // libllama refuses files in which it is no number.
+        let original = meta.u32(&key).ok().flatten().unwrap_or(self.n_ctx_train());
+        Origin {
+            fingerprint: self.gguf.fingerprint(),
+            type_k: options.cache_type_k,
+            type_v: options.cache_type_v,
+            flash_attn: options.flash_attn,
+            is_long: n_ctx > original as usize,
+            memory: Memory::State { versions: format!("pp-run {}, {}", env!("CARGO_PKG_VERSION"), llama::versions()) },
+        }
     }
 }
 
@@ -231,13 +249,18 @@ fn require_types(gguf: &Gguf) -> Result<()> {
 
 /// A text on a model of libllama's.
 pub struct LlamaSession<'m> {
+    model: &'m Model,
     context: llama::Context<'m>,
+    /// What its memory depends on
+    origin: Origin,
     /// Its tokens, all in the context's memory
     tokens: Vec<Token>,
     logits: Vec<f32>,
     n_ubatch: usize,
     /// States at some of the lengths that the text had, oldest first, if tokens cannot be taken back without them
     states: Option<VecDeque<(usize, Vec<u8>)>>,
+    /// Tokens that came from a file, if it lacks what is out of their last one's windows: no more than this one can be taken back
+    n_windowed: usize,
 }
 
 impl fmt::Debug for LlamaSession<'_> {
@@ -268,8 +291,9 @@ impl<'m> LlamaSession<'m> {
                 Ok(mut context) => {
                     context.set_interrupt(interrupt);
                     let states = model.llama.has_state().then(VecDeque::new);
-                    let (tokens, logits) = (Vec::new(), Vec::new());
-                    return Ok(LlamaSession { context, tokens, logits, n_ubatch: n_ubatch as usize, states });
+                    let (origin, n_ubatch) = (model.origin(options, context.n_ctx()), n_ubatch as usize);
+                    let (tokens, logits, n_windowed) = (Vec::new(), Vec::new(), 0);
+                    return Ok(LlamaSession { model, context, origin, tokens, logits, n_ubatch, states, n_windowed });
                 }
                 Err(_) if shrink && n_ctx > LEAST_CTX => n_ctx = (n_ctx / 2).max(LEAST_CTX),
                 Err(e) => return Err(e.in_file(model.gguf.path())),
@@ -282,7 +306,7 @@ impl<'m> LlamaSession<'m> {
         if n >= self.tokens.len() {
             return;
         }
-        let mut n = n;
+        let mut n = if n + 1 < self.n_windowed { 0 } else { n };
         if let Some(states) = &mut self.states {
             states.retain(|s| s.0 <= n);
             let taken = states.back().is_some_and(|(_, state)| self.context.set_state(state, true));
@@ -292,7 +316,7 @@ impl<'m> LlamaSession<'m> {
         if n == 0 || !self.context.forget_from(position) {
             self.context.clear();
             self.states.iter_mut().for_each(VecDeque::clear);
-            n = 0;
+            (n, self.n_windowed) = (0, 0);
         }
         self.tokens.truncate(n);
     }
@@ -318,6 +342,18 @@ impl<'m> LlamaSession<'m> {
                 })
             }
         }
+    }
+
+    /// Keeps the state, if there is one: the memory can go back to the tokens that are there.
+    fn keep_state(&mut self) {
+        let n = self.tokens.len();
+        let Some(states) = self.states.as_mut().filter(|states| n > 0 && states.back().is_none_or(|s| s.0 < n)) else {
+            return;
+        };
+        if states.len() == MAX_STATES {
+            states.pop_front();
+        }
+        states.push_back((n, self.context.state(true)));
     }
 
     /// Takes over the logits of row `i` of the batch that was computed.
@@ -369,19 +405,18 @@ impl<'m> Timeline<'m> for LlamaSession<'m> {
         let total = prompt.len() - self.tokens.len();
         while self.tokens.len() < prompt.len() {
             let left = &prompt[self.tokens.len()..];
-            let n = left.len().min(self.n_ubatch);
+            if left.len() == 1 {
+                self.keep_state();
+            }
+            // The same prompt again needs its last token only, if there is a state of those before it.
+            let n = if self.states.is_some() { (left.len() - 1).max(1) } else { left.len() };
+            let n = n.min(self.n_ubatch);
             let is_last = n == left.len();
             self.compute(&left[..n], |i| is_last && i + 1 == n)?;
             if is_last {
                 self.read_logits(n - 1)?;
             }
             progress(total + self.tokens.len() - prompt.len(), total);
-        }
-        if let Some(states) = &mut self.states {
-            if states.len() == MAX_STATES {
-                states.pop_front();
-            }
-            states.push_back((self.tokens.len(), self.context.state(true)));
         }
         Ok(total)
     }
@@ -426,6 +461,43 @@ impl<'m> Timeline<'m> for LlamaSession<'m> {
 
     fn prune_report(&self) -> Option<&Report> {
         None
+    }
+
+    fn saveable(&self, n: usize) -> usize {
+        let is_all = n == self.tokens.len();
+        let Some(states) = &self.states else {
+            return if is_all || n + 1 >= self.n_windowed { n } else { 0 };
+        };
+        let last = states.iter().map(|s| s.0).rfind(|&at| at <= n).unwrap_or(0);
+        if is_all && last + 1 != n { n } else { last }
+    }
+
+    fn save_state(&mut self, path: &Path, n_tokens: usize) -> Result<()> {
+        self.rewind(n_tokens);
+        if self.tokens.len() != n_tokens {
+            return Err(Error::failed(format!("libllama cannot go back to token {n_tokens} to save it")).in_file(path));
+        }
+        let state = self.context.state(false);
+        let state = Bytes { n: state.len(), write: &|out| out.write_all(&state) };
+        prompt_cache::write(path, &self.origin, &self.tokens, state)
+    }
+
+    fn restore_state(&mut self, path: &Path) -> Result<Found> {
+        let Some(map) = prompt_cache::open(path)? else { return Ok(Found::Nothing) };
+        let saved = match prompt_cache::parse(&map, &self.origin, self.n_ctx(), self.model.n_vocab()) {
+            Ok(saved) => saved,
+            Err(why) => return Ok(Found::Unusable(why)),
+        };
+        self.clear();
+        if !self.context.set_state(saved.memory, false) || self.context.n_past() != saved.tokens.len() {
+            self.context.clear();
+            return Ok(Found::Unusable("is damaged: it has a state that libllama does not take".into()));
+        }
+        self.tokens = saved.tokens;
+        self.logits.clear();
+        self.n_windowed = if self.model.llama.has_window() { self.tokens.len() } else { 0 };
+        self.keep_state();
+        Ok(Found::Restored)
     }
 }
 

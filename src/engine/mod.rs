@@ -6,7 +6,7 @@
 //! - `pruning`: the policy, which says what to do next and computes nothing; `measure`: from how many tokens on pruning pays; `report`: what
 //!   pruning did
 //! - `guard`: a prompt's own first piece read both ways; `divergence`: how far apart that is
-//! - `prompt_cache`: tokens and cells in a file
+//! - `prompt_cache`: tokens and what a model remembers of them in a file
 //!
 //! This module knows tokens, never text.
 

@@ -10,7 +10,7 @@ use ggml::NodeTime;
 use super::core::Engine;
 use super::measure;
 use super::options::Options;
-use super::prompt_cache::{self, Found, Origin};
+use super::prompt_cache::{self, Bytes, Found, Origin};
 use super::pruning::{AskAnswer, Policy, READ_WHOLE, REFRESH, Ran, Way, is_worth_a_guard, read_whole};
 use super::report::{BreakEven, Report};
 use crate::error::{Error, Result};
@@ -221,8 +221,9 @@ impl<'m> Session<'m> {
     /// If there are fewer tokens, or if these are [mixed](Session::is_mixed).
     pub fn save_state(&self, path: &Path, n_tokens: usize) -> Result<()> {
         assert!(!self.is_mixed, "a prompt cache says by which pruning all of its cells were computed");
-        let cells = |out: &mut dyn std::io::Write| self.engine.cache.save(n_tokens, out);
-        prompt_cache::write(path, &self.origin(), &self.tokens[..n_tokens], &cells)
+        let cache = &self.engine.cache;
+        let cells = Bytes { n: cache.n_bytes(n_tokens), write: &|out| cache.save(n_tokens, out) };
+        prompt_cache::write(path, &self.origin(), &self.tokens[..n_tokens], cells)
     }
 
     /// Makes the cache hold what [`Session::save_state`] wrote; what it held before is forgotten. There are no logits before
@@ -238,7 +239,7 @@ impl<'m> Session<'m> {
         };
         self.rewind(0);
         self.begin_text();
-        self.engine.cache.restore(saved.tokens.len(), saved.cells);
+        self.engine.cache.restore(saved.tokens.len(), saved.memory);
         self.tokens = saved.tokens;
         self.logits.clear();
         Ok(Found::Restored)
@@ -251,7 +252,7 @@ impl<'m> Session<'m> {
 
     /// What the cells depend on, unless they are mixed.
     fn origin(&self) -> Origin {
-        Origin::new(self.engine.model, &self.engine.cache, self.pruned.as_ref().map(|p| &p.pruning))
+        Origin::of_cells(self.engine.model, &self.engine.cache, self.pruned.as_ref().map(|p| &p.pruning))
     }
 
     /// Appends one token and computes its logits. [`crate::error::Kind::Malformed`] if the context is full.

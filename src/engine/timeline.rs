@@ -1,5 +1,8 @@
 //! One text that grows, on whichever engine runs the model.
 
+use std::path::Path;
+
+use super::prompt_cache::Found;
 use super::report::Report;
 use super::session::{PromptTimes, Session};
 use crate::error::Result;
@@ -7,7 +10,7 @@ use crate::tokenizer::Token;
 
 /// Tokens that a model has read, what it remembers of them, and the logits after the last one.
 pub trait Timeline<'m> {
-    /// The same on our own graphs, for what only they can do: pruning, traces, prompt caches.
+    /// The same on our own graphs, for what only they can do: pruning and traces.
     fn own(&self) -> Option<&Session<'m>>;
 
     /// The same, to be changed.
@@ -58,6 +61,20 @@ pub trait Timeline<'m> {
 
     /// What pruning did lately.
     fn prune_report(&self) -> Option<&Report>;
+
+    /// How many of the first `n` tokens a file can hold: all, unless the model's memory cannot go back to the last of them.
+    fn saveable(&self, n: usize) -> usize;
+
+    /// Writes the first `n_tokens` tokens, as many as are [saveable](Timeline::saveable), and what the model remembers of them to a file
+    /// ([`super::prompt_cache`]); what comes after them may be forgotten then. [`crate::error::Kind::Malformed`] if the file that is there
+    /// is something else, which is then left alone; [`crate::error::Kind::CannotCreate`] and [`crate::error::Kind::Io`] leave an old one
+    /// as it was.
+    fn save_state(&mut self, path: &Path, n_tokens: usize) -> Result<()>;
+
+    /// Makes the model remember what [`Timeline::save_state`] wrote, and nothing else. There are no logits before [`Timeline::sync`] or
+    /// [`Timeline::decode`]. A file that is of no use here is none, and what was there before may be forgotten; one that is no prompt
+    /// cache is [`crate::error::Kind::Malformed`], what is no file at all [`crate::error::Kind::CannotCreate`].
+    fn restore_state(&mut self, path: &Path) -> Result<Found>;
 }
 
 impl<'m> Timeline<'m> for Session<'m> {
@@ -111,5 +128,17 @@ impl<'m> Timeline<'m> for Session<'m> {
 
     fn prune_report(&self) -> Option<&Report> {
         Session::prune_report(self)
+    }
+
+    fn saveable(&self, n: usize) -> usize {
+        n
+    }
+
+    fn save_state(&mut self, path: &Path, n_tokens: usize) -> Result<()> {
+        Session::save_state(self, path, n_tokens)
+    }
+
+    fn restore_state(&mut self, path: &Path) -> Result<Found> {
+        Session::restore_state(self, path)
     }
 }

@@ -169,6 +169,11 @@ impl KvCache {
         self.n_clean = n_kv;
     }
 
+    /// Bytes of the first `n` cells of the first sequence.
+    pub fn n_bytes(&self, n: usize) -> usize {
+        self.spans(n).map(|(_, _, length)| length).sum()
+    }
+
     /// Writes the first `n` cells of the first sequence to `out`, in an order that does not depend on the cache's size: layer by layer
     /// the keys, then the values; of each the cells of head after head, or of channel after channel where values are transposed.
     pub fn save(&self, n: usize, out: &mut dyn Write) -> io::Result<()> {

@@ -54,6 +54,7 @@ fn main() {
     let forge = Forge {
         arch,
         ty,
+        is_q4_k_m: false,
         n_vocab: 1024,
         n_embd,
         n_ff,

@@ -103,7 +103,10 @@ const PER_LAYER: usize = 256;
 #[derive(Debug, Clone)]
 pub struct Forge {
     pub arch: Arch,
+    /// Type of all matrices
     pub ty: Type,
+    /// Matrices are of the types that llama.cpp's Q4_K_M has for them instead
+    pub is_q4_k_m: bool,
     pub n_vocab: usize,
     pub n_embd: usize,
     pub n_ff: usize,
@@ -127,9 +130,10 @@ pub struct Forge {
 }
 
 /// The tiny models of tests/golden.
-pub fn golden() -> [(&'static str, Forge); 2] {
+pub fn golden() -> [(&'static str, Forge); 3] {
     let forge = |n_head_kv, seed| Forge { n_layer: 5, seed, ..Forge::tiny(Type::F32, 8, n_head_kv) };
-    [("multi-head", forge(8, 11)), ("grouped-query", forge(2, 12))]
+    let opt = Forge { arch: Arch::Opt, ..forge(8, 14) };
+    [("multi-head", forge(8, 11)), ("grouped-query", forge(2, 12)), ("opt", opt)]
 }
 
 /// The tiny models whose results `tests/tools/hashes` prints: all architectures, and a type of weights for each way to multiply. Several
@@ -165,6 +169,7 @@ impl Forge {
         Forge {
             arch: Arch::Llama,
             ty,
+            is_q4_k_m: false,
             n_vocab: 512,
             n_embd: 256,
             n_ff: 512,
@@ -198,7 +203,12 @@ impl Forge {
         let mut doc = Doc::default();
         self.metadata(&mut doc);
         let mut random = Random(self.seed);
-        for (name, shape, ty) in self.tensors() {
+        let tensors = self.tensors();
+        let is_tied = !tensors.iter().any(|t| t.0 == "output.weight");
+        for (name, shape, mut ty) in tensors {
+            if self.is_q4_k_m && ty == self.ty {
+                ty = self.type_in_q4_k_m(&name, shape[0], is_tied);
+            }
             let data = self.data(&name, &shape, ty, &mut random);
             let ne = shape.iter().map(|&n| n as u64).collect();
             doc.tensors.push(TensorDoc { name: name.into_bytes(), ne, ty: ty.id(), data, offset: None });
@@ -530,6 +540,31 @@ impl Forge {
             tensors.push(("output.weight".to_owned(), vec![n_embd, self.n_vocab], self.ty));
         }
         tensors
+    }
+
+    /// The type of a matrix whose rows have `n_in` elements, as llama-quant.cpp chooses it for Q4_K_M.
+    fn type_in_q4_k_m(&self, name: &str, n_in: usize, is_tied: bool) -> Type {
+        let in_blocks = n_in.is_multiple_of(256);
+        if name == "output.weight" || is_tied && name == "token_embd.weight" {
+            return if in_blocks { Type::Q6_K } else { Type::Q8_0 };
+        }
+        let il: usize = name.strip_prefix("blk.").map_or(0, |rest| rest.split('.').next().unwrap().parse().unwrap());
+        let eighth = self.n_layer / 8;
+        let has_more_bits = il < eighth || il >= 7 * self.n_layer / 8 || (il - eighth) % 3 == 2;
+        let is = |part: &str| name.contains(part);
+        let has_8_experts = matches!(self.arch, Arch::Qwen3Moe | Arch::Mixtral) && self.experts[0] == 8;
+        let ty = match has_8_experts {
+            true if is("attn_k.") || is("attn_v.") => Type::Q8_0,
+            true if is("attn_output") => Type::Q5_K,
+            _ if has_more_bits && (is("attn_v.") || is("attn_qkv") || is("ffn_down")) => Type::Q6_K,
+            _ => Type::Q4_K,
+        };
+        match ty {
+            Type::Q4_K if !in_blocks => Type::Q5_0,
+            Type::Q5_K if !in_blocks => Type::Q5_1,
+            Type::Q6_K if !in_blocks => Type::Q8_0,
+            ty => ty,
+        }
     }
 
     fn data(&self, name: &str, shape: &[usize], ty: Type, random: &mut Random) -> Vec<u8> {

@@ -47,7 +47,7 @@ pub fn chat(
     if let (Some(name), false) = (chat.keep.name(), once) {
         chat.run.log.note(&format!("kept as {name}: pp-run --continue goes on with it"));
     }
-    let stored = prompt_cache::store(&chat.run, chat.session.as_ref(), usize::MAX, &mut held);
+    let stored = prompt_cache::store(&chat.run, chat.session.as_mut(), usize::MAX, &mut held);
     let copied = match &chat.run.options.output_file {
         Some(path) => write_conversation(path, &chat.conversation.messages()),
         None => Ok(()),

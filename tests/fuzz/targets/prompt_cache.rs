@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pp_run::engine::prompt_cache::{Origin, Saved, encode, parse};
+use pp_run::engine::prompt_cache::{Bytes, Memory, Origin, Saved, encode, parse};
 use pp_run::graph::CacheType;
 use pp_run::prune::IDENTITY_BYTES;
 
@@ -12,33 +12,36 @@ const N_VOCAB: usize = 300;
 fn origin() -> Origin {
     Origin {
         fingerprint: 7,
-        layers: vec![[34, 64]; 2],
         type_k: CacheType::Q8_0,
         type_v: CacheType::F16,
         flash_attn: true,
-        rot_k: 0,
-        rot_v: 0,
-        rope: Some(ggml::Rope {
-            n_dims: 32,
-            neox: false,
-            n_ctx_orig: 64,
-            freq_base: 10000.0,
-            freq_scale: 1.0,
-            ext_factor: 0.0,
-            attn_factor: 1.0,
-            beta_fast: 32.0,
-            beta_slow: 1.0,
-        }),
         is_long: false,
-        pruning: [0; IDENTITY_BYTES],
+        memory: Memory::Cells {
+            layers: vec![[34, 64]; 2],
+            rot_k: 0,
+            rot_v: 0,
+            rope: Some(ggml::Rope {
+                n_dims: 32,
+                neox: false,
+                n_ctx_orig: 64,
+                freq_base: 10000.0,
+                freq_scale: 1.0,
+                ext_factor: 0.0,
+                attn_factor: 1.0,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+            }),
+            pruning: [0; IDENTITY_BYTES],
+        },
     }
 }
 
 fn check(bytes: &[u8], origin: &Origin) {
-    let Ok(Saved { tokens, cells }) = parse(bytes, origin, N_CTX, N_VOCAB) else { return };
+    let Ok(Saved { tokens, memory }) = parse(bytes, origin, N_CTX, N_VOCAB) else { return };
     assert!(tokens.len() <= N_CTX && tokens.iter().all(|t| (0..N_VOCAB as i32).contains(t)), "tokens are of the vocabulary");
     let mut again = Vec::new();
-    encode(&mut again, origin, &tokens, &|out| out.write_all(cells)).expect("memory takes all");
+    let memory = Bytes { n: memory.len(), write: &|out| out.write_all(memory) };
+    encode(&mut again, origin, &tokens, memory).expect("memory takes all");
     assert!(again == bytes, "what is read is what was written");
 }
 
@@ -51,7 +54,8 @@ fuzz_target!(|bytes: &[u8]| {
     let cell = 4 + 2 * (34 + 64);
     let tokens = vec![0; bytes.len() / cell];
     let mut whole = Vec::new();
-    encode(&mut whole, &origin, &tokens, &|_| Ok(())).expect("memory takes all");
+    let cells = Bytes { n: tokens.len() * (cell - 4), write: &|_| Ok(()) };
+    encode(&mut whole, &origin, &tokens, cells).expect("memory takes all");
     whole.truncate(whole.len() - 8 - 4 * tokens.len());
     whole.extend(&bytes[..tokens.len() * cell]);
     check(&summed(&whole), &origin);

@@ -201,6 +201,15 @@ pub fn knows(architecture: &str) -> bool {
     Vocab::new(&gguf).is_ok()
 }
 
+/// The versions of libllama and ggml.
+pub fn versions() -> String {
+    // SAFETY: takes nothing, and returns a C string that is part of the program.
+    let llama = unsafe { CStr::from_ptr(sys::llama_version()) };
+    // SAFETY: as above.
+    let ggml = unsafe { CStr::from_ptr(sys::ggml_version()) };
+    format!("libllama {}, ggml {}", llama.to_string_lossy(), ggml.to_string_lossy())
+}
+
 /// A stream that reads the bytes.
 #[cfg(unix)]
 fn open_memory(bytes: &[u8]) -> Option<*mut libc::FILE> {
@@ -332,6 +341,12 @@ impl Model {
         let model = self.ptr.as_ptr();
         // SAFETY: the model is live.
         unsafe { sys::llama_model_is_recurrent(model) || sys::llama_model_is_hybrid(model) }
+    }
+
+    /// Whether it has layers that look back no further than a window.
+    pub fn has_window(&self) -> bool {
+        // SAFETY: the model is live.
+        unsafe { sys::llama_model_n_swa(self.ptr.as_ptr()) > 0 }
     }
 }
 
@@ -493,6 +508,13 @@ impl<'m> Context<'m> {
         unsafe { sys::llama_memory_seq_rm(self.memory(), 0, n, -1) }
     }
 
+    /// Tokens that sequence 0's memory is of, by the last one's position.
+    pub fn n_past(&self) -> usize {
+        // SAFETY: the memory belongs to the live context.
+        let last = unsafe { sys::llama_memory_seq_pos_max(self.memory(), 0) };
+        usize::try_from(last).map_or(0, |last| last + 1)
+    }
+
     /// Sequence 0's memory; with `only_state` only that of it which tokens cannot be taken back from.
     pub fn state(&mut self, only_state: bool) -> Vec<u8> {
         let flags = state_flags(only_state);
@@ -505,10 +527,12 @@ impl<'m> Context<'m> {
         state
     }
 
-    /// Makes sequence 0's memory what [`Context::state`] gave, of a context of the same model and settings. Returns whether libllama took it.
+    /// Makes sequence 0's memory what [`Context::state`] gave, of a context of the same model and settings; of layers with a window
+    /// that is what the next token and a repetition of the last one look at. Returns whether libllama took it.
     pub fn set_state(&mut self, state: &[u8], only_state: bool) -> bool {
         let flags = state_flags(only_state);
-        // SAFETY: the context is live; the slice is.
+        // SAFETY: the context is live. Whatever the bytes are, libllama reads none behind the slice (llama_io_read_host), and writes no
+        // more rows of a tensor than the cells that it found free.
         let n = unsafe { sys::llama_state_seq_set_data_ext(self.ptr.as_ptr(), state.as_ptr(), state.len(), 0, flags) };
         n == state.len() && n > 0
     }
