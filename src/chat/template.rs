@@ -3,10 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
-use minijinja::{Environment, ErrorKind, Value, context};
+use minijinja::{Environment, Value, context};
 
+use super::jinja;
 use super::turn::{Message, Role};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -19,9 +18,6 @@ pub enum Source {
     /// `--chat-template-file`
     File(PathBuf),
 }
-
-/// Steps that a template may take: hundreds of times what real ones need, and less than two seconds on a slow processor.
-const FUEL: u64 = 20_000_000;
 
 /// Memory that rendering may take; and the longest text that it may make.
 const MAX_MEMORY: usize = 64 << 20;
@@ -43,8 +39,8 @@ const KNOWN: &[(&str, &str)] = &[
         "llama2",
         "{% set ns = namespace(system='') %}{% for m in messages %}\
          {% if m.role == 'system' %}{% set ns.system = '<<SYS>>\n' + m.content + '\n<</SYS>>\n\n' %}\
-         {% elif m.role == 'user' %}{{ bos_token + '[INST] ' + ns.system + m.content + ' [/INST]' }}{% set ns.system = '' %}\
-         {% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}",
+         {% elif m.role == 'user' %}{{ bos_token ~ '[INST] ' + ns.system + m.content + ' [/INST]' }}{% set ns.system = '' %}\
+         {% else %}{{ ' ' + m.content + ' ' ~ eos_token }}{% endif %}{% endfor %}",
     ),
     (
         "llama3",
@@ -54,13 +50,13 @@ const KNOWN: &[(&str, &str)] = &[
     ),
     (
         "mistral",
-        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}\
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ ' ' + m.content ~ eos_token }}\
          {% elif m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}\
          {% else %}{{ raise_exception('no system role') }}{% endif %}{% endfor %}",
     ),
     (
         "zephyr",
-        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}{% endfor %}\
+        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content ~ eos_token + '\n' }}{% endfor %}\
          {% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}",
     ),
     (
@@ -73,7 +69,7 @@ const KNOWN: &[(&str, &str)] = &[
         "vicuna",
         "{% for m in messages %}{% if m.role == 'system' %}{{ m.content + '\n\n' }}\
          {% elif m.role == 'user' %}{{ 'USER: ' + m.content + '\n' }}\
-         {% else %}{{ 'ASSISTANT: ' + m.content + eos_token + '\n' }}{% endif %}{% endfor %}\
+         {% else %}{{ 'ASSISTANT: ' + m.content ~ eos_token + '\n' }}{% endif %}{% endfor %}\
          {% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
     ),
 ];
@@ -84,19 +80,18 @@ pub struct Template {
     env: Environment<'static>,
     source_name: String,
     source: String,
-    bos: String,
-    eos: String,
-    kwargs: serde_json::Map<String, serde_json::Value>,
+    /// What the template knows besides the conversation.
+    variables: Value,
 }
 
 impl Template {
     /// The template that `source` names, or the model's own; `None` if there is neither. `bos` and `eos` are the texts of
-    /// these tokens. A template that does not compile is an error of kind [`crate::error::Kind::Malformed`].
+    /// these tokens, if the model has them. A template that does not compile is an error of kind [`crate::error::Kind::Malformed`].
     pub fn load(
         source: Option<&Source>,
         gguf: &Gguf,
-        bos: String,
-        eos: String,
+        bos: Option<String>,
+        eos: Option<String>,
         kwargs: serde_json::Map<String, serde_json::Value>,
     ) -> Result<Option<Template>> {
         let (name, text) = match source {
@@ -133,26 +128,19 @@ impl Template {
     pub fn new(
         source_name: String,
         text: String,
-        bos: String,
-        eos: String,
+        bos: Option<String>,
+        eos: Option<String>,
         kwargs: serde_json::Map<String, serde_json::Value>,
     ) -> Result<Template> {
-        let source = text.clone();
-        let mut env = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        env.set_syntax(syntax.expect("the delimiters are the default ones"));
-        env.set_fuel(Some(FUEL));
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.add_function("raise_exception", |message: String| -> std::result::Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
-        env.add_function("strftime_now", |format: String| {
-            jiff::fmt::strtime::format(format, &jiff::Zoned::now())
-                .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}")))
-        });
-        limited(|| env.add_template_owned("chat", text))
+        let mut env = jinja::environment();
+        limited(|| env.add_template_owned("chat", jinja::source(&text)))
             .map_err(|e| Error::malformed(format!("{source_name} is broken ({e}): {ADVICE}")))?;
-        Ok(Template { env, source_name, source, bos, eos, kwargs })
+        // transformers always gives tools and documents, and special tokens only if there are any.
+        let mut variables = serde_json::json!({ "tools": null, "documents": null });
+        let special = [("bos_token", bos), ("eos_token", eos)];
+        let special = special.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.into())));
+        variables.as_object_mut().expect("it is one").extend(special.chain(kwargs));
+        Ok(Template { env, source_name, source: text, variables: jinja::value(&variables) })
     }
 
     /// The template's text.
@@ -181,15 +169,17 @@ impl Template {
     }
 
     fn render_plain(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let messages = messages.iter().map(|m| context! { role => m.role.name(), content => m.content.as_str() });
+        self.expand(messages.collect(), add_generation_prompt)
+    }
+
+    /// The text of messages as the template sees them.
+    fn expand(&self, messages: Value, add_generation_prompt: bool) -> Result<String> {
         let template = self.env.get_template("chat").expect("the template was added");
-        let messages: Vec<Value> =
-            messages.iter().map(|m| context! { role => m.role.name(), content => m.content.as_str() }).collect();
         let context = context! {
             messages => messages,
             add_generation_prompt => add_generation_prompt,
-            bos_token => self.bos.as_str(),
-            eos_token => self.eos.as_str(),
-            ..Value::from(Serde(&self.kwargs))
+            ..self.variables.clone()
         };
         let text = limited(|| template.render(context)).map_err(|e| {
             Error::malformed(format!(
@@ -220,7 +210,7 @@ mod tests {
     use super::*;
 
     fn template(text: &str) -> Result<Template> {
-        Template::new("t".into(), text.into(), "<s>".into(), "</s>".into(), Default::default())
+        Template::new("t".into(), text.into(), Some("<s>".into()), Some("</s>".into()), Default::default())
     }
 
     fn message(role: Role, content: &str) -> Message {
@@ -270,5 +260,47 @@ mod tests {
         assert!(error.contains("no!") && error.contains("--chat-template"), "{error}");
         let endless = template("{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}").unwrap();
         assert!(endless.render(&[message(Role::User, "x")], true).is_err());
+    }
+
+    /// tests/golden/templates has made them with jinja2, as transformers uses it.
+    #[test]
+    fn templates_render_as_in_transformers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/templates.json");
+        let golden: serde_json::Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+        let list = |value: &'_ serde_json::Value| value.as_array().unwrap().clone();
+        let now: jiff::civil::DateTime = golden["now"].as_str().unwrap().parse().unwrap();
+        let render = |text: &str, case: &serde_json::Value| {
+            let kwargs = case["kwargs"].as_object().unwrap().clone();
+            let special = |name: &str| (case["bare"] != true).then(|| name.to_owned());
+            let mut t = Template::new("t".into(), text.into(), special("<s>"), special("</s>"), kwargs)?;
+            t.env.add_function("strftime_now", move |format: &str| jinja::strftime(format, now));
+            t.expand(jinja::value(&case["messages"]), case["add_generation_prompt"] == true)
+        };
+        let (mut wrong, mut n) = (Vec::new(), 0);
+        let mut check = |name: String, got: Result<String>, want: &serde_json::Value| {
+            n += 1;
+            let got = got.map_err(|e| e.to_string());
+            let same = match want.as_str() {
+                Some(want) if want.len() == 16 => got.as_ref().is_ok_and(|t| t == want || hash(t) == want),
+                want => got.as_ref().ok().map(String::as_str) == want,
+            };
+            if !same {
+                wrong.push(format!("{name}: {got:?}, not {want}"));
+            }
+        };
+        for snippet in list(&golden["snippets"]) {
+            let case = serde_json::json!({ "messages": [], "add_generation_prompt": true, "kwargs": golden["variables"] });
+            check(snippet[0].to_string(), render(snippet[0].as_str().unwrap(), &case), &snippet[1]);
+        }
+        for template in list(&golden["templates"]) {
+            for (case, want) in list(&golden["cases"]).iter().zip(list(&template[2])) {
+                check(format!("{} {}", template[0], case[0]), render(template[1].as_str().unwrap(), &case[1]), &want);
+            }
+        }
+        assert!(wrong.is_empty(), "{} of {n} differ:\n{}", wrong.len(), wrong.join("\n"));
+    }
+
+    fn hash(text: &str) -> String {
+        format!("{:016x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
     }
 }

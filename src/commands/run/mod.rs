@@ -142,7 +142,7 @@ fn template(options: &Options, model: &Loaded, tokenizer: &Tokenizer, log: &Log)
         return Ok(None);
     }
     let text = |token: Option<Token>| {
-        token.map_or_else(String::new, |t| String::from_utf8_lossy(&tokenizer.piece(t, true)).into_owned())
+        token.map(|t| String::from_utf8_lossy(&tokenizer.piece(t, true)).into_owned())
     };
     let kwargs = options.template_kwargs.clone().unwrap_or_default();
     let template =

@@ -1,0 +1,107 @@
+//! Jinja as Hugging Face's transformers sets it up: what jinja2 and Python do otherwise than minijinja. It knows nothing of chats.
+
+mod args;
+mod json;
+mod methods;
+mod source;
+mod text;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
+
+use args::Args;
+pub use source::source;
+
+/// Steps that a template may take: hundreds of times what real ones need, and less than two seconds on a slow processor.
+const FUEL: u64 = 20_000_000;
+
+/// Deepest nesting of values that are written.
+const MAX_DEPTH: usize = 200;
+
+/// Widest padding and indentation: a few characters of a template could ask for more than there is.
+const MAX_WIDTH: i64 = 1 << 20;
+
+/// The filters, tests and functions of chat templates.
+pub fn environment() -> Environment<'static> {
+    let mut env = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    env.set_syntax(syntax.expect("the delimiters are the default ones"));
+    env.set_fuel(Some(FUEL));
+    env.set_unknown_method_callback(methods::call);
+    env.set_formatter(|out, state, value| match value.kind() {
+        ValueKind::Number | ValueKind::Seq | ValueKind::Map => Ok(out.write_str(&text::string(value)?)?),
+        _ => minijinja::escape_formatter(out, state, value),
+    });
+    minijinja_contrib::add_to_environment(&mut env);
+    env.add_filter("tojson", json::tojson);
+    env.add_filter("string", |value: &Value| text::string(value));
+    env.add_filter("trim", |value: &Value, args: Rest<Value>| {
+        let chars = Args::new(&args)?.optional_string(0, "chars")?;
+        Ok::<_, Error>(text::trim(&text::string(value)?, chars.as_deref(), true, true).to_owned())
+    });
+    env.add_filter("int", |state: &State, value: &Value, args: Rest<Value>| {
+        let args = Args::new(&args)?;
+        let default = args.value(0, "default")?.unwrap_or_else(|| Value::from(0));
+        let base = args.int(1, "base")?.and_then(|n| u32::try_from(n).ok());
+        filters::int(state, value, Some(default), base, Kwargs::from_iter([] as [(&str, Value); 0]))
+    });
+    env.add_filter("float", |state: &State, value: &Value, args: Rest<Value>| {
+        let default = Args::new(&args)?.value(0, "default")?.unwrap_or_else(|| Value::from(0.0));
+        filters::float(state, value, Some(default), Kwargs::from_iter([] as [(&str, Value); 0]))
+    });
+    for name in ["default", "d"] {
+        env.add_filter(name, |value: &Value, args: Rest<Value>| {
+            let args = Args::new(&args)?;
+            let missing = value.is_undefined() || args.truth(1, "boolean")? && !value.is_true();
+            let default = args.value(0, "default_value")?;
+            Ok::<_, Error>(if missing { default.unwrap_or_else(|| Value::from("")) } else { value.clone() })
+        });
+    }
+    use ValueKind::{Bytes, Iterable, Map, Seq, String as Text, Undefined};
+    env.add_test("sequence", |value: &Value| matches!(value.kind(), Bytes | Map | Seq | Text | Undefined));
+    env.add_test("iterable", |value: &Value| matches!(value.kind(), Bytes | Iterable | Map | Seq | Text | Undefined));
+    env.add_test("callable", |value: &Value| matches!(value.kind(), ValueKind::Plain));
+    env.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
+        Err(failed(text::string(message)?))
+    });
+    env.add_function("strftime_now", |format: &str| strftime(format, jiff::Zoned::now().datetime()));
+    env
+}
+
+/// What Python makes of JSON. (serde would show minijinja how serde_json keeps numbers, as gguf-rs has it set.)
+pub fn value(json: &serde_json::Value) -> Value {
+    match json {
+        serde_json::Value::Null => Value::from(()),
+        serde_json::Value::Bool(b) => Value::from(*b),
+        serde_json::Value::Number(n) => match n.to_string().parse::<i128>() {
+            Ok(n) => Value::from(n),
+            Err(_) => Value::from(n.as_f64().unwrap_or(f64::INFINITY)),
+        },
+        serde_json::Value::String(s) => Value::from(s.as_str()),
+        serde_json::Value::Array(items) => items.iter().map(value).collect(),
+        serde_json::Value::Object(map) => Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), value(v)))),
+    }
+}
+
+/// The words of `strftime_now` in C's locale.
+pub fn strftime(format: &str, now: jiff::civil::DateTime) -> Result<String, Error> {
+    let mut plain = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        plain.push(c);
+        if c == '%' {
+            match chars.next() {
+                Some('c') => plain.push_str("a %b %e %H:%M:%S %Y"),
+                Some('x') => plain.push_str("m/%d/%y"),
+                Some('X') => plain.push_str("H:%M:%S"),
+                other => plain.extend(other),
+            }
+        }
+    }
+    jiff::fmt::strtime::format(plain, now).map_err(|e| failed(format!("strftime_now: {e}")))
+}
+
+fn failed(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, message)
+}
