@@ -8,10 +8,11 @@ use super::{MAX_WIDTH, failed};
 /// Arguments by place or by name.
 pub struct Args<'a> {
     pub placed: &'a [Value],
-    named: Kwargs,
+    pub named: Kwargs,
 }
 
 impl<'a> Args<'a> {
+    /// Of a method or a function.
     pub fn new(args: &'a [Value]) -> Result<Args<'a>, Error> {
         let (placed, named) = from_args(args)?;
         Ok(Args { placed, named })

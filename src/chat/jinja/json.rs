@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use minijinja::value::{Rest, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, Value};
 
 use super::args::Args;
@@ -18,8 +18,8 @@ struct Style {
 }
 
 /// The filter, with the arguments that transformers gives it.
-pub fn tojson(value: &Value, args: Rest<Value>) -> Result<String, Error> {
-    let args = Args::new(&args)?;
+pub fn tojson(value: &Value, placed: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+    let args = Args { placed: &placed, named };
     let ensure_ascii = args.truth(0, "ensure_ascii")?;
     let indent = match args.value(1, "indent")? {
         Some(v) if v.as_str().is_some() => v.as_str().map(str::to_owned),
@@ -125,8 +125,10 @@ impl Style {
                 '\x08' => out.push_str("\\b"),
                 '\x0c' => out.push_str("\\f"),
                 _ if c < ' ' || self.ensure_ascii && c > '~' => {
-                    // Writing to a string never fails.
-                    c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| drop(write!(out, "\\u{unit:04x}")));
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        // Writing to a string never fails.
+                        let _ = write!(out, "\\u{unit:04x}");
+                    }
                 }
                 _ => out.push(c),
             }

@@ -1,11 +1,14 @@
 //! Templates as minijinja can read them.
 
-use std::borrow::Cow;
+/// Words that end an operand and begin another.
+const WORDS: &[&str] = &[
+    "and", "call", "do", "elif", "else", "filter", "for", "from", "if", "import", "in", "is", "not", "or", "recursive", "set", "with",
+];
 
-/// The text of a template with what only jinja2 knows put into other words.
+/// The text of a template, with what only jinja2 knows put into other words.
 ///
 /// Line ends are line feeds. The tag `generation`, by which transformers marks what a model is trained on, only has a scope of its
-/// own, as `with` has.
+/// own, as `with` has. The operator `%`, which also formats strings, becomes the filter `modulo`.
 pub fn source(text: &str) -> String {
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(text.len());
@@ -15,32 +18,40 @@ pub fn source(text: &str) -> String {
         rest = &rest[at..];
         let length = match rest.get(..2) {
             Some("{#") => rest.find("#}").map_or(rest.len(), |n| n + 2),
-            Some("{{") => code(rest, "}}"),
-            Some("{%") => {
-                let n = code(rest, "%}");
-                match tag(&rest[..n]) {
-                    "raw" => raw(rest, n),
-                    _ => n,
-                }
-            }
+            Some("{{") => length(rest, "}}"),
+            Some("{%") => match length(rest, "%}") {
+                n if tag(&rest[..n]) == "raw" => n + raw(&rest[n..]),
+                n => n,
+            },
             _ => 1,
         };
-        out.push_str(&scoped(&rest[..length]));
-        rest = &rest[length..];
+        let (code, after) = rest.split_at(length);
+        match tag(code) {
+            "generation" | "endgeneration" if code.starts_with("{%") => {
+                out.push_str(&code.replacen("generation", "with", 1));
+            }
+            "raw" if code.starts_with("{%") => out.push_str(code),
+            _ if code.starts_with("{{") || code.starts_with("{%") => rewrite(&mut out, code),
+            _ => out.push_str(code),
+        }
+        rest = after;
     }
     out + rest
 }
 
-/// The length of an expression or a tag; the text begins with it.
-fn code(text: &str, end: &str) -> usize {
-    let mut quote = None;
-    let mut chars = text.char_indices();
+/// The length of the tag or the expression that a text begins with.
+fn length(text: &str, end: &str) -> usize {
+    let (mut quote, mut depth) = (None, 0_usize);
+    let mut chars = text.char_indices().skip(2);
     while let Some((i, c)) = chars.next() {
-        match quote {
-            Some(_) if c == '\\' => drop(chars.next()),
-            Some(q) if c == q => quote = None,
-            None if c == '"' || c == '\'' => quote = Some(c),
-            None if text[i..].starts_with(end) => return i + end.len(),
+        match (quote, c) {
+            (Some(_), '\\') => drop(chars.next()),
+            (Some(q), _) if c == q => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '\'') => quote = Some(c),
+            (None, _) if depth == 0 && text[i..].starts_with(end) => return i + end.len(),
+            (None, '(' | '[' | '{') => depth += 1,
+            (None, ')' | ']' | '}') => depth = depth.saturating_sub(1),
             _ => {}
         }
     }
@@ -53,17 +64,105 @@ fn tag(code: &str) -> &str {
     inner.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default()
 }
 
-/// The length of what a tag `raw` begins, which is `n` long.
-fn raw(text: &str, n: usize) -> usize {
-    let end = text[n..].match_indices("{%").find(|(i, _)| tag(&text[n + i..]) == "endraw");
-    end.map_or(text.len(), |(i, _)| n + i + 2)
+/// The length of the text after a tag `raw`, up to the tag that ends it.
+fn raw(text: &str) -> usize {
+    let mut tags = text.match_indices("{%");
+    tags.find(|(i, _)| tag(&text[*i..]) == "endraw").map_or(text.len(), |(i, _)| i)
 }
 
-/// A tag `generation` as a tag `with`, and any other code as it is.
-fn scoped(code: &str) -> Cow<'_, str> {
-    match tag(code) {
-        "generation" if code.starts_with("{%") => code.replacen("generation", "with", 1).into(),
-        "endgeneration" if code.starts_with("{%") => code.replacen("generation", "with", 1).into(),
-        _ => code.into(),
+/// A product that is being written: `a * b % c`.
+struct Product {
+    /// Where it begins.
+    start: usize,
+    /// The right side of a `%` is being written.
+    open: bool,
+}
+
+/// Writes a tag or an expression.
+fn rewrite(out: &mut String, code: &str) {
+    // In each pair of brackets is another product.
+    let mut products = vec![Product { start: out.len(), open: false }];
+    let (mut rest, mut before) = (code, "");
+    while let Some(c) = rest.chars().next() {
+        let two = rest.get(..2).unwrap_or_default();
+        let length = match c {
+            '"' | '\'' => quoted(rest),
+            _ if word(c) => rest.find(|c| !word(c)).unwrap_or(rest.len()),
+            _ if ["{{", "{%", "%}", "**", "//", "==", "!=", "<=", ">="].contains(&two) => 2,
+            _ => c.len_utf8(),
+        };
+        let (token, after) = rest.split_at(length);
+        let product = products.last_mut().expect("the outermost is never taken away");
+        let operand = before.ends_with(|c: char| word(c) || "\"')]}".contains(c)) && !WORDS.contains(&before);
+        let name = before == "." || before == "|";
+        let ends = match token {
+            "+" | "-" => operand,
+            "~" | "," | ":" | "=" | "==" | "!=" | "<" | ">" | "<=" | ">=" | "{{" | "{%" => true,
+            _ => WORDS.contains(&token) && !name,
+        };
+        let closes = ends || matches!(token, "%" | "*" | "/" | "//" | ")" | "]" | "}" | "%}");
+        if closes && std::mem::take(&mut product.open) {
+            out.push(')');
+        }
+        match token {
+            "%" => {
+                out.insert(product.start, '(');
+                out.push_str(")|modulo(");
+                product.open = true;
+            }
+            _ if c == '"' || c == '\'' => literal(out, token),
+            _ => out.push_str(token),
+        }
+        match token {
+            _ if ends => product.start = out.len(),
+            "(" | "[" | "{" => products.push(Product { start: out.len(), open: false }),
+            ")" | "]" | "}" if products.len() > 1 => drop(products.pop()),
+            _ => {}
+        }
+        if !c.is_whitespace() {
+            before = token;
+        }
+        rest = after;
+    }
+}
+
+fn word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// The length of the string that a text begins with.
+fn quoted(text: &str) -> usize {
+    let quote = text.chars().next();
+    let mut chars = text.char_indices().skip(1);
+    while let Some((i, c)) = chars.next() {
+        match c {
+            '\\' => drop(chars.next()),
+            c if Some(c) == quote => return i + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// Writes a string with the escapes that minijinja knows.
+fn literal(out: &mut String, token: &str) {
+    let mut chars = token.chars();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            out.push(c);
+            continue;
+        }
+        let rest = chars.as_str();
+        let wide = rest.strip_prefix('U').and_then(|hex| char::from_u32(u32::from_str_radix(hex.get(..8)?, 16).ok()?));
+        match chars.next() {
+            Some('a') => out.push_str("\\x07"),
+            Some('v') => out.push_str("\\x0b"),
+            Some('\n') => {}
+            Some('U') if wide.is_some() => {
+                out.extend(wide);
+                chars = rest["U00000000".len()..].chars();
+            }
+            other => out.extend(['\\'].into_iter().chain(other)),
+        }
     }
 }
