@@ -2,8 +2,10 @@
 
 mod common;
 
+use common::forge::{Forge, I32, STRING, string};
 use common::{tokenizer, tokens_of};
 use pp_run::generate::{Answer, Limits, Next, Predict, StopReason};
+use pp_run::gguf::Gguf;
 use pp_run::sampler::{Options as SamplingOptions, Sampler};
 use pp_run::tokenizer::{Token, Tokenizer};
 
@@ -116,4 +118,49 @@ fn characters_that_span_pieces_come_whole() {
     let n = says.len() as u64 - 2;
     let (pieces, ..) = Case { predict: Predict::AtMost(n), ..Case::saying(says) }.run(&tokenizer);
     assert!(pieces.concat().ends_with(" \u{fffd}"), "{pieces:?}");
+}
+
+/// A vocabulary in which the last tokens are control tokens of these names.
+fn naming(names: &[&str]) -> Tokenizer {
+    let forge = Forge::smallest();
+    let (n, mut doc) = (forge.n_vocab, forge.doc());
+    let name = |i: usize| i.checked_sub(n - names.len()).map_or_else(|| format!("word{i}"), |i| names[i].to_owned());
+    let special = ["<unk>", "<s>", "</s>"];
+    doc.array("tokenizer.ggml.tokens", STRING, (0..n).map(|i| special.get(i).map_or_else(|| string(name(i)), string)));
+    let types = (0..n).map(|i| if i < 3 || i >= n - names.len() { 3_i32 } else { 1 });
+    doc.array("tokenizer.ggml.token_type", I32, types.map(|t| t.to_le_bytes().to_vec()));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("names.gguf");
+    std::fs::write(&path, doc.bytes()).unwrap();
+    Tokenizer::load(&Gguf::open(&path).unwrap()).unwrap()
+}
+
+#[test]
+fn each_token_that_ends_a_turn_ends_an_answer() {
+    let names = [
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<end_of_turn>",
+        "<turn|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+    ];
+    let tokenizer = naming(&names);
+    let first = (tokenizer.n_vocab() - names.len()) as Token;
+    for end in (first..).take(names.len()).chain(tokenizer.eos()) {
+        let (pieces, tokens, reason) = Case::saying(vec![5, end, 6]).run(&tokenizer);
+        assert_eq!((pieces.concat().as_str(), tokens, reason), ("word5", vec![5, end], StopReason::EndOfText));
+    }
+}
+
+#[test]
+fn marks_of_reasoning_are_shown() {
+    let tokenizer = naming(&["[THINK]", "[/THINK]", "[INST]", "</s2>"]);
+    let first = (tokenizer.n_vocab() - 4) as Token;
+    let says = vec![first, 5, first + 1, first + 2, first + 3, 6, tokenizer.eos().unwrap()];
+    assert_eq!(Case::saying(says).run(&tokenizer).0.concat(), "[THINK]word5[/THINK]word6");
 }

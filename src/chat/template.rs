@@ -9,6 +9,7 @@ use super::jinja;
 use super::turn::{Message, Role};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
+use crate::tokenizer::REASONING;
 
 /// Where a chat template comes from, if it is not the model's own.
 #[derive(Debug, Clone, PartialEq)]
@@ -155,22 +156,24 @@ impl Template {
 
     /// The text of a conversation; `add_generation_prompt` ends it where an answer begins.
     ///
-    /// A template that refuses the system role gets the system's text in front of the first user's.
+    /// A template that refuses the system role gets the system's text in front of the first user's. One that refuses the marks of
+    /// reasoning in answers gets what was thought apart from them.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        self.render_plain(messages, add_generation_prompt).or_else(|e| match messages {
+        let plain = |m: &Message| context! { role => m.role.name(), content => m.content.as_str() };
+        let expand = |messages: Vec<Value>| self.expand(messages.into(), add_generation_prompt);
+        let result = expand(messages.iter().map(plain).collect());
+        let result = result.or_else(|e| match messages {
             [system, user, rest @ ..] if system.role == Role::System && user.role == Role::User => {
                 let content = format!("{}\n\n{}", system.content, user.content);
-                let mut folded = vec![Message { role: Role::User, content }];
-                folded.extend_from_slice(rest);
-                self.render_plain(&folded, add_generation_prompt)
+                let folded = plain(&Message { role: Role::User, content });
+                expand([folded].into_iter().chain(rest.iter().map(plain)).collect())
             }
             _ => Err(e),
+        });
+        result.or_else(|e| match messages.iter().any(|m| thought(m).is_some()) {
+            true => expand(messages.iter().map(|m| thought(m).unwrap_or_else(|| plain(m))).collect()),
+            false => Err(e),
         })
-    }
-
-    fn render_plain(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let messages = messages.iter().map(|m| context! { role => m.role.name(), content => m.content.as_str() });
-        self.expand(messages.collect(), add_generation_prompt)
     }
 
     /// The text of messages as the template sees them.
@@ -197,6 +200,16 @@ impl Template {
         }
         Ok(text)
     }
+}
+
+/// An answer with what the model thought in a field of its own, which has two names among templates; `None` if it did not think.
+fn thought(message: &Message) -> Option<Value> {
+    let text = Some(message.content.trim_start()).filter(|_| message.role == Role::Assistant)?;
+    let [open, close] = REASONING.iter().find(|[open, _]| text.starts_with(open))?;
+    let (thought, content) = text[open.len()..].split_once(close)?;
+    // gpt-oss ends what it thinks as it ends all that it says.
+    let thought = thought.strip_suffix("<|end|>").unwrap_or(thought);
+    Some(context! { role => message.role.name(), content, thinking => thought, reasoning_content => thought })
 }
 
 /// Compiles or renders within bounds: a few steps can double a string until all memory is gone.
@@ -262,6 +275,52 @@ mod tests {
         assert!(endless.render(&[message(Role::User, "x")], true).is_err());
     }
 
+    /// Where minijinja differs from jinja2, and no filter, test, function or method can change it: templates and snippets that show it.
+    const DIFFERENT: &[(&str, &[&str])] = &[
+        (
+            "None has no items, instead of being an error",
+            &[
+                "llama-cpp-python/CohereForAI-c4ai-command-r-plus-tool_use",
+                "llama-cpp-python/CohereForAI-c4ai-command-r7b-12-2024-tool_use",
+                "llama-cpp-python/Cohere2MoE",
+                "llama-cpp-python/NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use",
+                "axolotl/command_a_tool_use",
+                "{% for x in none %}{{ x }}{% endfor %}",
+            ],
+        ),
+        (
+            "a generator becomes JSON as its list, instead of being an error",
+            &["llama-cpp-python/llama-cpp-deepseek-r1"],
+        ),
+        ("safe + unsafe text is not escaped for HTML", &["llama-cpp-python/meetkai-functionary-medium-v3.1"]),
+        (
+            "values of all types can be compared, looked for and left over",
+            &[
+                "{{ 'a' < 1 }}",
+                "{{ none < 1 }}",
+                "{{ 1 in 'abc' }}",
+                "{{ none in 'abc' }}",
+                "{{ '%s' % (1, 2) }}",
+                "{{ 'a' % 1 }}",
+                "{{ us|sum(attribute='a') }}",
+            ],
+        ),
+        ("Unicode's properties of digits are not all known", &["{{ '½'.isdigit() }}", "{{ '²'.isdecimal() }}"]),
+        (
+            "formats have no repr(), and no floats as integers",
+            &["{{ '%d'|format(3.9) }}", "{{ '%i' % 3.7 }}", "{{ '{!r}'.format('d') }}"],
+        ),
+        (
+            "strings have no lone surrogates, and no names of characters",
+            &["{{ '\\N{BULLET}' }}", "{{ '\\ud83d' is string }}"],
+        ),
+        ("a range is an iterator", &["{{ range(2) is sequence }}", "{{ range(3) }}"]),
+        ("the filter attr finds items", &["{{ d|attr('b') }}", "{{ 'a'|attr('upper')() }}"]),
+        ("dict() makes nothing of pairs", &["{{ dict([('x', 1)]) }}"]),
+        ("macros have no varargs", &["{% macro m(a, b=2"]),
+        ("a macro's arguments are a list", &["{% macro m(x) %} {{ x }}"]),
+    ];
+
     /// tests/golden/templates has made them with jinja2, as transformers uses it.
     #[test]
     fn templates_render_as_in_transformers() {
@@ -284,20 +343,31 @@ mod tests {
                 Some(want) if want.len() == 16 => got.as_ref().is_ok_and(|t| t == want || hash(t) == want),
                 want => got.as_ref().ok().map(String::as_str) == want,
             };
-            if !same {
+            if !same && !DIFFERENT.iter().any(|(_, cases)| cases.iter().any(|c| name.starts_with(c))) {
                 wrong.push(format!("{name}: {got:?}, not {want}"));
             }
         };
         for snippet in list(&golden["snippets"]) {
-            let case = serde_json::json!({ "messages": [], "add_generation_prompt": true, "kwargs": golden["variables"] });
-            check(snippet[0].to_string(), render(snippet[0].as_str().unwrap(), &case), &snippet[1]);
+            let case =
+                serde_json::json!({ "messages": [], "add_generation_prompt": true, "kwargs": golden["variables"] });
+            let text = snippet[0].as_str().unwrap();
+            check(text.to_owned(), render(text, &case), &snippet[1]);
         }
         for template in list(&golden["templates"]) {
+            let (name, text) = (template[0].as_str().unwrap(), template[1].as_str().unwrap());
             for (case, want) in list(&golden["cases"]).iter().zip(list(&template[2])) {
-                check(format!("{} {}", template[0], case[0]), render(template[1].as_str().unwrap(), &case[1]), &want);
+                check(format!("{name} {}", case[0]), render(text, &case[1]), &want);
             }
         }
         assert!(wrong.is_empty(), "{} of {n} differ:\n{}", wrong.len(), wrong.join("\n"));
+    }
+
+    #[test]
+    fn marks_of_reasoning_that_a_template_refuses_are_taken_apart() {
+        let text = "{% for m in messages %}{{ raise_exception('no') if '<|channel|>' in m.content else m.content }}{{ m.thinking }};{% endfor %}";
+        let said = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.";
+        let turns = [message(Role::User, "U"), message(Role::Assistant, said), message(Role::User, "V")];
+        assert_eq!(template(text).unwrap().render(&turns, true).unwrap(), "U;Yes.Hm.;V;");
     }
 
     fn hash(text: &str) -> String {

@@ -3,11 +3,16 @@
 use minijinja::value::{Kwargs, from_args};
 use minijinja::{Error, Value};
 
-use super::{MAX_WIDTH, failed};
+use super::text::failed;
+
+/// Widest padding and indentation: a few characters of a template could ask for more than there is.
+const MAX_WIDTH: i64 = 1 << 20;
 
 /// Arguments by place or by name.
 pub struct Args<'a> {
+    /// Those by place
     pub placed: &'a [Value],
+    /// Those by name
     pub named: Kwargs,
 }
 
@@ -24,19 +29,23 @@ impl<'a> Args<'a> {
         Ok(value.or(self.named.get(name)?).filter(|v| !v.is_none()))
     }
 
+    /// Whether the argument is given and true.
     pub fn truth(&self, i: usize, name: &str) -> Result<bool, Error> {
         Ok(self.value(i, name)?.is_some_and(|v| v.is_true()))
     }
 
+    /// A string, which may be left out.
     pub fn optional_string(&self, i: usize, name: &str) -> Result<Option<String>, Error> {
         let string = |v: Value| v.as_str().map(str::to_owned).ok_or_else(|| failed(format!("{name} must be a string")));
         self.value(i, name)?.map(string).transpose()
     }
 
+    /// A string.
     pub fn string(&self, i: usize, name: &str) -> Result<String, Error> {
         self.optional_string(i, name)?.ok_or_else(|| failed(format!("{name} is missing")))
     }
 
+    /// An integer, which may be left out.
     pub fn int(&self, i: usize, name: &str) -> Result<Option<i64>, Error> {
         let int = |v: Value| v.as_i64().ok_or_else(|| failed(format!("{name} must be an integer")));
         self.value(i, name)?.map(int).transpose()

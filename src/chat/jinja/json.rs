@@ -6,7 +6,7 @@ use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, Value};
 
 use super::args::Args;
-use super::{MAX_DEPTH, failed, text};
+use super::text::{self, MAX_DEPTH, failed};
 
 struct Style {
     ensure_ascii: bool,

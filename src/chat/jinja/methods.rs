@@ -8,7 +8,7 @@ use minijinja::{Error, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::args::Args;
-use super::{failed, text};
+use super::text::{self, failed};
 
 /// Calls a method.
 pub fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
@@ -53,13 +53,12 @@ fn string(state: &mut State, s: &str, method: &str, args: &Args) -> Result<Optio
             if fill.chars().count() != 1 {
                 return Err(failed("what fills must be one character"));
             }
-            let missing = width.saturating_sub(chars);
-            let before = match method {
-                "ljust" => 0,
-                "rjust" => missing,
-                _ => missing / 2 + (missing & width & 1),
-            };
-            Value::from(fill.repeat(before) + s + &fill.repeat(missing - before))
+            let filled = fill.repeat(width.saturating_sub(chars));
+            Value::from(match method {
+                "ljust" => s.to_owned() + &filled,
+                "rjust" => filled + s,
+                _ => text::center(s, width, &fill),
+            })
         }
         "zfill" => {
             let sign = usize::from(s.starts_with(['+', '-']));
@@ -70,7 +69,13 @@ fn string(state: &mut State, s: &str, method: &str, args: &Args) -> Result<Optio
             let size = args.width(0, "tabsize")?.unwrap_or(8);
             let (mut out, mut column) = (String::new(), 0);
             for c in s.chars() {
-                let n = if c != '\t' { 1 } else if size == 0 { 0 } else { size - column % size };
+                let n = if c != '\t' {
+                    1
+                } else if size == 0 {
+                    0
+                } else {
+                    size - column % size
+                };
                 column = if c == '\n' || c == '\r' { 0 } else { column + n };
                 out.extend(std::iter::repeat_n(if c == '\t' { ' ' } else { c }, n));
             }
@@ -125,7 +130,9 @@ fn split<'s>(s: &'s str, separator: Option<&str>, most: usize, from_end: bool) -
                 let cut = if out.len() == most {
                     None
                 } else if from_end {
-                    rest.char_indices().rfind(|&(_, c)| text::space(c)).map(|(i, c)| (&rest[i + c.len_utf8()..], &rest[..i]))
+                    rest.char_indices()
+                        .rfind(|&(_, c)| text::space(c))
+                        .map(|(i, c)| (&rest[i + c.len_utf8()..], &rest[..i]))
                 } else {
                     rest.char_indices().find(|&(_, c)| text::space(c)).map(|(i, _)| (&rest[..i], &rest[i..]))
                 };
@@ -149,7 +156,8 @@ fn lines(s: &str, keep: bool) -> impl Iterator<Item = Value> {
         if rest.is_empty() {
             return None;
         }
-        let ends = |c: char| matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
+        let ends =
+            |c: char| matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
         let end = rest.find(ends).unwrap_or(rest.len());
         let after = rest[end..].strip_prefix("\r\n").or(rest[end..].strip_prefix(ends)).unwrap_or_default();
         let line = if keep { &rest[..rest.len() - after.len()] } else { &rest[..end] };

@@ -9,19 +9,17 @@ mod text;
 use minijinja::formatting::FormatStyle;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
+use minijinja::{Environment, Error, State, Value, filters};
 
 use args::Args;
 pub use source::source;
+use text::failed;
+
+/// No arguments by name.
+const NONE: [(&str, Value); 0] = [];
 
 /// Steps that a template may take: hundreds of times what real ones need, and less than two seconds on a slow processor.
 const FUEL: u64 = 20_000_000;
-
-/// Deepest nesting of values that are written.
-const MAX_DEPTH: usize = 200;
-
-/// Widest padding and indentation: a few characters of a template could ask for more than there is.
-const MAX_WIDTH: i64 = 1 << 20;
 
 /// The filters, tests and functions of chat templates.
 pub fn environment() -> Environment<'static> {
@@ -81,6 +79,10 @@ pub fn environment() -> Environment<'static> {
         });
     }
     env.add_function("cycler", |items: Rest<Value>| minijinja_contrib::globals::cycler(items.0));
+    env.add_filter("center", |value: &Value, placed: Rest<Value>, named: Kwargs| {
+        let width = Args { placed: &placed, named }.width(0, "width")?.unwrap_or(80);
+        Ok::<_, Error>(text::center(&text::string(value)?, width, " "))
+    });
     use ValueKind::{Bytes, Iterable, Map, Seq, String as Text, Undefined};
     env.add_test("sequence", |value: &Value| matches!(value.kind(), Bytes | Map | Seq | Text | Undefined));
     env.add_test("iterable", |value: &Value| matches!(value.kind(), Bytes | Iterable | Map | Seq | Text | Undefined));
@@ -149,10 +151,4 @@ pub fn strftime(format: &str, now: jiff::civil::DateTime) -> Result<String, Erro
         }
     }
     jiff::fmt::strtime::format(plain, now).map_err(|e| failed(format!("strftime_now: {e}")))
-}
-
-const NONE: [(&str, Value); 0] = [];
-
-fn failed(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message)
 }

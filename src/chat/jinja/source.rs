@@ -2,7 +2,23 @@
 
 /// Words that end an operand and begin another.
 const WORDS: &[&str] = &[
-    "and", "call", "do", "elif", "else", "filter", "for", "from", "if", "import", "in", "is", "not", "or", "recursive", "set", "with",
+    "and",
+    "call",
+    "do",
+    "elif",
+    "else",
+    "filter",
+    "for",
+    "from",
+    "if",
+    "import",
+    "in",
+    "is",
+    "not",
+    "or",
+    "recursive",
+    "set",
+    "with",
 ];
 
 /// The text of a template, with what only jinja2 knows put into other words.

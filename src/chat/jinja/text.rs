@@ -3,9 +3,15 @@
 use std::fmt::Write;
 
 use minijinja::value::{Tuple, ValueKind};
-use minijinja::{Error, Value};
+use minijinja::{Error, ErrorKind, Value};
 
-use super::{MAX_DEPTH, failed};
+/// Deepest nesting of values that are written.
+pub const MAX_DEPTH: usize = 200;
+
+/// An error of a template's.
+pub fn failed(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, message)
+}
 
 /// `str()` of a value.
 pub fn string(value: &Value) -> Result<String, Error> {
@@ -102,6 +108,13 @@ pub fn float(x: f64) -> String {
 /// Whitespace as `str.isspace()` has it.
 pub fn space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
+}
+
+/// `str.center()`.
+pub fn center(s: &str, width: usize, fill: &str) -> String {
+    let missing = width.saturating_sub(s.chars().count());
+    let before = missing / 2 + (missing & width & 1);
+    fill.repeat(before) + s + &fill.repeat(missing - before)
 }
 
 /// `str.strip()`, or one side of it.
