@@ -124,10 +124,17 @@ fn characters_that_span_pieces_come_whole() {
 fn naming(names: &[&str]) -> Tokenizer {
     let forge = Forge::smallest();
     let (n, mut doc) = (forge.n_vocab, forge.doc());
-    let name = |i: usize| i.checked_sub(n - names.len()).map_or_else(|| format!("word{i}"), |i| names[i].to_owned());
-    let special = ["<unk>", "<s>", "</s>"];
-    doc.array("tokenizer.ggml.tokens", STRING, (0..n).map(|i| special.get(i).map_or_else(|| string(name(i)), string)));
-    let types = (0..n).map(|i| if i < 3 || i >= n - names.len() { 3_i32 } else { 1 });
+    let bytes = (0..=255u8).map(|b| format!("<0x{b:02X}>"));
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).into_iter().chain(bytes).collect();
+    tokens.extend((tokens.len()..n - names.len()).map(|i| format!("word{i}")));
+    tokens.extend(names.iter().map(|name| name.to_string()));
+    doc.array("tokenizer.ggml.tokens", STRING, tokens.iter().map(string));
+    let types = (0..n).map(|i| match i {
+        0..3 => 3,
+        3..259 => 6,
+        _ if i >= n - names.len() => 3,
+        _ => 1_i32,
+    });
     doc.array("tokenizer.ggml.token_type", I32, types.map(|t| t.to_le_bytes().to_vec()));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("names.gguf");
@@ -152,8 +159,8 @@ fn each_token_that_ends_a_turn_ends_an_answer() {
     let tokenizer = naming(&names);
     let first = (tokenizer.n_vocab() - names.len()) as Token;
     for end in (first..).take(names.len()).chain(tokenizer.eos()) {
-        let (pieces, tokens, reason) = Case::saying(vec![5, end, 6]).run(&tokenizer);
-        assert_eq!((pieces.concat().as_str(), tokens, reason), ("word5", vec![5, end], StopReason::EndOfText));
+        let (pieces, tokens, reason) = Case::saying(vec![260, end, 261]).run(&tokenizer);
+        assert_eq!((pieces.concat().as_str(), tokens, reason), ("word260", vec![260, end], StopReason::EndOfText));
     }
 }
 
@@ -161,6 +168,6 @@ fn each_token_that_ends_a_turn_ends_an_answer() {
 fn marks_of_reasoning_are_shown() {
     let tokenizer = naming(&["[THINK]", "[/THINK]", "[INST]", "</s2>"]);
     let first = (tokenizer.n_vocab() - 4) as Token;
-    let says = vec![first, 5, first + 1, first + 2, first + 3, 6, tokenizer.eos().unwrap()];
-    assert_eq!(Case::saying(says).run(&tokenizer).0.concat(), "[THINK]word5[/THINK]word6");
+    let says = vec![first, 260, first + 1, first + 2, first + 3, 261, tokenizer.eos().unwrap()];
+    assert_eq!(Case::saying(says).run(&tokenizer).0.concat(), "[THINK]word260[/THINK]word261");
 }

@@ -906,7 +906,7 @@ fn chat_templates() {
     let plain = "{% for m in messages %}{{ m.content }}{% endfor %}";
     let rows = vec![
         template("C", 0, "", plain),
-        template("C01", 0, "", &"x".repeat((1 << 20) + 1)),
+        template("C01", 65, "at most 1048576", &"x".repeat((1 << 20) + 1)),
         template("C02-range", 65, "fails", "{% for i in range(10**12) %}{% endfor %}"),
         template(
             "C02-nested",
@@ -914,9 +914,21 @@ fn chat_templates() {
             "fuel",
             &format!("{}{}", "{% for i in range(99999) %}".repeat(4), "{% endfor %}".repeat(4)),
         ),
+        template(
+            "C02-method",
+            65,
+            "fuel",
+            &format!(
+                "{{% set x = 'a' * 9999999 %}}{}",
+                "{% for i in range(99999) %}{% set y = x.count('b') %}{% endfor %}"
+            ),
+        ),
+        template("C02-width", 65, "too great", "{{ 'a'.ljust(10**15) }}"),
+        template("C02-indent", 65, "too great", "{{ messages|tojson(indent=10**12) }}"),
+        template("C02-rest", 65, "broken", &format!("{{{{ 1{} }}}}", "%1*1".repeat(200_000))),
         template("C02-repeat", 65, "fails", "{{ 'a' * 10**10 }}"),
         template("C04", 65, "recursion", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"),
-        template("C05", 0, "", &format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000))),
+        template("C05", 65, "recursion", &format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000))),
         template("C07", 65, "only \\x1b[2Jadults", "{{ raise_exception('only \x1b[2Jadults') }}"),
         template("C08-class", 65, "fails", "{{ ''.__class__.__mro__[1].__subclasses__() }}"),
         template("C08-include", 65, "fails", "{% include '/etc/passwd' %}"),
@@ -930,6 +942,7 @@ fn chat_templates() {
             "C02-double",
             "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
         ),
+        ("C02-format", "{{ '%9999999999d' % 1 }}"),
         (
             "C02-list",
             "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = (ns.x + ns.x) | list %}{% endfor %}",

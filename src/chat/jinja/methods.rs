@@ -12,6 +12,9 @@ use super::text::{self, failed};
 
 /// Calls a method.
 pub fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    if let Some(s) = value.as_str() {
+        state.consume_fuel((s.len() / 64) as u64)?;
+    }
     let own = match value.kind() {
         ValueKind::String => string(state, value.as_str().unwrap_or_default(), method, &Args::new(args)?)?,
         ValueKind::Map => dictionary(value, method)?,

@@ -96,8 +96,9 @@ struct Product {
 
 /// Writes a tag or an expression.
 fn rewrite(out: &mut String, code: &str) {
-    // In each pair of brackets is another product.
-    let mut products = vec![Product { start: out.len(), open: false }];
+    // In each pair of brackets is another product. Left sides of `%` get brackets in the end, all at once.
+    let (mut text, mut lefts) = (String::with_capacity(code.len()), Vec::new());
+    let mut products = vec![Product { start: 0, open: false }];
     let (mut rest, mut before) = (code, "");
     while let Some(c) = rest.chars().next() {
         let two = rest.get(..2).unwrap_or_default();
@@ -118,20 +119,20 @@ fn rewrite(out: &mut String, code: &str) {
         };
         let closes = ends || matches!(token, "%" | "*" | "/" | "//" | ")" | "]" | "}" | "%}");
         if closes && std::mem::take(&mut product.open) {
-            out.push(')');
+            text.push(')');
         }
         match token {
             "%" => {
-                out.insert(product.start, '(');
-                out.push_str(")|modulo(");
+                lefts.push(product.start);
+                text.push_str(")|modulo(");
                 product.open = true;
             }
-            _ if c == '"' || c == '\'' => literal(out, token),
-            _ => out.push_str(token),
+            _ if c == '"' || c == '\'' => literal(&mut text, token),
+            _ => text.push_str(token),
         }
         match token {
-            _ if ends => product.start = out.len(),
-            "(" | "[" | "{" => products.push(Product { start: out.len(), open: false }),
+            _ if ends => product.start = text.len(),
+            "(" | "[" | "{" => products.push(Product { start: text.len(), open: false }),
             ")" | "]" | "}" if products.len() > 1 => drop(products.pop()),
             _ => {}
         }
@@ -140,6 +141,14 @@ fn rewrite(out: &mut String, code: &str) {
         }
         rest = after;
     }
+    lefts.sort_unstable();
+    let mut written = 0;
+    for at in lefts {
+        out.push_str(&text[written..at]);
+        out.push('(');
+        written = at;
+    }
+    out.push_str(&text[written..]);
 }
 
 fn word(c: char) -> bool {

@@ -361,7 +361,11 @@ mod tests {
         check("see `x * y` there", MARKED, "see \x1b[38;5;14mx * y there");
         check("`x``y` z", MARKED, "\x1b[38;5;14mx``y z");
         for [open, close] in REASONING {
-            check(&format!("{open}\nhm **x**{close}**b**"), MARKED, &format!("\x1b[2m{open}\nhm **x**{close}\x1b[1mb"));
+            check(
+                &format!("{open}\nhm **x**{close}Yes **b**"),
+                MARKED,
+                &format!("\x1b[2m{open}\nhm **x**{close}Yes \x1b[1mb"),
+            );
         }
     }
 
