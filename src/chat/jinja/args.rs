@@ -23,10 +23,18 @@ impl<'a> Args<'a> {
         Ok(Args { placed, named })
     }
 
+    /// The argument, unless it is left out.
+    pub fn given(&self, i: usize, name: &str) -> Result<Option<Value>, Error> {
+        match self.placed.get(i) {
+            Some(value) => Ok(Some(value.clone())),
+            None if self.named.has(name) => self.named.get(name).map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// The argument, unless it is left out or `None`.
     pub fn value(&self, i: usize, name: &str) -> Result<Option<Value>, Error> {
-        let value = self.placed.get(i).cloned();
-        Ok(value.or(self.named.get(name)?).filter(|v| !v.is_none()))
+        Ok(self.given(i, name)?.filter(|v| !v.is_none()))
     }
 
     /// Whether the argument is given and true.

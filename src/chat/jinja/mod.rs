@@ -41,19 +41,19 @@ pub fn environment() -> Environment<'static> {
     });
     env.add_filter("int", |state: &State, value: &Value, placed: Rest<Value>, named: Kwargs| {
         let args = Args { placed: &placed, named };
-        let default = args.value(0, "default")?.unwrap_or_else(|| Value::from(0));
+        let default = args.given(0, "default")?.unwrap_or_else(|| Value::from(0));
         let base = args.int(1, "base")?.and_then(|n| u32::try_from(n).ok());
         filters::int(state, value, Some(default), base, Kwargs::from_iter(NONE))
     });
     env.add_filter("float", |state: &State, value: &Value, placed: Rest<Value>, named: Kwargs| {
-        let default = Args { placed: &placed, named }.value(0, "default")?.unwrap_or_else(|| Value::from(0.0));
+        let default = Args { placed: &placed, named }.given(0, "default")?.unwrap_or_else(|| Value::from(0.0));
         filters::float(state, value, Some(default), Kwargs::from_iter(NONE))
     });
     for name in ["default", "d"] {
         env.add_filter(name, |value: &Value, placed: Rest<Value>, named: Kwargs| {
             let args = Args { placed: &placed, named };
             let missing = value.is_undefined() || args.truth(1, "boolean")? && !value.is_true();
-            let default = args.value(0, "default_value")?;
+            let default = args.given(0, "default_value")?;
             Ok::<_, Error>(if missing { default.unwrap_or_else(|| Value::from("")) } else { value.clone() })
         });
     }
