@@ -8,6 +8,26 @@ use crate::gguf::{Gguf, Twins};
 /// Id of a token in the vocabulary.
 pub type Token = i32;
 
+/// Marks around what models think before they answer: where it begins, and where it ends.
+pub const REASONING: &[[&str; 2]] = &[
+    // Qwen, DeepSeek, SmolLM, Granite and most others
+    ["<think>", "</think>"],
+    // Mistral
+    ["[THINK]", "[/THINK]"],
+    // gpt-oss
+    ["<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>final<|message|>"],
+    // Gemma
+    ["<|channel>thought", "<channel|>"],
+    // Command
+    ["<|START_THINKING|>", "<|END_THINKING|>"],
+    // Seed-OSS
+    ["<seed:think>", "</seed:think>"],
+    // MiniMax
+    ["<mm:think>", "</mm:think>"],
+    // Apertus
+    ["<|inner_prefix|>", "<|inner_suffix|>"],
+];
+
 /// The tokenizer of a model.
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -51,6 +71,13 @@ impl Tokenizer {
     /// first one only, whose bytes are returned for all.
     pub fn piece(&self, token: Token, special: bool) -> Vec<u8> {
         self.vocab.piece(*self.twins.get(&token).unwrap_or(&token), special)
+    }
+
+    /// Bytes of a token in an answer: control tokens have none, but for those that mark reasoning.
+    pub fn shown(&self, token: Token) -> Vec<u8> {
+        let name = self.piece(token, true);
+        let marks = str::from_utf8(&name).is_ok_and(|n| REASONING.as_flattened().iter().any(|mark| mark.contains(n)));
+        if marks { name } else { self.piece(token, false) }
     }
 
     /// Whether a text of `n_bytes` can have as few tokens as `n_tokens`. Of a text that cannot this is known without tokenizing it, which

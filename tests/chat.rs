@@ -10,7 +10,7 @@ use pp_run::tokenizer::{Token, Tokenizer};
 
 fn chatml(gguf: &Gguf) -> Template {
     let source = TemplateSource::TextOrName("chatml".into());
-    Template::load(Some(&source), gguf, String::new(), String::new(), Default::default()).unwrap().unwrap()
+    Template::load(Some(&source), gguf, None, None, Default::default()).unwrap().unwrap()
 }
 
 /// The tokens as text, control tokens as `[name]`, so that they differ from text that spells their names.

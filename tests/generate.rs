@@ -2,8 +2,10 @@
 
 mod common;
 
+use common::forge::{Forge, I32, STRING, string};
 use common::{tokenizer, tokens_of};
 use pp_run::generate::{Answer, Limits, Next, Predict, StopReason};
+use pp_run::gguf::Gguf;
 use pp_run::sampler::{Options as SamplingOptions, Sampler};
 use pp_run::tokenizer::{Token, Tokenizer};
 
@@ -116,4 +118,56 @@ fn characters_that_span_pieces_come_whole() {
     let n = says.len() as u64 - 2;
     let (pieces, ..) = Case { predict: Predict::AtMost(n), ..Case::saying(says) }.run(&tokenizer);
     assert!(pieces.concat().ends_with(" \u{fffd}"), "{pieces:?}");
+}
+
+/// A vocabulary in which the last tokens are control tokens of these names.
+fn naming(names: &[&str]) -> Tokenizer {
+    let forge = Forge::smallest();
+    let (n, mut doc) = (forge.n_vocab, forge.doc());
+    let bytes = (0..=255u8).map(|b| format!("<0x{b:02X}>"));
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).into_iter().chain(bytes).collect();
+    tokens.extend((tokens.len()..n - names.len()).map(|i| format!("word{i}")));
+    tokens.extend(names.iter().map(|name| name.to_string()));
+    doc.array("tokenizer.ggml.tokens", STRING, tokens.iter().map(string));
+    let types = (0..n).map(|i| match i {
+        0..3 => 3,
+        3..259 => 6,
+        _ if i >= n - names.len() => 3,
+        _ => 1_i32,
+    });
+    doc.array("tokenizer.ggml.token_type", I32, types.map(|t| t.to_le_bytes().to_vec()));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("names.gguf");
+    std::fs::write(&path, doc.bytes()).unwrap();
+    Tokenizer::load(&Gguf::open(&path).unwrap()).unwrap()
+}
+
+#[test]
+fn each_token_that_ends_a_turn_ends_an_answer() {
+    let names = [
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<end_of_turn>",
+        "<turn|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+    ];
+    let tokenizer = naming(&names);
+    let first = (tokenizer.n_vocab() - names.len()) as Token;
+    for end in (first..).take(names.len()).chain(tokenizer.eos()) {
+        let (pieces, tokens, reason) = Case::saying(vec![260, end, 261]).run(&tokenizer);
+        assert_eq!((pieces.concat().as_str(), tokens, reason), ("word260", vec![260, end], StopReason::EndOfText));
+    }
+}
+
+#[test]
+fn marks_of_reasoning_are_shown() {
+    let tokenizer = naming(&["[THINK]", "[/THINK]", "[INST]", "</s2>"]);
+    let first = (tokenizer.n_vocab() - 4) as Token;
+    let says = vec![first, 260, first + 1, first + 2, first + 3, 261, tokenizer.eos().unwrap()];
+    assert_eq!(Case::saying(says).run(&tokenizer).0.concat(), "[THINK]word260[/THINK]word261");
 }

@@ -3,7 +3,7 @@
 use super::template::Template;
 use super::turn::{CUT, Message, Role, Turn};
 use crate::error::{Error, Result};
-use crate::tokenizer::{Token, Tokenizer};
+use crate::tokenizer::{REASONING, Token, Tokenizer};
 
 /// Stands in the system prompt before a summary of what is forgotten.
 const SUMMARY: &str = "What was said before, in short:\n";
@@ -99,9 +99,10 @@ impl<'a> Conversation<'a> {
         self.turns.pop_if(|t| t.message.role == Role::User).map(|t| t.message.content)
     }
 
-    /// Whether the prompt that [`Conversation::ask`] made last ends inside of reasoning.
-    pub fn opens_reasoning(&self) -> bool {
-        self.turns.last().is_some_and(|t| t.text.trim_end().ends_with("<think>"))
+    /// The mark that ends the reasoning, if the prompt that [`Conversation::ask`] made last ends inside of it.
+    pub fn opens_reasoning(&self) -> Option<&'static str> {
+        let prompt = self.turns.last()?.text.trim_end();
+        REASONING.iter().find(|[open, _]| prompt.ends_with(open)).map(|[_, close]| *close)
     }
 
     /// Adds the model's turn: its text as shown, and the tokens that were drawn. Tokens that are not in the text, because
@@ -115,12 +116,10 @@ impl<'a> Conversation<'a> {
             let name = self.tokenizer.piece(last, true);
             text = str::from_utf8(&name).ok().and_then(|n| text.strip_suffix(n)).unwrap_or(text);
         }
-        let spells = |special| {
-            let bytes: Vec<u8> = tokens.iter().flat_map(|&t| self.tokenizer.piece(t, special)).collect();
-            String::from_utf8_lossy(&bytes) == text
-        };
+        let shown: Vec<u8> = tokens.iter().flat_map(|&t| self.tokenizer.shown(t)).collect();
+        let special: Vec<u8> = tokens.iter().flat_map(|&t| self.tokenizer.piece(t, true)).collect();
         let mut turn = Turn::new(Role::Assistant, text);
-        turn.exact = spells(false) || spells(true);
+        turn.exact = [shown, special].iter().any(|bytes| String::from_utf8_lossy(bytes) == text);
         turn.tokens = tokens.to_vec();
         if interrupted {
             turn.message.content.push_str(CUT);

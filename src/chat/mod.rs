@@ -2,6 +2,7 @@
 
 mod conversation;
 mod editor;
+mod jinja;
 mod render;
 mod saved;
 mod slash;

@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::PathBuf;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
-use minijinja::{Environment, ErrorKind, Value, context};
+use minijinja::{Environment, Value, context};
 
+use super::jinja;
 use super::turn::{Message, Role};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
+use crate::tokenizer::REASONING;
 
 /// Where a chat template comes from, if it is not the model's own.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,9 +19,6 @@ pub enum Source {
     /// `--chat-template-file`
     File(PathBuf),
 }
-
-/// Steps that a template may take: hundreds of times what real ones need, and less than two seconds on a slow processor.
-const FUEL: u64 = 20_000_000;
 
 /// Memory that rendering may take; and the longest text that it may make.
 const MAX_MEMORY: usize = 64 << 20;
@@ -43,8 +40,8 @@ const KNOWN: &[(&str, &str)] = &[
         "llama2",
         "{% set ns = namespace(system='') %}{% for m in messages %}\
          {% if m.role == 'system' %}{% set ns.system = '<<SYS>>\n' + m.content + '\n<</SYS>>\n\n' %}\
-         {% elif m.role == 'user' %}{{ bos_token + '[INST] ' + ns.system + m.content + ' [/INST]' }}{% set ns.system = '' %}\
-         {% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}",
+         {% elif m.role == 'user' %}{{ bos_token ~ '[INST] ' + ns.system + m.content + ' [/INST]' }}{% set ns.system = '' %}\
+         {% else %}{{ ' ' + m.content + ' ' ~ eos_token }}{% endif %}{% endfor %}",
     ),
     (
         "llama3",
@@ -54,13 +51,13 @@ const KNOWN: &[(&str, &str)] = &[
     ),
     (
         "mistral",
-        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}\
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ ' ' + m.content ~ eos_token }}\
          {% elif m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}\
          {% else %}{{ raise_exception('no system role') }}{% endif %}{% endfor %}",
     ),
     (
         "zephyr",
-        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}{% endfor %}\
+        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content ~ eos_token + '\n' }}{% endfor %}\
          {% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}",
     ),
     (
@@ -73,7 +70,7 @@ const KNOWN: &[(&str, &str)] = &[
         "vicuna",
         "{% for m in messages %}{% if m.role == 'system' %}{{ m.content + '\n\n' }}\
          {% elif m.role == 'user' %}{{ 'USER: ' + m.content + '\n' }}\
-         {% else %}{{ 'ASSISTANT: ' + m.content + eos_token + '\n' }}{% endif %}{% endfor %}\
+         {% else %}{{ 'ASSISTANT: ' + m.content ~ eos_token + '\n' }}{% endif %}{% endfor %}\
          {% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
     ),
 ];
@@ -84,19 +81,18 @@ pub struct Template {
     env: Environment<'static>,
     source_name: String,
     source: String,
-    bos: String,
-    eos: String,
-    kwargs: serde_json::Map<String, serde_json::Value>,
+    /// What the template knows besides the conversation.
+    variables: Value,
 }
 
 impl Template {
     /// The template that `source` names, or the model's own; `None` if there is neither. `bos` and `eos` are the texts of
-    /// these tokens. A template that does not compile is an error of kind [`crate::error::Kind::Malformed`].
+    /// these tokens, if the model has them. A template that does not compile is an error of kind [`crate::error::Kind::Malformed`].
     pub fn load(
         source: Option<&Source>,
         gguf: &Gguf,
-        bos: String,
-        eos: String,
+        bos: Option<String>,
+        eos: Option<String>,
         kwargs: serde_json::Map<String, serde_json::Value>,
     ) -> Result<Option<Template>> {
         let (name, text) = match source {
@@ -133,26 +129,19 @@ impl Template {
     pub fn new(
         source_name: String,
         text: String,
-        bos: String,
-        eos: String,
+        bos: Option<String>,
+        eos: Option<String>,
         kwargs: serde_json::Map<String, serde_json::Value>,
     ) -> Result<Template> {
-        let source = text.clone();
-        let mut env = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        env.set_syntax(syntax.expect("the delimiters are the default ones"));
-        env.set_fuel(Some(FUEL));
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.add_function("raise_exception", |message: String| -> std::result::Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
-        env.add_function("strftime_now", |format: String| {
-            jiff::fmt::strtime::format(format, &jiff::Zoned::now())
-                .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}")))
-        });
-        limited(|| env.add_template_owned("chat", text))
+        let mut env = jinja::environment();
+        limited(|| env.add_template_owned("chat", jinja::source(&text)))
             .map_err(|e| Error::malformed(format!("{source_name} is broken ({e}): {ADVICE}")))?;
-        Ok(Template { env, source_name, source, bos, eos, kwargs })
+        // transformers always gives tools and documents, and special tokens only if there are any.
+        let mut variables = serde_json::json!({ "tools": null, "documents": null });
+        let special = [("bos_token", bos), ("eos_token", eos)];
+        let special = special.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.into())));
+        variables.as_object_mut().expect("it is one").extend(special.chain(kwargs));
+        Ok(Template { env, source_name, source: text, variables: jinja::value(&variables) })
     }
 
     /// The template's text.
@@ -167,29 +156,33 @@ impl Template {
 
     /// The text of a conversation; `add_generation_prompt` ends it where an answer begins.
     ///
-    /// A template that refuses the system role gets the system's text in front of the first user's.
+    /// A template that refuses the system role gets the system's text in front of the first user's. One that refuses the marks of
+    /// reasoning in answers gets what was thought apart from them.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        self.render_plain(messages, add_generation_prompt).or_else(|e| match messages {
+        let plain = |m: &Message| context! { role => m.role.name(), content => m.content.as_str() };
+        let expand = |messages: Vec<Value>| self.expand(messages.into(), add_generation_prompt);
+        let result = expand(messages.iter().map(plain).collect());
+        let result = result.or_else(|e| match messages {
             [system, user, rest @ ..] if system.role == Role::System && user.role == Role::User => {
                 let content = format!("{}\n\n{}", system.content, user.content);
-                let mut folded = vec![Message { role: Role::User, content }];
-                folded.extend_from_slice(rest);
-                self.render_plain(&folded, add_generation_prompt)
+                let folded = plain(&Message { role: Role::User, content });
+                expand([folded].into_iter().chain(rest.iter().map(plain)).collect())
             }
             _ => Err(e),
+        });
+        result.or_else(|e| match messages.iter().any(|m| thought(m).is_some()) {
+            true => expand(messages.iter().map(|m| thought(m).unwrap_or_else(|| plain(m))).collect()),
+            false => Err(e),
         })
     }
 
-    fn render_plain(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    /// The text of messages as the template sees them.
+    fn expand(&self, messages: Value, add_generation_prompt: bool) -> Result<String> {
         let template = self.env.get_template("chat").expect("the template was added");
-        let messages: Vec<Value> =
-            messages.iter().map(|m| context! { role => m.role.name(), content => m.content.as_str() }).collect();
         let context = context! {
             messages => messages,
             add_generation_prompt => add_generation_prompt,
-            bos_token => self.bos.as_str(),
-            eos_token => self.eos.as_str(),
-            ..Value::from(Serde(&self.kwargs))
+            ..self.variables.clone()
         };
         let text = limited(|| template.render(context)).map_err(|e| {
             Error::malformed(format!(
@@ -209,6 +202,16 @@ impl Template {
     }
 }
 
+/// An answer with what the model thought in a field of its own, which has two names among templates; `None` if it did not think.
+fn thought(message: &Message) -> Option<Value> {
+    let text = Some(message.content.trim_start()).filter(|_| message.role == Role::Assistant)?;
+    let [open, close] = REASONING.iter().find(|[open, _]| text.starts_with(open))?;
+    let (thought, content) = text[open.len()..].split_once(close)?;
+    // gpt-oss ends what it thinks as it ends all that it says.
+    let thought = thought.strip_suffix("<|end|>").unwrap_or(thought);
+    Some(context! { role => message.role.name(), content, thinking => thought, reasoning_content => thought })
+}
+
 /// Compiles or renders within bounds: a few steps can double a string until all memory is gone.
 fn limited<T>(f: impl FnOnce() -> T) -> T {
     let line = "pp-run: error: the chat template takes more than 64 MiB of memory: use --chat-template NAME or --no-conversation\n";
@@ -220,7 +223,7 @@ mod tests {
     use super::*;
 
     fn template(text: &str) -> Result<Template> {
-        Template::new("t".into(), text.into(), "<s>".into(), "</s>".into(), Default::default())
+        Template::new("t".into(), text.into(), Some("<s>".into()), Some("</s>".into()), Default::default())
     }
 
     fn message(role: Role, content: &str) -> Message {
@@ -270,5 +273,104 @@ mod tests {
         assert!(error.contains("no!") && error.contains("--chat-template"), "{error}");
         let endless = template("{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}").unwrap();
         assert!(endless.render(&[message(Role::User, "x")], true).is_err());
+    }
+
+    /// Where minijinja differs from jinja2, and no filter, test, function or method can change it: templates and snippets that show it.
+    const DIFFERENT: &[(&str, &[&str])] = &[
+        (
+            "None has no items, instead of being an error",
+            &[
+                "llama-cpp-python/CohereForAI-c4ai-command-r-plus-tool_use",
+                "llama-cpp-python/CohereForAI-c4ai-command-r7b-12-2024-tool_use",
+                "llama-cpp-python/Cohere2MoE",
+                "llama-cpp-python/NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use",
+                "axolotl/command_a_tool_use",
+                "{% for x in none %}{{ x }}{% endfor %}",
+            ],
+        ),
+        (
+            "a generator becomes JSON as its list, instead of being an error",
+            &["llama-cpp-python/llama-cpp-deepseek-r1"],
+        ),
+        ("safe + unsafe text is not escaped for HTML", &["llama-cpp-python/meetkai-functionary-medium-v3.1"]),
+        (
+            "values of all types can be compared, looked for and left over",
+            &[
+                "{{ 'a' < 1 }}",
+                "{{ none < 1 }}",
+                "{{ 1 in 'abc' }}",
+                "{{ none in 'abc' }}",
+                "{{ '%s' % (1, 2) }}",
+                "{{ 'a' % 1 }}",
+                "{{ us|sum(attribute='a') }}",
+            ],
+        ),
+        ("Unicode's properties of digits are not all known", &["{{ '½'.isdigit() }}", "{{ '²'.isdecimal() }}"]),
+        (
+            "formats have no repr(), and no floats as integers",
+            &["{{ '%d'|format(3.9) }}", "{{ '%i' % 3.7 }}", "{{ '{!r}'.format('d') }}"],
+        ),
+        (
+            "strings have no lone surrogates, and no names of characters",
+            &["{{ '\\N{BULLET}' }}", "{{ '\\ud83d' is string }}"],
+        ),
+        ("a range is an iterator", &["{{ range(2) is sequence }}", "{{ range(3) }}"]),
+        ("the filter attr finds items", &["{{ d|attr('b') }}", "{{ 'a'|attr('upper')() }}"]),
+        ("dict() makes nothing of pairs", &["{{ dict([('x', 1)]) }}"]),
+        ("macros have no varargs", &["{% macro m(a, b=2"]),
+        ("a macro's arguments are a list", &["{% macro m(x) %} {{ x }}"]),
+    ];
+
+    /// tests/golden/templates has made them with jinja2, as transformers uses it.
+    #[test]
+    fn templates_render_as_in_transformers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/templates.json");
+        let golden: serde_json::Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+        let list = |value: &'_ serde_json::Value| value.as_array().unwrap().clone();
+        let now: jiff::civil::DateTime = golden["now"].as_str().unwrap().parse().unwrap();
+        let render = |text: &str, case: &serde_json::Value| {
+            let kwargs = case["kwargs"].as_object().unwrap().clone();
+            let special = |name: &str| (case["bare"] != true).then(|| name.to_owned());
+            let mut t = Template::new("t".into(), text.into(), special("<s>"), special("</s>"), kwargs)?;
+            t.env.add_function("strftime_now", move |format: &str| jinja::strftime(format, now));
+            t.expand(jinja::value(&case["messages"]), case["add_generation_prompt"] == true)
+        };
+        let (mut wrong, mut n) = (Vec::new(), 0);
+        let mut check = |name: String, got: Result<String>, want: &serde_json::Value| {
+            n += 1;
+            let got = got.map_err(|e| e.to_string());
+            let same = match want.as_str() {
+                Some(want) if want.len() == 16 => got.as_ref().is_ok_and(|t| t == want || hash(t) == want),
+                want => got.as_ref().ok().map(String::as_str) == want,
+            };
+            if !same && !DIFFERENT.iter().any(|(_, cases)| cases.iter().any(|c| name.starts_with(c))) {
+                wrong.push(format!("{name}: {got:?}, not {want}"));
+            }
+        };
+        for snippet in list(&golden["snippets"]) {
+            let case =
+                serde_json::json!({ "messages": [], "add_generation_prompt": true, "kwargs": golden["variables"] });
+            let text = snippet[0].as_str().unwrap();
+            check(text.to_owned(), render(text, &case), &snippet[1]);
+        }
+        for template in list(&golden["templates"]) {
+            let (name, text) = (template[0].as_str().unwrap(), template[1].as_str().unwrap());
+            for (case, want) in list(&golden["cases"]).iter().zip(list(&template[2])) {
+                check(format!("{name} {}", case[0]), render(text, &case[1]), &want);
+            }
+        }
+        assert!(wrong.is_empty(), "{} of {n} differ:\n{}", wrong.len(), wrong.join("\n"));
+    }
+
+    #[test]
+    fn marks_of_reasoning_that_a_template_refuses_are_taken_apart() {
+        let text = "{% for m in messages %}{{ raise_exception('no') if '<|channel|>' in m.content else m.content }}{{ m.thinking }};{% endfor %}";
+        let said = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.";
+        let turns = [message(Role::User, "U"), message(Role::Assistant, said), message(Role::User, "V")];
+        assert_eq!(template(text).unwrap().render(&turns, true).unwrap(), "U;Yes.Hm.;V;");
+    }
+
+    fn hash(text: &str) -> String {
+        format!("{:016x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
     }
 }

@@ -28,8 +28,8 @@ pub struct Printer {
 }
 
 impl Printer {
-    /// A printer for one answer. `reasoning`: the prompt has opened the tag of reasoning, so the answer begins inside of it.
-    pub fn new(style: &Style, options: &terminal::Options, reasoning: bool) -> Printer {
+    /// A printer for one answer. `reasoning`: the prompt has begun it already, and this mark ends it.
+    pub fn new(style: &Style, options: &terminal::Options, reasoning: Option<&'static str>) -> Printer {
         let look = style.look(options);
         Printer { render: Render::new(look, reasoning), wraps: look.width.is_some(), begun: false, line_ended: false }
     }

@@ -74,7 +74,8 @@ impl<'a> Answer<'a> {
         let token = self.sampler.sample(logits)?;
         self.first_token.get_or_insert_with(Instant::now);
         self.tokens.push(token);
-        let piece = self.utf8.push(&self.tokenizer.piece(token, self.special));
+        let bytes = if self.special { self.tokenizer.piece(token, true) } else { self.tokenizer.shown(token) };
+        let piece = self.utf8.push(&bytes);
         let (mut text, found) = self.stop_strings.push(&piece);
         self.stop = match found {
             Some(stop) => Some(StopReason::StopString(stop)),

@@ -8,6 +8,7 @@ mod wrap;
 use crossterm::style::{Attribute, Color, ContentStyle, Stylize};
 
 use crate::error::escape;
+use crate::tokenizer::REASONING;
 use fence::Fence;
 use wrap::Wrap;
 
@@ -35,24 +36,21 @@ pub struct Render {
     held: String,
     /// A line begins with what comes next.
     fresh: bool,
-    /// No text came yet: a tag may open reasoning.
+    /// No text came yet: a mark may open reasoning.
     untouched: bool,
-    /// Inside the tags of reasoning.
-    reasoning: bool,
+    /// Inside of reasoning: the mark that ends it.
+    reasoning: Option<&'static str>,
     heading: bool,
     fence: Option<Fence>,
     wrap: Wrap,
 }
 
-/// Tags around what a model thinks before it answers.
-const THINK: [&str; 2] = ["<think>", "</think>"];
-
 /// Longest span that is waited for to be closed.
 const MAX_SPAN: usize = 400;
 
 impl Render {
-    /// The beginning of an answer; `reasoning` if its prompt has opened the tag already.
-    pub fn new(look: Look, reasoning: bool) -> Render {
+    /// The beginning of an answer. `reasoning`: its prompt has begun it already, and this mark ends it.
+    pub fn new(look: Look, reasoning: Option<&'static str>) -> Render {
         Render {
             look,
             held: String::new(),
@@ -94,8 +92,8 @@ impl Render {
         while !self.held.is_empty() {
             let used = if self.untouched {
                 self.opening(last)
-            } else if self.reasoning {
-                self.thought(last)
+            } else if let Some(close) = self.reasoning {
+                self.thought(close, last)
             } else if self.fence.is_some() {
                 self.code(last)
             } else if self.fresh {
@@ -116,24 +114,25 @@ impl Render {
     /// Whether the answer begins with reasoning.
     fn opening(&mut self, last: bool) -> Option<usize> {
         let text = self.held.trim_start();
-        if !last && THINK[0].starts_with(text) {
+        if !last && REASONING.iter().any(|[open, _]| open.starts_with(text)) {
             return None;
         }
         self.untouched = false;
-        self.reasoning |= text.starts_with(THINK[0]);
+        let opened = REASONING.iter().find(|[open, _]| text.starts_with(open)).map(|[_, close]| *close);
+        self.reasoning = self.reasoning.or(opened);
         Some(0)
     }
 
-    fn thought(&mut self, last: bool) -> Option<usize> {
+    fn thought(&mut self, close: &str, last: bool) -> Option<usize> {
         let style = ContentStyle::new().attribute(Attribute::Dim);
-        if let Some(at) = self.held.find(THINK[1]) {
-            let end = at + THINK[1].len();
+        if let Some(at) = self.held.find(close) {
+            let end = at + close.len();
             self.wrap.push(style, &self.held[..end]);
-            (self.reasoning, self.fresh) = (false, self.held[end..].starts_with('\n') || self.held.len() == end);
+            (self.reasoning, self.fresh) = (None, self.held[end..].starts_with('\n') || self.held.len() == end);
             return Some(end);
         }
-        // The tag may have begun.
-        let begun = (1..THINK[1].len()).rev().find(|&n| self.held.ends_with(&THINK[1][..n]));
+        // The mark may have begun.
+        let begun = (1..close.len()).rev().find(|&n| self.held.ends_with(&close[..n]));
         let hold = begun.filter(|_| !last).unwrap_or(0);
         let n = self.held.len() - hold;
         self.wrap.push(style, &self.held[..n]);
@@ -308,7 +307,7 @@ mod tests {
 
     /// What comes of a text that comes in pieces of `step` characters.
     fn shown(text: &str, look: Look, step: usize) -> String {
-        let mut render = Render::new(look, false);
+        let mut render = Render::new(look, None);
         let mut out = String::new();
         let chars: Vec<char> = text.chars().collect();
         for piece in chars.chunks(step) {
@@ -361,7 +360,13 @@ mod tests {
         check("- one\n* two\n  + three\n1. four", MARKED, "\u{2022} one\n\u{2022} two\n  \u{2022} three\n1. four");
         check("see `x * y` there", MARKED, "see \x1b[38;5;14mx * y there");
         check("`x``y` z", MARKED, "\x1b[38;5;14mx``y z");
-        check("<think>\nhm **x**\n</think>\n\nYes", MARKED, "\x1b[2m<think>\nhm **x**\n</think>\n\nYes");
+        for [open, close] in REASONING {
+            check(
+                &format!("{open}\nhm **x**{close}Yes **b**"),
+                MARKED,
+                &format!("\x1b[2m{open}\nhm **x**{close}Yes \x1b[1mb"),
+            );
+        }
     }
 
     #[test]

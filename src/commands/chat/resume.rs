@@ -86,7 +86,7 @@ impl Chat<'_> {
         let asked: Vec<String> = messages[at].content.lines().map(escape).collect();
         print(&format!("{}{}\n", self.style.prompt("> "), asked.join("\n")))?;
         for answer in &messages[at + 1..] {
-            let mut printer = Printer::new(&self.style, &self.run.options.look, false);
+            let mut printer = Printer::new(&self.style, &self.run.options.look, None);
             printer.show(&answer.content)?;
             printer.end()?;
         }

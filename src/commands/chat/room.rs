@@ -11,6 +11,7 @@ use crate::commands::run::ContextFull;
 use crate::error::{Error, Result};
 use crate::generate::{Predict, StopReason};
 use crate::stats::Stats;
+use crate::tokenizer::REASONING;
 
 /// Share of the context that a shift leaves in use, so that the next shift is some turns away.
 const SHIFTED: f64 = 0.5;
@@ -192,8 +193,8 @@ impl Chat<'_> {
             return Ok(None);
         }
         // Reasoning is no part of the summary.
-        let thinks = old.opens_reasoning() || text.contains("<think>");
-        let summary = match text.rsplit_once("</think>") {
+        let thinks = old.opens_reasoning().is_some() || REASONING.iter().any(|[open, _]| text.contains(open));
+        let summary = match REASONING.iter().find_map(|[_, close]| text.rsplit_once(close)) {
             Some((_, after)) => after.trim(),
             None if thinks => "",
             None => text.trim(),

@@ -60,7 +60,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
     let start = Instant::now();
     let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
     let options = &sampling_of_file(options, model.gguf(), &log)?;
-    let template = template(options, &model, &tokenizer, &log)?;
+    let template = template(options, &model, &tokenizer)?;
     let run = Run { options: options.clone(), log, signals, model: &model, tokenizer: &tokenizer, start };
     match (template, prompt) {
         (Some(template), prompt) if chats => {
@@ -137,23 +137,14 @@ fn prompt(options: &Options, log: &Log) -> Result<Option<String>> {
 }
 
 /// The template to use; `None` for a raw completion.
-fn template(options: &Options, model: &Loaded, tokenizer: &Tokenizer, log: &Log) -> Result<Option<Template>> {
+fn template(options: &Options, model: &Loaded, tokenizer: &Tokenizer) -> Result<Option<Template>> {
     if options.conversation == Tristate::Off {
         return Ok(None);
     }
-    let text = |token: Option<Token>| {
-        token.map_or_else(String::new, |t| String::from_utf8_lossy(&tokenizer.piece(t, true)).into_owned())
-    };
+    let text = |token: Option<Token>| token.map(|t| String::from_utf8_lossy(&tokenizer.piece(t, true)).into_owned());
     let kwargs = options.template_kwargs.clone().unwrap_or_default();
     let template =
-        Template::load(options.template.as_ref(), model.gguf(), text(tokenizer.bos()), text(tokenizer.eos()), kwargs);
-    let template = match template {
-        Err(e) if options.template.is_none() && options.conversation == Tristate::Auto => {
-            log.warn(&format!("{e}"));
-            None
-        }
-        other => other?,
-    };
+        Template::load(options.template.as_ref(), model.gguf(), text(tokenizer.bos()), text(tokenizer.eos()), kwargs)?;
     if template.is_none() && options.conversation == Tristate::On {
         return Err(Error::malformed(
             "this model has no chat template: give one with --chat-template NAME or --chat-template-file FILE",

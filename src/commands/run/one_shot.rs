@@ -88,8 +88,8 @@ struct Prompt {
     /// The user's text
     content: String,
     tokens: Vec<Token>,
-    /// The prompt ends inside of reasoning.
-    reasoning: bool,
+    /// The mark that ends the reasoning inside of which the prompt ends.
+    reasoning: Option<&'static str>,
 }
 
 /// The tokens of the prompt, in the chat template if there is one.
@@ -103,7 +103,7 @@ fn tokens(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: 
             content.len()
         )));
     }
-    let mut reasoning = false;
+    let mut reasoning = None;
     let tokens = match template {
         Some(template) => {
             let mut conversation = Conversation::new(template, run.tokenizer, system, options.parse_special);
