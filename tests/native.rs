@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::forge::{Arch, Forge};
+use common::forge::{Arch, Forge, mxfp4};
 use common::{load_for, nmse, ppl, session, smollm2, tokenizer, turn};
 use ggml::Type;
 use pp_run::engine::Options as ContextOptions;
@@ -69,12 +69,12 @@ fn random_models_of_every_kind_are_nearly_the_same() {
     let prompts: Vec<Vec<i32>> = vec![prompt(1, 1), prompt(5, 3), prompt(17, 5), prompt(200, 101)];
     let types = [Type::Q4_0, Type::Q4_1, Type::Q5_0, Type::Q8_0, Type::Q4_K, Type::Q6_K];
     for arch in Arch::ALL.into_iter().chain([Arch::Opt]) {
-        for (i, ty) in types.into_iter().enumerate() {
+        for (i, ty) in types.into_iter().chain((arch == Arch::GptOss).then(mxfp4)).enumerate() {
             let (biases, tied, n_head_kv) = (i % 2 == 0, i % 3 == 0, [4, 2, 1][i % 3]);
             let path = dir.path().join(format!("{}-{ty}.gguf", arch.name()));
             // All experts: which are chosen of many, rounding may decide otherwise.
             Forge { arch, biases, tied, experts: [4, 4], ..Forge::tiny(ty, 4, n_head_kv) }.write(&path);
-            let cache = [CacheType::F16, CacheType::F32, CacheType::Q8_0][i / 2];
+            let cache = [CacheType::F16, CacheType::F32, CacheType::Q8_0][i / 2 % 3];
             let options = ContextOptions {
                 n_ctx: Some(512),
                 n_ubatch: 128,

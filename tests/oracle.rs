@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use common::forge::{Arch, Forge, RopeKind, of_each_kind};
+use common::forge::{Arch, Forge, RopeKind, mxfp4, of_each_kind};
 use common::{argmax, gemma3, load, nmse, session, smollm2, tokenizer, turn};
 use ggml::Type;
 use ggml::llama::{Context, ContextParams, Model as LlamaModel};
@@ -217,6 +217,8 @@ fn random_models_of_every_architecture_agree() {
             &ContextOptions { flash_attn: false, ..small_options() },
         );
     }
+    // The types of gpt-oss' experts, and a prompt that is read in more than one micro-batch.
+    compare_forged(&Forge { arch: Arch::GptOss, n_layer: 3, ..Forge::tiny(mxfp4(), 4, 2) }, &small_options());
     // Qwen 3's heads are wider than their share of the embedding.
     let wide = Forge { arch: Arch::Qwen3, n_embd_head: Some(128), ..Forge::tiny(Type::Q4_0, 4, 2) };
     compare_forged(&wide, &small_options());

@@ -17,10 +17,11 @@ use ggml::Type;
 
 #[derive(Parser)]
 struct Args {
-    /// Type of the matrices: F16, Q8_0, Q4_0, Q4_1, Q5_0, Q4_K, Q6_K
+    /// Type of the matrices, as ggml names it: Q8_0, Q4_0, Q4_K, MXFP4
     #[arg(long = "type", default_value = "Q4_0")]
     ty: String,
-    /// Architecture: llama (LLaMA-2-7B's width), qwen3 (8B's), gemma3 (4B's), phi3 (mini's), qwen3moe (30B-A3B's)
+    /// Architecture: llama (LLaMA-2-7B's width), qwen3 (8B's), gemma3 (4B's), gemma4 (E4B's), phi3 (mini's), qwen3moe (30B-A3B's), gpt-oss
+    /// (20B's)
     #[arg(long, default_value = "llama")]
     arch: String,
     /// Number of layers
@@ -33,8 +34,8 @@ struct Args {
 
 fn main() {
     let args = Args::parse();
-    let known = [Type::F16, Type::Q8_0, Type::Q4_0, Type::Q4_1, Type::Q5_0, Type::Q4_K, Type::Q6_K];
-    let Some(ty) = known.into_iter().find(|t| t.name() == args.ty) else {
+    let mut known = (0..u32::from(u8::MAX)).filter_map(Type::from_id).filter(|t| ggml::can_quantize(*t));
+    let Some(ty) = known.find(|t| t.name().eq_ignore_ascii_case(&args.ty)) else {
         eprintln!("make_model: unknown type '{}'", args.ty);
         std::process::exit(2);
     };
@@ -43,9 +44,11 @@ fn main() {
         "llama" => (Arch::Llama, [4096, 11008, 32, 32, 128]),
         "qwen3" => (Arch::Qwen3, [4096, 12288, 32, 8, 128]),
         "gemma3" => (Arch::Gemma3, [2560, 10240, 8, 4, 256]),
+        "gemma4" => (Arch::Gemma4, [2560, 10240, 8, 2, 256]),
         "phi3" => (Arch::Phi3, [3072, 8192, 32, 32, 96]),
         // An expert has half of the channels.
         "qwen3moe" => (Arch::Qwen3Moe, [2048, 2 * 768, 32, 4, 128]),
+        "gpt-oss" => (Arch::GptOss, [2880, 2 * 2880, 64, 8, 64]),
         other => {
             eprintln!("make_model: unknown architecture '{other}'");
             std::process::exit(2);
@@ -63,8 +66,8 @@ fn main() {
         n_embd_head: Some(n_embd_head),
         n_layer: args.layers,
         n_ctx: 4096,
-        window: 1024,
-        experts: [128, 8],
+        window: if arch == Arch::GptOss { 128 } else { 1024 },
+        experts: if arch == Arch::GptOss { [32, 4] } else { [128, 8] },
         tied: false,
         biases: false,
         rope: RopeKind::Plain,

@@ -129,6 +129,11 @@ pub struct Forge {
     pub seed: u64,
 }
 
+/// 4-bit floats with a scale for each 32 of them, the type of gpt-oss' experts.
+pub fn mxfp4() -> Type {
+    (0..u32::from(u8::MAX)).filter_map(Type::from_id).find(|t| t.name().eq_ignore_ascii_case("mxfp4")).expect("ggml has it")
+}
+
 /// The tiny models of tests/golden.
 pub fn golden() -> [(&'static str, Forge); 3] {
     let forge = |n_head_kv, seed| Forge { n_layer: 5, seed, ..Forge::tiny(Type::F32, 8, n_head_kv) };
@@ -138,7 +143,7 @@ pub fn golden() -> [(&'static str, Forge); 3] {
 
 /// The tiny models whose results `tests/tools/hashes` prints: all architectures, and a type of weights for each way to multiply. Several
 /// queries share a key and a value, but for OPT. For llama, every matrix has a bias.
-pub fn of_each_kind() -> [(&'static str, Forge); 15] {
+pub fn of_each_kind() -> [(&'static str, Forge); 17] {
     let kinds = [
         ("q4_0", Arch::Llama, Type::Q4_0),
         ("q4_1", Arch::Llama, Type::Q4_1),
@@ -152,7 +157,9 @@ pub fn of_each_kind() -> [(&'static str, Forge); 15] {
         ("granite-q8_0", Arch::Granite, Type::Q8_0),
         ("gemma2-q4_k", Arch::Gemma2, Type::Q4_K),
         ("gemma3-q4_0", Arch::Gemma3, Type::Q4_0),
+        ("gemma4-q8_0", Arch::Gemma4, Type::Q8_0),
         ("qwen3moe-q4_k", Arch::Qwen3Moe, Type::Q4_K),
+        ("gpt-oss-mxfp4", Arch::GptOss, mxfp4()),
         ("opt-f32", Arch::Opt, Type::F32),
         ("opt-q8_0", Arch::Opt, Type::Q8_0),
     ];
@@ -581,7 +588,13 @@ impl Forge {
         }
         let n_rows: usize = shape[1..].iter().product();
         if shape.len() == 1 {
-            let mean = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
+            let is_head_norm = name.ends_with("attn_q_norm.weight") || name.ends_with("attn_k_norm.weight");
+            let mean = match name {
+                // It has no other factor on scores.
+                _ if is_head_norm && self.arch == Arch::Gemma4 => 0.3,
+                _ if name.ends_with("norm.weight") || name.ends_with("scale.weight") => 1.0,
+                _ => 0.0,
+            };
             let values: Vec<f32> = (0..n).map(|_| mean + 0.1 * random.normal()).collect();
             return ggml::quantize(ty, &values, n);
         }
