@@ -15,6 +15,7 @@
 //!    [`Weight::gemv_acts`] and [`Weight::dot`] (single tokens need no packing). `q8_0.rs` is the simplest model with all of these;
 //!    `nibbles.rs` has what types of 4 bits share.
 
+mod mxfp4;
 mod nibbles;
 mod other;
 mod q4_0;
@@ -182,6 +183,8 @@ formats! {
     q4_1::Q4_1, "Q4_1";
     /// Blocks of 256 in 144 bytes: a scale and a minimum (F16), eight scales and minima of 6 bits, and codes of 4 bits
     q4_k::Q4K, "Q4_K";
+    /// Blocks of 32 in 17 bytes: a scale (a power of two), and codes of 4 bits, which are floats
+    mxfp4::Mxfp4, "MXFP4";
     /// Blocks of 32 in 34 bytes: a scale (F16), and codes of 8 bits with sign
     q8_0::Q8_0, "Q8_0";
 }

@@ -1,7 +1,7 @@
 //! What types with codes of 4 bits share.
 //!
-//! The functions for gemv are for blocks of 32 inputs in 16 bytes, behind a scale and perhaps a minimum: the lower nibbles are the codes
-//! of the first 16 inputs, the upper ones those of the others.
+//! The functions for gemv are for blocks of 32 inputs whose codes are the last 16 bytes: the lower nibbles are the codes of the first 16
+//! inputs, the upper ones those of the others. [`Nibbles`] says what is before them.
 
 use super::{BLOCK, Weight, excess};
 use crate::acts::Acts;
@@ -53,6 +53,23 @@ pub(crate) fn panel_codes<S: Simd>(s: S, d: &[f32], m: &[f32]) -> [[u8; 16]; 2] 
     tables
 }
 
+/// A type with such blocks. The first methods read `S::LANES / 4` of them, each into four lanes.
+pub(crate) trait Nibbles {
+    /// Of a block
+    const BYTES: usize;
+    /// Blocks have a minimum, which is added to each weight
+    const MINIMA: bool;
+
+    /// Scales and, with [`Nibbles::MINIMA`], minima.
+    fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2];
+
+    /// What [`Simd::dot`] takes as weights, for the lower and for the upper nibbles.
+    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2];
+}
+
+/// The largest block of any of these types.
+const MAX_BYTES: usize = 20;
+
 /// Blocks of a step of [`dot`]: as many as a vector has fours of lanes.
 const fn step_blocks<S: Simd>() -> usize {
     S::LANES / 4
@@ -75,30 +92,25 @@ pub(crate) fn gemv_acts<S: Simd, W: Weight>(acts: Acts) -> GemvActs {
     })
 }
 
-/// Products of a row of blocks of 32 in `BYTES` bytes: a scale, for `MINIMA` a minimum, and 16 bytes of codes.
+/// Products of a row.
 #[inline(always)]
-pub(crate) fn dot<S: Simd, const T: usize, const BYTES: usize, const MINIMA: bool>(
-    s: S,
-    row: &[u8],
-    acts: &GemvActs,
-) -> Sums<S, T> {
+pub(crate) fn dot<S: Simd, W: Nibbles, const T: usize>(s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
     let mut acc = [[s.splat(0.0); 3]; T];
-    let n = step_blocks::<S>() * BYTES;
+    let n = step_blocks::<S>() * W::BYTES;
     let whole = row.chunks_exact(n);
     let rest = whole.remainder();
     let mut steps = acts.steps::<T>((8 * S::LANES).div_ceil(64));
     for (i, (blocks, x)) in whole.zip(&mut steps).enumerate() {
-        add_step::<S, T, BYTES, MINIMA>(s, blocks, x, i % 2, &mut acc);
+        add_step::<S, W, T>(s, blocks, x, i % 2, &mut acc);
     }
     if let (Some(x), false) = (steps.next(), rest.is_empty()) {
         if row.len() >= n {
-            add_step::<S, T, BYTES, MINIMA>(s, &row[row.len() - n..], x, 0, &mut acc);
+            add_step::<S, W, T>(s, &row[row.len() - n..], x, 0, &mut acc);
         } else {
             // The row is shorter than a step: it is filled up with zeros. A step is at most four blocks.
-            let mut blocks = [[0u8; BYTES]; 4];
-            let blocks = blocks.as_flattened_mut();
+            let mut blocks = [0u8; 4 * MAX_BYTES];
             blocks[..rest.len()].copy_from_slice(rest);
-            add_step::<S, T, BYTES, MINIMA>(s, &blocks[..n], x, 0, &mut acc);
+            add_step::<S, W, T>(s, &blocks[..n], x, 0, &mut acc);
         }
     }
     acc
@@ -106,25 +118,24 @@ pub(crate) fn dot<S: Simd, const T: usize, const BYTES: usize, const MINIMA: boo
 
 /// Adds the products with a step's blocks to the sums number `to`.
 #[inline(always)]
-fn add_step<S: Simd, const T: usize, const BYTES: usize, const MINIMA: bool>(
+fn add_step<S: Simd, W: Nibbles, const T: usize>(
     s: S,
     blocks: &[u8],
     (x, shared): Step,
     to: usize,
     acc: &mut Sums<S, T>,
 ) {
-    let [d, m] = s.spread::<BYTES, MINIMA>(blocks);
-    let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
-    let (low, high) = (s.low_nibbles(c), s.high_nibbles(c));
+    let [d, m] = W::scales(s, blocks);
+    let [low, high] = W::codes(s, blocks);
     let bytes = 4 * S::LANES;
     for ((acc, x), shared) in acc.iter_mut().zip(x.chunks_exact(x.len() / T)).zip(shared) {
         // With minima, codes have no excess.
-        let start = if MINIMA { s.splat_i(0) } else { s.each_four_i(&shared.start) };
+        let start = if W::MINIMA { s.splat_i(0) } else { s.each_four_i(&shared.start) };
         let upper = &x[bytes / 64].0[bytes % 64..];
         let dots = s.dot(start, low, s.load_i(&x[0].0));
         let dots = s.dot(dots, high, s.load_i(upper));
         acc[to] = s.fma(s.to_f(dots), s.mul(d, s.each_four(&shared.scales)), acc[to]);
-        if MINIMA {
+        if W::MINIMA {
             acc[2] = s.fma(s.each_four(&shared.sums), m, acc[2]);
         }
     }

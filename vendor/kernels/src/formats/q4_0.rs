@@ -7,7 +7,8 @@
 //!
 //! The scale is a 16-bit float. A byte holds two codes of 4 bits, the first in its lower nibble. A weight is `scale * (code - 8)`.
 
-use super::{BLOCK, Block, Weight, nibbles};
+use super::nibbles::{self, Nibbles};
+use super::{BLOCK, Block, Weight};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
@@ -76,6 +77,22 @@ impl Weight for Q4_0 {
 
     #[inline(always)]
     fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
-        nibbles::dot::<S, T, BYTES, false>(s, row, acts)
+        nibbles::dot::<S, Q4_0, T>(s, row, acts)
+    }
+}
+
+impl Nibbles for Q4_0 {
+    const BYTES: usize = BYTES;
+    const MINIMA: bool = false;
+
+    #[inline(always)]
+    fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {
+        s.spread::<BYTES, false>(blocks)
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2] {
+        let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
+        [s.low_nibbles(c), s.high_nibbles(c)]
     }
 }

@@ -8,7 +8,8 @@
 //! Scale and minimum are 16-bit floats. A byte holds two codes of 4 bits, the first in its lower nibble. A weight is
 //! `scale * code + minimum`.
 
-use super::{BLOCK, Block, Weight, nibbles};
+use super::nibbles::{self, Nibbles};
+use super::{BLOCK, Block, Weight};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
@@ -79,6 +80,22 @@ impl Weight for Q4_1 {
 
     #[inline(always)]
     fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
-        nibbles::dot::<S, T, BYTES, true>(s, row, acts)
+        nibbles::dot::<S, Q4_1, T>(s, row, acts)
+    }
+}
+
+impl Nibbles for Q4_1 {
+    const BYTES: usize = BYTES;
+    const MINIMA: bool = true;
+
+    #[inline(always)]
+    fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {
+        s.spread::<BYTES, true>(blocks)
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2] {
+        let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
+        [s.low_nibbles(c), s.high_nibbles(c)]
     }
 }

@@ -265,6 +265,11 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
+    fn look_up_bytes(self, table: &[u8; 16], codes: __m256i) -> __m256i {
+        self.shuffle(table, codes)
+    }
+
+    #[inline(always)]
     fn look_up(self, blocks: [&[u8]; 2], tables: &[[u8; 16]; 2], out: &mut [u8]) {
         self.store_i(self.shuffle(&tables[0], self.nibbles(blocks[0])), out);
         self.store_i(self.shuffle(&tables[1], self.nibbles(blocks[1])), &mut out[32..]);

@@ -122,6 +122,15 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn look_up_bytes(self, table: &[u8; 16], codes: __m512i) -> __m512i {
+        // SAFETY: 16 readable bytes; the processor has the instructions.
+        unsafe {
+            let table = _mm_loadu_si128(table.as_ptr().cast());
+            _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), codes)
+        }
+    }
+
+    #[inline(always)]
     fn look_up(self, blocks: [&[u8]; 2], tables: &[[u8; 16]; 2], out: &mut [u8]) {
         let a: &[u8; 16] = blocks[0][..16].try_into().expect("16 bytes");
         let b: &[u8; 16] = blocks[1][..16].try_into().expect("16 bytes");

@@ -209,6 +209,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn low_nibbles(self, x: Self::I) -> Self::I;
     /// The upper four bits of each byte.
     fn high_nibbles(self, x: Self::I) -> Self::I;
+    /// Looks up bytes that are below 16.
+    fn look_up_bytes(self, table: &[u8; 16], codes: Self::I) -> Self::I;
     /// Looks up the 4-bit codes of two blocks of 32, each in the table of its block, and writes 64 bytes.
     ///
     /// Each block is 16 bytes: the lower nibbles are its first 16 codes, the upper ones the others.

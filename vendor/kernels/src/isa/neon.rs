@@ -199,6 +199,12 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn look_up_bytes(self, table: &[u8; 16], codes: int32x4_t) -> int32x4_t {
+        let table = self.load_bytes(table);
+        op!(vreinterpretq_s32_u8(vqtbl1q_u8(table, vreinterpretq_u8_s32(codes))))
+    }
+
+    #[inline(always)]
     fn look_up(self, blocks: [&[u8]; 2], tables: &[[u8; 16]; 2], out: &mut [u8]) {
         for i in 0..2 {
             let table = self.load_bytes(&tables[i]);

@@ -129,6 +129,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn look_up_bytes(self, table: &[u8; 16], codes: [i32; 8]) -> [i32; 8] {
+        codes.map(|x| i32::from_le_bytes(x.to_le_bytes().map(|code| table[usize::from(code)])))
+    }
+
+    #[inline(always)]
     fn look_up(self, blocks: [&[u8]; 2], tables: &[[u8; 16]; 2], out: &mut [u8]) {
         for ((block, table), out) in blocks.into_iter().zip(tables).zip(out[..64].chunks_exact_mut(32)) {
             out.copy_from_slice(&nibbles(block).map(|code| table[usize::from(code)]));

@@ -47,7 +47,8 @@ pub fn read_floats(bytes: &[u8], out: &mut [f32]) {
 }
 
 /// Types whose definition is written here, and one that a function reads. (`formats/tests.rs` has the tests for all types.)
-pub const FORMATS: [Format; 5] = [Format::Q4_0, Format::Q4_1, Format::Q4K, Format::Q8_0, Format::Other(&read_floats)];
+pub const FORMATS: [Format; 6] =
+    [Format::Q4_0, Format::Q4_1, Format::Q4K, Format::Mxfp4, Format::Q8_0, Format::Other(&read_floats)];
 
 /// Inputs and bytes of a block.
 pub fn block(format: Format) -> (usize, usize) {
@@ -55,6 +56,7 @@ pub fn block(format: Format) -> (usize, usize) {
         Format::Q4_0 => (32, 18),
         Format::Q4_1 => (32, 20),
         Format::Q4K => (256, 144),
+        Format::Mxfp4 => (32, 17),
         Format::Q8_0 => (32, 34),
         Format::Other(_) => (1, 4),
         _ => unreachable!("see FORMATS"),
@@ -72,6 +74,10 @@ pub fn any_row(rng: &mut Rng, format: Format, n_in: usize) -> Vec<u8> {
     }
     let mut row: Vec<u8> = (0..row_bytes(format, n_in)).map(|_| rng.u8(..)).collect();
     for b in row.chunks_exact_mut(block(format).1) {
+        if let Format::Mxfp4 = format {
+            b[0] = rng.u8(118..136);
+            continue;
+        }
         b[..2].copy_from_slice(&any_half(rng));
         if matches!(format, Format::Q4_1 | Format::Q4K) {
             b[2..4].copy_from_slice(&any_half(rng));
@@ -91,6 +97,16 @@ pub fn values(row: &Row, n_in: usize) -> Vec<f32> {
             *x = match row.format {
                 Format::Q4_0 => half(b) * (nibble(&b[2..], 16) - 8.0),
                 Format::Q4_1 => half(b) * nibble(&b[4..], 16) + half(&b[2..]),
+                Format::Mxfp4 => {
+                    let code = nibble(&b[1..], 16) as u8;
+                    let (sign, exponent, fraction) = (code >> 3, i32::from(code >> 1 & 3), f32::from(code & 1));
+                    let size = match exponent {
+                        0 => 0.5 * fraction,
+                        e => (1.0 + 0.5 * fraction) * 2f32.powi(e - 1),
+                    };
+                    let scale = 2f32.powi(i32::from(b[0]) - 127);
+                    if sign == 1 { -size * scale } else { size * scale }
+                }
                 Format::Q8_0 => half(b) * f32::from(b[2 + i] as i8),
                 Format::Q4K => {
                     let (q, j) = (&b[4..16], i / 32);

@@ -208,6 +208,7 @@ fn nan_stays() {
                 let at = rng.usize(..row.len() / block(format).1) * block(format).1;
                 match format {
                     Format::Other(_) => row[at..at + 4].copy_from_slice(&special.to_le_bytes()),
+                    Format::Mxfp4 => row[at] = 255,
                     _ => {
                         let has_minimum = matches!(format, Format::Q4_1 | Format::Q4K);
                         let at = at + if has_minimum && rng.bool() { 2 } else { 0 };

@@ -1,0 +1,126 @@
+//! MXFP4: blocks of 32 inputs in 17 bytes.
+//!
+//! ```text
+//! byte   0       1                                        17
+//!        scale   code 0, 16 | code 1, 17 | ... | code 15, 31
+//! ```
+//!
+//! The scale is a power of two, of which the byte is the exponent (E8M0 of the OCP's Microscaling formats). A byte holds two codes of 4
+//! bits, the first in its lower nibble: floats of a sign, two bits of an exponent and one of a fraction (E2M1). [`VALUES`] has their doubles,
+//! so that they are integers, and [`scale`] is half of the block's.
+
+use super::nibbles::{self, Nibbles};
+use super::{BLOCK, Block, Weight};
+use crate::acts::Acts;
+use crate::gemv::{GemvActs, Sums};
+use crate::isa::Simd;
+use crate::panel::PanelRow;
+
+const BYTES: usize = 17;
+
+/// What codes stand for, bytes with sign.
+const VALUES: [u8; 16] = with_offset(0);
+
+/// The values, with something added to each: what [`Simd::dot`] takes as weights.
+const fn with_offset(offset: i32) -> [u8; 16] {
+    let values = [0, 1, 2, 3, 4, 6, 8, 12];
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        let value = if i < 8 { values[i] } else { -values[i - 8] };
+        table[i] = (value + offset) as u8;
+        i += 1;
+    }
+    table
+}
+
+/// The factor on a block's values: `2^(exponent - 128)`, or NaN if the largest value times that is no float.
+#[inline(always)]
+fn scale(exponent: u8) -> f32 {
+    f32::from_bits(match exponent {
+        // These have no normal float.
+        0 | 1 => 0x0020_0000 << exponent,
+        253.. => return f32::NAN,
+        e => u32::from(e - 1) << 23,
+    })
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Mxfp4;
+
+impl Weight for Mxfp4 {
+    const BLOCK: Option<Block> = Some(Block { inputs: BLOCK, bytes: BYTES });
+
+    #[inline(always)]
+    fn decode<S: Simd>(self, _s: S, row: &[u8], out: &mut [f32]) {
+        for (b, out) in row.chunks_exact(BYTES).zip(out.chunks_exact_mut(BLOCK)) {
+            let d = scale(b[0]);
+            let codes = nibbles::codes(&b[1..]);
+            out.iter_mut().zip(codes).for_each(|(x, c)| *x = d * f32::from(VALUES[usize::from(c)] as i8));
+        }
+    }
+
+    /// Codes of panels are the values, and their scales the blocks'.
+    #[inline(always)]
+    fn panel_row<S: Simd>(self, s: S, row: &[u8], _n_in: usize, _scratch: &mut [f32], out: PanelRow) {
+        // A row of an odd number of blocks is filled up with a block of zeros.
+        let none = [0u8; BYTES];
+        let codes = out.codes.chunks_exact_mut(2 * BLOCK);
+        for ((pair, codes), to) in row.chunks(2 * BYTES).zip(codes).zip(out.scales.chunks_exact_mut(2)) {
+            let (a, b) = pair.split_at(BYTES);
+            let b = if b.is_empty() { &none[..] } else { b };
+            s.look_up([&a[1..], &b[1..]], &[VALUES; 2], codes);
+            to.copy_from_slice(&[scale(a[0]), scale(b[0])]);
+        }
+    }
+
+    #[inline(always)]
+    fn prepare<S: Simd>(self, _s: S, _row: &[u8], _scratch: &mut [f32]) {}
+
+    #[inline(always)]
+    fn block<'a, S: Simd>(
+        self,
+        _s: S,
+        row: &'a [u8],
+        _scratch: &[f32],
+        i: usize,
+        room: &'a mut [u8; BLOCK],
+    ) -> (&'a [u8; BLOCK], f32, f32) {
+        let b = &row[BYTES * i..];
+        *room = nibbles::codes(&b[1..]).map(|c| VALUES[usize::from(c)]);
+        (room, scale(b[0]), 0.0)
+    }
+
+    const GEMV: bool = true;
+
+    #[inline(always)]
+    fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
+        nibbles::gemv_acts::<S, Mxfp4>(acts)
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
+        nibbles::dot::<S, Mxfp4, T>(s, row, acts)
+    }
+}
+
+impl Nibbles for Mxfp4 {
+    const BYTES: usize = BYTES;
+    const MINIMA: bool = false;
+
+    #[inline(always)]
+    fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {
+        let mut d = [0.0; 4];
+        for (d, b) in d.iter_mut().zip(blocks.chunks_exact(BYTES)) {
+            *d = scale(b[0]);
+        }
+        [s.each_four(&d), s.splat(0.0)]
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2] {
+        let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
+        let table = const { [with_offset(0), with_offset(128)] }[usize::from(S::OFFSET != 0)];
+        [s.look_up_bytes(&table, s.low_nibbles(c)), s.look_up_bytes(&table, s.high_nibbles(c))]
+    }
+}
