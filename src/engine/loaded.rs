@@ -24,7 +24,7 @@ pub enum Loaded {
 /// Whose engine runs a file: ours where the options do not say otherwise and we have a graph for it.
 pub fn runs_on_own(gguf: &Gguf, run_by: RunBy) -> bool {
     match run_by {
-        RunBy::Auto => model::has_graph(gguf.metadata()),
+        RunBy::Auto => model::has_graph(gguf),
         RunBy::Own => true,
         RunBy::Libllama => false,
     }

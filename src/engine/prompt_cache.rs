@@ -148,7 +148,8 @@ impl Origin {
         ];
         match &self.memory {
             Memory::Cells { layers, rot_k, rot_v, rope, pruning } => {
-                let number = |n: usize| u32::try_from(n).expect("hyper-parameters were checked");
+                // The fingerprint tells models apart; this is for a message that says more.
+                let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
                 let sum = |part: usize| layers.iter().map(|l| l[part]).sum();
                 let rope = rope.map_or([0; 9], |r| {
                     let [a, b, c, d, e, f] =

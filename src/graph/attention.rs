@@ -43,8 +43,8 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let mut notes = Notes::new(block);
         let mut states = States::normalised(x, norm);
         let KeysValues::Made { k, v } = &w.kv else { return self.attention_by_others_keys(x, &mut states, w, notes) };
-        // Whole texts of a multi-head model need the keys and values of kept heads only, and no cache.
-        let kv_shrink = self.task.layout.is_whole && w.n_head == w.n_head_kv;
+        // Whole texts of a multi-head model need the keys and values of kept heads only, and no cache, unless another layer reads them.
+        let kv_shrink = self.task.layout.is_whole && w.n_head == w.n_head_kv && !self.task.cache.is_read_by_others(il);
         let choice = self.choice(x, block, w.n_embd_head);
         if self.only_wanted(il) || matches!(choice, Choice::Dropped) {
             return self.attention_of_wanted(&mut states, w, [k, v], &choice, il);
@@ -101,7 +101,9 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         match self.choice(x, notes.block, w.n_embd_head) {
             Choice::Dense => {}
             Choice::Dropped => return None,
-            Choice::Kept(_) | Choice::Probe(..) => unreachable!("plans keep all heads of such a block, or none"),
+            Choice::Kept(_) | Choice::Probe(..) => {
+                unreachable!("plans and records keep all heads of such a block, or none")
+            }
         }
         if !self.only_wanted(il) {
             let kqv = self.attended(states, w, None, Rows::All, il);

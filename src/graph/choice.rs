@@ -104,7 +104,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     }
 
     /// Whether a layer makes nothing but keys and values of rows that are not wanted: the last one, unless all of its rows are to be
-    /// observed.
+    /// observed. Where none are wanted, those after the last one that makes any make nothing at all.
     pub(super) fn only_wanted(&self, il: usize) -> bool {
         let layout = self.task.layout;
         let observes = match self.task.pass {
@@ -113,7 +113,8 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             Pass::Given(pruning) => pruning.answer_plan.is_some(),
             _ => false,
         };
-        il + 1 == self.task.n_layer && layout.n_wanted < layout.n_tokens() && !observes
+        let is_last = il + 1 == self.task.n_layer || layout.n_wanted == 0 && il >= self.task.cache.last_own();
+        is_last && layout.n_wanted < layout.n_tokens() && !observes
     }
 
     /// Stage pick: the probe of a block that gets the residual stream `x`.

@@ -130,6 +130,16 @@ impl KvCache {
         self.layers[il].rotations.map(|n| self.rotations.get(&n).map(|&matrix| g.leaf(&self.store, matrix)))
     }
 
+    /// Whether another layer reads the keys and values of layer `il`.
+    pub fn is_read_by_others(&self, il: usize) -> bool {
+        self.layers.iter().any(|l| l.is_shared && l.k == self.layers[il].k)
+    }
+
+    /// The last layer that has keys and values of its own.
+    pub fn last_own(&self) -> usize {
+        self.layers.iter().rposition(|l| !l.is_shared).expect("the first layer has its own")
+    }
+
     /// Bytes of a token's keys and of its values in each layer that has its own.
     pub fn cell_bytes(&self) -> Vec<[usize; 2]> {
         let cells = self.params.n_cells * self.params.n_seq;

@@ -68,6 +68,12 @@ impl Block {
         }
     }
 
+    /// Whether all of it is left out or nothing: attention with the keys and values of another layer. A probe attends among its own rows, and
+    /// has no keys of them there.
+    pub fn is_whole(self, dims: &Dims) -> bool {
+        self.kind == BlockKind::Attn && dims.layers[self.il].shares_kv_of.is_some()
+    }
+
     /// Input channels of the block's last matrix.
     pub fn channels(self, dims: &Dims) -> usize {
         self.units(dims) * self.width(dims)
@@ -78,7 +84,8 @@ impl Block {
         let layer = &dims.layers[self.il];
         match self.kind {
             BlockKind::Attn => {
-                let shrinks = !whole_kv && layer.n_head == layer.n_head_kv;
+                let is_read = dims.layers.iter().any(|l| l.shares_kv_of == Some(self.il));
+                let shrinks = !whole_kv && layer.n_head == layer.n_head_kv && !is_read;
                 let kv = match layer.shares_kv_of {
                     Some(_) => 0,
                     None if shrinks => kept,

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::block::{Block, BlockKind, all_blocks};
+use super::block::all_blocks;
 use crate::error::{Error, Result};
 use crate::weights::Dims;
 
@@ -19,21 +19,20 @@ pub(super) const MOST: f64 = 0.9375;
 /// Attention is dropped where the strength of pruning would be this share of the MLP.
 const HEADS_LATER: f64 = 1.5;
 
-/// What of a block is left out if `share` of it is asked for. Attention with the keys and values of another layer is whole, or dropped: a
-/// probe attends among its own rows, and has no keys of them there.
-pub fn effective(share: f64, block: Block, dims: &Dims) -> f64 {
-    let is_all = share >= 1.0 - 1e-9;
-    let is_whole = block.kind == BlockKind::Attn && dims.layers[block.il].shares_kv_of.is_some() && !is_all;
-    if is_whole { 0.0 } else { share }
+/// Whether a share is all of a block.
+pub fn is_all(share: f64) -> bool {
+    share >= 1.0 - 1e-9
 }
 
-/// Share of the weights of all blocks that is saved, of which those of experts count that a token is given to; keys and values are made of
-/// all heads.
+/// Share of the weights of the blocks that reading needs, see [`Dims::n_read`], that is saved. Of experts those count that a token is given to;
+/// keys and values are made of all heads.
 pub fn saved(shares: &[[f64; 2]], dims: &Dims) -> f64 {
-    let mut all: f64 = dims.layers.iter().map(|l| l.n_expert_weights as f64).sum();
+    let n_read = dims.n_read();
+    let mut all: f64 = dims.layers[..n_read].iter().map(|l| l.n_expert_weights as f64).sum();
     let mut saved = 0.0;
-    for block in all_blocks(dims) {
-        let share = effective(shares[block.il][block.kind as usize], block, dims);
+    for block in all_blocks(dims).filter(|b| b.il < n_read) {
+        let share = shares[block.il][block.kind as usize];
+        let share = if block.is_whole(dims) && !is_all(share) { 0.0 } else { share };
         let [none, whole] = [0, block.units(dims)].map(|n| block.weights(dims, n, true) as f64);
         saved += share * (whole - none);
         all += whole;
@@ -57,7 +56,7 @@ pub fn uniform(ratio: f64, skip: usize, dims: &Dims) -> Shares {
 }
 
 /// More with depth, but nothing of the first `skip` layers. What a token's later layers compute serves the tokens after it through the
-/// keys and values of fewer layers, and those of the last layer serve none: it makes keys and values only.
+/// keys and values of fewer layers, and those of the last layer that makes any serve none: it makes keys and values only.
 ///
 /// On SmolLM2 leaving out half of an MLP costs ten times less at the end of the model than in its middle, and dropping one three to ten
 /// times more than keeping its best sixteenth, so that shares grow as `exp(3 d)` up to [`MOST`], with `d` the depth from 0 to 1. Heads
@@ -67,13 +66,13 @@ pub fn uniform(ratio: f64, skip: usize, dims: &Dims) -> Shares {
 /// of SmolLM2's heads costs a KL of 0.15 so, of 0.33 evenly, and of 0.44 if the later half of the blocks is dropped (wiki, 512 tokens and
 /// 256 after).
 pub fn depth(ratio: f64, skip: usize, dims: &Dims) -> Shares {
-    let last = dims.n_layer() - 1;
+    let last = dims.n_read() - 1;
     let depth = |il: usize| il as f64 / last.max(1) as f64;
     // The strength at which all layers are at their most.
     let most = HEADS_LATER * STEEPNESS.exp();
     let shares = |il: usize, x: f64| match x * most * (STEEPNESS * (depth(il) - 1.0)).exp() {
         _ if il < skip => [0.0, 0.0],
-        strength if il == last && strength > 0.0 => [1.0, 1.0],
+        strength if il >= last && strength > 0.0 => [1.0, 1.0],
         strength if dims.layers[il].n_ff == 0 => [strength.min(1.0), 0.0],
         strength => [if strength >= HEADS_LATER { 1.0 } else { 0.0 }, strength.min(MOST)],
     };

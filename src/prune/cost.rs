@@ -94,8 +94,8 @@ const N_CONTEXT: usize = 512;
 const OVERHEAD: f64 = 0.15;
 
 /// The budget that leaves out `ratio` of the blocks' weights at the least cost for the time that it saves, if costs add up: each block is
-/// pruned until a little more of any would cost the same for what it saves. `costs` are of all layers but the last, which is dropped: it
-/// serves nothing that is read.
+/// pruned until a little more of any would cost the same for what it saves. `costs` are of all layers but the last. The last one that makes
+/// keys and values is dropped, and so is what comes after it: they serve nothing that is read.
 ///
 /// An MLP costs as the square of its share. Time goes with multiplications: those of attention count, too, and an MLP that is pruned at all
 /// has a probe to pay for.
@@ -110,7 +110,7 @@ pub fn cheapest(costs: &[LayerCosts], ratio: f64, dims: &Dims) -> Shares {
         [(attn + 2 * N_CONTEXT * n_head * n_embd_head) as f64, mlp as f64]
     };
     let layers: Vec<(&LayerCosts, [f64; 2])> = costs.iter().enumerate().map(|(il, c)| (c, saves(il))).collect();
-    let largest = (0..dims.n_layer()).map(|il| saves(il)[1]).fold(1.0, f64::max);
+    let largest = (0..dims.n_layer()).flat_map(saves).fold(1.0, f64::max);
     // Prices of a multiplication, over twelve orders of magnitude.
     let price = |x: f64| 1e-9 / largest * 10f64.powf(12.0 * x);
     let factor = |c: &LayerCosts| c.mlp.max(LEAST) / MLP_SHARE.powi(2);
@@ -124,10 +124,13 @@ pub fn cheapest(costs: &[LayerCosts], ratio: f64, dims: &Dims) -> Shares {
         layers.iter().map(of_layer).collect()
     };
     let shares = |worth: &[[bool; 2]], price: f64| -> Shares {
-        let of_layer = |(&(c, [_, mlp]), worth): (&(&LayerCosts, [f64; 2]), &[bool; 2])| {
-            [if worth[0] { 1.0 } else { 0.0 }, if worth[1] { share_at(c, mlp, price) } else { 0.0 }]
+        let of_layer = |il: usize| match layers.get(il).zip(worth.get(il)) {
+            Some((&(c, [_, mlp]), worth)) if il + 1 < dims.n_read() => {
+                [if worth[0] { 1.0 } else { 0.0 }, if worth[1] { share_at(c, mlp, price) } else { 0.0 }]
+            }
+            _ => [1.0; 2],
         };
-        layers.iter().zip(worth).map(of_layer).chain([[1.0; 2]]).collect()
+        (0..dims.n_layer()).map(of_layer).collect()
     };
     let (mut low, mut high) = (0.0, 1.0);
     for _ in 0..50 {
@@ -136,7 +139,12 @@ pub fn cheapest(costs: &[LayerCosts], ratio: f64, dims: &Dims) -> Shares {
         if is_enough { high = middle } else { low = middle }
     }
     // A block more may be a step too far: with these blocks, but no more of each than it takes.
-    let worth = worth(price(high));
+    let mut worth = worth(price(high));
+    // Where there is nothing but attention, which is dropped or whole, of blocks that cost alike no more than it takes.
+    for il in (0..worth.len()).filter(|&il| dims.layers[il].n_ff == 0) {
+        let is_worth = std::mem::replace(&mut worth[il][0], false);
+        worth[il][0] = is_worth && saved(&shares(&worth, price(high)), dims) < ratio;
+    }
     solve(ratio, dims, |x| shares(&worth, price(x)))
 }
 
@@ -262,6 +270,22 @@ mod tests {
             assert_eq!(shares[3], [1.0, 1.0]);
             assert!(shares[0][1] <= shares[1][1] && shares[1][1] <= shares[2][1], "{shares:?}");
             assert_eq!((shares[0][0], shares[1][0]), (0.0, 1.0), "{shares:?}");
+        }
+    }
+
+    #[test]
+    fn of_experts_the_cheapest_attention_is_dropped_first() {
+        let layer = LayerDims { n_expert_weights: 2 * 3 * 64 * 96, ..LayerDims::gated([4, 2, 16], 0) };
+        let d = Dims::alike(5, 64, layer);
+        let costs = [0.5, 0.01, 0.0001, 0.02].map(|attn| LayerCosts { attn, mlp: 0.0 });
+        // Four blocks that cost something, and the last one, of which each is some 4% of the weights.
+        for (ratio, dropped) in [
+            (0.03, [false, false, false, false]),
+            (0.06, [false, false, true, false]),
+            (0.1, [false, true, true, false]),
+        ] {
+            let shares = cheapest(&costs, ratio, &d);
+            assert_eq!([0, 1, 2, 3].map(|il| shares[il][0] == 1.0), dropped, "{ratio}: {}", saved(&shares, &d));
         }
     }
 

@@ -42,7 +42,7 @@ impl Plan {
                 dims.n_layer()
             )));
         }
-        // Those of experts have no channels to leave out.
+        // MLPs of experts have no channels to leave out.
         let least = dims.layers.iter().map(|l| l.n_ff).filter(|&n| n > 0).min();
         if least.is_none() && options.mlp_only {
             return Err(Error::usage("--prune-mlp-only leaves nothing to prune: the model's MLPs are ones of experts"));
@@ -151,9 +151,11 @@ impl Plan {
             return None;
         }
         let ratio = self.shares.as_ref().map_or(self.ratio, |s| s[il][kind as usize]);
-        let ratio = budget::effective(ratio, block, &self.dims);
-        if self.drops && ratio >= 1.0 - 1e-9 {
+        if self.drops && budget::is_all(ratio) {
             return Some(0);
+        }
+        if block.is_whole(&self.dims) {
+            return None;
         }
         let pruned = (ratio * units as f64) as usize;
         let kept = match kind {
@@ -182,8 +184,8 @@ impl Plan {
             let weights = |n: usize| block.weights(&self.dims, n, true) as f64;
             let kept = self.kept(block).unwrap_or(units);
             all += weights(units);
-            // Of the last layer dense reading makes no more than keys and values, either.
-            if block.il + 1 < self.dims.n_layer() {
+            // Of the last layer that makes keys and values dense reading makes no more than these, either, and nothing of those after it.
+            if block.il + 1 < self.dims.n_read() {
                 saved += weights(units) - weights(kept);
                 probed += if (1..units).contains(&kept) { weights(units) - weights(0) } else { 0.0 };
             }

@@ -63,7 +63,12 @@ impl Record {
             let rising = kept.windows(2).all(|w| w[0] < w[1]);
             // A batch may drop a block; reduced weights have units.
             let is_none = self.frozen && kept.is_empty();
-            if is_none || units == 0 || !rising || kept.iter().any(|k| !(0..units).contains(k)) {
+            if is_none
+                || units > 0 && block.is_whole(dims) && !kept.is_empty()
+                || units == 0
+                || !rising
+                || kept.iter().any(|k| !(0..units).contains(k))
+            {
                 return Err(Error::malformed(format!(
                     "layer {} keeps no ascending list of {}s of this model's {units}",
                     block.il,

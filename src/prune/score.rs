@@ -225,21 +225,24 @@ impl Op for Moments {
 /// `scores` holds, for each pruned block, the scores of its *channels*.
 pub fn flap_shares(dims: &Dims, ratio: f64, n_tokens: usize, scores: &[(Block, Vec<f32>)]) -> Vec<[f64; 2]> {
     let t = n_tokens as f64;
+    let h = dims.n_embd as f64;
+    let channel_weight = |layer: &LayerDims| layer.n_ff_matrices as f64 * t * h;
     let head_weight = |layer: &LayerDims| {
-        let (h, d) = (dims.n_embd as f64, layer.n_embd_head as f64);
+        let d = layer.n_embd_head as f64;
         let matrices = if layer.n_head == layer.n_head_kv { 4.0 } else { 2.0 };
-        (matrices * t * h * d + 2.0 * t * t * d) / (layer.n_ff_matrices as f64 * t * h)
+        matrices * t * h * d + 2.0 * t * t * d
     };
-    let standardised = scores.iter().map(|(block, scores)| {
+    let scores = scores.iter().filter(|(block, _)| !block.is_whole(dims));
+    let standardised = scores.map(|(block, scores)| {
         let n = scores.len() as f64;
         let mean = scores.iter().map(|&s| f64::from(s)).sum::<f64>() / n;
         let variance = scores.iter().map(|&s| (f64::from(s) - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
         let deviation = if variance > 0.0 { variance.sqrt() } else { 1.0 };
         let z: Vec<f64> = scores.iter().map(|&s| (f64::from(s) - mean) / deviation).collect();
+        let layer = &dims.layers[block.il];
         let (units, weight) = match block.kind {
-            BlockKind::Mlp => (z, 1.0),
+            BlockKind::Mlp => (z, channel_weight(layer)),
             BlockKind::Attn => {
-                let layer = &dims.layers[block.il];
                 let width = layer.n_embd_head;
                 (z.chunks_exact(width).map(|c| c.iter().sum::<f64>() / width as f64).collect(), head_weight(layer))
             }

@@ -146,6 +146,13 @@ impl<'a> Loader<'a> {
         Ok(Norm::Layer { gain: vector("weight", Usage::Mul)?, bias: vector("bias", Usage::Add)?, eps })
     }
 
+    /// The tensor `NAME.weight`, which the file may have, is of no use: it is not loaded, and no reason to refuse the file.
+    pub fn leave(&mut self, name: &str) {
+        if let Some(info) = self.gguf.tensor(&format!("{name}.weight")) {
+            self.used.insert(&info.name);
+        }
+    }
+
     /// Whether the file has a matrix `NAME.weight`.
     pub fn has(&self, name: &str) -> bool {
         self.gguf.tensor(&format!("{name}.weight")).is_some()

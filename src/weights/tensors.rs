@@ -267,14 +267,6 @@ impl Mlp {
             Mlp::Experts(_) => panic!("experts have a last matrix each"),
         }
     }
-
-    /// The experts, if it has any.
-    pub fn experts(&self) -> Option<&Experts> {
-        match self {
-            Mlp::Experts(experts) => Some(experts),
-            _ => None,
-        }
-    }
 }
 
 /// What comes after the layers.
@@ -422,6 +414,11 @@ impl Dims {
     /// Number of layers.
     pub fn n_layer(&self) -> usize {
         self.layers.len()
+    }
+
+    /// Layers that tokens go through that are read only for what comes after them: up to the last one that makes keys and values.
+    pub fn n_read(&self) -> usize {
+        self.layers.iter().rposition(|l| l.shares_kv_of.is_none()).map_or(0, |il| il + 1)
     }
 }
 

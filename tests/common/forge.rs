@@ -131,7 +131,10 @@ pub struct Forge {
 
 /// 4-bit floats with a scale for each 32 of them, the type of gpt-oss' experts.
 pub fn mxfp4() -> Type {
-    (0..u32::from(u8::MAX)).filter_map(Type::from_id).find(|t| t.name().eq_ignore_ascii_case("mxfp4")).expect("ggml has it")
+    (0..u32::from(u8::MAX))
+        .filter_map(Type::from_id)
+        .find(|t| t.name().eq_ignore_ascii_case("mxfp4"))
+        .expect("ggml has it")
 }
 
 /// The tiny models of tests/golden.
@@ -432,7 +435,7 @@ impl Forge {
                 matches!(self.arch, Arch::Qwen3 | Arch::Gemma3 | Arch::Gemma4 | Arch::Qwen3Moe | Arch::Lfm2);
             if has_head_norms && !self.is_recurrent(il) {
                 gain("attn_q_norm", head);
-                if il < self.n_layer_kv() {
+                if il < self.n_layer_kv() || self.tied {
                     gain("attn_k_norm", head);
                 }
             }
@@ -464,7 +467,8 @@ impl Forge {
                     ];
                     // Layers without a window make values by the keys' matrix.
                     let kv = [("attn_k", n_embd, n_kv), ("attn_v", n_embd, n_kv)];
-                    let n_made = if il < self.n_layer_kv() { 2 - il % 2 } else { 0 };
+                    // Those that read another's may have their own all the same, of no use.
+                    let n_made = if il < self.n_layer_kv() || self.tied { 2 - il % 2 } else { 0 };
                     matrices.extend(&kv[..n_made]);
                     matrices
                 }

@@ -135,8 +135,8 @@ impl<'m> Measure<'m> {
             let read = |window: &Vec<Token>| self.read_block(&mut session, window);
             let bases = of_blocks.iter().map(read).collect::<Result<Vec<_>>>()?;
             for &(block, share) in &measurements[part.blocks.len()..] {
-                // Of experts nothing is left out.
-                if block.units(&dims) == 0 {
+                // Of experts nothing is left out, and what serves nothing that is read costs nothing.
+                if block.units(&dims) == 0 || block.il + 1 >= dims.n_read() {
                     bar.inc(OF_BLOCKS as u64);
                     part.blocks.push(0.0);
                     continue;

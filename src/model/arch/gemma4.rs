@@ -52,7 +52,7 @@ fn hparams(keys: &Keys, n_vocab: usize, options: &RopeOptions) -> Result<Hparams
     Ok(h)
 }
 
-/// The last `n` layers read the keys and values of the last layer of their kind before them, which are the last two.
+/// The last `n` layers read the keys and values of one of the two layers before them: of the one of their own kind, with a window or without.
 fn share_kv(h: &mut Hparams, n: usize) -> Result<()> {
     let first = h.n_layer.saturating_sub(n);
     for il in first..h.n_layer {
@@ -96,6 +96,10 @@ fn tensors(loader: &mut Loader, h: &Hparams) -> Result<Tensors> {
     let tensors = parts::tensors(loader, h, |loader, il| {
         let block = |name: &str| format!("blk.{il}.{name}");
         let shared = h.layers[il].shares_kv_of;
+        if shared.is_some() {
+            // Files may have them for all layers.
+            ["attn_k", "attn_v", "attn_k_norm"].iter().for_each(|name| loader.leave(&block(name)));
+        }
         let (q, kv) = match shared {
             _ if shared.is_none() && (loader.has(&block("attn_qkv")) || loader.has(&block("attn_v"))) => {
                 let [q, k, v] = loader.qkv(h.n_embd, h.n_embd_q(il), h.n_embd_gqa(il), il)?;
@@ -105,7 +109,7 @@ fn tensors(loader: &mut Loader, h: &Hparams) -> Result<Tensors> {
                 let q = loader.linear(&block("attn_q"), h.n_embd, h.n_embd_q(il), il)?;
                 match of {
                     Some(of) => (q, KeysValues::OfLayer(of)),
-                    // Values are made by the keys' matrix.
+                    // Values are made by the keys' matrix; the product is made twice.
                     None => {
                         let k = loader.linear(&block("attn_k"), h.n_embd, h.n_embd_gqa(il), il)?;
                         (q, KeysValues::Made { v: k.clone(), k })

@@ -30,7 +30,7 @@ use super::hparams::Hparams;
 use super::keys::Keys;
 use super::options::RopeOptions;
 use crate::error::{Error, Result, shown};
-use crate::gguf::{Gguf, Metadata};
+use crate::gguf::Gguf;
 
 pub use parts::{Architecture, Tensors};
 
@@ -54,10 +54,15 @@ pub const ARCHITECTURES: &[Architecture] = &[
 /// GGML_QNT_VERSION: how ggml's quantised blocks are laid out.
 const QUANTIZATION_VERSION: u32 = 2;
 
-/// Whether a file's model runs on a graph of ours: we know the architecture, and its experts if it has any.
-pub fn has_graph(meta: &Metadata) -> bool {
+/// Whether a file's model runs on a graph of ours: we know the architecture, its experts if it has any, and all that its matrices need.
+pub fn has_graph(gguf: &Gguf) -> bool {
+    let meta = gguf.metadata();
     let name = meta.architecture();
     let has_experts = meta.u32(&format!("{name}.expert_count")).is_ok_and(|n| n.is_some_and(|n| n > 0));
+    // Files of NVFP4 have a factor for each matrix, which libllama applies.
+    if gguf.tensors().iter().any(|t| t.name.starts_with("blk.") && t.name.ends_with("scale")) {
+        return false;
+    }
     // A file without a name is one for our own errors.
     name.is_empty() || ARCHITECTURES.iter().any(|a| a.name == name && (a.has_experts || !has_experts))
 }
