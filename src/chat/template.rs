@@ -8,7 +8,7 @@ use minijinja::{Environment, Value, context};
 use super::jinja;
 use super::turn::{Message, Role};
 use crate::error::{Error, Result};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Value as MetadataValue};
 use crate::tokenizer::REASONING;
 
 /// Where a chat template comes from, if it is not the model's own.
@@ -85,6 +85,9 @@ pub struct Template {
     variables: Value,
 }
 
+/// Where files have it.
+const KEY: &str = "tokenizer.chat_template";
+
 impl Template {
     /// The template that `source` names, or the model's own; `None` if there is neither. `bos` and `eos` are the texts of
     /// these tokens, if the model has them. A template that does not compile is an error of kind [`crate::error::Kind::Malformed`].
@@ -96,9 +99,12 @@ impl Template {
         kwargs: serde_json::Map<String, serde_json::Value>,
     ) -> Result<Option<Template>> {
         let (name, text) = match source {
-            None => match gguf.metadata().str("tokenizer.chat_template").map_err(|e| e.in_file(gguf.path()))? {
-                None => return Ok(None),
-                Some(text) => (format!("{}: the model's chat template", gguf.path().display()), text.to_owned()),
+            None => match gguf.metadata().str(KEY) {
+                // What is no text is no template.
+                Err(_) if matches!(gguf.metadata().get(KEY), Some(MetadataValue::Str(_))) => return Ok(None),
+                Err(e) => return Err(e.in_file(gguf.path())),
+                Ok(None) => return Ok(None),
+                Ok(Some(text)) => (format!("{}: the model's chat template", gguf.path().display()), text.to_owned()),
             },
             Some(Source::TextOrName(text)) => match KNOWN.iter().find(|(name, _)| name == text) {
                 Some((name, known)) => (format!("the chat template '{name}'"), (*known).to_owned()),
