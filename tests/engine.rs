@@ -72,7 +72,8 @@ fn rows_of_any_sequences_at_any_positions() {
     let small = Options { n_ctx: Some(512), ..Options::new(2) };
     for arch in Arch::ALL.into_iter().chain([Arch::Opt]) {
         compare(&Forge { arch, ..Forge::tiny(Type::F32, 4, 2) }, Kernels::Ggml, &small, 1e-9);
-        compare(&Forge { arch, ..Forge::tiny(Type::Q4_0, 4, 2) }, Kernels::Native, &small, 1e-9);
+        // All experts: which are chosen of many, rounding may decide otherwise.
+        compare(&Forge { arch, experts: [4, 4], ..Forge::tiny(Type::Q4_0, 4, 2) }, Kernels::Native, &small, 1e-9);
     }
     let forge = Forge::tiny(Type::F32, 4, 4);
     compare(&forge, Kernels::Ggml, &Options { flash_attn: false, ..small.clone() }, 1e-9);

@@ -404,7 +404,7 @@ fn what_is_accepted_of_one_type_is_computed() {
             ok(&[(Type::F32, ne), (ty, ne)], &|b, t| b.soft_max(t[0], Some(t[1]), 1.0)),
             ok(&[(ty, ne), (Type::F32, ne)], &|b, t| b.soft_max(t[0], Some(t[1]), 1.0)),
             ok(&[(ty, ne)], &|b, t| b.soft_max(t[0], None, 1.0)),
-            ok(&[(Type::F32, ne), (ty, [ne[2], 1, 1, 1])], &|b, t| {
+            ok(&[(Type::F32, [4, 3, 256, 1]), (ty, [256, 1, 1, 1])], &|b, t| {
                 let weights = b.soft_max(t[0], None, 1.0);
                 b.add_sinks(weights, t[1]);
                 weights
