@@ -10,8 +10,9 @@ fuzz_target!(|text: &str| {
     let Ok(records) = parse(text, &dims, 7) else { return };
     assert!(!records.is_empty());
     for (record, (block, kept)) in records.iter().flat_map(|r| r.kept.iter().map(move |kept| (r, kept))) {
-        let units = 0..block.kind.units(&dims) as i32;
-        assert!(block.il < dims.n_layer && kept.iter().all(|k| units.contains(k)), "{block:?} {kept:?}");
+        assert!(block.il < dims.n_layer(), "{block:?}");
+        let units = 0..block.units(&dims) as i32;
+        assert!(kept.iter().all(|k| units.contains(k)), "{block:?} {kept:?}");
         // Only a batch may drop a block.
         assert!(!record.frozen || !kept.is_empty(), "{block:?}");
         assert!(kept.is_sorted_by(|a, b| a < b), "{block:?} {kept:?}");
