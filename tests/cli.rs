@@ -418,7 +418,7 @@ fn the_file_says_how_answers_are_drawn_unless_the_user_does() {
     };
     write(0.0);
     let drawn = ask(&[]);
-    assert!(text(&drawn.stderr).contains("answers are drawn as the file says: temp 0, top-k 7"), "{drawn:?}");
+    assert!(text(&drawn.stderr).contains("| drawn as the file says: temp 0, top-k 7 | seed"), "{drawn:?}");
     assert_eq!(drawn.stdout, ask(&["--temp", "0"]).stdout);
     let given = ask(&["--temp", "5", "--top-k", "0"]);
     assert!(!text(&given.stderr).contains("as the file says"), "{given:?}");

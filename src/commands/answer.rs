@@ -1,5 +1,6 @@
 //! Prompt in, answer out: with a progress bar while the prompt is read, and with statistics.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -26,6 +27,8 @@ pub struct Run<'a> {
     pub tokenizer: &'a Tokenizer,
     /// When the load began.
     pub start: Instant,
+    /// How the file wants answers to be drawn, for the first statistics.
+    pub sampling: Cell<Option<String>>,
 }
 
 /// An answer's text, tokens and numbers.
@@ -63,6 +66,7 @@ pub fn answer(
         context_size: session.n_ctx(),
         seed: sampler.seed(),
         logits_hash: logits_hash(session.logits()),
+        sampling: run.sampling.take(),
         ..Default::default()
     };
     match synced {

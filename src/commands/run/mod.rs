@@ -3,6 +3,7 @@
 mod one_shot;
 mod options;
 
+use std::cell::Cell;
 use std::io::{IsTerminal, stdin, stdout};
 use std::path::Path;
 use std::time::Instant;
@@ -59,9 +60,17 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
 
     let start = Instant::now();
     let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
-    let options = &sampling_of_file(options, model.gguf(), &log)?;
+    let (options, sampling) = &sampling_of_file(options, model.gguf())?;
     let template = template(options, &model, &tokenizer)?;
-    let run = Run { options: options.clone(), log, signals, model: &model, tokenizer: &tokenizer, start };
+    let run = Run {
+        options: options.clone(),
+        log,
+        signals,
+        model: &model,
+        tokenizer: &tokenizer,
+        start,
+        sampling: Cell::new(sampling.clone()),
+    };
     match (template, prompt) {
         (Some(template), prompt) if chats => {
             chat::chat(run, &template, system.as_deref(), prompt.as_deref(), resumed, !stays)
@@ -86,8 +95,8 @@ const SAMPLING: [(&str, &str); 6] = [
     ("penalty_last_n", "repeat-last-n"),
 ];
 
-/// The options, with the file's settings of sampling where the user has none: that is said.
-fn sampling_of_file(options: &Options, gguf: &Gguf, log: &Log) -> Result<Options> {
+/// The options, with the file's settings of sampling where the user has none; and what the statistics say of that, if there are any.
+fn sampling_of_file(options: &Options, gguf: &Gguf) -> Result<(Options, Option<String>)> {
     let is_set = |flag: &str| {
         let flag = format!("--{flag}=");
         options.settings.args.iter().any(|a| a.to_str().is_some_and(|a| a.starts_with(&flag)))
@@ -107,15 +116,14 @@ fn sampling_of_file(options: &Options, gguf: &Gguf, log: &Log) -> Result<Options
         settings.push((flag, value));
     }
     if settings.is_empty() {
-        return Ok(options.clone());
+        return Ok((options.clone(), None));
     }
     let pairs: Vec<(&str, &str)> = settings.iter().map(|(flag, value)| (*flag, value.as_str())).collect();
     let (with, _) = (options.settings.change)(options, &pairs).map_err(|e| {
         Error::malformed(format!("general.sampling of the file cannot be used: {e}")).in_file(gguf.path())
     })?;
     let all: Vec<String> = pairs.iter().map(|(flag, value)| format!("{flag} {value}")).collect();
-    log.note(&format!("answers are drawn as the file says: {} (flags come first)", all.join(", ")));
-    Ok(with)
+    Ok((with, Some(format!("drawn as the file says: {}", all.join(", ")))))
 }
 
 /// The prompt of `-p` or `-f`, with the text on stdin below it; `None` if there is none at all.
