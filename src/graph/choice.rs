@@ -104,7 +104,8 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     }
 
     /// Whether a layer makes nothing but keys and values of rows that are not wanted: the last one, unless all of its rows are to be
-    /// observed. Where none are wanted, those after the last one that makes any make nothing at all.
+    /// observed. Where no rows are wanted, that holds for the last layer that makes keys and values; the layers
+    /// after it, which read those of others, make nothing at all.
     pub(super) fn only_wanted(&self, il: usize) -> bool {
         let layout = self.task.layout;
         let observes = match self.task.pass {

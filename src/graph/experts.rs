@@ -24,11 +24,16 @@ impl<'g> GraphBuilder<'_, 'g> {
         let scores = self.matmul(&mut states, &w.router, Part::All);
         self.name(scores, "ffn_moe_logits", il);
         let ne = [w.n_used, n, 1, 1];
-        // The softmax is one of all scores or of the chosen ones: the same but for rounding, as shares are divided by their sum.
-        let ranks = if w.softmax_of_chosen { scores } else { g.soft_max(scores, None, 1.0) };
-        let chosen = g.custom(Type::I32, ne, &[ranks], Route);
-        let of_chosen = g.custom(Type::F32, ne, &[ranks, chosen], OfChosen { as_shares: !w.softmax_of_chosen });
-        let shares = if w.softmax_of_chosen { g.soft_max(of_chosen, None, 1.0) } else { of_chosen };
+        // Both ways give the same but for rounding; each model has the one that llama.cpp has for it.
+        let (chosen, shares) = if w.softmax_of_chosen {
+            let chosen = g.custom(Type::I32, ne, &[scores], Route);
+            let of_chosen = g.custom(Type::F32, ne, &[scores, chosen], OfChosen { as_shares: false });
+            (chosen, g.soft_max(of_chosen, None, 1.0))
+        } else {
+            let all = g.soft_max(scores, None, 1.0);
+            let chosen = g.custom(Type::I32, ne, &[all], Route);
+            (chosen, g.custom(Type::F32, ne, &[all, chosen], OfChosen { as_shares: true }))
+        };
         let inside = self.inside_experts(&mut states, w, chosen);
         let given = self.biased_expert_product(&mut States::new(inside), &w.down, chosen);
         let out = g.custom(Type::F32, [given.ne()[0], n, 1, 1], &[given, shares], Blend);

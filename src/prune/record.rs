@@ -63,9 +63,9 @@ impl Record {
             let rising = kept.windows(2).all(|w| w[0] < w[1]);
             // A batch may drop a block; reduced weights have units.
             let is_none = self.frozen && kept.is_empty();
-            if is_none
-                || units > 0 && block.is_whole(dims) && !kept.is_empty()
-                || units == 0
+            if units == 0
+                || is_none
+                || block.is_whole(dims) && !kept.is_empty()
                 || !rising
                 || kept.iter().any(|k| !(0..units).contains(k))
             {

@@ -100,22 +100,16 @@ fn tensors(loader: &mut Loader, h: &Hparams) -> Result<Tensors> {
             // Files may have them for all layers.
             ["attn_k", "attn_v", "attn_k_norm"].iter().for_each(|name| loader.leave(&block(name)));
         }
-        let (q, kv) = match shared {
-            _ if shared.is_none() && (loader.has(&block("attn_qkv")) || loader.has(&block("attn_v"))) => {
-                let [q, k, v] = loader.qkv(h.n_embd, h.n_embd_q(il), h.n_embd_gqa(il), il)?;
-                (q, KeysValues::Made { k, v })
-            }
-            of => {
-                let q = loader.linear(&block("attn_q"), h.n_embd, h.n_embd_q(il), il)?;
-                match of {
-                    Some(of) => (q, KeysValues::OfLayer(of)),
-                    // Values are made by the keys' matrix; the product is made twice.
-                    None => {
-                        let k = loader.linear(&block("attn_k"), h.n_embd, h.n_embd_gqa(il), il)?;
-                        (q, KeysValues::Made { v: k.clone(), k })
-                    }
-                }
-            }
+        let (q, kv) = if let Some(of) = shared {
+            (loader.linear(&block("attn_q"), h.n_embd, h.n_embd_q(il), il)?, KeysValues::OfLayer(of))
+        } else if loader.has(&block("attn_qkv")) || loader.has(&block("attn_v")) {
+            let [q, k, v] = loader.qkv(h.n_embd, h.n_embd_q(il), h.n_embd_gqa(il), il)?;
+            (q, KeysValues::Made { k, v })
+        } else {
+            // Values are made by the keys' matrix; the product is made twice.
+            let q = loader.linear(&block("attn_q"), h.n_embd, h.n_embd_q(il), il)?;
+            let k = loader.linear(&block("attn_k"), h.n_embd, h.n_embd_gqa(il), il)?;
+            (q, KeysValues::Made { v: k.clone(), k })
         };
         let factors = if h.window(il).is_some() { &Factors::None } else { &factors };
         let mut attn = parts::attention_of(loader, h, il, factors, q, kv)?;

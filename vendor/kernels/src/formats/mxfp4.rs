@@ -120,7 +120,7 @@ impl Nibbles for Mxfp4 {
     #[inline(always)]
     fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2] {
         let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
-        let table = const { [with_offset(0), with_offset(128)] }[usize::from(S::OFFSET != 0)];
+        let table = const { with_offset(S::OFFSET) };
         [s.look_up_bytes(&table, s.low_nibbles(c)), s.look_up_bytes(&table, s.high_nibbles(c))]
     }
 }
