@@ -1,5 +1,5 @@
-//! Our product of a matrix with tokens beside ggml's own: operations a second, their ratio, and how much of what the processor can
-//! do at best with bytes is reached.
+//! Our product of a matrix with tokens beside ggml's own: operations a second, their ratio, and how much of the processor's limit is
+//! reached: of dot products of bytes for many tokens, and for one token of the speed at which as many bytes are read.
 //!
 //! `cargo bench --bench kernels`, or with `-- --isa AVX2 --type Q4_0 --tokens 64` parts of it.
 //!
@@ -20,8 +20,6 @@ use ggml::{
 use kernels::{Acts, ColumnLayout, Columns, Format, Isa, MAX_GEMV_TOKENS, Out, Row, token_bytes};
 
 const SHAPES: [(usize, usize); 5] = [(576, 1536), (1536, 576), (4096, 4096), (4096, 11008), (11008, 4096)];
-const TYPES: [(Type, Format); 4] =
-    [(Type::Q4_0, Format::Q4_0), (Type::Q4_1, Format::Q4_1), (Type::Q4_K, Format::Q4K), (Type::Q8_0, Format::Q8_0)];
 const TOKENS: [usize; 4] = [1, 8, 64, 512];
 const THREADS: [usize; 2] = [1, 2];
 
@@ -51,13 +49,18 @@ impl Random {
     }
 
     /// A matrix whose scales and minima are all of one size.
-    fn matrix(&mut self, ty: Type, n_in: usize, n_out: usize) -> Vec<u8> {
+    fn matrix(&mut self, ty: Type, format: Format, n_in: usize, n_out: usize) -> Vec<u8> {
         let mut bytes: Vec<u8> =
             (0..ty.row_bytes(n_in).expect("whole blocks") * n_out).map(|_| self.next() as u8).collect();
         for b in bytes.chunks_exact_mut(ty.block_bytes()) {
-            b[1] = 0x20 | b[1] & 1;
-            if ty == Type::Q4_1 || ty == Type::Q4_K {
-                b[3] = 0x20 | b[3] & 1;
+            match format {
+                Format::Mxfp4 => b[0] = 120 + (b[0] & 1),
+                // The upper bytes of 16-bit floats.
+                Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => [1, 3].iter().for_each(|&i| b[i] = 0x20 | b[i] & 1),
+                Format::Q2K => [81, 83].iter().for_each(|&i| b[i] = 0x20 | b[i] & 1),
+                Format::Q3K => b[109] = 0x20 | b[109] & 1,
+                Format::Q6K => b[209] = 0x20 | b[209] & 1,
+                _ => b[1] = 0x20 | b[1] & 1,
             }
         }
         bytes
@@ -239,6 +242,29 @@ fn peak(isa: Isa, n_threads: usize) -> f64 {
     })
 }
 
+/// Bytes a second that so many threads read of memory of this size, at best.
+fn bandwidth(bytes: &[u8], n_threads: usize) -> f64 {
+    let read = |bytes: &[u8]| bytes.chunks_exact(8).fold(0, |a, b| a ^ u64::from_le_bytes(b.try_into().expect("8 bytes")));
+    let mut best = f64::INFINITY;
+    for _ in 0..8 {
+        let start = Instant::now();
+        std::thread::scope(|s| {
+            for bytes in bytes.chunks(bytes.len().div_ceil(n_threads)) {
+                s.spawn(move || std::hint::black_box(read(bytes)));
+            }
+        });
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    bytes.len() as f64 / best
+}
+
+/// The types that our kernels read, and their names in ggml.
+fn types() -> Vec<(Type, Format<'static>)> {
+    let all: Vec<Type> = (0..u32::from(u8::MAX)).filter_map(Type::from_id).collect();
+    let ty = |f: &Format| *all.iter().find(|ty| ty.name() == f.name()).expect("a type of ggml's");
+    Format::ALL.iter().map(|f| (ty(f), *f)).collect()
+}
+
 fn main() {
     let args = Args::parse();
     let isa = match &args.isa {
@@ -249,19 +275,20 @@ fn main() {
     };
     let peaks = THREADS.map(|n| peak(isa, n));
     println!("{isa}: at best {} GOP/s with 1 and 2 threads", peaks.map(|p| format!("{:.0}", p / 1e9)).join(", "));
-    println!("                                        GOP/s of one thread          of two");
-    println!("   in x out   type columns tokens    ours limit  ggml ratio    ours limit  ggml ratio");
+    println!("                                         GOP/s of one thread          of two");
+    println!("   in x out   type   columns tokens    ours limit  ggml ratio    ours limit  ggml ratio");
     let mut random = Random(1);
     for (n_in, n_out) in SHAPES {
-        for (ty, format) in TYPES {
+        for (ty, format) in types() {
             if !n_in.is_multiple_of(ty.block_size()) || args.ty.as_ref().is_some_and(|t| *t != ty.name()) {
                 continue;
             }
-            let bytes = Arc::new(random.matrix(ty, n_in, n_out));
+            let bytes = Arc::new(random.matrix(ty, format, n_in, n_out));
+            let bandwidths = THREADS.map(|n| bandwidth(&bytes, n));
             for keep in [false, true] {
                 let k = if keep { n_in * 5 / 8 / ty.block_size() * ty.block_size() } else { n_in };
                 let columns = || Columns::new(&spread(k, n_in), 1, n_in);
-                let theirs = if keep { Arc::new(random.matrix(ty, k, n_out)) } else { bytes.clone() };
+                let theirs = if keep { Arc::new(random.matrix(ty, format, k, n_out)) } else { bytes.clone() };
                 for n in TOKENS.into_iter().filter(|n| args.tokens.is_none_or(|t| t == *n)) {
                     let x: Vec<f32> = (0..k * n).map(|_| random.next() as f32 / (1 << 23) as f32 - 1.0).collect();
                     let weights = if keep && n <= MAX_GEMV_TOKENS {
@@ -284,15 +311,19 @@ fn main() {
                         let error = square(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / square(&mut b.iter().copied());
                         assert!(error.sqrt() < 0.02, "both compute the same: {error}");
                     }
-                    print!("{n_in:>5} x {n_out:<5} {:<5} {:<7} {n:>5}", ty.name(), if keep { "5/8" } else { "all" });
-                    for (n_threads, peak) in THREADS.into_iter().zip(peaks) {
+                    print!("{n_in:>5} x {n_out:<5} {:<6} {:<7} {n:>5}", ty.name(), if keep { "5/8" } else { "all" });
+                    for ((n_threads, peak), bandwidth) in THREADS.into_iter().zip(peaks).zip(bandwidths) {
                         let mut best = [Duration::MAX; 2];
                         for _ in 0..3 {
                             best[0] = best[0].min(ours.time(n_threads));
                             best[1] = best[1].min(ggml.time(n_threads));
                         }
                         let [a, b] = best.map(|t| (2 * k * n_out * n) as f64 / t.as_secs_f64());
-                        print!("  {:>6.1} {:>4.0}% {:>5.1} {:>5.2}", a / 1e9, a / peak * 100.0, b / 1e9, a / b);
+                        let limit = match n {
+                            1 => bandwidth * (2 * k * n_out) as f64 / theirs.len() as f64,
+                            _ => peak,
+                        };
+                        print!("  {:>6.1} {:>4.0}% {:>5.1} {:>5.2}", a / 1e9, a / limit * 100.0, b / 1e9, a / b);
                     }
                     println!("  {memory}");
                 }

@@ -432,12 +432,21 @@ fn add_pairs<S: Simd, const N: usize, const NIBBLES: bool>(
     *rest = Rest { bytes: later_bytes, fours: later_fours, blocks: later_blocks };
     for ((pair, x), both) in bytes.chunks_exact(size).zip(fours.chunks_exact(N)).zip(blocks) {
         let (codes, scales) = pair.split_at(codes);
-        let mut dots = [s.splat_i(both[0].start), s.splat_i(both[1].start)];
+        // Codes of 4 bits in up to eight fours make a small sum.
+        let is_small = NIBBLES && S::SMALL_SUMS;
+        let starts = [s.splat_i(both[0].start), s.splat_i(both[1].start)];
+        let mut dots = if is_small { [s.splat_i(0); 2] } else { starts };
         for (x, c) in x.iter().zip(codes.chunks_exact(if NIBBLES { vector } else { 2 * vector })) {
             let a = s.load_i(c);
             let (a, b) = if NIBBLES { (s.low_nibbles(a), s.high_nibbles(a)) } else { (a, s.load_i(&c[vector..])) };
-            dots[0] = s.dot(dots[0], a, s.splat_i(x[0]));
-            dots[1] = s.dot(dots[1], b, s.splat_i(x[1]));
+            let x = [s.splat_i(x[0]), s.splat_i(x[1])];
+            dots = match is_small {
+                true => [s.add_products(dots[0], a, x[0]), s.add_products(dots[1], b, x[1])],
+                false => [s.dot(dots[0], a, x[0]), s.dot(dots[1], b, x[1])],
+            };
+        }
+        if is_small {
+            dots = [s.add_i(starts[0], s.whole(dots[0])), s.add_i(starts[1], s.whole(dots[1]))];
         }
         let (d, m) = scales.split_at(vector);
         for (i, x) in both.iter().enumerate() {

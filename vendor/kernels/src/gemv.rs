@@ -4,7 +4,7 @@
 //! type does both is in its file in `formats/`.
 
 use crate::acts::{Acts, GROUP};
-use crate::formats::{Format, Row, Weight, with_weight};
+use crate::formats::{Format, Row, SHARE, Weight, with_weight};
 use crate::isa::{Kernel, Simd};
 
 /// The most tokens that [`crate::Isa::gemv`] multiplies at once.
@@ -43,9 +43,9 @@ pub struct GemvActs {
     pub(crate) codes: Vec<Codes>,
     /// Step by step, in each token by token, if the format's steps have lanes of one block each
     shared: Vec<Shared>,
-    /// Token by token the scale of each group, if [`GemvActs::add_groups`] was called
+    /// Token by token the scale of each group after [`GemvActs::add_groups`], of each [`SHARE`] inputs after [`GemvActs::add_shares`]
     pub(crate) scales: Vec<f32>,
-    /// Token by token the sum of each group's activations, if [`GemvActs::add_groups`] was called
+    /// Token by token the sums of the same activations
     pub(crate) sums: Vec<f32>,
 }
 
@@ -77,6 +77,18 @@ impl GemvActs {
         lanes: Option<Lanes>,
         first: impl Fn(usize, usize) -> Option<usize>,
     ) -> GemvActs {
+        Self::arrange_steps(acts, acts.k().div_ceil(n_inputs), n_inputs, lanes, first)
+    }
+
+    /// [`GemvActs::arrange`] in so many steps.
+    #[inline(always)]
+    pub(crate) fn arrange_steps(
+        acts: Acts,
+        n_steps: usize,
+        n_inputs: usize,
+        lanes: Option<Lanes>,
+        first: impl Fn(usize, usize) -> Option<usize>,
+    ) -> GemvActs {
         let n_tokens = acts.n_tokens();
         assert!(
             (1..=MAX_GEMV_TOKENS).contains(&n_tokens),
@@ -90,7 +102,7 @@ impl GemvActs {
             scales: Vec::new(),
             sums: Vec::new(),
         };
-        for step in 0..acts.k().div_ceil(n_inputs) {
+        for step in 0..n_steps {
             for t in 0..n_tokens {
                 let token = acts.token(t);
                 let mut codes = [Codes([0; 64]); 2];
@@ -126,6 +138,21 @@ impl GemvActs {
             for g in 0..acts.n_groups() {
                 self.scales.push(token.scale(g));
                 self.sums.push(token.sum(g) as f32 * token.scale(g));
+            }
+        }
+    }
+
+    /// Adds scale and sum of each [`SHARE`] inputs, token by token, and zeros up to as many groups.
+    pub(crate) fn add_shares(&mut self, acts: Acts, n_groups: usize) {
+        for t in 0..self.n_tokens {
+            let token = acts.token(t);
+            for g in 0..n_groups {
+                let (scale, sums) = match g < acts.n_groups() {
+                    true => (token.scale(g), token.half_sums(g)),
+                    false => (0.0, [0; 2]),
+                };
+                self.scales.extend([scale; GROUP / SHARE]);
+                self.sums.extend(sums.map(|sum| sum as f32 * scale));
             }
         }
     }

@@ -10,7 +10,7 @@
 //! so that they are integers, and [`scale`] is half of the block's.
 
 use super::nibbles::{self, Nibbles};
-use super::{BLOCK, Block, Weight};
+use super::{BLOCK, Block, Codes, Unpack, Weight};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
@@ -50,6 +50,19 @@ pub(crate) struct Mxfp4;
 
 impl Weight for Mxfp4 {
     const BLOCK: Option<Block> = Some(Block { inputs: BLOCK, bytes: BYTES });
+    const CODES: Option<Codes> = Some(Codes { bits: 5, halves: false });
+
+    /// The values are within -12 and 12, so that 12 more has no sign and 5 bits.
+    #[inline(always)]
+    fn unpack<S: Simd>(self, _s: S, block: &[u8], out: Unpack) {
+        const FROM_0: [u8; 16] = with_offset(12);
+        let d = scale(block[0]);
+        out.scales.fill(d);
+        out.minima.fill(-12.0 * d);
+        for (code, c) in out.codes.iter_mut().zip(nibbles::codes(&block[1..])) {
+            *code = FROM_0[usize::from(c)];
+        }
+    }
 
     #[inline(always)]
     fn decode<S: Simd>(self, _s: S, row: &[u8], out: &mut [f32]) {
@@ -63,15 +76,7 @@ impl Weight for Mxfp4 {
     /// Codes of panels are the values, and their scales the blocks'.
     #[inline(always)]
     fn panel_row<S: Simd>(self, s: S, row: &[u8], _n_in: usize, _scratch: &mut [f32], out: PanelRow) {
-        // A row of an odd number of blocks is filled up with a block of zeros.
-        let none = [0u8; BYTES];
-        let codes = out.codes.chunks_exact_mut(2 * BLOCK);
-        for ((pair, codes), to) in row.chunks(2 * BYTES).zip(codes).zip(out.scales.chunks_exact_mut(2)) {
-            let (a, b) = pair.split_at(BYTES);
-            let b = if b.is_empty() { &none[..] } else { b };
-            s.look_up([&a[1..], &b[1..]], &[VALUES; 2], codes);
-            to.copy_from_slice(&[scale(a[0]), scale(b[0])]);
-        }
+        nibbles::panel_row_of_table::<S, Mxfp4>(s, row, &VALUES, out);
     }
 
     #[inline(always)]
@@ -107,6 +112,12 @@ impl Weight for Mxfp4 {
 impl Nibbles for Mxfp4 {
     const BYTES: usize = BYTES;
     const MINIMA: bool = false;
+    const ARE_CODES: bool = false;
+
+    #[inline(always)]
+    fn scale<S: Simd>(_s: S, block: &[u8]) -> f32 {
+        scale(block[0])
+    }
 
     #[inline(always)]
     fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {

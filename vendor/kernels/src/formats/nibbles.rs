@@ -7,6 +7,7 @@ use super::{BLOCK, Weight, excess};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Lanes, PIECE, Step, Sums};
 use crate::isa::Simd;
+use crate::panel::PanelRow;
 
 /// The codes of a block of 32: the lower nibbles of 16 bytes, then the upper ones.
 #[inline(always)]
@@ -59,12 +60,33 @@ pub(crate) trait Nibbles {
     const BYTES: usize;
     /// Blocks have a minimum, which is added to each weight
     const MINIMA: bool;
+    /// What [`Nibbles::codes`] gives are the codes of 4 bits themselves
+    const ARE_CODES: bool;
+
+    /// The scale of one block.
+    fn scale<S: Simd>(s: S, block: &[u8]) -> f32;
 
     /// Scales and, with [`Nibbles::MINIMA`], minima.
     fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2];
 
     /// What [`Simd::dot`] takes as weights, for the lower and for the upper nibbles.
     fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2];
+}
+
+/// See [`Weight::panel_row`]: of a type without minima, whose codes stand for bytes with sign.
+#[inline(always)]
+pub(crate) fn panel_row_of_table<S: Simd, W: Nibbles>(s: S, row: &[u8], values: &[u8; 16], out: PanelRow) {
+    // A row of an odd number of blocks is filled up with a block of zeros.
+    let none = [0u8; MAX_BYTES];
+    let codes = out.codes.chunks_exact_mut(2 * BLOCK);
+    for ((pair, codes), to) in row.chunks(2 * W::BYTES).zip(codes).zip(out.scales.chunks_exact_mut(2)) {
+        let (a, b) = pair.split_at(W::BYTES);
+        let b = if b.is_empty() { &none[..W::BYTES] } else { b };
+        s.look_up([&a[W::BYTES - 16..], &b[W::BYTES - 16..]], &[*values; 2], codes);
+        // An infinite scale makes its block NaN, as in the other types.
+        let (a, b) = (W::scale(s, a), W::scale(s, b));
+        to.copy_from_slice(&[a + a * 0.0, b + b * 0.0]);
+    }
 }
 
 /// The largest block of any of these types.
@@ -132,8 +154,14 @@ fn add_step<S: Simd, W: Nibbles, const T: usize>(
         // With minima, codes have no excess.
         let start = if W::MINIMA { s.splat_i(0) } else { s.each_four_i(&shared.start) };
         let upper = &x[bytes / 64].0[bytes % 64..];
-        let dots = s.dot(start, low, s.load_i(&x[0].0));
-        let dots = s.dot(dots, high, s.load_i(upper));
+        let (x, upper) = (s.load_i(&x[0].0), s.load_i(upper));
+        let dots = match S::SMALL_SUMS && W::ARE_CODES {
+            true => {
+                let small = s.add_products(s.add_products(s.splat_i(0), low, x), high, upper);
+                s.add_i(start, s.whole(small))
+            }
+            false => s.dot(s.dot(start, low, x), high, upper),
+        };
         acc[to] = s.fma(s.to_f(dots), s.mul(d, s.each_four(&shared.scales)), acc[to]);
         if W::MINIMA {
             acc[2] = s.fma(s.each_four(&shared.sums), m, acc[2]);

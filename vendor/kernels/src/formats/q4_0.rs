@@ -8,7 +8,7 @@
 //! The scale is a 16-bit float. A byte holds two codes of 4 bits, the first in its lower nibble. A weight is `scale * (code - 8)`.
 
 use super::nibbles::{self, Nibbles};
-use super::{BLOCK, Block, Weight};
+use super::{BLOCK, Block, Codes, Unpack, Weight};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
@@ -21,6 +21,15 @@ pub(crate) struct Q4_0;
 
 impl Weight for Q4_0 {
     const BLOCK: Option<Block> = Some(Block { inputs: BLOCK, bytes: BYTES });
+    const CODES: Option<Codes> = Some(Codes { bits: 4, halves: false });
+
+    #[inline(always)]
+    fn unpack<S: Simd>(self, s: S, block: &[u8], out: Unpack) {
+        let d = s.f16_at(block);
+        out.scales.fill(d);
+        out.minima.fill(-8.0 * d);
+        out.codes.copy_from_slice(&nibbles::codes(&block[2..]));
+    }
 
     #[inline(always)]
     fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
@@ -35,17 +44,7 @@ impl Weight for Q4_0 {
     #[inline(always)]
     fn panel_row<S: Simd>(self, s: S, row: &[u8], _n_in: usize, _scratch: &mut [f32], out: PanelRow) {
         const LESS_8: [u8; 16] = [248, 249, 250, 251, 252, 253, 254, 255, 0, 1, 2, 3, 4, 5, 6, 7];
-        // A row of an odd number of blocks is filled up with a block of zeros.
-        let none = [0u8; BYTES];
-        let codes = out.codes.chunks_exact_mut(2 * BLOCK);
-        for ((pair, codes), to) in row.chunks(2 * BYTES).zip(codes).zip(out.scales.chunks_exact_mut(2)) {
-            let (a, b) = pair.split_at(BYTES);
-            let b = if b.is_empty() { &none[..] } else { b };
-            s.look_up([&a[2..], &b[2..]], &[LESS_8; 2], codes);
-            // An infinite scale makes its block NaN, as in the other types.
-            let (a, b) = (s.f16_at(a), s.f16_at(b));
-            to.copy_from_slice(&[a + a * 0.0, b + b * 0.0]);
-        }
+        nibbles::panel_row_of_table::<S, Q4_0>(s, row, &LESS_8, out);
     }
 
     const BITS: u32 = 4;
@@ -84,6 +83,12 @@ impl Weight for Q4_0 {
 impl Nibbles for Q4_0 {
     const BYTES: usize = BYTES;
     const MINIMA: bool = false;
+    const ARE_CODES: bool = true;
+
+    #[inline(always)]
+    fn scale<S: Simd>(s: S, block: &[u8]) -> f32 {
+        s.f16_at(block)
+    }
 
     #[inline(always)]
     fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {

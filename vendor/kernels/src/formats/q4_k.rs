@@ -9,7 +9,7 @@
 //! Scale and minimum are 16-bit floats, those of the blocks have 6 bits. Of the codes of two blocks a byte holds one of each, that of the
 //! first block in its lower nibble. A weight is `scale * block's scale * code - minimum * block's minimum`.
 
-use super::{BLOCK, Block, Weight, nibbles};
+use super::{BLOCK, Block, Codes, Unpack, Weight, nibbles};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, PIECE, Sums};
 use crate::isa::Simd;
@@ -37,8 +37,31 @@ fn scales<S: Simd>(s: S, b: &[u8]) -> ([f32; 8], [f32; 8]) {
     (s.scale_bytes(bytes(scales), d), s.scale_bytes(bytes(minima), -dmin))
 }
 
+/// Writes scales and minima of a super-block, those of each block twice: for its two halves.
+#[inline(always)]
+pub(crate) fn unpack_scales<S: Simd>(s: S, b: &[u8], to_scales: &mut [f32], to_minima: &mut [f32]) {
+    let (d, m) = scales(s, b);
+    for i in 0..8 {
+        to_scales[2 * i..2 * i + 2].fill(d[i]);
+        to_minima[2 * i..2 * i + 2].fill(m[i]);
+    }
+}
+
 impl Weight for Q4K {
     const BLOCK: Option<Block> = Some(Block { inputs: INPUTS, bytes: BYTES });
+    const CODES: Option<Codes> = Some(Codes { bits: 4, halves: false });
+
+    #[inline(always)]
+    fn unpack<S: Simd>(self, s: S, block: &[u8], out: Unpack) {
+        unpack_scales(s, block, out.scales, out.minima);
+        for (codes, out) in block[CODES..].chunks_exact(BLOCK).zip(out.codes.chunks_exact_mut(2 * BLOCK)) {
+            let (first, second) = out.split_at_mut(BLOCK);
+            for ((c, first), second) in codes.iter().zip(first).zip(second) {
+                *first = c & 15;
+                *second = c >> 4;
+            }
+        }
+    }
 
     #[inline(always)]
     fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
@@ -138,7 +161,7 @@ impl Weight for Q4K {
                 for (upper, c) in [s.low_nibbles(c), s.high_nibbles(c)].into_iter().enumerate() {
                     for ((acc, x), scales) in acc.iter_mut().zip(x.chunks_exact(vectors)).zip(&scales) {
                         let x = &x[upper * bytes / 64].0[upper * bytes % 64..];
-                        let dots = s.dot(s.splat_i(0), c, s.load_i(x));
+                        let dots = s.whole(s.add_products(s.splat_i(0), c, s.load_i(x)));
                         let d = s.two_of(scales, first + upper, second + upper);
                         acc[upper] = s.fma(s.to_f(dots), d, acc[upper]);
                     }

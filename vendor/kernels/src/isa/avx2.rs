@@ -22,6 +22,18 @@ pub(crate) trait Dot: Copy + Send + Sync {
     fn run<K: Kernel>(s: Avx2<Self>, kernel: K) -> K::Out;
     /// See [`Simd::dot`].
     fn dot(self, acc: __m256i, weights: __m256i, x: __m256i) -> __m256i;
+    /// See [`Simd::SMALL_SUMS`].
+    const SMALL_SUMS: bool = false;
+    /// See [`Simd::add_products`].
+    #[inline(always)]
+    fn add_products(self, small: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        self.dot(small, codes, x)
+    }
+    /// See [`Simd::whole`].
+    #[inline(always)]
+    fn whole(self, small: __m256i) -> __m256i {
+        small
+    }
 }
 
 /// The dot product of AVX2 alone.
@@ -101,6 +113,19 @@ impl Dot for Plain {
         // is below 2^15, as activations are not -128.
         let pairs = op!(_mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights)));
         op!(_mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))))
+    }
+
+    const SMALL_SUMS: bool = true;
+
+    #[inline(always)]
+    fn add_products(self, small: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        // A small sum is sixteen sums of 16 bits, two for each lane. A product adds two codes times activations, of 127 times 127 at most.
+        op!(_mm256_add_epi16(small, _mm256_maddubs_epi16(codes, x)))
+    }
+
+    #[inline(always)]
+    fn whole(self, small: __m256i) -> __m256i {
+        op!(_mm256_madd_epi16(small, _mm256_set1_epi16(1)))
     }
 }
 
@@ -210,6 +235,23 @@ impl<D: Dot> Simd for Avx2<D> {
     #[inline(always)]
     fn dot(self, acc: __m256i, weights: __m256i, x: __m256i) -> __m256i {
         self.0.dot(acc, weights, x)
+    }
+
+    const SMALL_SUMS: bool = D::SMALL_SUMS;
+
+    #[inline(always)]
+    fn add_products(self, small: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        self.0.add_products(small, codes, x)
+    }
+
+    #[inline(always)]
+    fn whole(self, small: __m256i) -> __m256i {
+        self.0.whole(small)
+    }
+
+    #[inline(always)]
+    fn add_i(self, a: __m256i, b: __m256i) -> __m256i {
+        op!(_mm256_add_epi32(a, b))
     }
 
     #[inline(always)]

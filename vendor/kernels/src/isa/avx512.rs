@@ -73,6 +73,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn add_i(self, a: __m512i, b: __m512i) -> __m512i {
+        op!(_mm512_add_epi32(a, b))
+    }
+
+    #[inline(always)]
     fn as_f(self, x: __m512i) -> __m512 {
         op!(_mm512_castsi512_ps(x))
     }

@@ -152,6 +152,11 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn add_i(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        op!(vaddq_s32(a, b))
+    }
+
+    #[inline(always)]
     fn as_f(self, x: int32x4_t) -> float32x4_t {
         op!(vreinterpretq_f32_s32(x))
     }

@@ -111,6 +111,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn add_i(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
+        from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+
+    #[inline(always)]
     fn add_bytes(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
         from_fn(|i| {
             let (a, b) = (a[i].to_le_bytes(), b[i].to_le_bytes());
