@@ -73,7 +73,7 @@ pub fn reduce_columns(matrix: &Matrix, layout: &ColumnLayout, out: &mut [u8]) {
     let ty = matrix.ty();
     let other = move |bytes: &[u8], out: &mut [f32]| dequantize_row(ty, bytes, out);
     let row = |i: usize| Row { bytes: matrix.row(i), format: format(ty).unwrap_or(Format::Other(&other)) };
-    Isa::best().reduce_columns(layout, row, matrix.n_in(), out);
+    Isa::best().reduce_columns(layout, &row, matrix.n_in(), out);
 }
 
 /// Kept units I32 `[n_kept]` -> `[n_in, n_kept * width]` of the matrix's type: their rows.

@@ -46,7 +46,7 @@ fn pack(matrix: &Matrix, out: &mut [u8]) {
     for (i, panel) in out.chunks_exact_mut(isa.panel_bytes(matrix.n_in())).enumerate() {
         let first = i * isa.panel_rows();
         let n = isa.panel_rows().min(matrix.n_out() - first);
-        isa.pack(|i| row(first + i), n, matrix.n_in(), None, panel);
+        isa.pack(&|i| row(first + i), n, matrix.n_in(), None, panel);
     }
 }
 

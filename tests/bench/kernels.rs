@@ -56,7 +56,9 @@ impl Random {
             match format {
                 Format::Mxfp4 => b[0] = 120 + (b[0] & 1),
                 // The upper bytes of 16-bit floats.
-                Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => [1, 3].iter().for_each(|&i| b[i] = 0x20 | b[i] & 1),
+                Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => {
+                    [1, 3].iter().for_each(|&i| b[i] = 0x20 | b[i] & 1)
+                }
                 Format::Q2K => [81, 83].iter().for_each(|&i| b[i] = 0x20 | b[i] & 1),
                 Format::Q3K => b[109] = 0x20 | b[109] & 1,
                 Format::Q6K => b[209] = 0x20 | b[209] & 1,
@@ -139,13 +141,13 @@ impl Op for Product {
                     let range = out.columns();
                     let row = |i: usize| Row { bytes: &bytes[(range.start + i) * row..][..row], format: *format };
                     match &gemv_acts {
-                        Some(acts) => isa.gemv(acts, row, range.len(), |i, x| {
+                        Some(acts) => isa.gemv(acts, &row, range.len(), &mut |i, x| {
                             x.iter().enumerate().for_each(|(t, x)| out.row::<f32>(t)[i] = *x);
                         }),
                         None => {
                             let (n, columns, mut out) = (range.len(), columns.as_ref(), Tokens(&mut out));
                             panel.resize(isa.panel_bytes(acts.k()), 0);
-                            isa.pack(row, n, *n_in, columns, &mut panel);
+                            isa.pack(&row, n, *n_in, columns, &mut panel);
                             isa.gemm(&panel, n, acts, &tokens, &mut out);
                         }
                     }
@@ -244,7 +246,8 @@ fn peak(isa: Isa, n_threads: usize) -> f64 {
 
 /// Bytes a second that so many threads read of memory of this size, at best.
 fn bandwidth(bytes: &[u8], n_threads: usize) -> f64 {
-    let read = |bytes: &[u8]| bytes.chunks_exact(8).fold(0, |a, b| a ^ u64::from_le_bytes(b.try_into().expect("8 bytes")));
+    let read =
+        |bytes: &[u8]| bytes.chunks_exact(8).fold(0, |a, b| a ^ u64::from_le_bytes(b.try_into().expect("8 bytes")));
     let mut best = f64::INFINITY;
     for _ in 0..8 {
         let start = Instant::now();
@@ -298,7 +301,7 @@ fn main() {
                         };
                         let w = isa.column_layout(format, n_out, &columns());
                         let mut tiles = vec![0; w.n_bytes()];
-                        isa.reduce_columns(&w, row, n_in, &mut tiles);
+                        isa.reduce_columns(&w, &row, n_in, &mut tiles);
                         Weights::Columns(w, tiles)
                     } else {
                         Weights::Rows { bytes: bytes.clone(), format, n_in, n_out, columns: keep.then(columns) }

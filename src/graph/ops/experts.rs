@@ -148,7 +148,7 @@ impl Op for ExpertProduct {
                         let rows = operands.rows(which);
                         let mut all = vec![0.0f32; one.acts.len() * columns.len()];
                         let row = |i: usize| rows.row(first + columns.start + i, &[]);
-                        isa.gemv(&few[which], row, columns.len(), |i, x| {
+                        isa.gemv(&few[which], &row, columns.len(), &mut |i, x| {
                             x.iter().enumerate().for_each(|(t, x)| all[t * columns.len() + i] = *x);
                         });
                         all
@@ -197,7 +197,7 @@ impl ExpertProduct {
                 let first = expert * self.n_out + columns.start;
                 let multiply = |which: usize, to: &mut [f32]| {
                     let rows = operands.rows(which);
-                    isa.gemv(&acts[which], |i| rows.row(first + i, &[]), columns.len(), |i, x| to[i] = x[0]);
+                    isa.gemv(&acts[which], &|i| rows.row(first + i, &[]), columns.len(), &mut |i, x| to[i] = x[0]);
                 };
                 let to = out.row::<f32>(row);
                 match self.combine {
@@ -267,7 +267,7 @@ impl ExpertProduct {
                 for (which, panel) in panels.iter_mut().enumerate().take(self.combine.n_together()) {
                     panel.resize(n_bytes, 0);
                     let rows = operands.rows(which);
-                    isa.pack(|i| rows.row(first + start + i, &[]), n, k, None, panel);
+                    isa.pack(&|i| rows.row(first + start + i, &[]), n, k, None, panel);
                 }
                 let mut out = Results { part: out, row_of, at: start - columns.start };
                 match self.combine {

@@ -127,7 +127,7 @@ impl PanelProduct {
                     if packed(which).is_none() {
                         let rows = shared.operands.rows(number + which);
                         let row = |i: usize| rows.row(start + i, shared.ids);
-                        isa.pack(row, n, n_in, columns, panel);
+                        isa.pack(&row, n, n_in, columns, panel);
                     }
                 }
                 if let Some(clock) = &self.clock {

@@ -60,7 +60,7 @@ impl Op for RowProduct {
                         let rows = operands.rows(number);
                         let row = |i: usize| rows.row(share.start - first + i, ids);
                         let mut all = vec![0.0f32; n * share.len()];
-                        Isa::best().gemv(&tokens[number], row, share.len(), |i, x| {
+                        Isa::best().gemv(&tokens[number], &row, share.len(), &mut |i, x| {
                             x.iter().enumerate().for_each(|(t, x)| all[t * share.len() + i] = *x);
                         });
                         all

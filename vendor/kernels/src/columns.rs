@@ -14,6 +14,7 @@
 //!
 //! Scales and minima are to be multiplied with the row's factor.
 
+use crate::RowFn;
 use crate::acts;
 use crate::formats::{BLOCK, Format, Row, Weight, excess, is_row, with_weight};
 use crate::isa::{Kernel, Simd};
@@ -174,9 +175,9 @@ fn layout<S: Simd, W: Weight>(_: W, n_out: usize, columns: &Columns) -> ColumnLa
 }
 
 /// See [`crate::Isa::reduce_columns`].
-pub(crate) struct Reduce<'a, R> {
+pub(crate) struct Reduce<'a, 'r> {
     pub w: &'a ColumnLayout,
-    pub row: R,
+    pub row: RowFn<'a, 'r>,
     pub n_in: usize,
     pub tiles: &'a mut [u8],
 }
@@ -222,14 +223,7 @@ fn reduce_row<S: Simd, W: Weight>(s: S, weight: W, row: &[u8], w: &ColumnLayout,
 
 /// Writes one tile: rows from `first` on.
 #[inline(always)]
-fn reduce_tile<'r, S: Simd>(
-    s: S,
-    row: &impl Fn(usize) -> Row<'r>,
-    w: &ColumnLayout,
-    first: usize,
-    buffers: &mut Buffers,
-    tile: &mut [u8],
-) {
+fn reduce_tile<S: Simd>(s: S, row: RowFn, w: &ColumnLayout, first: usize, buffers: &mut Buffers, tile: &mut [u8]) {
     let n_rows = S::LANES.min(w.n_out - first);
     if n_rows < S::LANES {
         buffers.codes.fill(0);
@@ -304,7 +298,7 @@ fn factor(most: f32) -> f32 {
     if most > 1e-30 && most < 1e30 { 2f32.powi(most.log2().ceil() as i32 - 14) } else { 1.0 }
 }
 
-impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Reduce<'_, R> {
+impl Kernel for Reduce<'_, '_> {
     type Out = ();
 
     #[inline(always)]
@@ -326,7 +320,7 @@ impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Reduce<'_, R> {
             places,
         };
         for (i, tile) in tiles.chunks_exact_mut(w.tile_bytes).enumerate() {
-            reduce_tile(s, &row, w, i * S::LANES, &mut buffers, tile);
+            reduce_tile(s, row, w, i * S::LANES, &mut buffers, tile);
         }
     }
 }

@@ -102,9 +102,12 @@ fn small_tile<S: Simd, const T: usize, const ADDED: usize, const HALVES: usize>(
 /// Products of `T` tokens with the rows of a panel of any form.
 #[inline(always)]
 fn any_tile<S: Simd, const T: usize>(s: S, form: Form, panel: &[u8], tokens: &[Token; T]) -> [[S::F; VECS]; T] {
+    // Other forms are of sets with small sums: what cannot be is not compiled.
+    if !S::SMALL_SUMS {
+        return tile::<S, T>(s, panel, tokens);
+    }
     match form {
         Form::Bytes => tile::<S, T>(s, panel, tokens),
-        _ if !S::SMALL_SUMS => unreachable!("see Form::of"),
         Form::Bits4 => small_tile::<S, T, 8, 1>(s, panel, tokens),
         Form::Bits5 => small_tile::<S, T, 4, 1>(s, panel, tokens),
         Form::Bits5Halves => small_tile::<S, T, 4, 2>(s, panel, tokens),
@@ -132,9 +135,7 @@ impl Kernel for Gemm<'_> {
         let n_bytes = acts.n_groups() * group_bytes::<S>();
         let with_tail = n_bytes + tail_bytes::<S>();
         assert!(
-            n_rows <= panel_rows::<S>()
-                && first.len() == with_tail
-                && second.is_none_or(|(p, _)| p.len() == with_tail),
+            n_rows <= panel_rows::<S>() && first.len() == with_tail && second.is_none_or(|(p, _)| p.len() == with_tail),
             "panels of these activations"
         );
         let parts = |panel: &'_ [u8]| Form::from_tail(&panel[n_bytes..]);

@@ -3,12 +3,18 @@
 //! The activations are arranged beforehand, once for all rows, in the order in which a weight type's codes come out of a row's bytes. How a
 //! type does both is in its file in `formats/`.
 
+use crate::RowFn;
 use crate::acts::{Acts, GROUP};
 use crate::formats::{Format, Row, SHARE, Weight, with_weight};
 use crate::isa::{Kernel, Simd};
 
 /// The most tokens that [`crate::Isa::gemv`] multiplies at once.
 pub const MAX_GEMV_TOKENS: usize = 8;
+
+/// Tokens that are multiplied for so many: there is code for 1, 2, 4 and 8. Those that are no tokens are zeros.
+fn n_rooms(n_tokens: usize) -> usize {
+    n_tokens.next_power_of_two()
+}
 
 /// Activations are arranged in pieces of so many.
 pub(crate) const PIECE: usize = 16;
@@ -103,12 +109,12 @@ impl GemvActs {
             sums: Vec::new(),
         };
         for step in 0..n_steps {
-            for t in 0..n_tokens {
-                let token = acts.token(t);
+            for t in 0..n_rooms(n_tokens) {
+                let token = (t < n_tokens).then(|| acts.token(t));
                 let mut codes = [Codes([0; 64]); 2];
                 let mut shared = Shared::default();
                 for i in 0..n_inputs / PIECE {
-                    let Some(first) = first(step, i) else { continue };
+                    let (Some(token), Some(first)) = (token, first(step, i)) else { continue };
                     let (g, at) = (first / GROUP, first % GROUP);
                     if g >= acts.n_groups() {
                         continue;
@@ -133,22 +139,24 @@ impl GemvActs {
 
     /// Adds scale and sum of each group, token by token.
     pub(crate) fn add_groups(&mut self, acts: Acts) {
-        for t in 0..self.n_tokens {
-            let token = acts.token(t);
+        for t in 0..n_rooms(self.n_tokens) {
             for g in 0..acts.n_groups() {
-                self.scales.push(token.scale(g));
-                self.sums.push(token.sum(g) as f32 * token.scale(g));
+                let (scale, sum) = match t < self.n_tokens {
+                    true => (acts.token(t).scale(g), acts.token(t).sum(g)),
+                    false => (0.0, 0),
+                };
+                self.scales.push(scale);
+                self.sums.push(sum as f32 * scale);
             }
         }
     }
 
     /// Adds scale and sum of each [`SHARE`] inputs, token by token, and zeros up to as many groups.
     pub(crate) fn add_shares(&mut self, acts: Acts, n_groups: usize) {
-        for t in 0..self.n_tokens {
-            let token = acts.token(t);
+        for t in 0..n_rooms(self.n_tokens) {
             for g in 0..n_groups {
-                let (scale, sums) = match g < acts.n_groups() {
-                    true => (token.scale(g), token.half_sums(g)),
+                let (scale, sums) = match t < self.n_tokens && g < acts.n_groups() {
+                    true => (acts.token(t).scale(g), acts.token(t).half_sums(g)),
                     false => (0.0, [0; 2]),
                 };
                 self.scales.extend([scale; GROUP / SHARE]);
@@ -181,11 +189,11 @@ impl Kernel for MakeGemvActs<'_> {
 }
 
 /// See [`crate::Isa::gemv`].
-pub(crate) struct Gemv<'a, R, D> {
+pub(crate) struct Gemv<'a, 'r> {
     pub acts: &'a GemvActs,
-    pub row: R,
+    pub row: RowFn<'a, 'r>,
     pub n_rows: usize,
-    pub done: D,
+    pub done: &'a mut dyn FnMut(usize, &[f32]),
 }
 
 /// Products of a row with `T` tokens.
@@ -199,29 +207,25 @@ fn dot_row<S: Simd, const T: usize>(s: S, row: Row, acts: &GemvActs) -> [f32; T]
     out
 }
 
-impl<'r, R: Fn(usize) -> Row<'r>, D: FnMut(usize, &[f32])> Kernel for Gemv<'_, R, D> {
+impl Kernel for Gemv<'_, '_> {
     type Out = ();
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Gemv { acts, row, n_rows, mut done } = self;
+        let Gemv { acts, row, n_rows, done } = self;
         // No closure: it would be without the instructions, see `Simd`.
         macro_rules! run {
             ($t:literal) => {
                 for i in 0..n_rows {
                     debug_assert_eq!(row(i).format.name(), acts.format, "rows of the format");
-                    done(i, &dot_row::<S, $t>(s, row(i), acts));
+                    done(i, &dot_row::<S, $t>(s, row(i), acts)[..acts.n_tokens]);
                 }
             };
         }
-        match acts.n_tokens {
+        match n_rooms(acts.n_tokens) {
             1 => run!(1),
             2 => run!(2),
-            3 => run!(3),
             4 => run!(4),
-            5 => run!(5),
-            6 => run!(6),
-            7 => run!(7),
             _ => run!(8),
         }
     }

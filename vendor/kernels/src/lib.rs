@@ -41,6 +41,9 @@ pub use gemv::{GemvActs, MAX_GEMV_TOKENS};
 pub use isa::{Feature, Isa, features};
 pub use math::Activation;
 
+/// Gives rows by their numbers. It is no type parameter, so that kernels are compiled here, once, and not for each caller.
+pub type RowFn<'a, 'r> = &'a dyn Fn(usize) -> Row<'r>;
+
 thread_local! {
     static PACK_SCRATCH: RefCell<panel::Scratch> = RefCell::default();
     static ATTEND_BUFFERS: RefCell<attend::Buffers> = RefCell::default();
@@ -89,14 +92,7 @@ impl Isa {
     ///
     /// # Panics
     /// If `n_rows` is more than [`Isa::panel_rows`], or `panel` has another size.
-    pub fn pack<'r>(
-        self,
-        row: impl Fn(usize) -> Row<'r>,
-        n_rows: usize,
-        n_in: usize,
-        columns: Option<&Columns>,
-        panel: &mut [u8],
-    ) {
+    pub fn pack<'r>(self, row: RowFn<'_, 'r>, n_rows: usize, n_in: usize, columns: Option<&Columns>, panel: &mut [u8]) {
         PACK_SCRATCH.with_borrow_mut(|scratch| {
             self.run(panel::Pack { row, n_rows, n_in, columns, scratch, panel });
         })
@@ -140,13 +136,7 @@ impl Isa {
     ///
     /// # Panics
     /// If a row's format is none of those of [`Format::has_gemv`].
-    pub fn gemv<'r>(
-        self,
-        acts: &GemvActs,
-        row: impl Fn(usize) -> Row<'r>,
-        n_rows: usize,
-        done: impl FnMut(usize, &[f32]),
-    ) {
+    pub fn gemv<'r>(self, acts: &GemvActs, row: RowFn<'_, 'r>, n_rows: usize, done: &mut dyn FnMut(usize, &[f32])) {
         self.run(gemv::Gemv { acts, row, n_rows, done });
     }
 
@@ -160,7 +150,7 @@ impl Isa {
     ///
     /// # Panics
     /// If `tiles` has another size, or another instruction set made the layout.
-    pub fn reduce_columns<'r>(self, w: &ColumnLayout, row: impl Fn(usize) -> Row<'r>, n_in: usize, tiles: &mut [u8]) {
+    pub fn reduce_columns<'r>(self, w: &ColumnLayout, row: RowFn<'_, 'r>, n_in: usize, tiles: &mut [u8]) {
         self.run(columns::Reduce { w, row, n_in, tiles });
     }
 

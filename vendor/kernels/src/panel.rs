@@ -19,6 +19,7 @@
 //! minima:   the same
 //! ```
 
+use crate::RowFn;
 use crate::acts::{GROUP, SPAN, scales};
 use crate::columns::Columns;
 use crate::formats::{Codes, Row, Weight, is_row, unpacked, with_weight};
@@ -143,8 +144,8 @@ pub(crate) struct Scratch {
 }
 
 /// See [`crate::Isa::pack`].
-pub(crate) struct Pack<'a, R> {
-    pub row: R,
+pub(crate) struct Pack<'a, 'r> {
+    pub row: RowFn<'a, 'r>,
     pub n_rows: usize,
     pub n_in: usize,
     pub columns: Option<&'a Columns>,
@@ -152,7 +153,7 @@ pub(crate) struct Pack<'a, R> {
     pub panel: &'a mut [u8],
 }
 
-impl<'r, R: Fn(usize) -> Row<'r>> Kernel for Pack<'_, R> {
+impl Kernel for Pack<'_, '_> {
     type Out = ();
 
     #[inline(always)]

@@ -26,7 +26,9 @@ impl Weight for Q5K {
     fn unpack<S: Simd>(self, s: S, block: &[u8], out: Unpack) {
         q4_k::unpack_scales(s, block, out.scales, out.minima);
         let upper: &[u8; BLOCK] = block[UPPER..].first_chunk().expect("a byte for each input of a block");
-        for (j, (codes, out)) in block[CODES..].chunks_exact(BLOCK).zip(out.codes.chunks_exact_mut(2 * BLOCK)).enumerate() {
+        for (j, (codes, out)) in
+            block[CODES..].chunks_exact(BLOCK).zip(out.codes.chunks_exact_mut(2 * BLOCK)).enumerate()
+        {
             let (first, second) = out.split_at_mut(BLOCK);
             for (i, upper) in upper.iter().enumerate() {
                 first[i] = codes[i] & 15 | (upper >> (2 * j) & 1) << 4;

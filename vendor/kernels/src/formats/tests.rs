@@ -120,7 +120,7 @@ fn products_are_those_of_decoded_rows() {
             let acts = Acts::new(&acts, n_in);
 
             let mut panel = vec![0; isa.panel_bytes(n_in)];
-            isa.pack(row, n_rows, n_in, None, &mut panel);
+            isa.pack(&row, n_rows, n_in, None, &mut panel);
             let mut by_token = Results(vec![vec![0.0; n_rows]; tokens.len()]);
             isa.gemm(&panel, n_rows, acts, &(0..tokens.len()).collect::<Vec<_>>(), &mut by_token);
             let out: Vec<_> = (0..n_rows).map(|i| by_token.0.iter().map(|x| x[i]).collect()).collect();
@@ -128,7 +128,7 @@ fn products_are_those_of_decoded_rows() {
 
             if format.has_gemv() {
                 let mut out = Vec::new();
-                isa.gemv(&isa.gemv_acts(acts, format), row, n_rows, |_, x| out.push(x.to_vec()));
+                isa.gemv(&isa.gemv_acts(acts, format), &row, n_rows, &mut |_, x| out.push(x.to_vec()));
                 check(&out, &rows, &tokens, &format!("gemv {isa} {format:?}"));
             }
 
@@ -137,7 +137,7 @@ fn products_are_those_of_decoded_rows() {
             let columns = Columns::new(&kept, 1, n_in);
             let layout = isa.column_layout(format, n_rows, &columns);
             let mut tiles = vec![0; layout.n_bytes()];
-            isa.reduce_columns(&layout, row, n_in, &mut tiles);
+            isa.reduce_columns(&layout, &row, n_in, &mut tiles);
             let mut x = vec![0.0; n_in];
             kept.iter().for_each(|&i| x[i as usize] = tokens[0][i as usize]);
             let kept_x: Vec<f32> = kept.iter().map(|&i| tokens[0][i as usize]).collect();

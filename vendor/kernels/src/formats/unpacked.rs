@@ -34,7 +34,8 @@ pub(crate) fn unpack<S: Simd, W: Weight>(s: S, weight: W, row: &[u8], to: &mut P
     }
     let Parts { codes, scales, minima } = to;
     let parts = codes.chunks_exact_mut(block.inputs);
-    let parts = parts.zip(scales.chunks_exact_mut(block.inputs / SHARE)).zip(minima.chunks_exact_mut(block.inputs / SHARE));
+    let parts =
+        parts.zip(scales.chunks_exact_mut(block.inputs / SHARE)).zip(minima.chunks_exact_mut(block.inputs / SHARE));
     for (b, ((codes, scales), minima)) in row.chunks_exact(block.bytes).zip(parts) {
         weight.unpack(s, b, Unpack { codes, scales, minima });
     }

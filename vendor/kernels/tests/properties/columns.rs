@@ -11,7 +11,7 @@ fn reduced(isa: Isa, format: Format, rows: &[Vec<u8>], n_in: usize, columns: &Co
     let w = isa.column_layout(format, rows.len(), columns);
     assert_eq!(w.n_out(), rows.len());
     let mut tiles = vec![0u8; w.n_bytes()];
-    isa.reduce_columns(&w, row, n_in, &mut tiles);
+    isa.reduce_columns(&w, &row, n_in, &mut tiles);
     let acts = isa.column_acts(&w, x);
     let mut out = vec![UNTOUCHED; rows.len()];
     let (first, rest) = out.split_at_mut(w.tile_rows().min(rows.len()));

@@ -339,7 +339,7 @@ pub fn whole_dot(w: &[f32], x: &[f32]) -> f32 {
 pub fn products(isa: Isa, format: Format, rows: &[Vec<u8>], acts: Acts) -> Vec<Vec<f32>> {
     let mut out = Vec::new();
     let row = |i: usize| Row { bytes: &rows[i], format };
-    isa.gemv(&isa.gemv_acts(acts, format), row, rows.len(), |i, x| {
+    isa.gemv(&isa.gemv_acts(acts, format), &row, rows.len(), &mut |i, x| {
         assert_eq!(i, out.len(), "row by row");
         out.push(x.to_vec());
     });

@@ -90,7 +90,7 @@ impl<'a> Case<'a> {
         let mut out = Results::new(isa, self.x.len());
         let panel = |which| {
             let mut panel = vec![0; isa.panel_bytes(acts.k())];
-            isa.pack(|i| self.row(which, i), self.n_rows(), self.n_in, columns.as_ref(), &mut panel);
+            isa.pack(&|i| self.row(which, i), self.n_rows(), self.n_in, columns.as_ref(), &mut panel);
             panel
         };
         let panels: Vec<Vec<u8>> = (0..1 + usize::from(self.gated.is_some())).map(panel).collect();
