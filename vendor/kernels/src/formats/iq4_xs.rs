@@ -28,7 +28,7 @@ impl Weight for Iq4Xs {
         let upper = u16::from_le_bytes([block[2], block[3]]);
         for (k, (scales, minima)) in out.scales.chunks_exact_mut(2).zip(out.minima.chunks_exact_mut(2)).enumerate() {
             let lower = block[4 + k / 2] >> (k % 2 * 4) & 15;
-            let scale = lower | (upper >> (2 * k) & 3) as u8 * 16;
+            let scale = lower | ((upper >> (2 * k) & 3) as u8) << 4;
             scales.fill(d * (f32::from(scale) - 32.0));
             // An infinite scale makes its block NaN, as a value may be zero times it.
             minima.fill(0.0);

@@ -121,9 +121,9 @@ pub(crate) fn spread_bits(bits: &[u8], value: u8) -> [u8; 32] {
     let mut out = [0u8; 32];
     for (out, bits) in out.chunks_exact_mut(8).zip(bits) {
         // Each byte of a word of 8 gets all bits, and keeps one of them.
-        let each = u64::from(*bits) * 0x0101_0101_0101_0101 & 0x8040_2010_0804_0201;
+        let each = (u64::from(*bits) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
         // A bit that is kept makes a carry into the byte's upper bit.
-        let set = each + 0x7f7f_7f7f_7f7f_7f7f >> 7 & 0x0101_0101_0101_0101;
+        let set = (each + 0x7f7f_7f7f_7f7f_7f7f) >> 7 & 0x0101_0101_0101_0101;
         out.copy_from_slice(&(set * u64::from(value)).to_le_bytes());
     }
     out
