@@ -22,6 +22,8 @@ pub(crate) struct Q2K;
 impl Weight for Q2K {
     const BLOCK: Option<Block> = Some(Block { inputs: 256, bytes: 84 });
     const CODES: Option<Codes> = Some(Codes { bits: 2, halves: true });
+    // Measured slower than ggml's kernel for single tokens: its codes of 2 bits take too long to take apart.
+    const GEMV: bool = false;
 
     #[inline(always)]
     fn unpack<S: Simd>(self, s: S, block: &[u8], out: Unpack) {

@@ -24,6 +24,8 @@ pub(crate) struct Q3K;
 impl Weight for Q3K {
     const BLOCK: Option<Block> = Some(Block { inputs: 256, bytes: 110 });
     const CODES: Option<Codes> = Some(Codes { bits: 3, halves: true });
+    // Measured slower than ggml's kernel for single tokens: its third bits take too long to take apart.
+    const GEMV: bool = false;
 
     #[inline(always)]
     fn unpack<S: Simd>(self, s: S, block: &[u8], out: Unpack) {
