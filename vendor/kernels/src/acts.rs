@@ -1,8 +1,8 @@
 //! Activations in 8 bits, as matrix products take them, and the operations that make them.
 //!
 //! A token's `k` activations are groups of [`GROUP`], filled up with zeros to an even number of groups. First come the codes of all groups,
-//! bytes with sign within -127 and 127, then for each group its scale (F32) and the sums of the codes of its first and of its second half
-//! (I16). An activation is `scale * code`.
+//! bytes with sign within -127 and 127, then for each group its scale (F32) and the sum of its codes (I32). An activation is
+//! `scale * code`.
 
 use crate::isa::{Kernel, Simd};
 use crate::math::Activation;
@@ -81,18 +81,10 @@ impl<'a> Token<'a> {
         f32::from_le_bytes(self.tail[8 * g..][..4].try_into().expect("four bytes"))
     }
 
-    /// Sums of the codes of the halves of group `g`.
-    #[inline(always)]
-    pub fn half_sums(&self, g: usize) -> [i32; 2] {
-        let b = &self.tail[8 * g + 4..][..4];
-        [i32::from(i16::from_le_bytes([b[0], b[1]])), i32::from(i16::from_le_bytes([b[2], b[3]]))]
-    }
-
     /// Sum of the codes of group `g`.
     #[inline(always)]
     pub fn sum(&self, g: usize) -> i32 {
-        let [first, second] = self.half_sums(g);
-        first + second
+        i32::from_le_bytes(self.tail[8 * g + 4..][..4].try_into().expect("four bytes"))
     }
 }
 
@@ -144,16 +136,13 @@ fn quantize<S: Simd>(s: S, x: &[f32], factor: f32, gain: Option<&[f32]>, out: &m
             continue;
         }
         let inverse = s.splat(inverse);
-        let halves = group.chunks_exact(GROUP / 2).zip(codes.chunks_exact_mut(GROUP / 2));
-        for ((x, codes), to) in halves.zip(tail[4..].chunks_exact_mut(2)) {
-            let mut sum = s.splat(0.0);
-            for (x, codes) in x.chunks_exact(S::LANES).zip(codes.chunks_exact_mut(S::LANES)) {
-                let q = s.round(s.mul(s.load_f(x), inverse));
-                s.store_bytes(q, codes);
-                sum = s.add(sum, s.to_f(q));
-            }
-            to.copy_from_slice(&(s.reduce_sum(sum) as i16).to_le_bytes());
+        let mut sum = s.splat(0.0);
+        for i in (0..GROUP).step_by(S::LANES) {
+            let q = s.round(s.mul(s.load_f(&group[i..]), inverse));
+            s.store_bytes(q, &mut codes[i..]);
+            sum = s.add(sum, s.to_f(q));
         }
+        tail[4..].copy_from_slice(&(s.reduce_sum(sum) as i32).to_le_bytes());
     }
 }
 

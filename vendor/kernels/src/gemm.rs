@@ -3,7 +3,7 @@
 use crate::acts::{Acts, GROUP, Token};
 use crate::isa::{Kernel, Simd};
 use crate::math::Activation;
-use crate::panel::{Form, VECS, group_bytes, panel_rows, tail_bytes};
+use crate::panel::{VECS, group_bytes, panel_rows};
 
 /// Where a gemm writes its results.
 pub trait Out {
@@ -46,75 +46,6 @@ fn tile<S: Simd, const T: usize>(s: S, panel: &[u8], tokens: &[Token; T]) -> [[S
     out
 }
 
-/// [`tile`] of a panel with codes of few bits, of which `ADDED` fours make a small sum ([`Simd::add_products`]), and `HALVES` scales and minima
-/// for each group of inputs.
-#[inline(always)]
-fn small_tile<S: Simd, const T: usize, const ADDED: usize, const HALVES: usize>(
-    s: S,
-    panel: &[u8],
-    tokens: &[Token; T],
-) -> [[S::F; VECS]; T] {
-    let rows = panel_rows::<S>();
-    let fours = GROUP / 4 / HALVES;
-    let mut out = [[s.splat(0.0); VECS]; T];
-    for (g, group) in panel.chunks_exact(group_bytes::<S>()).enumerate() {
-        let (weights, factors) = group.split_at(rows * GROUP);
-        let codes: [&[u8; GROUP]; T] = std::array::from_fn(|t| tokens[t].codes(g));
-        for half in 0..HALVES {
-            let mut sums = [[s.splat_i(0); VECS]; T];
-            for part in 0..fours / ADDED {
-                let mut small = [[s.splat_i(0); VECS]; T];
-                for i in 0..ADDED {
-                    let four = half * fours + part * ADDED + i;
-                    let w = &weights[four * rows * 4..];
-                    let w = [s.load_i(w), s.load_i(&w[S::LANES * 4..])];
-                    for t in 0..T {
-                        let x = codes[t][4 * four..][..4].try_into().expect("four bytes");
-                        let x = s.splat_i(i32::from_le_bytes(x));
-                        for v in 0..VECS {
-                            small[t][v] = s.add_products(small[t][v], w[v], x);
-                        }
-                    }
-                }
-                for t in 0..T {
-                    for v in 0..VECS {
-                        let whole = s.whole(small[t][v]);
-                        sums[t][v] = if part == 0 { whole } else { s.add_i(sums[t][v], whole) };
-                    }
-                }
-            }
-            let (scales, minima) = (&factors[4 * half * rows..], &factors[4 * (2 + half) * rows..]);
-            for v in 0..VECS {
-                let (scale, minimum) =
-                    (s.as_f(s.load_i(&scales[4 * v * S::LANES..])), s.as_f(s.load_i(&minima[4 * v * S::LANES..])));
-                for t in 0..T {
-                    let x = tokens[t].scale(g);
-                    let sum = if HALVES == 1 { tokens[t].sum(g) } else { tokens[t].half_sums(g)[half] };
-                    let product = s.fma(s.to_f(sums[t][v]), s.mul(scale, s.splat(x)), out[t][v]);
-                    out[t][v] = s.fma(minimum, s.splat(x * sum as f32), product);
-                }
-            }
-        }
-    }
-    out
-}
-
-/// Products of `T` tokens with the rows of a panel of any form.
-#[inline(always)]
-fn any_tile<S: Simd, const T: usize>(s: S, form: Form, panel: &[u8], tokens: &[Token; T]) -> [[S::F; VECS]; T] {
-    // Other forms are of sets with small sums: what cannot be is not compiled.
-    if !S::SMALL_SUMS {
-        return tile::<S, T>(s, panel, tokens);
-    }
-    match form {
-        Form::Bytes => tile::<S, T>(s, panel, tokens),
-        Form::Bits4 => small_tile::<S, T, 8, 1>(s, panel, tokens),
-        Form::Bits5 => small_tile::<S, T, 4, 1>(s, panel, tokens),
-        Form::Bits5Halves => small_tile::<S, T, 4, 2>(s, panel, tokens),
-        Form::Bits6Halves => small_tile::<S, T, 2, 2>(s, panel, tokens),
-    }
-}
-
 /// See [`crate::Isa::gemm`] and [`crate::Isa::gemm_gated`].
 pub(crate) struct Gemm<'a> {
     pub first: &'a [u8],
@@ -133,14 +64,10 @@ impl Kernel for Gemm<'_> {
     fn call<S: Simd>(self, s: S) {
         let Gemm { first, second, n_rows, acts, tokens, out } = self;
         let n_bytes = acts.n_groups() * group_bytes::<S>();
-        let with_tail = n_bytes + tail_bytes::<S>();
         assert!(
-            n_rows <= panel_rows::<S>() && first.len() == with_tail && second.is_none_or(|(p, _)| p.len() == with_tail),
+            n_rows <= panel_rows::<S>() && first.len() == n_bytes && second.is_none_or(|(p, _)| p.len() == n_bytes),
             "panels of these activations"
         );
-        let parts = |panel: &'_ [u8]| Form::from_tail(&panel[n_bytes..]);
-        let (form, second) = (parts(first), second.map(|(panel, act)| (parts(panel), &panel[..n_bytes], act)));
-        let first = &first[..n_bytes];
         let mut whole = [0.0f32; 64];
         let mut rest = tokens;
         while !rest.is_empty() {
@@ -149,9 +76,9 @@ impl Kernel for Gemm<'_> {
                 ($t:literal) => {{
                     let (now, later) = rest.split_at($t);
                     let x: [Token; $t] = std::array::from_fn(|i| acts.token(now[i]));
-                    let mut products = any_tile::<S, $t>(s, form, first, &x);
-                    if let Some((form, second, act)) = second {
-                        for (a, b) in products.iter_mut().zip(any_tile::<S, $t>(s, form, second, &x)) {
+                    let mut products = tile::<S, $t>(s, first, &x);
+                    if let Some((second, act)) = second {
+                        for (a, b) in products.iter_mut().zip(tile::<S, $t>(s, second, &x)) {
                             for v in 0..VECS {
                                 a[v] = s.mul(act.of(s, a[v]), b[v]);
                             }

@@ -5,16 +5,11 @@
 
 use crate::RowFn;
 use crate::acts::{Acts, GROUP};
-use crate::formats::{Format, Row, SHARE, Weight, with_weight};
+use crate::formats::{Format, Row, Weight, with_weight};
 use crate::isa::{Kernel, Simd};
 
 /// The most tokens that [`crate::Isa::gemv`] multiplies at once.
 pub const MAX_GEMV_TOKENS: usize = 8;
-
-/// Tokens that are multiplied for so many: there is code for 1, 2, 4 and 8. Those that are no tokens are zeros.
-fn n_rooms(n_tokens: usize) -> usize {
-    n_tokens.next_power_of_two()
-}
 
 /// Activations are arranged in pieces of so many.
 pub(crate) const PIECE: usize = 16;
@@ -49,9 +44,9 @@ pub struct GemvActs {
     pub(crate) codes: Vec<Codes>,
     /// Step by step, in each token by token, if the format's steps have lanes of one block each
     shared: Vec<Shared>,
-    /// Token by token the scale of each group after [`GemvActs::add_groups`], of each [`SHARE`] inputs after [`GemvActs::add_shares`]
+    /// Token by token the scale of each group, if [`GemvActs::add_groups`] was called
     pub(crate) scales: Vec<f32>,
-    /// Token by token the sums of the same activations
+    /// Token by token the sum of each group's activations, if [`GemvActs::add_groups`] was called
     pub(crate) sums: Vec<f32>,
 }
 
@@ -83,18 +78,6 @@ impl GemvActs {
         lanes: Option<Lanes>,
         first: impl Fn(usize, usize) -> Option<usize>,
     ) -> GemvActs {
-        Self::arrange_steps(acts, acts.k().div_ceil(n_inputs), n_inputs, lanes, first)
-    }
-
-    /// [`GemvActs::arrange`] in so many steps.
-    #[inline(always)]
-    pub(crate) fn arrange_steps(
-        acts: Acts,
-        n_steps: usize,
-        n_inputs: usize,
-        lanes: Option<Lanes>,
-        first: impl Fn(usize, usize) -> Option<usize>,
-    ) -> GemvActs {
         let n_tokens = acts.n_tokens();
         assert!(
             (1..=MAX_GEMV_TOKENS).contains(&n_tokens),
@@ -108,13 +91,13 @@ impl GemvActs {
             scales: Vec::new(),
             sums: Vec::new(),
         };
-        for step in 0..n_steps {
-            for t in 0..n_rooms(n_tokens) {
-                let token = (t < n_tokens).then(|| acts.token(t));
+        for step in 0..acts.k().div_ceil(n_inputs) {
+            for t in 0..n_tokens {
+                let token = acts.token(t);
                 let mut codes = [Codes([0; 64]); 2];
                 let mut shared = Shared::default();
                 for i in 0..n_inputs / PIECE {
-                    let (Some(token), Some(first)) = (token, first(step, i)) else { continue };
+                    let Some(first) = first(step, i) else { continue };
                     let (g, at) = (first / GROUP, first % GROUP);
                     if g >= acts.n_groups() {
                         continue;
@@ -139,28 +122,11 @@ impl GemvActs {
 
     /// Adds scale and sum of each group, token by token.
     pub(crate) fn add_groups(&mut self, acts: Acts) {
-        for t in 0..n_rooms(self.n_tokens) {
+        for t in 0..self.n_tokens {
+            let token = acts.token(t);
             for g in 0..acts.n_groups() {
-                let (scale, sum) = match t < self.n_tokens {
-                    true => (acts.token(t).scale(g), acts.token(t).sum(g)),
-                    false => (0.0, 0),
-                };
-                self.scales.push(scale);
-                self.sums.push(sum as f32 * scale);
-            }
-        }
-    }
-
-    /// Adds scale and sum of each [`SHARE`] inputs, token by token, and zeros up to as many groups.
-    pub(crate) fn add_shares(&mut self, acts: Acts, n_groups: usize) {
-        for t in 0..n_rooms(self.n_tokens) {
-            for g in 0..n_groups {
-                let (scale, sums) = match t < self.n_tokens && g < acts.n_groups() {
-                    true => (acts.token(t).scale(g), acts.token(t).half_sums(g)),
-                    false => (0.0, [0; 2]),
-                };
-                self.scales.extend([scale; GROUP / SHARE]);
-                self.sums.extend(sums.map(|sum| sum as f32 * scale));
+                self.scales.push(token.scale(g));
+                self.sums.push(token.sum(g) as f32 * token.scale(g));
             }
         }
     }
@@ -218,14 +184,18 @@ impl Kernel for Gemv<'_, '_> {
             ($t:literal) => {
                 for i in 0..n_rows {
                     debug_assert_eq!(row(i).format.name(), acts.format, "rows of the format");
-                    done(i, &dot_row::<S, $t>(s, row(i), acts)[..acts.n_tokens]);
+                    done(i, &dot_row::<S, $t>(s, row(i), acts));
                 }
             };
         }
-        match n_rooms(acts.n_tokens) {
+        match acts.n_tokens {
             1 => run!(1),
             2 => run!(2),
+            3 => run!(3),
             4 => run!(4),
+            5 => run!(5),
+            6 => run!(6),
+            7 => run!(7),
             _ => run!(8),
         }
     }

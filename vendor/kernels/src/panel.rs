@@ -9,20 +9,11 @@
 //! ```
 //!
 //! so that a vector holds four codes of each of `LANES` rows, as [`Simd::dot`] takes them.
-//!
-//! Where small sums are faster ([`Simd::SMALL_SUMS`]), a panel may have the type's own codes, of few bits and without sign, with scales and
-//! minima ([`Weight::CODES`]), and its last bytes say so ([`Form`]). A group then is
-//!
-//! ```text
-//! codes:    as above
-//! scales:   of the group's first half for each row, then of its second half
-//! minima:   the same
-//! ```
 
 use crate::RowFn;
 use crate::acts::{GROUP, SPAN, scales};
 use crate::columns::Columns;
-use crate::formats::{Codes, Row, Weight, is_row, unpacked, with_weight};
+use crate::formats::{Row, Weight, is_row, with_weight};
 use crate::isa::{Kernel, Simd};
 
 /// Vectors that a panel's rows fill: two, so that gemm uses each activation that it broadcasts twice.
@@ -45,50 +36,9 @@ impl Kernel for PanelRows {
     }
 }
 
-/// Bytes of a group of a panel: codes and scales, and with small sums room for scales and minima of halves.
+/// Bytes of a group of a panel: codes and scales.
 pub(crate) const fn group_bytes<S: Simd>() -> usize {
-    panel_rows::<S>() * (GROUP + if S::SMALL_SUMS { 4 * 4 } else { 4 })
-}
-
-/// Bytes behind the groups, of which the first is the panel's [`Form`], where there are several.
-pub(crate) const fn tail_bytes<S: Simd>() -> usize {
-    if S::SMALL_SUMS { 64 } else { 0 }
-}
-
-/// What a panel's codes are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// 8 bits, with a scale for each group
-    Bytes,
-    /// Up to 4 bits, without sign
-    Bits4,
-    /// 5 bits, without sign
-    Bits5,
-    /// Up to 5 bits, without sign, halves of a group have scales of their own
-    Bits5Halves,
-    /// 6 bits, without sign, halves of a group have scales of their own
-    Bits6Halves,
-}
-
-impl Form {
-    const ALL: [Form; 5] = [Form::Bytes, Form::Bits4, Form::Bits5, Form::Bits5Halves, Form::Bits6Halves];
-
-    /// The form of a type's panels.
-    fn of<S: Simd, W: Weight>(_: W) -> Form {
-        match W::CODES {
-            Some(Codes { bits: ..=4, halves: false }) if S::SMALL_SUMS => Form::Bits4,
-            Some(Codes { bits: 5, halves: false }) if S::SMALL_SUMS => Form::Bits5,
-            Some(Codes { bits: ..=5, halves: true }) if S::SMALL_SUMS => Form::Bits5Halves,
-            Some(Codes { bits: 6, halves: true }) if S::SMALL_SUMS => Form::Bits6Halves,
-            _ => Form::Bytes,
-        }
-    }
-
-    /// The form of a panel whose last bytes are these.
-    #[inline(always)]
-    pub fn from_tail(tail: &[u8]) -> Form {
-        tail.first().map_or(Form::Bytes, |&form| Form::ALL[usize::from(form)])
-    }
+    panel_rows::<S>() * (GROUP + 4)
 }
 
 /// See [`crate::Isa::panel_bytes`].
@@ -101,7 +51,7 @@ impl Kernel for PanelBytes {
 
     #[inline(always)]
     fn call<S: Simd>(self, _s: S) -> usize {
-        2 * self.k.div_ceil(SPAN) * group_bytes::<S>() + tail_bytes::<S>()
+        2 * self.k.div_ceil(SPAN) * group_bytes::<S>()
     }
 }
 
@@ -164,30 +114,7 @@ impl Kernel for Pack<'_, '_> {
         let width = n_groups * GROUP;
         let Scratch { codes, scales, floats, kept } = scratch;
         let rows = panel_rows::<S>();
-        assert_eq!(panel.len(), n_groups * group_bytes::<S>() + tail_bytes::<S>(), "bytes of a panel");
-        let (groups, tail) = panel.split_at_mut(n_groups * group_bytes::<S>());
         codes.resize(rows * width, 0);
-        if columns.is_none() && n_rows > 0 {
-            let form = with_weight!(row(0).format, w => Form::of::<S, _>(w));
-            tail.fill(form as u8);
-            if form != Form::Bytes {
-                for i in 0..rows {
-                    let codes = &mut codes[i * width..(i + 1) * width];
-                    if i >= n_rows {
-                        codes.fill(0);
-                        continue;
-                    }
-                    let Row { bytes, format } = row(i);
-                    with_weight!(format, w => {
-                        assert!(is_row(w, bytes, n_in) && Form::of::<S, _>(w) == form, "a row of {n_in} inputs");
-                        small_row(s, w, bytes, i, codes, groups);
-                    });
-                }
-                interleave(s, codes, groups);
-                return;
-            }
-        }
-        tail.fill(Form::Bytes as u8);
         scales.resize(rows * n_groups, 0.0);
         floats.resize(n_in.next_multiple_of(SPAN), 0.0);
         for i in 0..rows {
@@ -209,31 +136,8 @@ impl Kernel for Pack<'_, '_> {
                 }
             }
         }
-        interleave(s, codes, groups);
-        for (g, group) in groups.chunks_exact_mut(group_bytes::<S>()).enumerate() {
-            for (i, to) in group[rows * GROUP..].chunks_exact_mut(4).take(rows).enumerate() {
-                to.copy_from_slice(&scales[i * n_groups + g].to_le_bytes());
-            }
-        }
-    }
-}
-
-/// Writes the codes of row number `i`, and its scales and minima where the panel's groups have them.
-#[inline(always)]
-fn small_row<S: Simd, W: Weight>(s: S, weight: W, row: &[u8], i: usize, codes: &mut [u8], groups: &mut [u8]) {
-    let rows = panel_rows::<S>();
-    let mut parts = unpacked::Parts::EMPTY;
-    let mut groups = groups.chunks_exact_mut(group_bytes::<S>());
-    for (row, to) in row.chunks(unpacked::bytes::<W>()).zip(codes.chunks_mut(unpacked::INPUTS)) {
-        unpacked::unpack(s, weight, row, &mut parts);
-        to.copy_from_slice(&parts.codes[..to.len()]);
-        let of_halves = parts.scales.chunks_exact(2).zip(parts.minima.chunks_exact(2)).take(to.len() / GROUP);
-        for ((scales, minima), group) in of_halves.zip(&mut groups) {
-            for (half, x) in scales.iter().chain(minima).enumerate() {
-                // What is infinite becomes NaN, as in other panels.
-                group[rows * GROUP + 4 * (half * rows + i)..][..4].copy_from_slice(&(x + x * 0.0).to_le_bytes());
-            }
-        }
+        assert_eq!(panel.len(), n_groups * group_bytes::<S>(), "bytes of a panel");
+        interleave(s, codes, scales, panel);
     }
 }
 
@@ -252,14 +156,14 @@ fn keep<S: Simd>(s: S, columns: &Columns, n_in: usize, floats: &[f32], kept: &mu
     kept[n..width].fill(0.0);
 }
 
-/// Writes the codes of a panel's groups: `[panel_rows][width]` change from row by row to group by group.
+/// Writes a panel: codes `[panel_rows][width]` and scales `[panel_rows][n_groups]` change from row by row to group by group.
 #[inline(always)]
-fn interleave<S: Simd>(s: S, codes: &[u8], groups: &mut [u8]) {
+fn interleave<S: Simd>(s: S, codes: &[u8], scales: &[f32], panel: &mut [u8]) {
     let rows = panel_rows::<S>();
-    let width = codes.len() / rows;
+    let (width, n_groups) = (codes.len() / rows, scales.len() / rows);
     let offset = s.splat_i(i32::from_le_bytes([S::OFFSET as u8; 4]));
     let mut square = [s.splat_i(0); 16];
-    for (p, both) in groups.chunks_exact_mut(2 * group_bytes::<S>()).enumerate() {
+    for (p, both) in panel.chunks_exact_mut(2 * group_bytes::<S>()).enumerate() {
         for v in 0..VECS {
             for part in 0..16 / S::LANES {
                 let square = &mut square[..S::LANES];
@@ -272,6 +176,11 @@ fn interleave<S: Simd>(s: S, codes: &[u8], groups: &mut [u8]) {
                     let at = four / 8 * group_bytes::<S>() + four % 8 * rows * 4 + v * S::LANES * 4;
                     s.store_i(s.add_bytes(*r, offset), &mut both[at..]);
                 }
+            }
+        }
+        for (half, group) in both.chunks_exact_mut(group_bytes::<S>()).enumerate() {
+            for (i, to) in group[rows * GROUP..].chunks_exact_mut(4).enumerate() {
+                to.copy_from_slice(&scales[i * n_groups + 2 * p + half].to_le_bytes());
             }
         }
     }

@@ -6,31 +6,26 @@
 //! ```
 //!
 //! The scale is a 16-bit float. A byte holds two codes of 4 bits, the first in its lower nibble, which are numbers in a table of bytes with
-//! sign, [`VALUES`], that lie closer together near zero. A weight is `scale * value`.
+//! sign, [`VALUES`], that lie closer together near zero. A weight is `scale * value`. Few tokens are left to ggml, which is as fast or faster.
 
-use super::nibbles::{self, Nibbles};
+use super::nibbles::{self, Table};
 use super::{BLOCK, Block, Weight};
-use crate::acts::Acts;
-use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
 use crate::panel::PanelRow;
 
 const BYTES: usize = 18;
 
 /// What codes stand for, bytes with sign: those of ggml's type of this name.
-pub(crate) const VALUES: [u8; 16] = with_offset(0);
-
-/// The values, with something added to each: what [`Simd::dot`] takes as weights.
-const fn with_offset(offset: i32) -> [u8; 16] {
-    let values = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(crate) const VALUES: [u8; 16] = {
+    let values: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
     let mut table = [0; 16];
     let mut i = 0;
     while i < 16 {
-        table[i] = (values[i] + offset) as u8;
+        table[i] = values[i] as u8;
         i += 1;
     }
     table
-}
+};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Iq4Nl;
@@ -50,7 +45,7 @@ impl Weight for Iq4Nl {
     /// Codes of panels are the values, and their scales the file's own.
     #[inline(always)]
     fn panel_row<S: Simd>(self, s: S, row: &[u8], _n_in: usize, _scratch: &mut [f32], out: PanelRow) {
-        nibbles::panel_row_of_table::<S, Iq4Nl>(s, row, &VALUES, out);
+        nibbles::panel_row::<S, Iq4Nl>(s, row, out);
     }
 
     #[inline(always)]
@@ -69,39 +64,14 @@ impl Weight for Iq4Nl {
         *room = nibbles::codes(&b[2..]).map(|c| VALUES[usize::from(c)]);
         (room, s.f16_at(b), 0.0)
     }
-
-    const GEMV: bool = true;
-
-    #[inline(always)]
-    fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
-        nibbles::gemv_acts::<S, Iq4Nl>(acts)
-    }
-
-    #[inline(always)]
-    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
-        nibbles::dot::<S, Iq4Nl, T>(s, row, acts)
-    }
 }
 
-impl Nibbles for Iq4Nl {
+impl Table for Iq4Nl {
     const BYTES: usize = BYTES;
-    const MINIMA: bool = false;
-    const ARE_CODES: bool = false;
+    const VALUES: [u8; 16] = VALUES;
 
     #[inline(always)]
     fn scale<S: Simd>(s: S, block: &[u8]) -> f32 {
         s.f16_at(block)
-    }
-
-    #[inline(always)]
-    fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {
-        s.spread::<BYTES, false>(blocks)
-    }
-
-    #[inline(always)]
-    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2] {
-        let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
-        let table = const { with_offset(S::OFFSET) };
-        [s.look_up_bytes(&table, s.low_nibbles(c)), s.look_up_bytes(&table, s.high_nibbles(c))]
     }
 }

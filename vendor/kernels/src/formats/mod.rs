@@ -5,36 +5,28 @@
 //!
 //! To add a type:
 //!
-//! 1. Write a file beside this one, with its `mod` line below: a unit struct that implements [`Weight`]. If its weights are a scale times
-//!    a code plus a minimum, [`Weight::BLOCK`], [`Weight::CODES`] and [`Weight::unpack`] are enough for everything (`q6_k.rs` is a model).
-//!    Otherwise [`Weight::BLOCK`] and [`Weight::decode`] are enough for products of many tokens and for reduced columns, which quantise the
-//!    decoded values anew.
+//! 1. Write a file beside this one, with its `mod` line below: a unit struct that implements [`Weight`]. [`Weight::BLOCK`] and
+//!    [`Weight::decode`] are enough for products of many tokens and for reduced columns: both then quantise the decoded values anew.
 //! 2. Add a line to the list `formats!` below. It makes the variant of [`Format`] and all dispatch, and callers find the type by its name
 //!    in GGUF. The tests in `tests.rs` go over the list, and compare all products with what [`Weight::decode`] writes. Whether that is
 //!    right they cannot say: compare it with ggml, or with a definition in `tests/properties/common.rs`.
 //! 3. Where the type's own codes are 4 or 8 bits wide, use them: implement [`Weight::panel_row`] (packs faster), then `BITS`, `MINIMA`,
 //!    `ZERO`, [`Weight::prepare`] and [`Weight::block`] (reduced columns take half the memory with 4 bits), then `GEMV`,
-//!    [`Weight::gemv_acts`] and [`Weight::dot`] (single tokens are faster). `q8_0.rs` is the simplest model with all of these;
-//!    `nibbles.rs` has what types of 4 bits share, and `unpacked.rs` what all types with [`Weight::CODES`] have otherwise.
+//!    [`Weight::gemv_acts`] and [`Weight::dot`] (single tokens need no packing). `q8_0.rs` is the simplest model with all of these;
+//!    `nibbles.rs` has what types of 4 bits share.
 
 mod iq4_nl;
 mod iq4_xs;
 mod mxfp4;
 mod nibbles;
 mod other;
-mod q2_k;
-mod q3_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;
-mod q5_0;
-mod q5_1;
-mod q5_k;
 mod q6_k;
 mod q8_0;
 #[cfg(test)]
 mod tests;
-pub(crate) mod unpacked;
 
 use std::fmt;
 
@@ -60,21 +52,8 @@ pub(crate) trait Weight: Copy {
     /// The type's block, if it is known.
     const BLOCK: Option<Block>;
 
-    /// What the codes are that [`Weight::unpack`] writes, if it does.
-    const CODES: Option<Codes> = None;
-
-    /// Takes a block apart: writes a byte for each code, and for each [`SHARE`] inputs a scale and a minimum. A weight is
-    /// `scale * code + minimum`.
-    #[inline(always)]
-    fn unpack<S: Simd>(self, _s: S, _block: &[u8], _out: Unpack) {
-        unreachable!("rows of this type do not come apart: CODES is None")
-    }
-
     /// Writes the row's values.
-    #[inline(always)]
-    fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
-        unpacked::decode(s, self, row, out);
-    }
+    fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]);
 
     /// Writes the row as 8-bit codes with a scale for each 32 inputs; see [`PanelRow`].
     ///
@@ -123,46 +102,22 @@ pub(crate) trait Weight: Copy {
     }
 
     /// Whether rows can be multiplied where they are, by the two functions that follow.
-    const GEMV: bool = Self::CODES.is_some();
+    const GEMV: bool = false;
 
     /// Puts activations into the order in which [`Weight::dot`] meets a row's codes.
     #[inline(always)]
-    fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
-        assert!(Self::GEMV, "{NO_GEMV}");
-        unpacked::gemv_acts(acts)
+    fn gemv_acts<S: Simd>(self, _s: S, _acts: Acts) -> GemvActs {
+        panic!("{NO_GEMV}")
     }
 
     /// Products of a row with `T` tokens, as sums by lanes.
     #[inline(always)]
-    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
-        assert!(Self::GEMV, "{NO_GEMV}");
-        unpacked::dot(s, self, row, acts)
+    fn dot<S: Simd, const T: usize>(self, _s: S, _row: &[u8], _acts: &GemvActs) -> Sums<S, T> {
+        panic!("{NO_GEMV}")
     }
 }
 
 const NO_GEMV: &str = "rows of this type cannot be multiplied where they are";
-
-/// Inputs that share a scale and a minimum at least.
-pub(crate) const SHARE: usize = 16;
-
-/// What [`Weight::unpack`] writes as codes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Codes {
-    /// Bits of a code: up to 6, without sign; or 8, a byte with sign and none of them -128
-    pub bits: u32,
-    /// Whether the two halves of 32 inputs have a scale and a minimum each; otherwise both have the same
-    pub halves: bool,
-}
-
-/// Where a block's parts go.
-pub(crate) struct Unpack<'a> {
-    /// A byte for each input
-    pub codes: &'a mut [u8],
-    /// For each [`SHARE`] inputs
-    pub scales: &'a mut [f32],
-    /// For each [`SHARE`] inputs
-    pub minima: &'a mut [f32],
-}
 
 /// Whether a row has as many bytes as `n_in` inputs take, if the type's block is known.
 pub(crate) fn is_row<W: Weight>(_: W, row: &[u8], n_in: usize) -> bool {
@@ -231,16 +186,6 @@ formats! {
     q4_1::Q4_1, "Q4_1";
     /// Blocks of 256 in 144 bytes: a scale and a minimum (F16), eight scales and minima of 6 bits, and codes of 4 bits
     q4_k::Q4K, "Q4_K";
-    /// Blocks of 32 in 22 bytes: a scale (F16), and codes of 5 bits from which 16 is subtracted
-    q5_0::Q5_0, "Q5_0";
-    /// Blocks of 32 in 24 bytes: a scale and a minimum (F16), and codes of 5 bits
-    q5_1::Q5_1, "Q5_1";
-    /// Blocks of 256 in 84 bytes: a scale and a minimum (F16), sixteen scales and minima of 4 bits, and codes of 2 bits
-    q2_k::Q2K, "Q2_K";
-    /// Blocks of 256 in 110 bytes: a scale (F16), sixteen scales of 6 bits, and codes of 3 bits from which 4 is subtracted
-    q3_k::Q3K, "Q3_K";
-    /// Blocks of 256 in 176 bytes: a scale and a minimum (F16), eight scales and minima of 6 bits, and codes of 5 bits
-    q5_k::Q5K, "Q5_K";
     /// Blocks of 256 in 210 bytes: a scale (F16), sixteen scales of 8 bits, and codes of 6 bits from which 32 is subtracted
     q6_k::Q6K, "Q6_K";
     /// Blocks of 32 in 18 bytes: a scale (F16), and codes of 4 bits, which are numbers in a table

@@ -9,8 +9,8 @@
 //! bits, the first in its lower nibble: floats of a sign, two bits of an exponent and one of a fraction (E2M1). [`VALUES`] has their doubles,
 //! so that they are integers, and [`scale`] is half of the block's.
 
-use super::nibbles::{self, Nibbles};
-use super::{BLOCK, Block, Codes, Unpack, Weight};
+use super::nibbles::{self, Nibbles, Table};
+use super::{BLOCK, Block, Weight};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
@@ -50,19 +50,6 @@ pub(crate) struct Mxfp4;
 
 impl Weight for Mxfp4 {
     const BLOCK: Option<Block> = Some(Block { inputs: BLOCK, bytes: BYTES });
-    const CODES: Option<Codes> = Some(Codes { bits: 5, halves: false });
-
-    /// The values are within -12 and 12, so that 12 more has no sign and 5 bits.
-    #[inline(always)]
-    fn unpack<S: Simd>(self, _s: S, block: &[u8], out: Unpack) {
-        const FROM_0: [u8; 16] = with_offset(12);
-        let d = scale(block[0]);
-        out.scales.fill(d);
-        out.minima.fill(-12.0 * d);
-        for (code, c) in out.codes.iter_mut().zip(nibbles::codes(&block[1..])) {
-            *code = FROM_0[usize::from(c)];
-        }
-    }
 
     #[inline(always)]
     fn decode<S: Simd>(self, _s: S, row: &[u8], out: &mut [f32]) {
@@ -76,7 +63,7 @@ impl Weight for Mxfp4 {
     /// Codes of panels are the values, and their scales the blocks'.
     #[inline(always)]
     fn panel_row<S: Simd>(self, s: S, row: &[u8], _n_in: usize, _scratch: &mut [f32], out: PanelRow) {
-        nibbles::panel_row_of_table::<S, Mxfp4>(s, row, &VALUES, out);
+        nibbles::panel_row::<S, Mxfp4>(s, row, out);
     }
 
     #[inline(always)]
@@ -115,11 +102,6 @@ impl Nibbles for Mxfp4 {
     const ARE_CODES: bool = false;
 
     #[inline(always)]
-    fn scale<S: Simd>(_s: S, block: &[u8]) -> f32 {
-        scale(block[0])
-    }
-
-    #[inline(always)]
     fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {
         let mut d = [0.0; 4];
         for (d, b) in d.iter_mut().zip(blocks.chunks_exact(BYTES)) {
@@ -133,5 +115,15 @@ impl Nibbles for Mxfp4 {
         let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
         let table = const { with_offset(S::OFFSET) };
         [s.look_up_bytes(&table, s.low_nibbles(c)), s.look_up_bytes(&table, s.high_nibbles(c))]
+    }
+}
+
+impl Table for Mxfp4 {
+    const BYTES: usize = BYTES;
+    const VALUES: [u8; 16] = VALUES;
+
+    #[inline(always)]
+    fn scale<S: Simd>(_s: S, block: &[u8]) -> f32 {
+        scale(block[0])
     }
 }

@@ -54,6 +54,33 @@ pub(crate) fn panel_codes<S: Simd>(s: S, d: &[f32], m: &[f32]) -> [[u8; 16]; 2] 
     tables
 }
 
+/// A type with such blocks whose codes stand for bytes with sign, times the block's scale.
+pub(crate) trait Table {
+    /// Of a block
+    const BYTES: usize;
+    /// What the codes stand for
+    const VALUES: [u8; 16];
+
+    /// The scale of a block.
+    fn scale<S: Simd>(s: S, block: &[u8]) -> f32;
+}
+
+/// See [`Weight::panel_row`]: codes of panels are the values, and their scales the blocks'.
+#[inline(always)]
+pub(crate) fn panel_row<S: Simd, W: Table>(s: S, row: &[u8], out: PanelRow) {
+    // A row of an odd number of blocks is filled up with a block of zeros.
+    let none = [0u8; MAX_BYTES];
+    let codes = out.codes.chunks_exact_mut(2 * BLOCK);
+    for ((pair, codes), to) in row.chunks(2 * W::BYTES).zip(codes).zip(out.scales.chunks_exact_mut(2)) {
+        let (a, b) = pair.split_at(W::BYTES);
+        let b = if b.is_empty() { &none[..W::BYTES] } else { b };
+        s.look_up([&a[W::BYTES - 16..], &b[W::BYTES - 16..]], &[W::VALUES; 2], codes);
+        // An infinite scale makes its block NaN, as in the other types.
+        let (a, b) = (W::scale(s, a), W::scale(s, b));
+        to.copy_from_slice(&[a + a * 0.0, b + b * 0.0]);
+    }
+}
+
 /// A type with such blocks. The first methods read `S::LANES / 4` of them, each into four lanes.
 pub(crate) trait Nibbles {
     /// Of a block
@@ -63,30 +90,11 @@ pub(crate) trait Nibbles {
     /// What [`Nibbles::codes`] gives are the codes of 4 bits themselves
     const ARE_CODES: bool;
 
-    /// The scale of one block.
-    fn scale<S: Simd>(s: S, block: &[u8]) -> f32;
-
     /// Scales and, with [`Nibbles::MINIMA`], minima.
     fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2];
 
     /// What [`Simd::dot`] takes as weights, for the lower and for the upper nibbles.
     fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2];
-}
-
-/// See [`Weight::panel_row`]: of a type without minima, whose codes stand for bytes with sign.
-#[inline(always)]
-pub(crate) fn panel_row_of_table<S: Simd, W: Nibbles>(s: S, row: &[u8], values: &[u8; 16], out: PanelRow) {
-    // A row of an odd number of blocks is filled up with a block of zeros.
-    let none = [0u8; MAX_BYTES];
-    let codes = out.codes.chunks_exact_mut(2 * BLOCK);
-    for ((pair, codes), to) in row.chunks(2 * W::BYTES).zip(codes).zip(out.scales.chunks_exact_mut(2)) {
-        let (a, b) = pair.split_at(W::BYTES);
-        let b = if b.is_empty() { &none[..W::BYTES] } else { b };
-        s.look_up([&a[W::BYTES - 16..], &b[W::BYTES - 16..]], &[*values; 2], codes);
-        // An infinite scale makes its block NaN, as in the other types.
-        let (a, b) = (W::scale(s, a), W::scale(s, b));
-        to.copy_from_slice(&[a + a * 0.0, b + b * 0.0]);
-    }
 }
 
 /// The largest block of any of these types.

@@ -7,8 +7,8 @@
 //!
 //! The scale is a 16-bit float. A byte holds two codes of 4 bits, the first in its lower nibble. A weight is `scale * (code - 8)`.
 
-use super::nibbles::{self, Nibbles};
-use super::{BLOCK, Block, Codes, Unpack, Weight};
+use super::nibbles::{self, Nibbles, Table};
+use super::{BLOCK, Block, Weight};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
@@ -21,15 +21,6 @@ pub(crate) struct Q4_0;
 
 impl Weight for Q4_0 {
     const BLOCK: Option<Block> = Some(Block { inputs: BLOCK, bytes: BYTES });
-    const CODES: Option<Codes> = Some(Codes { bits: 4, halves: false });
-
-    #[inline(always)]
-    fn unpack<S: Simd>(self, s: S, block: &[u8], out: Unpack) {
-        let d = s.f16_at(block);
-        out.scales.fill(d);
-        out.minima.fill(-8.0 * d);
-        out.codes.copy_from_slice(&nibbles::codes(&block[2..]));
-    }
 
     #[inline(always)]
     fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
@@ -43,8 +34,7 @@ impl Weight for Q4_0 {
     /// Codes and scales of panels are the file's own.
     #[inline(always)]
     fn panel_row<S: Simd>(self, s: S, row: &[u8], _n_in: usize, _scratch: &mut [f32], out: PanelRow) {
-        const LESS_8: [u8; 16] = [248, 249, 250, 251, 252, 253, 254, 255, 0, 1, 2, 3, 4, 5, 6, 7];
-        nibbles::panel_row_of_table::<S, Q4_0>(s, row, &LESS_8, out);
+        nibbles::panel_row::<S, Q4_0>(s, row, out);
     }
 
     const BITS: u32 = 4;
@@ -86,11 +76,6 @@ impl Nibbles for Q4_0 {
     const ARE_CODES: bool = true;
 
     #[inline(always)]
-    fn scale<S: Simd>(s: S, block: &[u8]) -> f32 {
-        s.f16_at(block)
-    }
-
-    #[inline(always)]
     fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {
         s.spread::<BYTES, false>(blocks)
     }
@@ -99,5 +84,15 @@ impl Nibbles for Q4_0 {
     fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2] {
         let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
         [s.low_nibbles(c), s.high_nibbles(c)]
+    }
+}
+
+impl Table for Q4_0 {
+    const BYTES: usize = BYTES;
+    const VALUES: [u8; 16] = [248, 249, 250, 251, 252, 253, 254, 255, 0, 1, 2, 3, 4, 5, 6, 7];
+
+    #[inline(always)]
+    fn scale<S: Simd>(s: S, block: &[u8]) -> f32 {
+        s.f16_at(block)
     }
 }

@@ -9,7 +9,7 @@
 //! `scale * code + minimum`.
 
 use super::nibbles::{self, Nibbles};
-use super::{BLOCK, Block, Codes, Unpack, Weight};
+use super::{BLOCK, Block, Weight};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
@@ -22,14 +22,6 @@ pub(crate) struct Q4_1;
 
 impl Weight for Q4_1 {
     const BLOCK: Option<Block> = Some(Block { inputs: BLOCK, bytes: BYTES });
-    const CODES: Option<Codes> = Some(Codes { bits: 4, halves: false });
-
-    #[inline(always)]
-    fn unpack<S: Simd>(self, s: S, block: &[u8], out: Unpack) {
-        out.scales.fill(s.f16_at(block));
-        out.minima.fill(s.f16_at(&block[2..]));
-        out.codes.copy_from_slice(&nibbles::codes(&block[4..]));
-    }
 
     #[inline(always)]
     fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
@@ -96,11 +88,6 @@ impl Nibbles for Q4_1 {
     const BYTES: usize = BYTES;
     const MINIMA: bool = true;
     const ARE_CODES: bool = true;
-
-    #[inline(always)]
-    fn scale<S: Simd>(s: S, block: &[u8]) -> f32 {
-        s.f16_at(block)
-    }
 
     #[inline(always)]
     fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {

@@ -9,7 +9,7 @@
 //! Scale and minimum are 16-bit floats, those of the blocks have 6 bits. Of the codes of two blocks a byte holds one of each, that of the
 //! first block in its lower nibble. A weight is `scale * block's scale * code - minimum * block's minimum`.
 
-use super::{BLOCK, Block, Codes, Unpack, Weight, nibbles};
+use super::{BLOCK, Block, Weight, nibbles};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, PIECE, Sums};
 use crate::isa::Simd;
@@ -37,31 +37,8 @@ fn scales<S: Simd>(s: S, b: &[u8]) -> ([f32; 8], [f32; 8]) {
     (s.scale_bytes(bytes(scales), d), s.scale_bytes(bytes(minima), -dmin))
 }
 
-/// Writes scales and minima of a super-block, those of each block twice: for its two halves.
-#[inline(always)]
-pub(crate) fn unpack_scales<S: Simd>(s: S, b: &[u8], to_scales: &mut [f32], to_minima: &mut [f32]) {
-    let (d, m) = scales(s, b);
-    for i in 0..8 {
-        to_scales[2 * i..2 * i + 2].fill(d[i]);
-        to_minima[2 * i..2 * i + 2].fill(m[i]);
-    }
-}
-
 impl Weight for Q4K {
     const BLOCK: Option<Block> = Some(Block { inputs: INPUTS, bytes: BYTES });
-    const CODES: Option<Codes> = Some(Codes { bits: 4, halves: false });
-
-    #[inline(always)]
-    fn unpack<S: Simd>(self, s: S, block: &[u8], out: Unpack) {
-        unpack_scales(s, block, out.scales, out.minima);
-        for (codes, out) in block[CODES..].chunks_exact(BLOCK).zip(out.codes.chunks_exact_mut(2 * BLOCK)) {
-            let (first, second) = out.split_at_mut(BLOCK);
-            for ((c, first), second) in codes.iter().zip(first).zip(second) {
-                *first = c & 15;
-                *second = c >> 4;
-            }
-        }
-    }
 
     #[inline(always)]
     fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {

@@ -191,7 +191,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
     ///
     /// The weights are bytes without sign where `OFFSET` is 128, else with sign. The activations are bytes with sign, none of them -128.
     fn dot(self, acc: Self::I, weights: Self::I, x: Self::I) -> Self::I;
-    /// Whether [`Simd::add_products`] adds in 16 bits: then panels have codes of few bits where the weight type does, see [`crate::panel`].
+    /// Whether [`Simd::add_products`] adds in 16 bits, which is faster than [`Simd::dot`].
     const SMALL_SUMS: bool = false;
     /// Adds the lanes' dot products of four codes, without sign, and four activations to a small sum, which begins with zeros. A small sum has
     /// room for codes whose largest values together are 127: eight products of codes of 4 bits, four of 5 bits, two of 6 bits.

@@ -113,6 +113,20 @@ impl Check {
     fn integers<S: Simd>(&self, s: S, rng: &mut Rng) {
         let n = S::LANES;
         let (a, b, x) = (bytes(rng, 4 * n), bytes(rng, 4 * n), rng.i32(..));
+        // The largest codes that a small sum has room for, and activations of all sizes.
+        for (n_products, most) in [(8, 15), (4, 31), (2, 63), (1, 127)] {
+            let (mut small, mut sums) = (s.splat_i(0), vec![x / 2; n]);
+            for _ in 0..n_products {
+                let codes: Vec<u8> = (0..4 * n).map(|_| if rng.bool() { most } else { rng.u8(..=most) }).collect();
+                let acts: Vec<u8> =
+                    (0..4 * n).map(|_| if rng.bool() { -127 } else { rng.i8(-127..) }).map(|x: i8| x as u8).collect();
+                small = s.add_products(small, s.load_i(&codes), s.load_i(&acts));
+                for (i, (c, x)) in codes.iter().zip(&acts).enumerate() {
+                    sums[i / 4] += i32::from(*c) * i32::from(*x as i8);
+                }
+            }
+            assert_eq!(lanes(s, s.add_i(s.splat_i(x / 2), s.whole(small))), sums);
+        }
         assert_eq!(lanes(s, s.splat_i(x)), vec![x; n]);
         let word = |b: &[u8], i: usize| i32::from_le_bytes(b[4 * i..][..4].try_into().unwrap());
         let words: Vec<i32> = (0..n).map(|i| word(&a, i)).collect();

@@ -47,15 +47,10 @@ pub fn read_floats(bytes: &[u8], out: &mut [f32]) {
 }
 
 /// Types whose definition is written here, and one that a function reads. (`formats/tests.rs` has the tests for all types.)
-pub const FORMATS: [Format; 14] = [
+pub const FORMATS: [Format; 9] = [
     Format::Q4_0,
     Format::Q4_1,
-    Format::Q5_0,
-    Format::Q5_1,
-    Format::Q2K,
-    Format::Q3K,
     Format::Q4K,
-    Format::Q5K,
     Format::Q6K,
     Format::Iq4Nl,
     Format::Iq4Xs,
@@ -67,22 +62,10 @@ pub const FORMATS: [Format; 14] = [
 /// Where a block's 16-bit floats are: its scale and, if it has one, its minimum.
 pub fn floats_at(format: Format) -> &'static [usize] {
     match format {
-        Format::Q4_0 | Format::Q5_0 | Format::Q8_0 | Format::Iq4Nl | Format::Iq4Xs => &[0],
-        Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
-        Format::Q2K => &[80, 82],
-        Format::Q3K => &[108],
+        Format::Q4_0 | Format::Q8_0 | Format::Iq4Nl | Format::Iq4Xs => &[0],
+        Format::Q4_1 | Format::Q4K => &[0, 2],
         Format::Q6K => &[208],
         _ => &[],
-    }
-}
-
-/// Where a block's codes are; `None` if they are more than 4 bits wide, or none.
-pub fn codes_at(format: Format) -> Option<std::ops::Range<usize>> {
-    match format {
-        Format::Q4_0 => Some(2..18),
-        Format::Q4_1 => Some(4..20),
-        Format::Q4K => Some(16..144),
-        _ => None,
     }
 }
 
@@ -91,12 +74,7 @@ pub fn block(format: Format) -> (usize, usize) {
     match format {
         Format::Q4_0 => (32, 18),
         Format::Q4_1 => (32, 20),
-        Format::Q5_0 => (32, 22),
-        Format::Q5_1 => (32, 24),
-        Format::Q2K => (256, 84),
-        Format::Q3K => (256, 110),
         Format::Q4K => (256, 144),
-        Format::Q5K => (256, 176),
         Format::Q6K => (256, 210),
         Format::Iq4Nl => (32, 18),
         Format::Iq4Xs => (256, 136),
@@ -137,47 +115,15 @@ pub fn values(row: &Row, n_in: usize) -> Vec<f32> {
             let nibble = |codes: &[u8], half: usize| {
                 f32::from(if i % (2 * half) < half { codes[i % half] & 15 } else { codes[i % half] >> 4 })
             };
-            // Four bits of codes of which each 128 inputs have 32 bytes for every bit's plane, or pair of planes.
-            let bits = |codes: &[u8], n: usize| {
-                let per_byte = 8 / n;
-                let (group, within) = (i / (32 * per_byte), i % (32 * per_byte));
-                codes[32 * group + within % 32] >> (n * (within / 32)) & ((1 << n) - 1)
-            };
-            // Scale and minimum of block `j`, of 6 bits.
-            let six_bits = |j: usize| {
-                let q = &b[4..16];
-                match j {
-                    0..4 => (q[j] & 63, q[j + 4] & 63),
-                    _ => (q[j + 4] & 15 | q[j - 4] >> 6 << 4, q[j + 4] >> 4 | q[j] >> 6 << 4),
-                }
-            };
-            let fifth = |bytes: &[u8]| f32::from((bytes[i / 8] >> (i % 8) & 1) << 4);
             let value = |code: f32| {
                 let table = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
                 table[code as usize] as f32
             };
             *x = match row.format {
-                Format::Q5_0 => half(b) * (nibble(&b[6..], 16) + fifth(&b[2..6]) - 16.0),
-                Format::Q5_1 => half(b) * (nibble(&b[8..], 16) + fifth(&b[4..8])) + half(&b[2..]),
-                Format::Q2K => {
-                    let both = b[i / 16];
-                    half(&b[80..]) * f32::from(both & 15) * f32::from(bits(&b[16..80], 2))
-                        - half(&b[82..]) * f32::from(both >> 4)
-                }
-                Format::Q3K => {
-                    let (k, q) = (i / 16, &b[96..108]);
-                    let lower = if k < 8 { q[k] & 15 } else { q[k - 8] >> 4 };
-                    let scale = f32::from(lower | (q[8 + k % 4] >> (k / 4 * 2) & 3) << 4) - 32.0;
-                    half(&b[108..]) * scale * (f32::from(bits(&b[32..96], 2) | bits(&b[..32], 1) << 2) - 4.0)
-                }
-                Format::Q5K => {
-                    let (scale, min) = six_bits(i / 32);
-                    let code = nibble(&b[48 + i / 64 * 32..], 32) + f32::from(bits(&b[16..48], 1) << 4);
-                    half(b) * f32::from(scale) * code - half(&b[2..]) * f32::from(min)
-                }
                 Format::Q6K => {
-                    let lower = nibble(&b[i / 128 * 64..], 64);
-                    let code = lower + f32::from(bits(&b[128..192], 2) << 4) - 32.0;
+                    let (group, within) = (i / 128, i % 128);
+                    let upper = b[128 + 32 * group + within % 32] >> (2 * (within / 32)) & 3;
+                    let code = nibble(&b[64 * group..], 64) + f32::from(upper << 4) - 32.0;
                     half(&b[208..]) * f32::from(b[192 + i / 16] as i8) * code
                 }
                 Format::Iq4Nl => half(b) * value(nibble(&b[2..], 16)),
@@ -201,7 +147,11 @@ pub fn values(row: &Row, n_in: usize) -> Vec<f32> {
                 }
                 Format::Q8_0 => half(b) * f32::from(b[2 + i] as i8),
                 Format::Q4K => {
-                    let (scale, min) = six_bits(i / 32);
+                    let (q, j) = (&b[4..16], i / 32);
+                    let (scale, min) = match j {
+                        0..4 => (q[j] & 63, q[j + 4] & 63),
+                        _ => (q[j + 4] & 15 | q[j - 4] >> 6 << 4, q[j + 4] >> 4 | q[j] >> 6 << 4),
+                    };
                     let code = nibble(&b[16 + i / 64 * 32..], 32);
                     half(b) * f32::from(scale) * code - half(&b[2..]) * f32::from(min)
                 }
@@ -225,8 +175,7 @@ pub fn quantized(isa: Isa, tokens: &[Vec<f32>]) -> Vec<u8> {
 pub fn tail(token: &[u8], k: usize) -> Vec<(f32, i32)> {
     let tail = &token[k.next_multiple_of(2 * GROUP)..];
     let word = |b: &[u8]| [b[0], b[1], b[2], b[3]];
-    let half = |b: &[u8]| i32::from(i16::from_le_bytes([b[0], b[1]]));
-    tail.chunks_exact(8).map(|b| (f32::from_le_bytes(word(b)), half(&b[4..]) + half(&b[6..]))).collect()
+    tail.chunks_exact(8).map(|b| (f32::from_le_bytes(word(b)), i32::from_le_bytes(word(&b[4..])))).collect()
 }
 
 /// What a token's activations stand for.
@@ -276,18 +225,10 @@ pub fn dot(w: &Weights, x: &[f32]) -> (f64, f64) {
 pub fn magnitude(format: Format, row: &[u8], values: &[f32], x: &[f32]) -> f64 {
     let mut bare = row.to_vec();
     for b in bare.chunks_exact_mut(block(format).1) {
-        // What codes of zero stand for, whether that is added or codes count from there.
         match format {
-            Format::Q4_0 | Format::Iq4Nl | Format::Iq4Xs | Format::Mxfp4 | Format::Q8_0 | Format::Other(_) => b.fill(0),
             Format::Q4_1 => b[4..].fill(0),
             Format::Q4K => b[16..].fill(0),
-            Format::Q5_0 => b[2..].fill(0),
-            Format::Q5_1 => b[4..].fill(0),
-            Format::Q2K => b[16..80].fill(0),
-            Format::Q3K => b[..96].fill(0),
-            Format::Q5K => b[16..].fill(0),
-            Format::Q6K => b[..192].fill(0),
-            _ => unreachable!("see FORMATS"),
+            _ => b.fill(0),
         }
     }
     let minima = self::values(&Row { bytes: &bare, format }, values.len());
