@@ -121,8 +121,9 @@ impl<'m> Engine<'m> {
     ) -> Result<Engine<'m>> {
         let (n_threads, n_threads_batch) = (options.n_threads, options.n_threads_batch);
         let executor = Executor::new(&model.gpus(), interrupt).map_err(failure)?;
-        let adapts = options.adapts && model.gpus().is_empty();
-        let pace = adapts.then(|| Pace::new(n_threads.max(n_threads_batch)));
+        let most = n_threads.max(n_threads_batch);
+        let adapts = options.adapts && most > 1 && model.gpus().is_empty();
+        let pace = adapts.then(|| Pace::new(most));
         let rest = Rest::new(options.power);
         let loaded = || Loaded { schedule: executor.schedule(), current: None };
         let mut graphs = Graphs { few: loaded(), many: loaded() };

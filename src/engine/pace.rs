@@ -2,6 +2,7 @@
 //!
 //! The thin part around [`Threads`]: looks at the machine and at the clock.
 
+use std::hint::spin_loop;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -11,6 +12,9 @@ use crate::system::busy::{Glance, Waits};
 
 /// What was known of the machine before a pause of this length is no longer known.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Time between two looks at who else runs.
+const APART: Duration = Duration::from_millis(1);
 
 /// How often the flag of an interruption is looked at in a rest.
 const TICK: Duration = Duration::from_millis(10);
@@ -101,7 +105,11 @@ fn others() -> Option<(usize, usize)> {
         if least.1 == 0 {
             break;
         }
-        sleep(Duration::from_millis(1));
+        // Who sleeps beside busy programs waits for their time slices.
+        let start = Instant::now();
+        while start.elapsed() < APART {
+            spin_loop();
+        }
         least = look()?.min(least);
     }
     Some(least)
