@@ -15,7 +15,7 @@
 //! prune     the Probe Pruning pass: plan, probe, history, score, select, reduce
 //! weights   tensors as plain data, where they lie, which kernel multiplies each
 //! gguf      open, check, metadata, tensor table, memory map
-//! system    memory, processors, places of files, threads
+//! system    memory, processors and who else uses them, places of files, threads
 //! ggml      (vendor) the five beats of ggml, and the parts of libllama that are used
 //! kernels   (vendor) our CPU kernels
 //! ```

@@ -39,6 +39,8 @@ pub struct Stats {
     pub prune_expected_kl: Option<f64>,
     /// What was pruned in a few words.
     pub prune_in_short: Option<String>,
+    /// That fewer threads computed than may, if so.
+    pub threads: Option<String>,
     /// How the file wants answers to be drawn, if this one was drawn so and nothing said it yet.
     pub sampling: Option<String>,
     /// Why the answer ended.
@@ -81,9 +83,10 @@ impl Stats {
         };
         let first = self.first_token_time.map_or_else(String::new, |t| format!(", first {:.2} s", t.as_secs_f64()));
         let prune = self.prune_in_short.as_ref().map_or_else(String::new, |p| format!(", {p}"));
+        let threads = self.threads.as_ref().map_or_else(String::new, |t| format!(", {t}"));
         let sampling = self.sampling.as_ref().map_or_else(String::new, |s| format!(", {s}"));
         format!(
-            "read {} at {:.0} tok/s{cached}, wrote {} at {:.1} tok/s{first}, context {}/{} ({:.0}%){prune}{sampling}",
+            "read {} at {:.0} tok/s{cached}, wrote {} at {:.1} tok/s{first}, context {}/{} ({:.0}%){prune}{threads}{sampling}",
             self.processed_tokens,
             self.prompt_speed(),
             self.generated_tokens,
@@ -106,13 +109,14 @@ impl Stats {
             n => format!(" ({n} cached)"),
         };
         let prune = self.prune.as_ref().map_or_else(String::new, |p| format!("{p} | "));
+        let threads = self.threads.as_ref().map_or_else(String::new, |t| format!("{t} | "));
         let sampling = self.sampling.as_ref().map_or_else(String::new, |s| format!("{s} | "));
         let memory = memory::peak()
             .map_or_else(String::new, |bytes| format!("peak memory {:.1} MiB | ", bytes as f64 / f64::from(1 << 20)));
         let first = self.first_token_time.map_or_else(|| "none".to_owned(), |t| format!("{:.3} s", t.as_secs_f64()));
         format!(
             "prompt {} tokens{cached}, {:.1} tok/s{} | generated {} tokens, {:.1} tok/s | first token {first} | context {}/{} | \
-             {memory}{prune}{sampling}seed {} | logits {:016x} | {}",
+             {memory}{prune}{threads}{sampling}seed {} | logits {:016x} | {}",
             self.prompt_tokens,
             self.prompt_speed(),
             self.split(),

@@ -404,6 +404,41 @@ fn a_closed_pipe_is_success_and_signals_have_their_codes() {
 }
 
 #[test]
+fn power_and_priority() {
+    for power in ["0", "1.5", "-1", "nan", "inf"] {
+        fails(&model_run(&["-p", "x", "--power", power]), 2, "--power is");
+    }
+    fails(&model_run(&["-p", "x", "--power", "half"]), 2, "half");
+    for prio in ["-2", "4", "lowest"] {
+        fails(&model_run(&["-p", "x", "--prio", prio]), 2, "--prio: ");
+    }
+    let args = ["-p", "Count to ten.", "-n", "4", "-no-cnv"];
+    let plain = model_run(&args);
+    for more in [&["--power", "0.5"][..], &["--power", "1"], &["--prio", "low"], &["--prio", "-1"], &["--prio", "0"]] {
+        let o = model_run(&[&args[..], more].concat());
+        assert!(o.status.success(), "{more:?}: {}", text(&o.stderr));
+        assert_eq!(o.stdout, plain.stdout, "{more:?}");
+    }
+}
+
+/// The rest between two tokens would take minutes.
+#[cfg(unix)]
+#[test]
+fn a_rest_is_interrupted() {
+    use std::io::Read;
+    let model = smollm2();
+    for engine in ["own", "libllama"] {
+        let args =
+            ["-m", model.to_str().unwrap(), "-p", "Tell a story.", "-n", "9", "--power", "0.00001", "--engine", engine];
+        let mut child = pp_run(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 1]).unwrap();
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        let o = common::finished(child);
+        assert_eq!(o.status.code(), Some(130), "{}", text(&o.stderr));
+    }
+}
+
+#[test]
 fn the_file_says_how_answers_are_drawn_unless_the_user_does() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");

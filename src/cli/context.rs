@@ -27,15 +27,28 @@ pub struct ContextArgs {
     /// With --prune each has a probe and kept heads and channels of its own.
     #[arg(long, value_name = "N", default_value_t = 512, allow_hyphen_values = true)]
     pub ubatch_size: i64,
-    /// Threads for generation; -1 = one per core [default: -1]
+    /// Threads for generation, at the most; -1 = one per core [default: -1]
     ///
     /// Cores are the physical ones that the process may use, only the performance cores where there are two kinds, and no more
-    /// than a control group's quota. bench takes a list.
+    /// than a control group's quota. While other programs use the processors fewer threads compute, as one that is put aside makes
+    /// all wait; the line of statistics says so. (Not where Linux's /proc is missing, not with a GPU, not by libllama, and not for
+    /// answers with --kernels ggml from 512 cells of the cache on, whose rounding depends on the number of threads.) bench takes a list.
     #[arg(long, short = 't', value_name = "N", allow_hyphen_values = true)]
     pub threads: Option<String>,
-    /// Threads for prompts [-tb] [default: as -t]
+    /// Threads for prompts, at the most [-tb] [default: as -t]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub threads_batch: Option<i64>,
+    /// Compute for this share of the time only, 0 to 1: the program sleeps between steps
+    ///
+    /// For a cool and quiet machine: a step is a token of the answer, or a micro-batch of the prompt (-ub). Without it the share is 1.
+    #[arg(long, value_name = "P", allow_hyphen_values = true)]
+    pub power: Option<f64>,
+    /// Priority beside other programs: -1 or low, 0 or normal, 1 or medium, 2 or high, 3 or realtime
+    ///
+    /// As in llama.cpp: the nice values 5, 0 (that which the process has), -5, -10 and -20, of which the last three are for
+    /// administrators. If the system does not allow it the priority stays, with a warning.
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub prio: Option<String>,
     /// Type of cached keys: f16, f32, q8_0 [-ctk] [default: f16]
     #[arg(long, value_name = "TYPE")]
     pub cache_type_k: Option<String>,
@@ -74,6 +87,16 @@ pub fn options(a: ContextArgs) -> Result<Options> {
         cache_type_k: cache_type("-ctk", a.cache_type_k.as_deref().unwrap_or("f16"))?,
         cache_type_v: cache_type("-ctv", a.cache_type_v.as_deref().unwrap_or("f16"))?,
         exact: false,
+        adapts: true,
+        power: match a.power {
+            None => 1.0,
+            Some(p) if p > 0.0 && p <= 1.0 => p,
+            Some(p) => return Err(out_of_range("--power", p, "more than 0, at most 1")),
+        },
+        nice: match a.prio.as_deref() {
+            None => None,
+            Some(prio) => nice(prio)?,
+        },
         // All backends that we use have flash attention, so `auto` means on.
         flash_attn: tristate("-fa", &a.flash_attn)? != Tristate::Off,
     })
@@ -90,6 +113,18 @@ fn n_threads(flag: &str, n: i64) -> Result<usize> {
         -1 | 0 => Ok(cpus::default_threads()),
         1..=512 => Ok(n as usize),
         _ => Err(out_of_range(flag, n, "-1, or 1 to 512")),
+    }
+}
+
+/// The nice value of a priority, as llama.cpp has them; `None`: that which the process has.
+fn nice(prio: &str) -> Result<Option<i32>> {
+    match prio {
+        "-1" | "low" => Ok(Some(5)),
+        "0" | "normal" => Ok(None),
+        "1" | "medium" => Ok(Some(-5)),
+        "2" | "high" => Ok(Some(-10)),
+        "3" | "realtime" => Ok(Some(-20)),
+        _ => Err(not_one_of("--prio", prio, "-1 or low, 0 or normal, 1 or medium, 2 or high, 3 or realtime")),
     }
 }
 

@@ -33,6 +33,7 @@ STATISTICS
   probe   share of the prompt's time that finding what is kept took
   pack    share in which weights were packed for our own kernels
   kept    share of the blocks' weights that the pruned tokens ran on
+  threads N of M: as few computed, as others used the processors
   drawn   as the file says: its general.sampling settings, said once
   logits  a hash of the last ones: equal where runs computed the same
   limit   why it ended: end_of_text, stop_string, limit (of -n),

@@ -105,6 +105,7 @@ pub fn answer(
     stats.prune = session.prune_report().map(Report::line);
     stats.prune_expected_kl = session.prune_report().filter(|r| r.pruned_tokens > 0).and_then(|r| r.expected_kl);
     stats.prune_in_short = session.prune_report().map(Report::in_short);
+    stats.threads = session.take_fewer_threads().map(|fewer| fewer.to_string());
     stats.stop_reason = stop.name();
     Ok(Answer { text, tokens, stop, stats })
 }

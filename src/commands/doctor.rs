@@ -236,7 +236,7 @@ fn load(root: &Path, cpus: &Cpus) -> Option<String> {
     let all = read(root, "proc/cpuinfo").unwrap_or_default().lines().filter(|l| l.starts_with("processor")).count();
     let all = all.max(cpus.allowed);
     let advice = format!(
-        "idle processors: the load of the last minute is {load:.1}, with {all} processors (or fewer threads: -t)"
+        "idle processors: the load of the last minute is {load:.1}, with {all} processors (answers take fewer threads meanwhile)"
     );
     (load > all as f64 / 2.0).then_some(advice)
 }

@@ -13,7 +13,7 @@ use crate::gguf::Gguf;
 use crate::graph::CacheType;
 use crate::log::Log;
 use crate::model::{self, Model, RopeOptions, check_values};
-use crate::system::memory;
+use crate::system::{memory, priority};
 use crate::tokenizer::Tokenizer;
 
 /// The values of files up to this size are always checked: that takes less time than loading the tokenizer.
@@ -32,6 +32,11 @@ pub fn load(
     signals: &Signals,
 ) -> Result<(Loaded, Tokenizer)> {
     let start = Instant::now();
+    if let Some(nice) = context.nice
+        && let Err(e) = priority::set_nice(nice)
+    {
+        log.warn(&format!("--prio has no effect: {e}"));
+    }
     let mut gguf = Gguf::open(&model.path)?;
     gguf.override_kv(&model.override_kv)?;
     let gguf = Arc::new(gguf);

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use ggml::{ComputeError, Element, Executor, Graph, NodeTime, Schedule, Slot};
 use kernels::MAX_GEMV_TOKENS;
 
 use super::options::Options;
+use super::pace::{Pace, Rest};
+use super::threads::Fewer;
 use crate::error::{Error, Kind, Result};
 use crate::graph::{Batch, CacheParams, Clock, Feed, GraphSlots, KV_STEP, KvCache, Layout, Results};
 use crate::model::Model;
@@ -37,11 +40,14 @@ pub struct Engine<'m> {
     pub n_ctx: usize,
     /// Tokens of a batch at most
     pub n_ubatch: usize,
-    /// Threads for one token, and for more
+    /// Threads for one token, and for more, at the most
     pub n_threads: usize,
     pub n_threads_batch: usize,
     /// Devices and threads
     pub executor: Executor,
+    /// How many threads compute of those that may; `None` if all do: with a GPU they wait for it
+    pace: Option<Pace>,
+    rest: Rest,
     graphs: Graphs,
     /// Which of the graphs was computed last
     last: Size,
@@ -114,7 +120,11 @@ impl<'m> Engine<'m> {
         interrupt: Arc<AtomicBool>,
     ) -> Result<Engine<'m>> {
         let (n_threads, n_threads_batch) = (options.n_threads, options.n_threads_batch);
-        let executor = Executor::new(&model.gpus(), n_threads.max(n_threads_batch), interrupt).map_err(failure)?;
+        let executor = Executor::new(&model.gpus(), interrupt).map_err(failure)?;
+        let most = n_threads.max(n_threads_batch);
+        let adapts = options.adapts && most > 1 && model.gpus().is_empty();
+        let pace = adapts.then(|| Pace::new(most));
+        let rest = Rest::new(options.power);
         let loaded = || Loaded { schedule: executor.schedule(), current: None };
         let mut graphs = Graphs { few: loaded(), many: loaded() };
         let clock = Arc::default();
@@ -156,6 +166,8 @@ impl<'m> Engine<'m> {
                         n_threads,
                         n_threads_batch,
                         executor,
+                        pace,
+                        rest,
                         graphs,
                         last,
                     });
@@ -195,11 +207,48 @@ impl<'m> Engine<'m> {
         let (key, slots) = loaded.current.as_ref().expect("loaded above");
         let feed = Feed { batch, layout: &key.layout, cache: &self.cache, given };
         slots.inputs.set(&mut loaded.schedule, feed).map_err(|_| Error::malformed(UNEQUAL))?;
-        match trace {
-            true => self.executor.compute_traced(&mut loaded.schedule, n_threads),
-            false => self.executor.compute(&mut loaded.schedule, n_threads).map(|()| Vec::new()),
+        let divides = slots.divides_by_threads;
+        self.step(self.last, n_threads, divides, trace)
+    }
+
+    /// Rests if it is time to, and computes a loaded graph: with `asked` threads, or with fewer if others use the processors and the graph does
+    /// not divide sums by threads.
+    fn step(&mut self, size: Size, asked: usize, divides: bool, trace: bool) -> Result<Vec<NodeTime>> {
+        if self.rest.is_due() {
+            self.executor.pause();
+            self.rest.wait(self.executor.interrupt());
         }
-        .map_err(failure)
+        let mut pace = self.pace.as_mut().filter(|_| !divides);
+        let n_threads = match &mut pace {
+            Some(pace) => {
+                if pace.is_after_pause() {
+                    self.executor.pause();
+                }
+                pace.next(asked)
+            }
+            None => asked,
+        };
+        self.executor.start_threads(n_threads).map_err(failure)?;
+        if let Some(pace) = &mut pace {
+            pace.begin(n_threads);
+        }
+        let start = Instant::now();
+        let schedule = &mut self.graphs.of_mut(size).schedule;
+        let nodes = match trace {
+            true => self.executor.compute_traced(schedule, n_threads),
+            false => self.executor.compute(schedule, n_threads).map(|()| Vec::new()),
+        };
+        let time = start.elapsed();
+        self.rest.after(time);
+        if let Some(pace) = &mut pace {
+            pace.end(time);
+        }
+        nodes.map_err(failure)
+    }
+
+    /// The threads that were given up to others since this was last asked.
+    pub fn take_fewer(&mut self) -> Option<Fewer> {
+        self.pace.as_mut().and_then(Pace::take_fewer)
     }
 
     fn last(&self) -> (&Schedule, &GraphSlots) {
@@ -254,10 +303,9 @@ impl<'m> Engine<'m> {
         slots.inputs.set(&mut loaded.schedule, feed).map_err(|_| Error::malformed(UNEQUAL))
     }
 
-    /// Computes such a graph.
+    /// Computes such a graph with `n_threads` threads at most.
     pub fn compute(&mut self, size: Size, n_threads: usize) -> Result<()> {
-        let loaded = self.graphs.of_mut(size);
-        self.executor.compute(&mut loaded.schedule, n_threads).map_err(failure)
+        self.step(size, n_threads, false, false).map(drop)
     }
 
     /// Logits `[n_vocab, n]` of states `[n_embd, n]`, by the head that answers have too.

@@ -6,10 +6,12 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use ggml::llama::{self, ContextParams, DecodeError, LlamaError};
 
 use super::options::Options;
+use super::pace::Rest;
 use super::prompt_cache::{self, Bytes, Found, Memory, Origin};
 use super::report::Report;
 use super::session::{Session, in_common, is_full};
@@ -257,6 +259,8 @@ pub struct LlamaSession<'m> {
     tokens: Vec<Token>,
     logits: Vec<f32>,
     n_ubatch: usize,
+    rest: Rest,
+    interrupt: Arc<AtomicBool>,
     /// States at some of the lengths that the text had, oldest first, if tokens cannot be taken back without them
     states: Option<VecDeque<(usize, Vec<u8>)>>,
     /// Tokens that came from a file, if it lacks what is out of their last one's windows: no more than this one can be taken back
@@ -289,11 +293,23 @@ impl<'m> LlamaSession<'m> {
             });
             match context {
                 Ok(mut context) => {
-                    context.set_interrupt(interrupt);
+                    context.set_interrupt(interrupt.clone());
                     let states = model.llama.has_state().then(VecDeque::new);
                     let (origin, n_ubatch) = (model.origin(options, context.n_ctx()), n_ubatch as usize);
                     let (tokens, logits, n_windowed) = (Vec::new(), Vec::new(), 0);
-                    return Ok(LlamaSession { model, context, origin, tokens, logits, n_ubatch, states, n_windowed });
+                    let rest = Rest::new(options.power);
+                    return Ok(LlamaSession {
+                        model,
+                        context,
+                        origin,
+                        tokens,
+                        logits,
+                        n_ubatch,
+                        rest,
+                        interrupt,
+                        states,
+                        n_windowed,
+                    });
                 }
                 Err(_) if shrink && n_ctx > LEAST_CTX => n_ctx = (n_ctx / 2).max(LEAST_CTX),
                 Err(e) => return Err(e.in_file(model.gguf.path())),
@@ -325,7 +341,14 @@ impl<'m> LlamaSession<'m> {
     fn compute(&mut self, tokens: &[Token], wanted: impl Fn(usize) -> bool) -> Result<()> {
         let first = self.tokens.len();
         let batch: Vec<_> = tokens.iter().enumerate().map(|(i, &t)| (t, (first + i) as i32, 0, wanted(i))).collect();
-        match self.context.compute(&batch) {
+        if self.rest.is_due() {
+            self.context.pause();
+            self.rest.wait(&self.interrupt);
+        }
+        let start = Instant::now();
+        let computed = self.context.compute(&batch);
+        self.rest.after(start.elapsed());
+        match computed {
             Ok(()) => {
                 self.tokens.extend_from_slice(tokens);
                 Ok(())

@@ -5,6 +5,8 @@
 //! - `libllama`: timelines of models that we have no graph for; `timeline`: what both kinds have; `loaded`: a model of either kind
 //! - `pruning`: the policy, which says what to do next and computes nothing; `measure`: from how many tokens on pruning pays; `report`: what
 //!   pruning did
+//! - `threads`: how many threads compute while others use the processors, a rule that computes nothing either; `pace`: the machine and the
+//!   clock around it, and rests between steps
 //! - `guard`: a prompt's own first piece read both ways; `divergence`: how far apart that is
 //! - `prompt_cache`: tokens and what a model remembers of them in a file
 //!
@@ -17,11 +19,13 @@ pub mod libllama;
 mod loaded;
 mod measure;
 mod options;
+mod pace;
 pub mod prompt_cache;
 mod pruning;
 mod report;
 mod score;
 mod session;
+mod threads;
 mod timeline;
 
 pub use core::{Engine, OUTPUT_ROWS};
@@ -33,4 +37,5 @@ pub use pruning::READ_WHOLE;
 pub use report::Report;
 pub use score::Moments;
 pub use session::{PromptTimes, Session, TracedBatch};
+pub use threads::Fewer;
 pub use timeline::Timeline;

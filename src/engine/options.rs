@@ -12,15 +12,21 @@ pub struct Options {
     pub n_batch: u32,
     /// Physical (micro-) batch.
     pub n_ubatch: u32,
-    /// Threads for decoding.
+    /// Threads for decoding, at the most: fewer compute while others use the processors.
     pub n_threads: usize,
-    /// Threads for prompts.
+    /// Threads for prompts, at the most.
     pub n_threads_batch: usize,
     /// Type of cached keys.
     pub cache_type_k: CacheType,
     /// Type of cached values.
     pub cache_type_v: CacheType,
     pub flash_attn: bool,
+    /// Fewer threads compute while others use the processors. Results are the same.
+    pub adapts: bool,
+    /// Share of the time that is computed, more than 0, at most 1: between steps the program rests.
+    pub power: f64,
+    /// Nice value that the process takes before the model is loaded; `None`: that which it has.
+    pub nice: Option<i32>,
     /// Attention reads a cache of 32-bit floats as it is. Else ggml's flash attention reads it in 16 bits, as in llama.cpp.
     pub exact: bool,
 }
@@ -37,6 +43,9 @@ impl Options {
             cache_type_k: CacheType::F16,
             cache_type_v: CacheType::F16,
             flash_attn: true,
+            adapts: true,
+            power: 1.0,
+            nice: None,
             exact: false,
         }
     }

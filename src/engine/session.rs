@@ -13,6 +13,7 @@ use super::options::Options;
 use super::prompt_cache::{self, Bytes, Found, Origin};
 use super::pruning::{AskAnswer, Policy, READ_WHOLE, REFRESH, Ran, Way, is_worth_a_guard, read_whole};
 use super::report::{BreakEven, Report};
+use super::threads::Fewer;
 use crate::error::{Error, Result};
 use crate::graph::{Batch, KV_STEP, Results};
 use crate::model::Model;
@@ -436,6 +437,11 @@ impl<'m> Session<'m> {
     /// Tells from another thread which share of the micro-batch that runs is done.
     pub fn batch_progress(&self) -> impl Fn() -> f64 + Send + use<> {
         self.engine.executor.progress()
+    }
+
+    /// The threads that were given up since this was last asked, as others used the processors.
+    pub fn take_fewer_threads(&mut self) -> Option<Fewer> {
+        self.engine.take_fewer()
     }
 
     /// Lets the worker threads sleep until the next computation, for whoever computes in between.

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::prompt_cache::Found;
 use super::report::Report;
 use super::session::{PromptTimes, Session};
+use super::threads::Fewer;
 use crate::error::Result;
 use crate::tokenizer::Token;
 
@@ -61,6 +62,11 @@ pub trait Timeline<'m> {
 
     /// What pruning did lately.
     fn prune_report(&self) -> Option<&Report>;
+
+    /// The threads that were given up since this was last asked, as others used the processors.
+    fn take_fewer_threads(&mut self) -> Option<Fewer> {
+        self.own_mut().and_then(Session::take_fewer_threads)
+    }
 
     /// How many of the first `n` tokens a file can hold: all, unless the model's memory cannot go back to the last of them.
     fn saveable(&self, n: usize) -> usize;

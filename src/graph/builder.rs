@@ -3,6 +3,7 @@
 //! An architecture says which block comes after which. How a weight is multiplied (`matmul.rs`), where attention looks (`attention.rs`)
 //! and what the pass keeps of a block (`choice.rs`) it need not know.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -42,6 +43,8 @@ pub struct GraphSlots {
     pub notes: Vec<Notes>,
     /// The results that are wanted, see [`Results`]; `None` if none are
     pub result: Option<Slot>,
+    /// Another number of threads divides sums of it otherwise, and rounds them so
+    pub divides_by_threads: bool,
 }
 
 /// Builds the graph of one micro-batch.
@@ -56,13 +59,16 @@ pub struct GraphBuilder<'a, 'g> {
     /// The last layer's MLP runs on the wanted rows only. If other rows of it are to be observed, this is their residual stream, F32
     /// `[n_embd, n_rows]`.
     pub(super) observed_rows: Option<Tensor<'g>>,
+    /// See [`GraphSlots`]
+    pub(super) divides_by_threads: Cell<bool>,
 }
 
 impl<'a, 'g> GraphBuilder<'a, 'g> {
     /// An empty graph.
     pub fn new(g: &'a Builder<'g>, task: Task<'a>) -> GraphBuilder<'a, 'g> {
         let inputs = Inputs::new(g, task.layout, task.cache);
-        GraphBuilder { g, task, inputs, notes: Vec::new(), is_probing: false, observed_rows: None }
+        let divides_by_threads = Cell::new(false);
+        GraphBuilder { g, task, inputs, notes: Vec::new(), is_probing: false, observed_rows: None, divides_by_threads }
     }
 
     /// A tensor of the model's weights, or of the reduced ones.
@@ -176,7 +182,8 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     /// Ends the graph with a result, if there is one.
     pub fn finish(self, result: Option<Tensor<'g>>) -> GraphSlots {
         let result = result.map(|t| self.g.output(t));
-        GraphSlots { inputs: self.inputs.finish(), notes: self.notes, result }
+        let divides_by_threads = self.divides_by_threads.get();
+        GraphSlots { inputs: self.inputs.finish(), notes: self.notes, result, divides_by_threads }
     }
 
     /// The states as floats `[k, n]`.

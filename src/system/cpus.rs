@@ -27,9 +27,7 @@ impl Cpus {
 
     /// `parallelism` is std's number, which heeds affinity and control groups' quotas.
     fn find_in(root: &Path, parallelism: usize) -> Cpus {
-        let status = read(root, "proc/self/status").unwrap_or_default();
-        let list = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
-        let cpus = parse_list(list);
+        let cpus = allowed_in(root);
         let allowed = if cpus.is_empty() { parallelism } else { cpus.len() };
         let (physical, performance) = match cpus.is_empty() {
             true => (allowed, allowed),
@@ -40,6 +38,16 @@ impl Cpus {
         let threads = performance.min(quota.unwrap_or(performance)).max(1);
         Cpus { allowed, physical, performance, quota, threads }
     }
+}
+
+/// The numbers of the processors that the process may run on; none where the system does not say.
+pub fn allowed() -> BTreeSet<usize> {
+    allowed_in(Path::new("/"))
+}
+
+fn allowed_in(root: &Path) -> BTreeSet<usize> {
+    let status = read(root, "proc/self/status").unwrap_or_default();
+    parse_list(status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).unwrap_or_default())
 }
 
 /// One thread for each physical performance core that the process may use.

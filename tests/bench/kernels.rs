@@ -162,7 +162,7 @@ struct Runner {
 
 impl Runner {
     fn new(graph: Graph, x: Slot, out: Slot, data: &[f32]) -> Runner {
-        let executor = Executor::new(&[], 2, Arc::default()).expect("threads");
+        let executor = Executor::new(&[], Arc::default()).expect("threads");
         let mut schedule = executor.schedule();
         schedule.load(graph).expect("memory");
         schedule.set(x, data);

@@ -113,6 +113,13 @@ pub fn measure(
         bar.inc(1);
     }
     bar.finish_and_clear();
+    for engine in &mut engines {
+        if let Engine::Ours { session } = engine
+            && let Some(fewer) = session.take_fewer_threads()
+        {
+            log.note(&format!("{} by pp-run: {fewer}", test.name()));
+        }
+    }
     let baseline = llama.map(|_| samples[0].clone());
     let row = |(engine, samples): (&Engine, Vec<Sample>)| {
         let ours = matches!(engine, Engine::Ours { .. });

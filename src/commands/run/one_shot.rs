@@ -153,6 +153,7 @@ fn as_json(options: &Options, answer: &Answer, load_time: Duration) -> Value {
         "logits_hash": format!("{:016x}", s.logits_hash),
         "prune": s.prune,
         "prune_expected_kl": s.prune_expected_kl,
+        "threads": s.threads,
         "peak_memory_bytes": memory::peak(),
         "timings": {
             "load_s": load_time.as_secs_f64(),

@@ -90,6 +90,9 @@ struct Trace {
 
 /// Computes graphs on the given devices and the CPU, one at a time.
 ///
+/// The CPU's threads are those of the last computation: one that takes another number of them has them started anew. ggml would let
+/// those that a graph does not use wait for the next one by spinning, which takes a processor from whoever needs it.
+///
 /// The graphs are in [`Schedule`]s, of which an executor can have several. All of them live on the thread that the executor
 /// was made on, like the tensors that their graphs refer to:
 /// ```compile_fail,E0277
@@ -99,6 +102,15 @@ struct Trace {
 #[derive(Debug)]
 pub struct Executor {
     backends: Rc<Backends>,
+    /// The CPU's threads; `None` before the first computation
+    pool: Option<Pool>,
+}
+
+/// Threads of the CPU, that of the caller included.
+#[derive(Debug)]
+struct Pool {
+    ptr: NonNull<sys::ggml_threadpool>,
+    n_threads: i32,
 }
 
 /// What an executor and its schedules share.
@@ -106,9 +118,6 @@ pub struct Executor {
 pub(crate) struct Backends {
     /// The CPU is the last one.
     list: Vec<Backend>,
-    /// How many threads the pool has.
-    n_threads: usize,
-    pool: NonNull<sys::ggml_threadpool>,
     watch: Arc<Watch>,
 }
 
@@ -143,12 +152,31 @@ impl Backends {
     }
 }
 
-impl Drop for Backends {
+impl Pool {
+    /// How long threads wait for the next graph by spinning before they sleep, in ggml's unit, which is some milliseconds: longer than
+    /// a token is drawn. ggml's own 50 keeps a processor busy for some tenths of a second after the last graph.
+    const POLL: u32 = 1;
+
+    fn new(n_threads: i32) -> Option<Pool> {
+        // SAFETY: takes a number, returns a struct by value.
+        let mut params = unsafe { sys::ggml_threadpool_params_default(n_threads) };
+        params.poll = Pool::POLL;
+        // SAFETY: params is a live local.
+        let ptr = unsafe { sys::ggml_threadpool_new(&mut params) };
+        NonNull::new(ptr).map(|ptr| Pool { ptr, n_threads })
+    }
+}
+
+impl Drop for Pool {
     fn drop(&mut self) {
-        // The backends are freed before the pool that one of them uses.
-        self.list.clear();
-        // SAFETY: this owner made the pool and frees it once; no backend uses it any more.
-        unsafe { sys::ggml_threadpool_free(self.pool.as_ptr()) };
+        // SAFETY: this owner made the pool and frees it once; `Executor::forget_pool` has taken it from the backend.
+        unsafe { sys::ggml_threadpool_free(self.ptr.as_ptr()) };
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        self.forget_pool();
     }
 }
 
@@ -219,15 +247,14 @@ pub(crate) fn thread_count(n_threads: usize) -> i32 {
 }
 
 impl Executor {
-    /// Starts `gpus`, the CPU, and `n_threads` threads for the CPU. A computation ends early once `interrupt` is set.
+    /// Starts `gpus` and the CPU. A computation ends early once `interrupt` is set.
     ///
     /// # Errors
-    /// [`ComputeError::Failed`] if a device or the threads cannot be started.
+    /// [`ComputeError::Failed`] if a device cannot be started.
     ///
     /// # Panics
-    /// If `n_threads` is 0 or above 512, or if there are more than 15 `gpus`: ggml's limits.
-    pub fn new(gpus: &[Device], n_threads: usize, interrupt: Arc<AtomicBool>) -> Result<Executor, ComputeError> {
-        let n = thread_count(n_threads);
+    /// If there are more than 15 `gpus`: ggml's limit.
+    pub fn new(gpus: &[Device], interrupt: Arc<AtomicBool>) -> Result<Executor, ComputeError> {
         assert!(gpus.len() < MAX_BACKENDS, "an executor has up to {MAX_BACKENDS} devices");
         let mut list = Vec::new();
         for device in gpus.iter().copied().chain([Device::cpu()]) {
@@ -235,20 +262,13 @@ impl Executor {
             let ptr = unsafe { sys::ggml_backend_dev_init(device.as_ptr(), std::ptr::null()) };
             list.push(Backend { ptr: NonNull::new(ptr).ok_or(ComputeError::Failed)? });
         }
-        // SAFETY: takes a number, returns a struct by value.
-        let mut params = unsafe { sys::ggml_threadpool_params_default(n) };
-        // SAFETY: params is a live local.
-        let pool = unsafe { sys::ggml_threadpool_new(&mut params) };
-        let Some(pool) = NonNull::new(pool) else { return Err(ComputeError::Failed) };
         let watch = Arc::new(Watch { interrupt, done: AtomicUsize::new(0), all: AtomicUsize::new(0) });
-        let backends = Backends { list, n_threads, pool, watch };
+        let backends = Backends { list, watch };
         let cpu = backends.cpu();
-        // SAFETY: cpu is a live CPU backend; the pool outlives it (see the `Drop` of `Backends`).
-        unsafe { sys::ggml_backend_cpu_set_threadpool(cpu, pool.as_ptr()) };
         let watch = Arc::as_ptr(&backends.watch).cast_mut().cast();
         // SAFETY: cpu is live; `Backends` keeps the Watch for longer than the backend.
         unsafe { sys::ggml_backend_cpu_set_abort_callback(cpu, Some(interrupted), watch) };
-        Ok(Executor { backends: Rc::new(backends) })
+        Ok(Executor { backends: Rc::new(backends), pool: None })
     }
 
     /// A schedule without a graph.
@@ -256,17 +276,17 @@ impl Executor {
         Schedule::new(&self.backends)
     }
 
-    /// Computes the schedule's graph with `n_threads` CPU threads; there are never more than the executor was made with.
+    /// Computes the schedule's graph with `n_threads` CPU threads.
     ///
     /// # Errors
     /// [`ComputeError::Interrupted`] if the interrupt flag was set meanwhile, [`ComputeError::OutOfMemory`] and
-    /// [`ComputeError::Failed`] if a device reports it. The graph's outputs then hold anything.
+    /// [`ComputeError::Failed`] if a device reports it, or if the threads cannot be started. The graph's outputs then hold anything.
     ///
     /// # Panics
     /// If the schedule is of another executor or has no graph, if `n_threads` is 0 or above 512, or if an
     /// [`Op`](crate::Op) of the graph panicked.
     pub fn compute(&mut self, schedule: &mut Schedule, n_threads: usize) -> Result<(), ComputeError> {
-        let status = self.run(schedule, n_threads);
+        let status = self.run(schedule, n_threads)?;
         check(schedule, status)
     }
 
@@ -286,28 +306,59 @@ impl Executor {
         let forget = ForgetTrace(sched);
         let status = self.run(schedule, n_threads);
         drop(forget);
-        check(schedule, status).map(|()| traced.nodes)
+        check(schedule, status?).map(|()| traced.nodes)
     }
 
-    fn run(&mut self, schedule: &mut Schedule, n_threads: usize) -> sys::ggml_status {
+    fn run(&mut self, schedule: &mut Schedule, n_threads: usize) -> Result<sys::ggml_status, ComputeError> {
         assert!(schedule.is_of(&self.backends), "compute: the schedule is of another executor");
         let graph = schedule.graph().as_ptr();
-        let n_threads = thread_count(n_threads).min(thread_count(self.backends.n_threads));
+        self.start_threads(n_threads)?;
         let Watch { done, all, .. } = &*self.backends.watch;
         done.store(0, Ordering::Relaxed);
         all.store(schedule.n_operations(), Ordering::Relaxed);
-        // SAFETY: the executor's CPU backend is live.
-        unsafe { sys::ggml_backend_cpu_set_n_threads(self.backends.cpu(), n_threads) };
         // SAFETY: scheduler and graph are live, the graph was given memory by `Schedule::load`, and the backends that the
         // scheduler uses are this executor's, which is borrowed mutably: nothing else runs on them.
-        unsafe { sys::ggml_backend_sched_graph_compute(schedule.as_ptr(), graph) }
+        Ok(unsafe { sys::ggml_backend_sched_graph_compute(schedule.as_ptr(), graph) })
+    }
+
+    /// Starts so many threads for the CPU, unless there are as many. A computation does so too.
+    ///
+    /// # Errors
+    /// [`ComputeError::Failed`] if they cannot be started.
+    ///
+    /// # Panics
+    /// If `n_threads` is 0 or above 512.
+    pub fn start_threads(&mut self, n_threads: usize) -> Result<(), ComputeError> {
+        let n_threads = thread_count(n_threads);
+        if self.pool.as_ref().is_some_and(|pool| pool.n_threads == n_threads) {
+            return Ok(());
+        }
+        // The old threads go first: both may be more than the system allows.
+        self.forget_pool();
+        let pool = Pool::new(n_threads).ok_or(ComputeError::Failed)?;
+        let cpu = self.backends.cpu();
+        // SAFETY: cpu is a live CPU backend.
+        unsafe { sys::ggml_backend_cpu_set_n_threads(cpu, n_threads) };
+        // SAFETY: as above; `forget_pool` takes the pool from it before it is freed.
+        unsafe { sys::ggml_backend_cpu_set_threadpool(cpu, pool.ptr.as_ptr()) };
+        self.pool = Some(pool);
+        Ok(())
+    }
+
+    /// Ends the CPU's threads.
+    fn forget_pool(&mut self) {
+        // SAFETY: the backend is live, and so is the pool that it has, if any, which it pauses.
+        unsafe { sys::ggml_backend_cpu_set_threadpool(self.backends.cpu(), std::ptr::null_mut()) };
+        self.pool = None;
     }
 
     /// Lets the worker threads sleep until the next computation. Otherwise they wait for it by spinning for a while, which
     /// takes the core from whatever else runs.
     pub fn pause(&self) {
-        // SAFETY: the pool is live.
-        unsafe { sys::ggml_threadpool_pause(self.backends.pool.as_ptr()) };
+        if let Some(pool) = &self.pool {
+            // SAFETY: the pool is live.
+            unsafe { sys::ggml_threadpool_pause(pool.ptr.as_ptr()) };
+        }
     }
 
     /// The flag that ends a computation early.

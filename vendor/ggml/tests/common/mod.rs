@@ -37,7 +37,7 @@ pub fn assert_violations(table: &[Violation]) {
 }
 
 pub fn executor() -> Executor {
-    Executor::new(&[], 2, Arc::new(AtomicBool::new(false))).expect("threads")
+    Executor::new(&[], Arc::new(AtomicBool::new(false))).expect("threads")
 }
 
 /// An input of the graph.
