@@ -16,6 +16,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Time between two looks at who else runs.
 const APART: Duration = Duration::from_millis(1);
 
+/// So many looks at the most, until one finds that nobody else runs: what always runs is seen by all of them.
+const LOOKS: usize = 8;
+
 /// How often the flag of an interruption is looked at in a rest.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -101,7 +104,7 @@ impl Pace {
 fn others() -> Option<(usize, usize)> {
     let look = || Glance::now().map(|g| (g.n_cpus, g.n_running.saturating_sub(1)));
     let mut least = look()?;
-    for _ in 0..2 {
+    for _ in 1..LOOKS {
         if least.1 == 0 {
             break;
         }
