@@ -301,7 +301,7 @@ fn reserve(
     let graph = |layout: &Layout| model.graph(&cache, layout, Pass::Dense, clock).0;
     let largest = graph(&Layout::largest(n_seq, n_each, params.n_cells, n_wanted, results));
     let n_few = MAX_GEMV_TOKENS.min(n_ubatch);
-    let few_tokens = graph(&Layout::largest(1, n_few, params.n_cells, 1, Results::Logits));
+    let few_tokens = graph(&Layout::largest(1, n_few, params.n_cells, n_few, Results::Logits));
     let mut few_bytes = few.schedule.measure(&few_tokens);
     let head = (results == Results::States).then(|| model.logits_graph(&cache, OUTPUT_ROWS.min(n_wanted), clock).0);
     if let Some(head) = &head {
