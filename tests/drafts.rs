@@ -78,15 +78,15 @@ fn tokens_of_a_draft_are_computed_as_one_by_one_and_wrong_ones_leave_nothing() {
         let model = load_native(&path);
         for cache in [CacheType::F16, CacheType::F32, CacheType::Q8_0] {
             let options =
-                ContextOptions { n_ctx: Some(512), cache_type_k: cache, cache_type_v: cache, ..ContextOptions::new(2) };
+                ContextOptions { n_ctx: Some(512), cache_type_k: cache, cache_type_v: cache, ..ContextOptions::new(1) };
             let (worst, is_same) = compare(&model, &options);
             let is_exact = session(&model, &options).drafts_are_exact();
-            println!("{name} {cache:?}: {worst:e} {is_same} {is_exact}");
             assert!(is_same || !is_exact, "{name}, cache {cache:?}: NMSE {worst:e}");
             n_exact += usize::from(is_exact);
         }
     }
-    println!("{n_exact}");
+    // All but a type that our kernels do not read in place, floats, and models of experts.
+    assert_eq!(n_exact, 13 * 3);
 }
 
 /// Answers to the same prompt.
@@ -128,7 +128,7 @@ impl<'a> Case<'a> {
 
     /// The answer; and tokens of drafts, and those that were accepted.
     fn run(&self, drafts: Option<Drafts>) -> (Outcome, [usize; 2]) {
-        let options = ContextOptions { n_ctx: Some(self.n_ctx), ..ContextOptions::new(2) };
+        let options = ContextOptions { n_ctx: Some(self.n_ctx), ..ContextOptions::new(1) };
         let mut session = read(self.model, &options, self.prompt);
         let n_vocab = self.tokenizer.n_vocab();
         let mut sampler = Sampler::new(&self.sampling, n_vocab, session.n_ctx(), &self.tokenizer.eog_tokens());
@@ -158,10 +158,15 @@ impl<'a> Case<'a> {
     }
 }
 
-/// A model as small as there can be, changed, and its tokenizer.
+/// A model as small as there can be, changed, and its tokenizer. Attention adds nothing, so that what comes next depends on the last token
+/// only: it soon repeats itself.
 fn smallest(dir: &Path, change: impl Fn(&mut Doc)) -> (Model, Tokenizer) {
     let path = dir.join("model.gguf");
-    let mut doc = Forge::smallest().doc();
+    let forge = Forge::smallest();
+    let mut doc = forge.doc();
+    for il in 0..forge.n_layer {
+        doc.tensor(&format!("blk.{il}.attn_output.weight")).data.fill(0);
+    }
     change(&mut doc);
     std::fs::write(&path, doc.bytes()).unwrap();
     let tokenizer = Tokenizer::load(&Gguf::open(&path).unwrap()).unwrap();
@@ -207,7 +212,6 @@ fn draws_are_the_same() {
         n += answer.tokens.len();
         all = [all[0] + drafted[0], all[1] + drafted[1]];
     }
-    println!("{n} {all:?}");
     assert!(n == 120_000 && 1000 < all[1] && all[1] + 1000 < all[0], "{all:?} of {n}");
 }
 

@@ -273,7 +273,7 @@ impl<'m> Session<'m> {
 
     /// Whether logits of a token and of those after it are the same bits if all are computed in one step.
     pub fn drafts_are_exact(&self) -> bool {
-        self.engine.model.kernels() == crate::weights::Kernels::Native
+        self.engine.model.is_own_throughout() && self.engine.cache.params().flash_attn
     }
 
     /// Appends one token and a draft of those after it, and computes the logits of all of them in one step. Returns how many tokens of the

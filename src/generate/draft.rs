@@ -18,22 +18,25 @@ pub enum Draft {
 }
 
 /// Tokens that must have come before, the last ones of the text, for a draft to be made of what followed them then.
-const LEAST_MATCH: usize = 2;
+const LEAST_MATCH: usize = 3;
 
 /// Longer matches count as this long.
 const MOST_MATCH: usize = 16;
 
-/// What a token of a draft costs, in steps of one token.
-const COST: f64 = 0.2;
+/// What a draft costs, in steps of one token: its graph is built anew if the last draft had another length.
+const COST: f64 = 0.16;
 
-/// What drafts may lose at the beginning of an answer, in steps, before one has been right.
-const ALLOWANCE: f64 = 0.6;
+/// What each of its tokens costs.
+const COST_OF_TOKEN: f64 = 0.18;
+
+/// What drafts may lose before one has been right, in steps: a draft of one token.
+const ALLOWANCE: f64 = COST + COST_OF_TOKEN;
 
 /// What they may lose more with each step.
 const ALLOWANCE_OF_STEP: f64 = 0.01;
 
 /// What was gained counts up to so many steps: a text that repeats no longer soon has no drafts.
-const MOST_CREDIT: f64 = 3.0;
+const MOST_CREDIT: f64 = 2.5;
 
 /// Makes the drafts of one answer.
 #[derive(Debug)]
@@ -52,8 +55,9 @@ impl Default for Drafts {
 impl Drafts {
     /// A draft of at most `most` tokens after `tokens` and then `last`; empty if there is nothing to go by, or if drafts lost too much lately.
     pub fn propose(&self, tokens: &[Token], last: Token, most: usize) -> Vec<Token> {
-        let most = most.min((self.credit / COST) as usize);
-        if most == 0 { Vec::new() } else { followed(tokens, last, most) }
+        // A little more, so that rounding takes no token away.
+        let affordable = ((self.credit - COST) / COST_OF_TOKEN + 1e-9).max(0.0) as usize;
+        followed(tokens, last, most.min(affordable))
     }
 
     /// Hears that a step ran, with so many tokens of a draft, and how many of these the sampler drew.
@@ -61,8 +65,8 @@ impl Drafts {
         self.done.steps += 1;
         self.done.drafted += drafted;
         self.done.accepted += accepted;
-        let gain = accepted as f64 - COST * drafted as f64;
-        self.credit = (self.credit + ALLOWANCE_OF_STEP + gain).min(MOST_CREDIT);
+        let cost = if drafted == 0 { 0.0 } else { COST + COST_OF_TOKEN * drafted as f64 };
+        self.credit = (self.credit + ALLOWANCE_OF_STEP + accepted as f64 - cost).min(MOST_CREDIT);
     }
 
     /// What became of the drafts so far.
@@ -74,6 +78,9 @@ impl Drafts {
 /// The `most` tokens that followed where the longest end of `tokens` and `last` came before, the latest such place; empty if less than
 /// [`LEAST_MATCH`] tokens did. What followed may run into the end itself: then it goes on as a repetition.
 fn followed(tokens: &[Token], last: Token, most: usize) -> Vec<Token> {
+    if most == 0 {
+        return Vec::new();
+    }
     let before = |end: usize| {
         let back = tokens[..end].iter().rev().zip(tokens.iter().rev());
         back.take(MOST_MATCH - 1).take_while(|(a, b)| a == b).count()
@@ -94,4 +101,78 @@ fn followed(tokens: &[Token], last: Token, most: usize) -> Vec<Token> {
         text.push(text[i]);
     }
     text[..most].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_followed_the_longest_match_is_guessed() {
+        let text = [1, 2, 3, 4, 50, 9, 2, 3, 4, 60, 9, 1, 2, 3];
+        assert_eq!(followed(&text, 4, 3), [50, 9, 2], "four tokens rather than three");
+        assert_eq!(followed(&text[..13], 3, 3), [4, 50, 9]);
+        assert_eq!(followed(&[2, 3, 4, 5, 0, 2, 3, 4, 6, 0, 2, 3], 4, 2), [6, 0], "the latest of equals");
+        assert_eq!(followed(&[1, 2, 7, 2], 3, 4), [0; 0]);
+        assert_eq!(followed(&[9, 2, 3, 8, 2], 3, 4), [0; 0], "two tokens are too few");
+        assert_eq!(followed(&[], 1, 4), [0; 0]);
+        assert_eq!(followed(&text, 4, 0), [0; 0]);
+    }
+
+    #[test]
+    fn what_runs_into_the_end_is_repeated() {
+        assert_eq!(followed(&[1, 2, 1, 2, 1], 2, 5), [1, 2, 1, 2, 1]);
+        assert_eq!(followed(&[5; 30], 5, 4), [5; 4]);
+    }
+
+    /// Steps of an answer of `n` tokens, and what they cost, if of each draft so many are right.
+    fn cost(drafts: &mut Drafts, n: usize, right: impl Fn(usize) -> usize) -> f64 {
+        let text = [7; 40];
+        let (mut written, mut cost) = (0, 0.0);
+        while written < n {
+            let drafted = drafts.propose(&text, 7, 7).len();
+            let accepted = right(drafted);
+            drafts.learn(drafted, accepted);
+            written += 1 + accepted;
+            cost += 1.0 + if drafted == 0 { 0.0 } else { COST + COST_OF_TOKEN * drafted as f64 };
+        }
+        cost
+    }
+
+    #[test]
+    fn wrong_drafts_cost_next_to_nothing() {
+        for n in [34, 100, 1000] {
+            let cost = cost(&mut Drafts::default(), n, |_| 0);
+            assert!(cost <= 1.02 * n as f64 + 1e-6, "{cost} for {n}");
+        }
+        // After a part that was repeated, what was gained there is not lost again.
+        let mut drafts = Drafts::default();
+        let gained = 40.0 - cost(&mut drafts, 40, |n| n);
+        let lost = cost(&mut drafts, 1000, |_| 0) - 1000.0;
+        assert!(gained > 20.0 && lost <= MOST_CREDIT + 10.0 + 1e-6, "{gained} and {lost}");
+    }
+
+    #[test]
+    fn right_drafts_grow_and_wrong_ones_shrink() {
+        let mut drafts = Drafts::default();
+        let length = |drafts: &Drafts| drafts.propose(&[7; 40], 7, 7).len();
+        assert_eq!(length(&drafts), 1);
+        drafts.learn(1, 1);
+        assert_eq!(length(&drafts), 4);
+        drafts.learn(4, 4);
+        assert_eq!(length(&drafts), 7);
+        drafts.learn(7, 0);
+        assert_eq!(length(&drafts), 5, "{drafts:?}");
+        drafts.learn(5, 0);
+        assert_eq!(length(&drafts), 0);
+        // Then one token is tried now and then.
+        let waited = (0..).find(|_| {
+            drafts.learn(0, 0);
+            length(&drafts) > 0
+        });
+        assert!((1..60).contains(&waited.unwrap()));
+        assert_eq!(length(&drafts), 1);
+        let done = drafts.done();
+        assert_eq!((done.drafted, done.accepted), (17, 5));
+    }
 }

@@ -1,6 +1,7 @@
-//! What a step of several tokens takes, as a draft has them, as a multiple of a step of one: `steps MODEL DEPTH ROUNDS`.
+//! What a step of several tokens takes, as a draft has them, as a multiple of a step of one: `steps MODEL DEPTH ROUNDS THREADS`.
 //!
-//! Steps of all sizes take turns, a few of each at a time; what is printed are medians, and what a change of size costs.
+//! Steps of all sizes take turns, a few of each at a time. What is printed is the fastest of each, as others may use the machine too, and what
+//! a change of size costs.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -11,16 +12,15 @@ use pp_run::engine::{Options, Session};
 use pp_run::gguf::Gguf;
 use pp_run::model::{self, Model};
 
-const THREADS: usize = 2;
-
 fn main() {
     let args: Vec<String> = std::env::args().collect();
-    let [_, path, depth, rounds] = &args[..] else { panic!("steps MODEL DEPTH ROUNDS") };
-    let (path, depth, rounds): (_, usize, usize) =
-        (PathBuf::from(path), depth.parse().unwrap(), rounds.parse().unwrap());
+    let [_, path, numbers @ ..] = &args[..] else { panic!("steps MODEL DEPTH ROUNDS THREADS") };
+    let numbers: Vec<usize> = numbers.iter().map(|n| n.parse().expect("a number")).collect();
+    let [depth, rounds, n_threads] = numbers[..] else { panic!("steps MODEL DEPTH ROUNDS THREADS") };
+    let path = PathBuf::from(path);
     let gguf = Arc::new(Gguf::open(&path).unwrap());
-    let model = Model::load(gguf, &model::Options::new(&path), THREADS, &mut |_| ControlFlow::Continue(())).unwrap();
-    let options = Options { n_ctx: Some((depth + 64) as u32), ..Options::new(THREADS) };
+    let model = Model::load(gguf, &model::Options::new(&path), n_threads, &mut |_| ControlFlow::Continue(())).unwrap();
+    let options = Options { n_ctx: Some((depth + 64) as u32), ..Options::new(n_threads) };
     let mut session = Session::new(&model, &options, 1, 1, Arc::default()).unwrap();
     let tokens: Vec<i32> = (0..depth + 16).map(|i| (i * 7919 % model.n_vocab()) as i32).collect();
     session.sync(&tokens[..depth], &mut |_, _| {}).unwrap();
@@ -37,14 +37,10 @@ fn main() {
             }
         }
     }
-    let median = |times: &mut Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    };
-    let mut one = 0.0;
-    for (n, [first, again]) in times.iter_mut().enumerate().skip(1) {
-        let (first, again) = (median(first), median(again));
-        one = if n == 1 { again } else { one };
+    let least = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
+    let one = least(&times[1][1]);
+    for (n, [first, again]) in times.iter().enumerate().skip(1) {
+        let (first, again) = (least(first), least(again));
         println!(
             "{n} tokens: {:.2} ms, {:.2} of one; after another size {:.2} ms more",
             again * 1e3,
