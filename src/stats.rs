@@ -39,12 +39,25 @@ pub struct Stats {
     pub prune_expected_kl: Option<f64>,
     /// What was pruned in a few words.
     pub prune_in_short: Option<String>,
+    /// What became of drafts, if there could be any.
+    pub drafted: Option<Drafted>,
     /// That fewer threads computed than may, if so.
     pub threads: Option<String>,
     /// How the file wants answers to be drawn, if this one was drawn so and nothing said it yet.
     pub sampling: Option<String>,
     /// Why the answer ended.
     pub stop_reason: &'static str,
+}
+
+/// What became of an answer's drafts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drafted {
+    /// Tokens of drafts
+    pub drafted: usize,
+    /// Of these, drawn by the sampler: each saved a step
+    pub accepted: usize,
+    /// Steps in which the model computed the answer
+    pub steps: usize,
 }
 
 /// Tokens per second; 0 for no time.
@@ -75,6 +88,12 @@ impl Stats {
         }
     }
 
+    /// What drafts saved; nothing to say if there were none.
+    fn drafts(&self) -> Option<String> {
+        let Drafted { drafted, accepted, steps } = self.drafted.filter(|d| d.drafted > 0)?;
+        Some(format!("drafts {accepted} of {drafted} tokens accepted, {steps} steps"))
+    }
+
     /// The line after an answer of a chat.
     pub fn short_line(&self) -> String {
         let cached = match self.cached_tokens {
@@ -82,11 +101,12 @@ impl Stats {
             n => format!(" ({n} cached)"),
         };
         let first = self.first_token_time.map_or_else(String::new, |t| format!(", first {:.2} s", t.as_secs_f64()));
+        let drafts = self.drafts().map_or_else(String::new, |d| format!(", {d}"));
         let prune = self.prune_in_short.as_ref().map_or_else(String::new, |p| format!(", {p}"));
         let threads = self.threads.as_ref().map_or_else(String::new, |t| format!(", {t}"));
         let sampling = self.sampling.as_ref().map_or_else(String::new, |s| format!(", {s}"));
         format!(
-            "read {} at {:.0} tok/s{cached}, wrote {} at {:.1} tok/s{first}, context {}/{} ({:.0}%){prune}{threads}{sampling}",
+            "read {} at {:.0} tok/s{cached}, wrote {} at {:.1} tok/s{first}, context {}/{} ({:.0}%){drafts}{prune}{threads}{sampling}",
             self.processed_tokens,
             self.prompt_speed(),
             self.generated_tokens,
@@ -108,6 +128,7 @@ impl Stats {
             0 => String::new(),
             n => format!(" ({n} cached)"),
         };
+        let drafts = self.drafts().map_or_else(String::new, |d| format!("{d} | "));
         let prune = self.prune.as_ref().map_or_else(String::new, |p| format!("{p} | "));
         let threads = self.threads.as_ref().map_or_else(String::new, |t| format!("{t} | "));
         let sampling = self.sampling.as_ref().map_or_else(String::new, |s| format!("{s} | "));
@@ -116,7 +137,7 @@ impl Stats {
         let first = self.first_token_time.map_or_else(|| "none".to_owned(), |t| format!("{:.3} s", t.as_secs_f64()));
         format!(
             "prompt {} tokens{cached}, {:.1} tok/s{} | generated {} tokens, {:.1} tok/s | first token {first} | context {}/{} | \
-             {memory}{prune}{threads}{sampling}seed {} | logits {:016x} | {}",
+             {memory}{drafts}{prune}{threads}{sampling}seed {} | logits {:016x} | {}",
             self.prompt_tokens,
             self.prompt_speed(),
             self.split(),

@@ -14,7 +14,7 @@ use crate::chat::template::Source;
 use crate::chat::terminal::{self, Tristate};
 use crate::commands::run::{ContextFull, Options, OutputFormat, Resume, Settings};
 use crate::error::{Error, Result};
-use crate::generate::{Limits, Predict};
+use crate::generate::{Draft, Limits, Predict};
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -45,6 +45,14 @@ pub struct RunArgs {
     /// The text itself is no part of the answer.
     #[arg(long, alias = "reverse-prompt", short = 'r', value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true)]
     pub stop: Vec<String>,
+    /// Guess what comes next from what came before: ngram, off [default: ngram where the answer stays the same]
+    ///
+    /// Where the last tokens of the text came before, those that followed them are computed along with the next one, up to 7 of them, and
+    /// count as far as the answer goes on with them: texts that repeat parts of their prompt are written faster. With pp-run's own kernels
+    /// the answer is the same, token for token, and ngram is the default. With ggml's, rounding depends on how many tokens are computed
+    /// together, so that ngram may change an answer. Answers that are pruned (--prune-answer), and those by libllama, have no drafts.
+    #[arg(long, value_name = "HOW", help_heading = "Sampling")]
+    pub draft: Option<String>,
     /// Use the chat template [-cnv] [default: if the model has one]
     ///
     /// With a prompt and on a terminal, the chat begins with the prompt and goes on.
@@ -268,6 +276,7 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
             stop: a.stop.into_iter().map(text).filter(|s| !s.is_empty()).collect(),
             special: a.special,
         },
+        draft: a.draft.as_deref().map(draft).transpose()?,
         conversation,
         single_turn: a.single_turn,
         template,
@@ -305,6 +314,14 @@ fn predict(n: i64) -> Result<Predict> {
         -1 => Ok(Predict::Unlimited),
         -2 => Ok(Predict::FillContext),
         n => Ok(Predict::AtMost(u64::try_from(n).map_err(|_| out_of_range("-n", n, "-2, -1 or more"))?)),
+    }
+}
+
+fn draft(how: &str) -> Result<Draft> {
+    match how {
+        "ngram" => Ok(Draft::Ngram),
+        "off" => Ok(Draft::Off),
+        other => Err(not_one_of("--draft", other, "ngram, off")),
     }
 }
 

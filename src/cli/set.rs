@@ -24,6 +24,7 @@ pub const SETTABLE: &[&str] = &[
     "seed",
     "ignore-eos",
     "predict",
+    "draft",
     "stop",
     "prune",
     "prune-method",

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::run::Options;
 use super::signals::Signals;
-use crate::engine::{Loaded, Report, Timeline};
+use crate::engine::{Loaded, Report, Session, Timeline};
 use crate::error::{Kind, Result};
-use crate::generate::{Predict, Pull, StopReason};
+use crate::generate::{Draft, Drafts, Predict, Pull, StopReason};
 use crate::log::Log;
 use crate::sampler::Sampler;
 use crate::stats::{Stats, logits_hash};
@@ -87,8 +87,8 @@ pub fn answer(
         Predict::Unlimited | Predict::FillContext => usize::MAX,
     });
     let mut text = String::new();
-    let mut pull =
-        Pull::new(session, run.tokenizer, sampler, run.options.limits.clone(), run.signals.interrupt.clone());
+    let (limits, drafts) = (run.options.limits.clone(), drafts(run, session));
+    let mut pull = Pull::new(session, run.tokenizer, sampler, limits, drafts, run.signals.interrupt.clone());
     for piece in pull.by_ref() {
         let piece = piece?;
         show(&piece)?;
@@ -96,6 +96,7 @@ pub fn answer(
     }
     let total = start.elapsed();
     let first = pull.first_token().map(|at| at - start);
+    stats.drafted = pull.drafted();
     let (tokens, stop) = pull.finish();
     stats.generated_tokens = tokens.len();
     stats.first_token_time = first;
@@ -108,6 +109,15 @@ pub fn answer(
     stats.threads = session.take_fewer_threads().map(|fewer| fewer.to_string());
     stats.stop_reason = stop.name();
     Ok(Answer { text, tokens, stop, stats })
+}
+
+/// What makes drafts. Unless the user asks for them, they are made only where they change nothing but the time.
+fn drafts(run: &Run, session: &dyn Timeline) -> Option<Drafts> {
+    let wanted = match run.options.draft {
+        Some(draft) => draft == Draft::Ngram,
+        None => session.own().is_some_and(Session::drafts_are_exact),
+    };
+    wanted.then(Drafts::default)
 }
 
 /// Processes the prompt with a progress bar. Returns how that went, and how many tokens were processed.

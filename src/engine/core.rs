@@ -27,7 +27,8 @@ pub const UNEQUAL: &str = "the batches of the dump keep different numbers of hea
 
 /// Computes batches of a model.
 ///
-/// Two graphs stay loaded, each with memory of its own: one for batches of many tokens, one for a few, as prompts and answers take turns.
+/// Three graphs stay loaded, each with memory of its own: one for batches of many tokens, one for a few, and one for a single token, as
+/// prompts, drafts and other tokens of answers take turns.
 #[derive(Debug)]
 pub struct Engine<'m> {
     /// What it computes
@@ -56,6 +57,7 @@ pub struct Engine<'m> {
 /// The graphs that are loaded.
 #[derive(Debug)]
 struct Graphs {
+    one: Loaded,
     few: Loaded,
     many: Loaded,
 }
@@ -71,6 +73,7 @@ struct Loaded {
 impl Graphs {
     fn of(&self, size: Size) -> &Loaded {
         match size {
+            Size::One => &self.one,
             Size::Few => &self.few,
             Size::Many => &self.many,
         }
@@ -78,6 +81,7 @@ impl Graphs {
 
     fn of_mut(&mut self, size: Size) -> &mut Loaded {
         match size {
+            Size::One => &mut self.one,
             Size::Few => &mut self.few,
             Size::Many => &mut self.many,
         }
@@ -94,6 +98,8 @@ struct Key {
 /// Which graph a batch is computed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
+    /// One token
+    One,
     /// At most [`MAX_GEMV_TOKENS`] tokens
     Few,
     /// More
@@ -103,7 +109,11 @@ pub enum Size {
 impl Size {
     /// That of a batch of `n_tokens`.
     pub fn of(n_tokens: usize) -> Size {
-        if n_tokens <= MAX_GEMV_TOKENS { Size::Few } else { Size::Many }
+        match n_tokens {
+            1 => Size::One,
+            2..=MAX_GEMV_TOKENS => Size::Few,
+            _ => Size::Many,
+        }
     }
 }
 
@@ -126,7 +136,7 @@ impl<'m> Engine<'m> {
         let pace = adapts.then(|| Pace::new(most));
         let rest = Rest::new(options.power);
         let loaded = || Loaded { schedule: executor.schedule(), current: None };
-        let mut graphs = Graphs { few: loaded(), many: loaded() };
+        let mut graphs = Graphs { one: loaded(), few: loaded(), many: loaded() };
         let clock = Arc::default();
 
         let trained = model.hparams().n_ctx_train as usize;
@@ -156,7 +166,7 @@ impl<'m> Engine<'m> {
             let n_ubatch = (options.n_ubatch.min(options.n_batch) as usize).clamp(1, n_ctx * n_seq_max);
             match reserve(model, &mut graphs, params, n_ubatch, n_wanted_max, &clock) {
                 Ok(cache) => {
-                    let last = Size::Few;
+                    let last = Size::One;
                     return Ok(Engine {
                         model,
                         cache,
@@ -274,7 +284,7 @@ impl<'m> Engine<'m> {
 
     /// Unloads all graphs: for whoever changes what they refer to, or wants its memory back.
     pub fn forget_graphs(&mut self) {
-        for size in [Size::Few, Size::Many] {
+        for size in [Size::One, Size::Few, Size::Many] {
             let loaded = self.graphs.of_mut(size);
             loaded.current = None;
             loaded.schedule.unload();
@@ -326,7 +336,7 @@ impl<'m> Engine<'m> {
 /// Takes the memory, or says how much is missing before anything is taken.
 fn reserve(
     model: &Model,
-    Graphs { few, many }: &mut Graphs,
+    Graphs { one, few, many }: &mut Graphs,
     params: CacheParams,
     n_ubatch: usize,
     n_wanted_max: usize,
@@ -349,16 +359,18 @@ fn reserve(
     let graph = |layout: &Layout| model.graph(&cache, layout, Pass::Dense, clock).0;
     let largest = graph(&Layout::largest(n_seq, n_each, params.n_cells, n_wanted, results));
     let n_few = MAX_GEMV_TOKENS.min(n_ubatch);
-    let few_tokens = graph(&Layout::largest(1, n_few, params.n_cells, 1, Results::Logits));
+    let few_tokens = graph(&Layout::largest(1, n_few, params.n_cells, n_few, Results::Logits));
+    let one_token = graph(&Layout::largest(1, 1, params.n_cells, 1, Results::Logits));
     let mut few_bytes = few.schedule.measure(&few_tokens);
     let head = (results == Results::States).then(|| model.logits_graph(&cache, OUTPUT_ROWS.min(n_wanted), clock).0);
     if let Some(head) = &head {
         few_bytes = few_bytes.max(few.schedule.measure(head));
     }
-    let compute_bytes = (many.schedule.measure(&largest) + few_bytes) as u64;
+    let compute_bytes = (many.schedule.measure(&largest) + few_bytes + one.schedule.measure(&one_token)) as u64;
     memory::require(cache_bytes + compute_bytes, &what, advice)?;
     let out_of_memory = |_| out_of_memory(cache_bytes + compute_bytes);
     many.schedule.reserve(&largest).map_err(out_of_memory)?;
+    one.schedule.reserve(&one_token).map_err(out_of_memory)?;
     few.schedule.reserve(&few_tokens).map_err(out_of_memory)?;
     if let Some(head) = &head {
         few.schedule.reserve(head).map_err(out_of_memory)?;

@@ -157,6 +157,11 @@ impl Policy {
         self.records.get_or_insert_default();
     }
 
+    /// Whether answers are pruned, or may be.
+    pub fn prunes_answers(&self) -> bool {
+        self.of_answers
+    }
+
     /// The records so far, if they are kept.
     pub fn records(&self) -> Option<&[Record]> {
         self.records.as_deref()

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use ggml::NodeTime;
+use kernels::MAX_GEMV_TOKENS;
 
 use super::core::Engine;
 use super::measure;
@@ -28,6 +29,7 @@ use crate::weights::Dims;
 pub struct Session<'m> {
     pub(super) engine: Engine<'m>,
     pub(super) tokens: Vec<Token>,
+    /// `[n_vocab, n]`: after the last token, or after the last token before a draft and after each token of this
     logits: Vec<f32>,
     /// Whether pruning was changed since the first of the tokens was computed: then no identity tells what the cells depend on
     is_mixed: bool,
@@ -122,7 +124,7 @@ impl<'m> Session<'m> {
 
     /// Logits `[n_vocab]` after the last token; empty before the first.
     pub fn logits(&self) -> &[f32] {
-        &self.logits
+        &self.logits[self.logits.len().saturating_sub(self.engine.model.n_vocab())..]
     }
 
     /// Makes the cache hold exactly `prompt`: keeps the common prefix and processes the rest (at least the last token, so
@@ -189,7 +191,8 @@ impl<'m> Session<'m> {
             self.collect(&batch, way, false);
         }
         match is_last {
-            true => self.read_logits(&batch, way.as_ref())?,
+            true if self.read_logits(1) == 0 => return Err(self.damaged(&batch, way.as_ref())),
+            true => {}
             false => self.logits.clear(),
         }
         if let Some(trace) = &mut self.trace {
@@ -258,20 +261,63 @@ impl<'m> Session<'m> {
 
     /// Appends one token and computes its logits. [`crate::error::Kind::Malformed`] if the context is full.
     pub fn decode(&mut self, token: Token) -> Result<()> {
+        self.decode_draft(token, &[]).map(drop)
+    }
+
+    /// Tokens that a draft can have. An answer that is pruned has none: reduced weights are for one token at a time.
+    pub fn max_draft(&self) -> usize {
+        match self.pruned.as_ref().is_some_and(|p| p.policy.prunes_answers()) {
+            true => 0,
+            false => MAX_GEMV_TOKENS.min(self.engine.n_ubatch) - 1,
+        }
+    }
+
+    /// Whether logits of a token and of those after it are the same bits if all are computed in one step.
+    pub fn drafts_are_exact(&self) -> bool {
+        self.engine.model.is_own_throughout() && self.engine.cache.params().flash_attn
+    }
+
+    /// Appends one token and a draft of those after it, and computes the logits of all of them in one step. Returns how many tokens of the
+    /// draft were appended: those behind logits from which nothing can be drawn are not. [`crate::error::Kind::Malformed`] if they do not
+    /// fit in the context, or if nothing can be drawn after `token` itself.
+    pub fn decode_draft(&mut self, token: Token, draft: &[Token]) -> Result<usize> {
         let first = self.n_past();
-        if first >= self.n_ctx() {
+        if first + draft.len() >= self.n_ctx() {
             return Err(is_full(self.n_ctx()));
         }
         let way = self.way_of_answer()?;
-        let batch = Batch::of_pieces(&[&[token]], first, 0..1, Results::Logits);
+        let tokens = [&[token], draft].concat();
+        let batch = Batch::of_pieces(&[&tokens], first, 0..tokens.len(), Results::Logits);
         self.run(&batch, way.as_ref(), false)?;
-        self.read_logits(&batch, way.as_ref())?;
-        self.tokens.push(token);
+        let n = self.read_logits(tokens.len());
+        if n == 0 {
+            return match draft {
+                [] => Err(self.damaged(&batch, way.as_ref())),
+                // What is wrong is said as if there were no draft.
+                _ => self.decode_draft(token, &[]),
+            };
+        }
+        self.tokens.extend_from_slice(&tokens[..n]);
         if let Some(pruned) = &mut self.pruned {
             pruned.policy.learn_decoded();
         }
         self.n_expected = self.n_expected.saturating_sub(1);
-        Ok(())
+        Ok(n - 1)
+    }
+
+    /// Logits `[n_vocab]` after the first `n` tokens of the draft that was decoded last.
+    pub fn draft_logits(&self, n: usize) -> &[f32] {
+        let n_vocab = self.engine.model.n_vocab();
+        &self.logits[n * n_vocab..][..n_vocab]
+    }
+
+    /// Forgets all but the first `n` tokens of the draft that was decoded last.
+    pub fn keep_draft(&mut self, n: usize) {
+        let n_vocab = self.engine.model.n_vocab();
+        let n_draft = self.logits.len() / n_vocab - 1;
+        self.rewind(self.n_past() - (n_draft - n));
+        self.logits.truncate((n + 1) * n_vocab);
+        self.n_expected = self.n_expected.saturating_sub(n);
     }
 
     /// Notes from now on when each node of prompts is computed, which slows them somewhat.
@@ -518,16 +564,25 @@ impl<'m> Session<'m> {
         policy.learn_batch(Ran { way, probe_rows, is_again, record });
     }
 
-    /// The logits of the batch that was just computed. [`crate::error::Kind::Malformed`] if no token can be drawn from them, with the
-    /// first place where numbers went wrong.
-    fn read_logits(&mut self, batch: &Batch, way: Option<&Way>) -> Result<()> {
-        self.logits.resize(self.engine.model.n_vocab(), 0.0);
+    /// Takes over the logits of the batch that was just computed, of which `n` are wanted. Returns of how many tokens a next one can be
+    /// drawn from them, before the first of which it cannot.
+    fn read_logits(&mut self, n: usize) -> usize {
+        let n_vocab = self.engine.model.n_vocab();
+        self.logits.resize(n * n_vocab, 0.0);
         self.engine.results(&mut self.logits);
         // Some models ban tokens by a logit of minus infinity.
-        if self.logits.iter().all(|&l| l < f32::INFINITY) && self.logits.iter().any(|l| l.is_finite()) {
-            return Ok(());
-        }
-        let nodes = self.run(batch, way, true)?;
+        let is_usable = |l: &&[f32]| l.iter().all(|&l| l < f32::INFINITY) && l.iter().any(|l| l.is_finite());
+        let n_usable = self.logits.chunks_exact(n_vocab).take_while(is_usable).count();
+        self.logits.truncate(n_usable * n_vocab);
+        n_usable
+    }
+
+    /// The error where no token can be drawn from the logits of a batch, with the first place where numbers went wrong.
+    fn damaged(&mut self, batch: &Batch, way: Option<&Way>) -> Error {
+        let nodes = match self.run(batch, way, true) {
+            Ok(nodes) => nodes,
+            Err(e) => return e,
+        };
         let place = match nodes.iter().find(|n| !n.finite) {
             Some(node) => match node.name.rsplit_once('-') {
                 Some((name, il)) if il.parse::<usize>().is_ok() => format!("first in layer {il} ('{name}')"),
@@ -536,10 +591,10 @@ impl<'m> Session<'m> {
             None => "in the logits".to_owned(),
         };
         let (first, last) = (batch.rows[0].pos, batch.rows[batch.rows.len() - 1].pos);
-        Err(Error::malformed(format!(
+        Error::malformed(format!(
             "the model computes NaN or infinity for tokens {first} to {last}, {place}: the file is damaged, or its numbers are too large"
         ))
-        .in_file(self.engine.model.gguf().path()))
+        .in_file(self.engine.model.gguf().path())
     }
 }
 

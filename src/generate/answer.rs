@@ -63,6 +63,15 @@ impl<'a> Answer<'a> {
         self.stop.as_ref()
     }
 
+    /// Tokens that can still be drawn, at most.
+    pub fn most_left(&self) -> usize {
+        let by_context = (self.room + 1).saturating_sub(self.tokens.len());
+        match self.predict {
+            Predict::AtMost(n) => by_context.min(usize::try_from(n).unwrap_or(usize::MAX) - self.tokens.len()),
+            Predict::Unlimited | Predict::FillContext => by_context,
+        }
+    }
+
     /// When the first token was drawn.
     pub fn first_token(&self) -> Option<Instant> {
         self.first_token

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::answer::{Answer, Next};
+use super::answer::{Answer, Next, Step};
+use super::draft::Drafts;
 use super::stop::{Limits, StopReason};
 use crate::engine::Timeline;
 use crate::error::{Kind, Result};
 use crate::sampler::Sampler;
+use crate::stats::Drafted;
 use crate::tokenizer::{Token, Tokenizer};
 
 /// Decodes what an answer asks for: an iterator over pieces of its text.
@@ -17,20 +19,24 @@ pub struct Pull<'a, 'm> {
     answer: Answer<'a>,
     /// The token that was drawn last, if it is to be decoded
     pending: Option<Token>,
+    /// What makes drafts, if there are any
+    drafts: Option<Drafts>,
     interrupt: Arc<AtomicBool>,
 }
 
 impl<'a, 'm> Pull<'a, 'm> {
-    /// An answer to what the session has processed. It ends soon after `interrupt` is set.
+    /// An answer to what the session has processed, with drafts if the session takes any. It ends soon after `interrupt` is set.
     pub fn new(
         session: &'a mut dyn Timeline<'m>,
         tokenizer: &'a Tokenizer,
         sampler: &'a mut Sampler,
         limits: Limits,
+        drafts: Option<Drafts>,
         interrupt: Arc<AtomicBool>,
     ) -> Pull<'a, 'm> {
         let room = session.n_ctx() - session.n_past();
-        Pull { answer: Answer::new(limits, tokenizer, sampler, room), session, pending: None, interrupt }
+        let drafts = drafts.filter(|_| session.own().is_some_and(|s| s.max_draft() > 0));
+        Pull { answer: Answer::new(limits, tokenizer, sampler, room), session, pending: None, drafts, interrupt }
     }
 
     /// When the first token was drawn.
@@ -38,27 +44,73 @@ impl<'a, 'm> Pull<'a, 'm> {
         self.answer.first_token()
     }
 
+    /// What became of drafts, if there could be any.
+    pub fn drafted(&self) -> Option<Drafted> {
+        self.drafts.as_ref().map(Drafts::done)
+    }
+
     /// Ends the answer and gives back the tokens that were drawn and why it ended.
     pub fn finish(self) -> (Vec<Token>, StopReason) {
         self.answer.finish()
     }
 
-    /// The last token goes into the model, and the next one comes out; the text that can be shown.
+    /// The last token goes into the model, with a draft of those after it, and the next ones come out; the text that can be shown.
     fn step(&mut self) -> Result<String> {
         if self.interrupt.load(Ordering::Relaxed) {
             return Ok(self.answer.interrupt());
         }
-        if let Some(token) = self.pending.take() {
-            match self.session.decode(token) {
-                Err(e) if e.kind() == Kind::Interrupted => return Ok(self.answer.interrupt()),
-                result => result?,
+        let Some(token) = self.pending.take() else {
+            let step = self.answer.push(self.session.logits())?;
+            return Ok(self.take(step));
+        };
+        let draft = self.draft_after(token);
+        let decoded = match self.session.own_mut().filter(|_| !draft.is_empty()) {
+            Some(session) => session.decode_draft(token, &draft),
+            None => self.session.decode(token).map(|()| 0),
+        };
+        let n_draft = match decoded {
+            Err(e) if e.kind() == Kind::Interrupted => return Ok(self.answer.interrupt()),
+            result => result?,
+        };
+        let mut text = String::new();
+        let mut n_accepted = 0;
+        loop {
+            let logits = match self.session.own() {
+                Some(session) => session.draft_logits(n_accepted),
+                None => self.session.logits(),
+            };
+            let step = self.answer.push(logits)?;
+            text.push_str(&self.take(step));
+            // The sampler has the last word: what it drew otherwise counts, and the rest of the draft does not.
+            if self.pending.is_none() || n_accepted == n_draft || self.pending != draft.get(n_accepted).copied() {
+                break;
             }
+            n_accepted += 1;
         }
-        let step = self.answer.push(self.session.logits())?;
-        if let Next::Decode(token) = step.next {
-            self.pending = Some(token);
+        if let Some(session) = self.session.own_mut() {
+            session.keep_draft(n_accepted);
         }
-        Ok(step.text)
+        if let Some(drafts) = &mut self.drafts {
+            drafts.learn(draft.len(), n_accepted);
+        }
+        Ok(text)
+    }
+
+    /// Remembers what is to be decoded next; the text that can be shown.
+    fn take(&mut self, step: Step) -> String {
+        self.pending = match step.next {
+            Next::Decode(token) => Some(token),
+            Next::Stop(_) => None,
+        };
+        step.text
+    }
+
+    /// A draft of what comes after a token.
+    fn draft_after(&self, token: Token) -> Vec<Token> {
+        let (Some(drafts), Some(session)) = (&self.drafts, self.session.own()) else { return Vec::new() };
+        // The last token that is drawn is not decoded.
+        let most = session.max_draft().min(self.answer.most_left().saturating_sub(1));
+        drafts.propose(session.tokens(), token, most)
     }
 }
 

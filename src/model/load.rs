@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::gguf::Gguf;
 use crate::graph::{Clock, GraphBuilder, GraphSlots, KvCache, Layout, Pieces, Results, Task};
 use crate::prune::Pass;
-use crate::weights::{Dims, Factors, Kernel, Kernels, Layer, Loaded, Loader, Pack, Placement, pack_all};
+use crate::weights::{Dims, Factors, Kernel, Kernels, Layer, Loaded, Loader, Mlp, Pack, Placement, pack_all};
 
 /// A model in memory, ready to compute.
 #[derive(Debug)]
@@ -56,6 +56,15 @@ impl Model {
     pub fn kernels(&self) -> Kernels {
         let is_own = |l: &Layer| l.weights().iter().any(|w| w.kernel != Kernel::Ggml);
         if self.tensors.layers.iter().any(is_own) { Kernels::Native } else { Kernels::Ggml }
+    }
+
+    /// Whether our kernels multiply all weights of the graph, whatever the number of tokens: ggml's round otherwise for several tokens than
+    /// for one. Experts are chosen by scores that ggml's kernels make.
+    pub fn is_own_throughout(&self) -> bool {
+        let Tensors { layers, head, per_layer, .. } = &self.tensors;
+        let others = [&head.output].into_iter().chain(per_layer.iter().map(|p| &p.projection));
+        let has_experts = layers.iter().any(|l| matches!(l.mlp, Mlp::Experts(_)));
+        !has_experts && layers.iter().flat_map(Layer::weights).chain(others).all(|w| w.kernel == Kernel::Own)
     }
 
     /// The model's shape.

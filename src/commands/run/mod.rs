@@ -17,6 +17,7 @@ use crate::chat::Template;
 use crate::chat::terminal::Tristate;
 use crate::engine::Loaded;
 use crate::error::{Error, Result};
+use crate::generate::Draft;
 use crate::gguf::{Gguf, Value};
 use crate::log::Log;
 use crate::tokenizer::{Token, Tokenizer};
@@ -60,6 +61,9 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
 
     let start = Instant::now();
     let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
+    if options.draft == Some(Draft::Ngram) && model.own().is_none() {
+        log.note("--draft has no effect: libllama writes this model's answers");
+    }
     let (options, sampling) = &sampling_of_file(options, model.gguf())?;
     let template = template(options, &model, &tokenizer)?;
     let run = Run {

@@ -151,6 +151,7 @@ fn as_json(options: &Options, answer: &Answer, load_time: Duration) -> Value {
         "context_size": s.context_size,
         "seed": s.seed,
         "logits_hash": format!("{:016x}", s.logits_hash),
+        "draft": s.drafted.map(|d| json!({ "drafted": d.drafted, "accepted": d.accepted, "steps": d.steps })),
         "prune": s.prune,
         "prune_expected_kl": s.prune_expected_kl,
         "threads": s.threads,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::chat::template::Source;
 use crate::chat::terminal::{self, Tristate};
 use crate::error::Result;
-use crate::generate::Limits;
+use crate::generate::{Draft, Limits};
 use crate::{engine, log, model, prune, sampler};
 
 /// One-shot completion and chat.
@@ -28,6 +28,8 @@ pub struct Options {
     pub system_file: Option<PathBuf>,
     /// When an answer ends
     pub limits: Limits,
+    /// `--draft`; `None`: drafts where they change nothing but the time
+    pub draft: Option<Draft>,
     /// Whether a prompt is a turn in a chat template (`-cnv`) or raw text (`-no-cnv`); `Auto`: a turn if the model has a template
     pub conversation: Tristate,
     /// `-st`: one turn, then exit

@@ -1,0 +1,177 @@
+//! Drafts: tokens that may come next, guessed from what the text has already. The model computes all of them in one step, and those count
+//! that the sampler draws as well.
+//!
+//! A guess is what came after the last tokens when they came before (prompt lookup decoding). Whether to guess is a matter of account: a
+//! draft costs time that is lost if it is wrong. The account is kept in steps of one token, by costs that were measured once
+//! (tests/bench/README.md): without a clock, a run makes the same drafts every time.
+
+use crate::stats::Drafted;
+use crate::tokenizer::Token;
+
+/// Whether drafts are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Draft {
+    /// No
+    Off,
+    /// From n-grams of the text so far
+    Ngram,
+}
+
+/// Tokens that must have come before, the last ones of the text, for a draft to be made of what followed them then.
+const LEAST_MATCH: usize = 4;
+
+/// Longer matches count as this long.
+const MOST_MATCH: usize = 16;
+
+/// What a draft costs, in steps of one token: its graph is built anew if the last draft had another length.
+const COST: f64 = 0.16;
+
+/// What each of its tokens costs.
+const COST_OF_TOKEN: f64 = 0.25;
+
+/// What drafts may lose before one has been right, in steps: a draft of one token.
+const ALLOWANCE: f64 = COST + COST_OF_TOKEN;
+
+/// What they may lose more with each step.
+const ALLOWANCE_OF_STEP: f64 = 0.01;
+
+/// What was gained counts up to so many steps: a text that repeats no longer soon has no drafts.
+const MOST_CREDIT: f64 = 4.0;
+
+/// Makes the drafts of one answer.
+#[derive(Debug)]
+pub struct Drafts {
+    /// What may be lost yet, in steps
+    credit: f64,
+    done: Drafted,
+}
+
+impl Default for Drafts {
+    fn default() -> Drafts {
+        Drafts { credit: ALLOWANCE, done: Drafted::default() }
+    }
+}
+
+impl Drafts {
+    /// A draft of at most `most` tokens after `tokens` and then `last`; empty if there is nothing to go by, or if drafts lost too much lately.
+    pub fn propose(&self, tokens: &[Token], last: Token, most: usize) -> Vec<Token> {
+        // A little more, so that rounding takes no token away.
+        let affordable = ((self.credit - COST) / COST_OF_TOKEN + 1e-9).max(0.0) as usize;
+        followed(tokens, last, most.min(affordable))
+    }
+
+    /// Hears that a step ran, with so many tokens of a draft, and how many of these the sampler drew.
+    pub fn learn(&mut self, drafted: usize, accepted: usize) {
+        self.done.steps += 1;
+        self.done.drafted += drafted;
+        self.done.accepted += accepted;
+        let cost = if drafted == 0 { 0.0 } else { COST + COST_OF_TOKEN * drafted as f64 };
+        self.credit = (self.credit + ALLOWANCE_OF_STEP + accepted as f64 - cost).min(MOST_CREDIT);
+    }
+
+    /// What became of the drafts so far.
+    pub fn done(&self) -> Drafted {
+        self.done
+    }
+}
+
+/// The `most` tokens that followed where the longest end of `tokens` and `last` came before, the latest such place; empty if less than
+/// [`LEAST_MATCH`] tokens did. What followed may run into the end itself: then it goes on as a repetition.
+fn followed(tokens: &[Token], last: Token, most: usize) -> Vec<Token> {
+    if most == 0 {
+        return Vec::new();
+    }
+    let before = |end: usize| {
+        let back = tokens[..end].iter().rev().zip(tokens.iter().rev());
+        back.take(MOST_MATCH - 1).take_while(|(a, b)| a == b).count()
+    };
+    let mut best = (LEAST_MATCH - 1, None);
+    for at in (0..tokens.len()).rev().filter(|&i| tokens[i] == last) {
+        let length = 1 + before(at);
+        if length > best.0 {
+            best = (length, Some(at));
+        }
+        if length == MOST_MATCH {
+            break;
+        }
+    }
+    let Some(at) = best.1 else { return Vec::new() };
+    let mut text = [&tokens[at + 1..], &[last]].concat();
+    for i in 0..most {
+        text.push(text[i]);
+    }
+    text[..most].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_followed_the_longest_match_is_guessed() {
+        let text = [1, 2, 3, 4, 50, 9, 2, 3, 4, 60, 9, 1, 2, 3];
+        assert_eq!(followed(&text, 4, 3), [50, 9, 2], "four tokens rather than three");
+        assert_eq!(followed(&[0, 2, 3, 4, 5, 0, 2, 3, 4, 6, 0, 2, 3], 4, 2), [6, 0], "the latest of equals");
+        assert_eq!(followed(&[1, 2, 7, 2], 3, 4), [0; 0]);
+        assert_eq!(followed(&[9, 2, 3, 4, 8, 2, 3], 4, 4), [0; 0], "three tokens are too few");
+        assert_eq!(followed(&[], 1, 4), [0; 0]);
+        assert_eq!(followed(&text, 4, 0), [0; 0]);
+    }
+
+    #[test]
+    fn what_runs_into_the_end_is_repeated() {
+        assert_eq!(followed(&[1, 2, 1, 2, 1], 2, 5), [1, 2, 1, 2, 1]);
+        assert_eq!(followed(&[5; 30], 5, 4), [5; 4]);
+    }
+
+    /// Steps of an answer of `n` tokens, and what they cost, if of each draft so many are right.
+    fn cost(drafts: &mut Drafts, n: usize, right: impl Fn(usize) -> usize) -> f64 {
+        let text = [7; 40];
+        let (mut written, mut cost) = (0, 0.0);
+        while written < n {
+            let drafted = drafts.propose(&text, 7, 7).len();
+            let accepted = right(drafted);
+            drafts.learn(drafted, accepted);
+            written += 1 + accepted;
+            cost += 1.0 + if drafted == 0 { 0.0 } else { COST + COST_OF_TOKEN * drafted as f64 };
+        }
+        cost
+    }
+
+    #[test]
+    fn wrong_drafts_cost_next_to_nothing() {
+        for n in [41, 100, 1000] {
+            let cost = cost(&mut Drafts::default(), n, |_| 0);
+            assert!(cost <= 1.02 * n as f64 + 1e-6, "{cost} for {n}");
+        }
+        // After a part that was repeated, what was gained there is not lost again.
+        let mut drafts = Drafts::default();
+        let gained = 40.0 - cost(&mut drafts, 40, |n| n);
+        let lost = cost(&mut drafts, 1000, |_| 0) - 1000.0;
+        assert!(gained > 20.0 && lost <= MOST_CREDIT + 10.0 + 1e-6, "{gained} and {lost}");
+    }
+
+    #[test]
+    fn right_drafts_grow_and_wrong_ones_shrink() {
+        let mut drafts = Drafts::default();
+        let length = |drafts: &Drafts| drafts.propose(&[7; 40], 7, 7).len();
+        assert_eq!(length(&drafts), 1);
+        drafts.learn(1, 1);
+        assert_eq!(length(&drafts), 3);
+        drafts.learn(3, 3);
+        assert_eq!(length(&drafts), 7);
+        drafts.learn(7, 0);
+        assert_eq!(length(&drafts), 4);
+        drafts.learn(4, 0);
+        assert_eq!(length(&drafts), 0);
+        // Then one token is tried now and then.
+        let waited = (0..).find(|_| {
+            drafts.learn(0, 0);
+            length(&drafts) > 0
+        });
+        assert!((1..60).contains(&waited.unwrap()));
+        assert_eq!(length(&drafts), 1);
+        let done = drafts.done();
+        assert_eq!((done.drafted, done.accepted), (15, 4));
+    }
+}

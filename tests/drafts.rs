@@ -1,0 +1,329 @@
+//! Drafts: tokens that are computed together are computed as one by one, and an answer with drafts is the answer without.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::forge::{Arch, Doc, Forge, of_each_kind};
+use common::{load_for, nmse, session, smollm2, tokenizer, tokens_of, turn};
+use ggml::Type;
+use pp_run::engine::{Options as ContextOptions, Session};
+use pp_run::generate::{Drafts, Limits, Predict, Pull, StopReason};
+use pp_run::gguf::Gguf;
+use pp_run::graph::CacheType;
+use pp_run::model::{Model, RopeOptions};
+use pp_run::sampler::{Options as SamplingOptions, Sampler};
+use pp_run::tokenizer::{Token, Tokenizer};
+use pp_run::weights::Kernels;
+use serde_json::Value;
+
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|l| l.to_bits()).collect()
+}
+
+/// Some tokens of a random model.
+fn text(n: usize) -> Vec<Token> {
+    (0..n).map(|i| ((i * 101 + i * i + 7) % 290) as Token).collect()
+}
+
+fn read<'m>(model: &'m Model, options: &ContextOptions, text: &[Token]) -> Session<'m> {
+    let mut session = session(model, options);
+    session.sync(text, &mut |_, _| {}).unwrap();
+    session
+}
+
+fn load_native(path: &Path) -> Model {
+    load_for(path, Kernels::Native, RopeOptions::default())
+}
+
+/// Writes a text with drafts, of which a part is right, and one by one. Returns the largest error of any logits, and whether they are all the
+/// same bits.
+fn compare(model: &Model, options: &ContextOptions) -> (f64, bool) {
+    // The number of cells that a graph looks at changes on the way.
+    let (text, mut at) = (text(300), 240);
+    let mut alone = read(model, options, &text[..at]);
+    let mut drafted = read(model, options, &text[..at]);
+    let (mut worst, mut is_same) = (0.0f64, true);
+    for (n_draft, n_right) in [(1, 1), (7, 7), (7, 0), (0, 0), (3, 1), (7, 6), (2, 2), (5, 0), (4, 4), (6, 3), (1, 0)] {
+        let (right, wrong) = (&text[at + 1..][..n_right], vec![289; n_draft - n_right]);
+        let n = drafted.decode_draft(text[at], &[right, &wrong].concat()).unwrap();
+        assert_eq!((n, drafted.n_past()), (n_draft, at + 1 + n_draft));
+        for i in 0..=n_right {
+            alone.decode(text[at + i]).unwrap();
+            worst = worst.max(nmse(drafted.draft_logits(i), alone.logits()));
+            is_same &= bits(drafted.draft_logits(i)) == bits(alone.logits());
+        }
+        drafted.keep_draft(n_right);
+        assert_eq!(drafted.tokens(), alone.tokens());
+        assert_eq!(drafted.logits(), drafted.draft_logits(n_right));
+        at += 1 + n_right;
+    }
+    alone.pause();
+    drafted.pause();
+    (worst, is_same)
+}
+
+#[test]
+fn tokens_of_a_draft_are_computed_as_one_by_one_and_wrong_ones_leave_nothing() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let mut n_exact = 0;
+    for (name, forge) in of_each_kind() {
+        forge.write(&path);
+        let model = load_native(&path);
+        for cache in [CacheType::F16, CacheType::F32, CacheType::Q8_0] {
+            let options =
+                ContextOptions { n_ctx: Some(512), cache_type_k: cache, cache_type_v: cache, ..ContextOptions::new(1) };
+            let (worst, is_same) = compare(&model, &options);
+            let is_exact = session(&model, &options).drafts_are_exact();
+            assert!(is_same || !is_exact, "{name}, cache {cache:?}: NMSE {worst:e}");
+            n_exact += usize::from(is_exact);
+        }
+    }
+    // All but a type that our kernels do not read in place, floats, and models of experts.
+    assert_eq!(n_exact, 13 * 3);
+}
+
+/// Answers to the same prompt.
+struct Case<'a> {
+    model: &'a Model,
+    tokenizer: &'a Tokenizer,
+    prompt: &'a [Token],
+    n_ctx: u32,
+    sampling: SamplingOptions,
+    limits: Limits,
+    /// Pieces after which the answer is interrupted
+    interrupt_after: usize,
+}
+
+/// An answer, and what it leaves behind.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    text: String,
+    tokens: Vec<Token>,
+    stop: StopReason,
+    /// Tokens in the cache
+    held: Vec<Token>,
+    /// Bits of the last logits
+    logits: Vec<u32>,
+}
+
+impl<'a> Case<'a> {
+    fn new(model: &'a Model, tokenizer: &'a Tokenizer, prompt: &'a [Token], n: u64) -> Case<'a> {
+        Case {
+            model,
+            tokenizer,
+            prompt,
+            n_ctx: 1024,
+            sampling: SamplingOptions { temperature: 0.0, ..Default::default() },
+            limits: Limits { predict: Predict::AtMost(n), stop: Vec::new(), special: false },
+            interrupt_after: usize::MAX,
+        }
+    }
+
+    /// The answer; and tokens of drafts, and those that were accepted.
+    fn run(&self, drafts: Option<Drafts>) -> (Outcome, [usize; 2]) {
+        let options = ContextOptions { n_ctx: Some(self.n_ctx), ..ContextOptions::new(1) };
+        let mut session = read(self.model, &options, self.prompt);
+        let n_vocab = self.tokenizer.n_vocab();
+        let mut sampler = Sampler::new(&self.sampling, n_vocab, session.n_ctx(), &self.tokenizer.eog_tokens());
+        self.prompt.iter().for_each(|&t| sampler.accept(t));
+        let interrupt = Arc::new(AtomicBool::new(false));
+        let limits = self.limits.clone();
+        let mut pull = Pull::new(&mut session, self.tokenizer, &mut sampler, limits, drafts, interrupt.clone());
+        let mut text = String::new();
+        for (i, piece) in pull.by_ref().enumerate() {
+            text += &piece.unwrap();
+            interrupt.store(i + 1 >= self.interrupt_after, Ordering::Relaxed);
+        }
+        let drafted = pull.drafted().map_or([0, 0], |d| [d.drafted, d.accepted]);
+        let (tokens, stop) = pull.finish();
+        session.pause();
+        let (held, logits) = (session.tokens().to_vec(), bits(session.logits()));
+        (Outcome { text, tokens, stop, held, logits }, drafted)
+    }
+
+    /// Checks that drafts change nothing. Returns the answer; and tokens of drafts, and those that were accepted.
+    #[track_caller]
+    fn check(&self) -> (Outcome, [usize; 2]) {
+        let (without, _) = self.run(None);
+        let (with, drafted) = self.run(Some(Drafts::default()));
+        assert_eq!(with, without);
+        (without, drafted)
+    }
+}
+
+/// A model as small as there can be, changed, and its tokenizer. Attention adds nothing, so that what comes next depends on the last token
+/// only: it soon repeats itself.
+fn smallest(dir: &Path, change: impl Fn(&mut Doc)) -> (Model, Tokenizer) {
+    let path = dir.join("model.gguf");
+    let forge = Forge::smallest();
+    let mut doc = forge.doc();
+    for il in 0..forge.n_layer {
+        doc.tensor(&format!("blk.{il}.attn_output.weight")).data.fill(0);
+    }
+    change(&mut doc);
+    std::fs::write(&path, doc.bytes()).unwrap();
+    let tokenizer = Tokenizer::load(&Gguf::open(&path).unwrap()).unwrap();
+    (load_native(&path), tokenizer)
+}
+
+#[test]
+fn answers_of_random_models_are_the_same() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let prompt = [text(30), text(30)].concat();
+    let mut all = [0, 0];
+    for arch in Arch::ALL {
+        Forge { arch, ..Forge::tiny(Type::Q4_0, 4, 2) }.write(&path);
+        let tokenizer = Tokenizer::load(&Gguf::open(&path).unwrap()).unwrap();
+        let model = load_native(&path);
+        let (_, drafted) = Case::new(&model, &tokenizer, &prompt, 150).check();
+        all = [all[0] + drafted[0], all[1] + drafted[1]];
+    }
+    assert!(0 < all[1] && all[1] < all[0], "{all:?}");
+}
+
+/// Some hundred thousand draws: each is from the same logits with the same state of the sampler, so they are distributed alike.
+#[test]
+fn draws_are_the_same() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let (model, tokenizer) = smallest(dir.path(), |_| {});
+    let prompt = text(20);
+    let mut all = [0, 0];
+    let mut n = 0;
+    for seed in 0..60 {
+        let sampling = SamplingOptions {
+            seed: Some(seed),
+            temperature: [0.05, 0.2, 1.0][seed as usize % 3],
+            top_k: [2, 5, 40][seed as usize / 3 % 3],
+            repeat_penalty: [1.0, 1.02][seed as usize % 2],
+            ignore_eos: true,
+            ..Default::default()
+        };
+        let (answer, drafted) = Case { sampling, n_ctx: 2048, ..Case::new(&model, &tokenizer, &prompt, 2000) }.check();
+        n += answer.tokens.len();
+        all = [all[0] + drafted[0], all[1] + drafted[1]];
+    }
+    assert!(n == 120_000 && 1000 < all[1] && all[1] + 1000 < all[0], "{all:?} of {n}");
+}
+
+#[test]
+fn answers_end_where_they_would_without() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let (model, tokenizer) = smallest(dir.path(), |_| {});
+    let start = text(20);
+    // What the model says goes on as it begins: all of it is in the prompt.
+    let (said, _) = Case::new(&model, &tokenizer, &start, 200).check();
+    let prompt = [&start[..], &said.tokens].concat();
+    let case = |n| Case::new(&model, &tokenizer, &prompt, n);
+    let (answer, drafted) = case(60).check();
+    assert!(drafted[1] > 30, "{drafted:?}");
+
+    for n in 0..30 {
+        assert_eq!(case(n).check().0.stop, StopReason::Limit);
+        let n_ctx = (prompt.len() as u64 + n) as u32;
+        let fills = Limits { predict: Predict::FillContext, stop: Vec::new(), special: false };
+        let (filled, _) = Case { n_ctx, limits: fills, ..case(0) }.check();
+        assert_eq!((filled.stop, filled.held.len()), (StopReason::ContextFull, n_ctx as usize));
+    }
+
+    let chars: Vec<char> = answer.text.chars().collect();
+    for (i, n) in [(5, 1), (17, 3), (20, 8), (31, 15)] {
+        let stop = vec![chars[i..i + n].iter().collect::<String>()];
+        let limits = Limits { stop, ..case(60).limits };
+        let (stopped, _) = Case { limits, ..case(60) }.check();
+        assert!(matches!(stopped.stop, StopReason::StopString(_)), "{stopped:?}");
+    }
+
+    // Each token that it says is the one that ends a text, in turn.
+    for i in [3, 12, 25, 40] {
+        let token = answer.tokens[i];
+        let (model, tokenizer) = smallest(dir.path(), |doc| doc.u32("tokenizer.ggml.eos_token_id", token as u32));
+        let (ended, _) = Case { prompt: &prompt, ..Case::new(&model, &tokenizer, &prompt, 60) }.check();
+        assert_eq!((ended.stop, ended.tokens.last()), (StopReason::EndOfText, Some(&token)));
+    }
+}
+
+#[test]
+fn an_interrupted_answer_is_a_beginning_of_it() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let (model, tokenizer) = smallest(dir.path(), |_| {});
+    let prompt = text(20);
+    let (answer, _) = Case::new(&model, &tokenizer, &prompt, 200).check();
+    for n in [1, 10, 30] {
+        let case = Case { interrupt_after: n, ..Case::new(&model, &tokenizer, &prompt, 200) };
+        let (part, _) = case.run(Some(Drafts::default()));
+        assert_eq!(part.stop, StopReason::Interrupted);
+        assert!(part.tokens.len() < 200 && answer.tokens.starts_with(&part.tokens));
+        // The last token was drawn, and is not decoded.
+        assert_eq!(part.held, [&prompt, &part.tokens[..part.tokens.len() - 1]].concat());
+    }
+}
+
+#[test]
+fn smollm2_says_the_same() {
+    let _turn = turn();
+    let (_, tokenizer) = tokenizer();
+    let model = load_native(&smollm2());
+    let paragraph = "The harbour was built in 1874, when the railway reached the coast. Before that, boats were pulled up on the \
+                     beach, and fish was carried over the hills on mules.";
+    let prompt = format!("<|im_start|>user\nRepeat this text:\n\n{paragraph}<|im_end|>\n<|im_start|>assistant\n");
+    let prompt = tokens_of(&tokenizer, &prompt);
+    let (answer, drafted) = Case::new(&model, &tokenizer, &prompt, 100).check();
+    assert!(drafted[1] > 15, "{drafted:?} in '{}'", answer.text);
+    let sampling = SamplingOptions { seed: Some(3), repeat_penalty: 1.1, presence_penalty: 0.1, ..Default::default() };
+    Case { sampling, ..Case::new(&model, &tokenizer, &prompt, 100) }.check();
+}
+
+fn pp_run(args: &[&str]) -> Output {
+    let model = smollm2();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+    command.args(["-m", model.to_str().unwrap(), "--temp", "0", "--kernels", "native"]).args(args);
+    command.stdin(Stdio::null()).env("PP_ARG_THREADS", "1").output().unwrap()
+}
+
+#[test]
+fn the_program_drafts_unless_told_otherwise() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let prompt = "one two three four five six seven eight. ".repeat(6);
+    let run = |more: &[&str]| {
+        let output = pp_run(&[&["-no-cnv", "-p", &prompt, "-n", "40"], more].concat());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        (String::from_utf8(output.stdout).unwrap(), stderr)
+    };
+    let (with, line) = run(&["--prompt-cache", &file("with"), "--prompt-cache-all"]);
+    assert!(line.contains("| drafts ") && line.contains(" tokens accepted, "), "{line}");
+    let (without, line) = run(&["--prompt-cache", &file("without"), "--prompt-cache-all", "--draft", "off"]);
+    assert!(!line.contains("drafts"), "{line}");
+    assert_eq!(with, without);
+    assert!(fs::read(file("with")).unwrap() == fs::read(file("without")).unwrap(), "the same tokens and cells");
+
+    let json =
+        |more: &[&str]| serde_json::from_str::<Value>(&run(&[&["--output-format", "json"], more].concat()).0).unwrap();
+    let (with, without) = (json(&["--draft", "ngram"]), json(&["--draft", "off"]));
+    assert_eq!((&with["text"], &with["logits_hash"]), (&without["text"], &without["logits_hash"]));
+    assert!(without["draft"].is_null());
+    let [drafted, accepted, steps] = ["drafted", "accepted", "steps"].map(|n| with["draft"][n].as_u64().unwrap());
+    assert!(0 < accepted && accepted <= drafted, "{with}");
+    assert_eq!(steps + accepted, 39, "each token but the last takes a step, or is one of a draft");
+
+    // ggml's kernels round otherwise for several tokens, and reduced weights are for one token at a time.
+    assert!(json(&["--kernels", "ggml"])["draft"].is_null());
+    assert!(json(&["--kernels", "ggml", "--draft", "ngram"])["draft"].is_object());
+    let pruned = ["--prune", "0.3", "--prune-answer", "0.3", "--prune-min-tokens", "2"];
+    assert!(json(&pruned)["draft"].is_null());
+    assert!(json(&pruned[..2])["draft"].is_object());
+}
