@@ -32,5 +32,5 @@ pub use options::Options;
 pub use pruning::READ_WHOLE;
 pub use report::Report;
 pub use score::Moments;
-pub use session::{PromptTimes, Session, TracedBatch};
+pub use session::{PromptTimes, Session, TracedBatch, are_usable};
 pub use timeline::Timeline;

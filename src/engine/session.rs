@@ -273,6 +273,27 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
+    /// Appends some tokens, no more than a micro-batch has, and computes them together, on all weights. `logits` becomes those after each of
+    /// them, `[n_vocab, tokens.len()]`. [`crate::error::Kind::Malformed`] if the context is full.
+    pub fn decode_together(&mut self, tokens: &[Token], logits: &mut Vec<f32>) -> Result<()> {
+        let first = self.n_past();
+        if first + tokens.len() > self.n_ctx() {
+            return Err(is_full(self.n_ctx()));
+        }
+        let batch = Batch::of_pieces(&[tokens], first, 0..tokens.len(), Results::Logits);
+        self.run(&batch, None, false)?;
+        let n_vocab = self.engine.model.n_vocab();
+        logits.resize(n_vocab * tokens.len(), 0.0);
+        self.engine.results(logits);
+        self.tokens.extend_from_slice(tokens);
+        self.logits.clear();
+        self.logits.extend_from_slice(&logits[logits.len() - n_vocab..]);
+        match logits.chunks_exact(n_vocab).all(are_usable) {
+            true => Ok(()),
+            false => Err(self.unusable(&batch, None)?),
+        }
+    }
+
     /// Notes from now on when each node of prompts is computed, which slows them somewhat.
     pub fn trace(&mut self) {
         self.trace.get_or_insert_default();
@@ -512,15 +533,18 @@ impl<'m> Session<'m> {
         policy.learn_batch(Ran { way, probe_rows, is_again, record });
     }
 
-    /// The logits of the batch that was just computed. [`crate::error::Kind::Malformed`] if no token can be drawn from them, with the
-    /// first place where numbers went wrong.
+    /// The logits of the batch that was just computed. [`crate::error::Kind::Malformed`] if no token can be drawn from them.
     fn read_logits(&mut self, batch: &Batch, way: Option<&Way>) -> Result<()> {
         self.logits.resize(self.engine.model.n_vocab(), 0.0);
         self.engine.results(&mut self.logits);
-        // Some models ban tokens by a logit of minus infinity.
-        if self.logits.iter().all(|&l| l < f32::INFINITY) && self.logits.iter().any(|l| l.is_finite()) {
-            return Ok(());
+        match are_usable(&self.logits) {
+            true => Ok(()),
+            false => Err(self.unusable(batch, way)?),
         }
+    }
+
+    /// What is wrong with the batch that was just computed, if no token can be drawn from its logits: where numbers went wrong first.
+    fn unusable(&mut self, batch: &Batch, way: Option<&Way>) -> Result<Error> {
         let nodes = self.run(batch, way, true)?;
         let place = match nodes.iter().find(|n| !n.finite) {
             Some(node) => match node.name.rsplit_once('-') {
@@ -530,11 +554,16 @@ impl<'m> Session<'m> {
             None => "in the logits".to_owned(),
         };
         let (first, last) = (batch.rows[0].pos, batch.rows[batch.rows.len() - 1].pos);
-        Err(Error::malformed(format!(
+        let message = format!(
             "the model computes NaN or infinity for tokens {first} to {last}, {place}: the file is damaged, or its numbers are too large"
-        ))
-        .in_file(self.engine.model.gguf().path()))
+        );
+        Ok(Error::malformed(message).in_file(self.engine.model.gguf().path()))
     }
+}
+
+/// Whether tokens can be drawn from logits. Some models ban tokens by a logit of minus infinity.
+pub fn are_usable(logits: &[f32]) -> bool {
+    logits.iter().all(|&l| l < f32::INFINITY) && logits.iter().any(|l| l.is_finite())
 }
 
 /// Tokens that `prompt` has in common with those that are there, its last one aside. [`crate::error::Kind::Malformed`] if it is empty or
