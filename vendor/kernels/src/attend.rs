@@ -1,7 +1,7 @@
 //! Attention of the queries of some heads to the cells of one key and value head, block of cells by block, with a running softmax (as in
 //! FlashAttention).
 //!
-//! There are two ways. A few queries read keys and values where they are, cell by cell. More queries are worth copying a block of cells
+//! There are two ways. A few queries read keys and values where they are, cell by cell, up to four at once. More queries are worth copying a block of cells
 //! to floats: keys are transposed, and both steps become products of matrices.
 
 use std::ops::Range;
@@ -241,7 +241,7 @@ fn read<S: Simd>(s: S, cells: &Cells, range: Range<usize>, d: usize, width: usiz
 }
 
 /// The most queries that read keys and values where they are.
-const MAX_IN_PLACE_QUERIES: usize = 4;
+const MAX_IN_PLACE_QUERIES: usize = 8;
 
 impl Attend<'_, '_> {
     /// `R` queries from number `first_query` on, which see the same cells. Their `d` elements are whole vectors.

@@ -96,7 +96,7 @@ fn attend() {
     let mut rng = Rng::with_seed(9);
     for (number, d) in [1, 3, 12, 20, 64, 80, 96, 100, 128].into_iter().cycle().take(128).enumerate() {
         // Few queries take another way, and those of equal sight together.
-        let n_queries = if number % 2 == 0 { rng.usize(1..6) } else { rng.usize(1..20) };
+        let n_queries = if number % 2 == 0 { rng.usize(1..9) } else { rng.usize(1..20) };
         let (n_cells, kind) = (rng.usize(1..200), [Kind::Floats, Kind::Halves, Kind::Bytes][number % 3]);
         let kind = if d % 32 == 0 || kind != Kind::Bytes { kind } else { Kind::Halves };
         let (keys, key_floats) = any_cells(&mut rng, kind, n_cells, d);
@@ -142,7 +142,7 @@ fn nan_stays() {
             let cell = |special: f32, i: usize| bytes_of(&[if i == 66 { special } else { 0.5 }; 16]);
             let cells = |special: f32| (0..70).map(|i| cell(special, i)).collect::<Vec<_>>();
             let q = [q; 16];
-            for n_queries in [1, 7] {
+            for n_queries in [1, 7, 9] {
                 let queries = vec![Query { q: &q, visible: 0..70, sink: None }; n_queries];
                 let capped = Some(2.0).filter(|_| k.is_nan() || k.is_finite());
                 for softcap in [None, capped] {
