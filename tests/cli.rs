@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use common::forge::Forge;
 use common::smollm2;
+use ggml::Type;
 
 fn pp_run(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
@@ -327,6 +328,40 @@ fn perplexity_and_bench_print_what_llama_cpp_prints() {
     }
     let table = text(&output(&["bench", "-m", m, "-p", "16", "-n", "0", "-r", "1", "-q"]).stdout);
     assert!(table.starts_with("| model") && table.contains(" pp16 "), "{table}");
+}
+
+#[test]
+fn bench_runs_llama_cpp_at_its_best_and_steps() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model.gguf");
+    // ggml rearranges matrices of this type, and none of 32-bit floats.
+    let repacks = cfg!(target_arch = "x86_64");
+    for (ty, repacks) in [(Type::Q4_0, repacks), (Type::F32, false)] {
+        Forge::tiny(ty, 4, 2).write(&model);
+        let m = model.to_str().unwrap();
+        let bench = |args: &[&str]| output(&[&["bench", "-m", m, "-r", "1", "-q", "-d", "32"], args].concat());
+        let args = ["-p", "16", "--steps", "2-3,16", "--baseline", "llama.cpp"];
+        let o = bench(&[&args[..], &["-o", "json"]].concat());
+        let rows: Vec<serde_json::Value> =
+            serde_json::from_slice(&o.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&o.stderr)));
+        let cells: Vec<_> = rows.iter().map(|r| (r["test"].as_str().unwrap(), r["engine"].as_str().unwrap())).collect();
+        let tests = ["pp16 @ d32", "step1 @ d32", "step2 @ d32", "step3 @ d32", "step16 @ d32"];
+        let expected: Vec<_> = tests.iter().flat_map(|test| [(*test, "llama.cpp"), (*test, "pp-run")]).collect();
+        assert_eq!(cells, expected);
+        for row in &rows {
+            assert_eq!(row["repack"].is_boolean(), repacks && row["engine"] == "llama.cpp", "{row}");
+            assert_eq!(row["step_cost"].is_number(), row["test"] != "pp16 @ d32");
+            assert!(row["step_cost"].is_null() || row["step_nmse"].as_f64().unwrap() < 0.1, "{row}");
+            assert!(row["test"] != "step1 @ d32" || row["step_cost"] == 1.0, "{row}");
+        }
+        let table = text(&bench(&args).stdout);
+        assert!(table.contains("| t(n)/t(1) |") && table.contains(" 1.000 |"), "{table}");
+        let names = ["llama.cpp, repacked |", "llama.cpp, as in file |"];
+        assert_eq!(names.iter().any(|name| table.contains(name)), repacks, "{table}");
+        fails(&bench(&["--steps", "0-4"]), 2, "--steps is 0, expected 1 to 512");
+        fails(&bench(&["--steps", "600"]), 2, "--steps is 600");
+        fails(&bench(&["--steps", "4", "--prune", "0.2"]), 2, "leave out --prune");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use common::forge::{Arch, Forge};
-use common::{load_for, nmse};
+use common::{load_for, nmse, session};
 use ggml::Type;
 use pp_run::engine::{Engine, Options};
 use pp_run::graph::{Batch, CacheType, Results, Row};
@@ -79,4 +79,35 @@ fn rows_of_any_sequences_at_any_positions() {
     compare(&forge, Kernels::Ggml, &Options { flash_attn: false, ..small.clone() }, 1e-9);
     let cache = CacheType::Q8_0;
     compare(&forge, Kernels::Ggml, &Options { cache_type_k: cache, cache_type_v: cache, ..small }, 1e-9);
+}
+
+#[test]
+fn steps_give_the_logits_of_single_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    for (ty, kernels, most) in [(Type::F32, Kernels::Ggml, 1e-6), (Type::Q4_0, Kernels::Native, 1e-3)] {
+        Forge::tiny(ty, 4, 2).write(&path);
+        let model = load_for(&path, kernels, RopeOptions::default());
+        let mut session = session(&model, &Options { n_ctx: Some(256), ..Options::new(2) });
+        let text = text(240, 31);
+        session.sync(&text[..200], &mut |_, _| {}).unwrap();
+        let mut singles = Vec::new();
+        for &token in &text[200..] {
+            session.decode(token).unwrap();
+            singles.extend_from_slice(session.logits());
+        }
+        let mut logits = Vec::new();
+        for n in [1, 2, 8, 9, 40] {
+            session.rewind(200);
+            session.decode_together(&text[200..200 + n], &mut logits).unwrap();
+            assert_eq!((session.n_past(), logits.len()), (200 + n, n * model.n_vocab()));
+            let error = nmse(&logits, &singles[..logits.len()]);
+            assert!(error < most, "{n} tokens, {kernels:?}: NMSE {error:e}");
+            assert_eq!(session.logits(), &logits[logits.len() - model.n_vocab()..]);
+        }
+        let full = session.decode_together(&text[..17], &mut logits).unwrap_err();
+        assert!(full.to_string().contains("the context of 256 tokens is full"), "{full}");
+        assert_eq!(session.n_past(), 240);
+        session.pause();
+    }
 }

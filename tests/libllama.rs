@@ -76,6 +76,9 @@ fn they_answer_are_scored_and_timed() {
         assert!(code == Some(0) && table.contains("Final estimate: PPL = "), "{error}");
         let (code, table, error) = run(&["bench", "-m", model, "-p", "16", "-n", "2", "-r", "1", "--engine", engine]);
         assert!(code == Some(0) && table.contains("pp16") && table.contains("libllama"), "{error}");
+        let steps = ["bench", "-m", model, "--steps", "4", "-d", "8", "-r", "1", "--engine", engine];
+        let (code, table, error) = run(&steps);
+        assert!(code == Some(0) && table.contains("step4 @ d8") && !error.contains("warning"), "{error}");
         let (code, out, error) = run(&[&ask[..], &["--prune", "0.3"]].concat());
         let part = "--prune needs a graph of pp-run's own";
         assert!(code == Some(69) && out.is_empty() && error.contains(part), "{code:?} {error}");

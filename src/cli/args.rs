@@ -75,7 +75,7 @@ EXAMPLES
     Calibrate(CalibrateArgs),
     /// Speed of prompt processing and generation, as llama-bench measures it
     ///
-    /// pp512 is a prompt of 512 tokens, tg128 an answer of 128; @ d512 means that 512 tokens were in the cache before. Each
+    /// pp512 is a prompt of 512 tokens, tg128 an answer of 128, step4 four tokens at once; @ d512 means that 512 tokens were in the cache before. Each
     /// test runs once to warm up, then -r times, with all ratios of --prune and the baseline alternately in one process;
     /// ratios are medians over the repetitions, and more than 1 means that pp-run is faster.
     #[command(after_long_help = "\
@@ -83,7 +83,11 @@ EXAMPLES
   pp-run bench -m model.gguf -p 512 -n 128 --baseline llama.cpp
   All ratios in one process, alternately:
     pp-run bench -m model.gguf -p 512 -n 128 -d 512 \\
-      --prune 0,0.2,0.4 --baseline llama.cpp")]
+      --prune 0,0.2,0.4 --baseline llama.cpp
+  What 2 to 16 tokens at once cost after 512 others, beside one:
+    pp-run bench -m model.gguf --steps 1-16 -d 512
+  Prompts and answers after a long context:
+    pp-run bench -m model.gguf -p 512 -n 32 -d 8192,32768")]
     Bench(BenchArgs),
     /// Saved chats: lists them; shows one as text, or deletes
     ///

@@ -27,6 +27,12 @@ pub struct BenchArgs {
     /// Prompt and generation in one test [-pg]
     #[arg(long, value_name = "PP,TG")]
     pub prompt_gen: Vec<String>,
+    /// Tokens computed at once, and the time beside that of one token: a list such as 2,4,8 or 1-16
+    ///
+    /// A step computes the logits after each of its tokens, as for a draft of an answer that is checked. Its cost t(n)/t(1) says from which
+    /// share of accepted tokens on a draft of n - 1 tokens pays. -d gives the context.
+    #[arg(long, value_name = "N,..", allow_hyphen_values = true)]
+    pub steps: Vec<String>,
     /// Tokens in the cache before the test
     ///
     /// An answer is pruned by what its prompt shows, so tests of generation with --prune need some.
@@ -39,6 +45,9 @@ pub struct BenchArgs {
     #[arg(long, short = 'o', value_name = "FORMAT", default_value = "md")]
     pub output: String,
     /// Run llama.cpp's own engine alternately in the same process, and print the ratio: llama.cpp
+    ///
+    /// It runs on the weights as they are in the file and as ggml rearranges them for its kernels (repacked), and for each test the faster
+    /// of the two counts. The rearranged weights are a copy; where it does not fit into memory, a warning says so.
     #[arg(long, value_name = "ENGINE")]
     pub baseline: Option<String>,
     /// Shares of the blocks' weights that reading leaves out, 0 to 0.8 or auto: a list; each test runs with each of them
@@ -89,14 +98,29 @@ pub fn options(mut a: BenchArgs) -> Result<Options> {
         }
     };
     let prompt_gen = a.prompt_gen.iter().map(pair).collect::<Result<Vec<_>>>()?;
-    // As in llama-bench, a list that is not given has its default, unless -pg is given.
+    let context = context::options(a.context)?;
+    let mut steps: Vec<usize> = numbers("--steps", &a.steps)?.into_iter().map(|n| n as usize).collect();
+    let longest = context.n_batch.min(context.n_ubatch) as usize;
+    if let Some(n) = steps.iter().find(|n| !(1..=longest).contains(*n)) {
+        return Err(out_of_range("--steps", *n, &format!("1 to {longest}, the tokens of a micro-batch (-ub)")));
+    }
+    if !steps.is_empty() {
+        steps.push(1);
+        steps.sort_unstable();
+        steps.dedup();
+    }
+    // As in llama-bench, a list that is not given has its default, unless another test is given.
+    let is_bare = prompt_gen.is_empty() && steps.is_empty();
     let tests = |flag: &str, list: &[String], default: u32| -> Result<Vec<u32>> {
-        let all = if list.is_empty() && prompt_gen.is_empty() { vec![default] } else { numbers(flag, list)? };
+        let all = if list.is_empty() && is_bare { vec![default] } else { numbers(flag, list)? };
         Ok(all.into_iter().filter(|&n| n > 0).collect())
     };
     let (n_prompt, n_gen) = (tests("-p", &a.n_prompt, 512)?, tests("-n", &a.n_gen, 128)?);
     if a.repetitions == 0 {
         return Err(out_of_range("-r", 0, "1 or more"));
+    }
+    if !steps.is_empty() && !a.prune.is_empty() {
+        return Err(Error::usage("--steps runs on all weights: leave out --prune, or measure it without --steps"));
     }
     let amounts = if a.prune.is_empty() { vec![None] } else { a.prune.iter().map(|r| Some(r.as_str())).collect() };
     let pruned = |amount| prune::options_for(amount, a.prune_how.clone(), a.prune_min_tokens.clone());
@@ -105,10 +129,11 @@ pub fn options(mut a: BenchArgs) -> Result<Options> {
         log: log::options(a.log),
         model: model::options(a.model.first().cloned().unwrap_or_default(), a.model_args)?,
         models: a.model,
-        context: context::options(a.context)?,
+        context,
         n_prompt,
         n_gen,
         prompt_gen,
+        steps,
         n_depth: numbers("-d", &a.n_depth)?,
         repetitions: a.repetitions,
         n_threads,

@@ -14,7 +14,7 @@ use super::options::Options;
 use super::pace::Rest;
 use super::prompt_cache::{self, Bytes, Found, Memory, Origin};
 use super::report::Report;
-use super::session::{Session, in_common, is_full};
+use super::session::{Session, are_usable, in_common, is_full};
 use super::timeline::Timeline;
 use crate::error::{Error, Kind, Result, shown};
 use crate::gguf::{Gguf, Metadata, Value};
@@ -65,7 +65,8 @@ impl Model {
                 stopped |= flow.is_break();
                 flow
             };
-            let llama = llama::Model::load_watched(gguf.path(), n_gpu_layers, !options.weights.no_mmap, &mut watch);
+            let params = llama::ModelParams { n_gpu_layers, mmap: !options.weights.no_mmap, repack: true };
+            let llama = llama::Model::load_watched(gguf.path(), &params, &mut watch);
             let llama = match llama {
                 Err(_) if stopped => {
                     return Err(Error::new(Kind::Interrupted, "interrupted while loading the model"));
@@ -285,7 +286,7 @@ impl<'m> LlamaSession<'m> {
         loop {
             let n_ubatch = options.n_ubatch.min(options.n_batch).clamp(1, n_ctx);
             let params = ContextParams { n_batch: n_ubatch, n_ubatch, ..context_params(options, n_ctx) };
-            let fits = memory::require(cells_bytes(model, options, n_ctx), "the context", "use a smaller -c");
+            let fits = memory::require(cells_bytes(&model.gguf, options, n_ctx), "the context", "use a smaller -c");
             let context = fits.and_then(|()| {
                 llama::Context::new(&model.llama, &params).map_err(|e| {
                     Error::failed(format!("libllama cannot make a context of {n_ctx} tokens: {}", shown(&e.0)))
@@ -382,8 +383,7 @@ impl<'m> LlamaSession<'m> {
     /// Takes over the logits of row `i` of the batch that was computed.
     fn read_logits(&mut self, i: usize) -> Result<()> {
         let logits = self.context.logits(i).unwrap_or_default();
-        // Some models ban tokens by a logit of minus infinity.
-        if !logits.iter().all(|&l| l < f32::INFINITY) || !logits.iter().any(|l| l.is_finite()) {
+        if !are_usable(logits) {
             return Err(Error::malformed(format!(
                 "the model computes NaN or infinity for token {}: the file is damaged, or its numbers are too large",
                 self.tokens.len() - 1
@@ -450,6 +450,19 @@ impl<'m> Timeline<'m> for LlamaSession<'m> {
         }
         self.compute(&[token], |_| true)?;
         self.read_logits(0)
+    }
+
+    fn decode_together(&mut self, tokens: &[Token], logits: &mut Vec<f32>) -> Result<()> {
+        if self.tokens.len() + tokens.len() > self.n_ctx() {
+            return Err(is_full(self.n_ctx()));
+        }
+        self.compute(tokens, |_| true)?;
+        logits.clear();
+        for i in 0..tokens.len() {
+            self.read_logits(i)?;
+            logits.extend_from_slice(&self.logits);
+        }
+        Ok(())
     }
 
     fn clear(&mut self) {
@@ -540,8 +553,8 @@ pub fn context_params(options: &Options, n_ctx: u32) -> ContextParams {
 }
 
 /// Bytes of keys and values, where the file says how large these are; 0 otherwise.
-fn cells_bytes(model: &Model, options: &Options, n_ctx: u32) -> u64 {
-    let meta = model.gguf.metadata();
+pub fn cells_bytes(gguf: &Gguf, options: &Options, n_ctx: u32) -> u64 {
+    let meta = gguf.metadata();
     let arch = meta.architecture();
     let number = |name: &str| meta.u32(&format!("{arch}.{name}")).ok().flatten().map(u64::from);
     let row = || {

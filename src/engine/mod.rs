@@ -36,6 +36,6 @@ pub use options::Options;
 pub use pruning::READ_WHOLE;
 pub use report::Report;
 pub use score::Moments;
-pub use session::{PromptTimes, Session, TracedBatch};
+pub use session::{PromptTimes, Session, TracedBatch, are_usable};
 pub use threads::Fewer;
 pub use timeline::Timeline;

@@ -320,6 +320,19 @@ impl<'m> Session<'m> {
         self.n_expected = self.n_expected.saturating_sub(n);
     }
 
+    /// Appends some tokens, no more than a micro-batch has, and computes them together. `logits` becomes those after each of them,
+    /// `[n_vocab, tokens.len()]`. [`crate::error::Kind::Malformed`] if the context is full.
+    pub fn decode_together(&mut self, tokens: &[Token], logits: &mut Vec<f32>) -> Result<()> {
+        logits.clear();
+        let mut left = tokens;
+        while let [token, draft @ ..] = left {
+            let n = self.decode_draft(*token, draft)?;
+            logits.extend_from_slice(&self.logits);
+            left = &draft[n..];
+        }
+        Ok(())
+    }
+
     /// Notes from now on when each node of prompts is computed, which slows them somewhat.
     pub fn trace(&mut self) {
         self.trace.get_or_insert_default();
@@ -570,9 +583,7 @@ impl<'m> Session<'m> {
         let n_vocab = self.engine.model.n_vocab();
         self.logits.resize(n * n_vocab, 0.0);
         self.engine.results(&mut self.logits);
-        // Some models ban tokens by a logit of minus infinity.
-        let is_usable = |l: &&[f32]| l.iter().all(|&l| l < f32::INFINITY) && l.iter().any(|l| l.is_finite());
-        let n_usable = self.logits.chunks_exact(n_vocab).take_while(is_usable).count();
+        let n_usable = self.logits.chunks_exact(n_vocab).take_while(|l| are_usable(l)).count();
         self.logits.truncate(n_usable * n_vocab);
         n_usable
     }
@@ -596,6 +607,11 @@ impl<'m> Session<'m> {
         ))
         .in_file(self.engine.model.gguf().path())
     }
+}
+
+/// Whether tokens can be drawn from logits. Some models ban tokens by a logit of minus infinity.
+pub fn are_usable(logits: &[f32]) -> bool {
+    logits.iter().all(|&l| l < f32::INFINITY) && logits.iter().any(|l| l.is_finite())
 }
 
 /// Tokens that `prompt` has in common with those that are there, its last one aside. [`crate::error::Kind::Malformed`] if it is empty or

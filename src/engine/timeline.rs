@@ -26,6 +26,10 @@ pub trait Timeline<'m> {
     /// Appends one token and computes its logits. [`crate::error::Kind::Malformed`] if the context is full.
     fn decode(&mut self, token: Token) -> Result<()>;
 
+    /// Appends some tokens, no more than a micro-batch has, and computes them together, on all weights. `logits` becomes those after each of
+    /// them, `[n_vocab, tokens.len()]`. [`crate::error::Kind::Malformed`] if the context is full.
+    fn decode_together(&mut self, tokens: &[Token], logits: &mut Vec<f32>) -> Result<()>;
+
     /// Forgets all tokens.
     fn clear(&mut self);
 
@@ -98,6 +102,10 @@ impl<'m> Timeline<'m> for Session<'m> {
 
     fn decode(&mut self, token: Token) -> Result<()> {
         Session::decode(self, token)
+    }
+
+    fn decode_together(&mut self, tokens: &[Token], logits: &mut Vec<f32>) -> Result<()> {
+        Session::decode_together(self, tokens, logits)
     }
 
     fn clear(&mut self) {

@@ -8,7 +8,7 @@ use super::builder::GraphBuilder;
 use super::choice::{Choice, Probe};
 use super::inputs::{Input, Rows};
 use super::matmul::{Ahead, Kept, Part};
-use super::ops::{Attend, Temper};
+use super::ops::{Temper, attend};
 use super::states::States;
 use crate::prune::{Block, BlockKind, GatherHeads, Notes, Pruning, Role, SpreadHeads};
 use crate::weights::{Attention, KeysValues, Linear, Norm, Rotary};
@@ -326,13 +326,11 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let (g, cache, n_kv) = (self.g, self.task.cache, self.task.layout.n_kv);
         let seqs = 0..cache.params().n_seq;
         let (k, v) = (cache.k(g, il, n_kv, seqs.clone()), cache.v(g, il, n_kv, seqs));
-        let [d, n_head, n, _] = q.ne();
         let mut sources = vec![q, k, v, self.inputs.get(Input::Sights(rows, w.window))];
         sources.extend(w.sinks.as_ref().map(|sinks| self.vector(sinks)));
         sources.extend(kept.map(|kept| kept.ids));
         let scores = Scores { scale: w.scale, softcap: w.softcap };
-        let op = Attend { scores, n_rep: w.n_rep(), d, has_sinks: w.sinks.is_some() };
-        let out = g.custom(Type::F32, [d * n_head, n, 1, 1], &sources, op);
+        let out = attend(g, &sources, scores, w.n_rep(), w.sinks.is_some());
         self.name(out, "kqv_out", il)
     }
 

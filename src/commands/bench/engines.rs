@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use ggml::llama::Context;
 
-use crate::engine::{Report, Timeline};
+use crate::engine::{Report, Timeline, are_usable};
 use crate::error::{Error, Result};
 use crate::tokenizer::Token;
 
@@ -14,12 +14,15 @@ pub struct Test {
     pub n_prompt: usize,
     pub n_gen: usize,
     pub n_depth: usize,
+    /// The prompt's tokens are a step: logits are computed after each of them
+    pub is_step: bool,
 }
 
 impl Test {
     /// llama-bench's name.
     pub fn name(&self) -> String {
         let mut name = match (self.n_prompt, self.n_gen) {
+            (p, 0) if self.is_step => format!("step{p}"),
             (p, 0) => format!("pp{p}"),
             (0, g) => format!("tg{g}"),
             (p, g) => format!("pp{p}+tg{g}"),
@@ -38,7 +41,7 @@ impl Test {
 /// Our engine, pruned or not, or llama.cpp's as the baseline.
 pub enum Engine<'m> {
     Ours { session: Box<dyn Timeline<'m> + 'm> },
-    Llama { context: Context<'m>, n_batch: usize },
+    Llama { context: Context<'m>, n_batch: usize, repack: Option<bool> },
 }
 
 impl Engine<'_> {
@@ -46,6 +49,14 @@ impl Engine<'_> {
         match self {
             Engine::Ours { .. } => "pp-run",
             Engine::Llama { .. } => "llama.cpp",
+        }
+    }
+
+    /// Whether the baseline runs on rearranged weights, if that is a difference.
+    pub fn repack(&self) -> Option<bool> {
+        match self {
+            Engine::Ours { .. } => None,
+            Engine::Llama { repack, .. } => *repack,
         }
     }
 
@@ -80,17 +91,9 @@ impl Engine<'_> {
                 all.extend_from_slice(tokens);
                 session.sync(&all, &mut |_, _| {}).map(drop)
             }
-            Engine::Llama { context, n_batch } => {
+            Engine::Llama { context, n_batch, .. } => {
                 for (i, piece) in tokens.chunks(*n_batch).enumerate() {
-                    let first = start + i * *n_batch;
-                    let batch: Vec<_> = piece
-                        .iter()
-                        .enumerate()
-                        .map(|(j, &t)| (t, (first + j) as i32, 0, j + 1 == piece.len()))
-                        .collect();
-                    if !context.decode(&batch) {
-                        return Err(Error::failed("llama.cpp failed to compute"));
-                    }
+                    decode(context, piece, start + i * *n_batch, |j| j + 1 == piece.len())?;
                 }
                 Ok(())
             }
@@ -105,7 +108,7 @@ impl Engine<'_> {
     }
 
     /// Lets the engine's threads sleep while another engine runs.
-    fn pause(&self) {
+    pub fn pause(&self) {
         match self {
             Engine::Ours { session } => session.pause(),
             Engine::Llama { context, .. } => context.pause(),
@@ -132,6 +135,67 @@ impl Engine<'_> {
         }
         let time = start.elapsed();
         self.pause();
+        if let Engine::Llama { context, n_batch, .. } = self {
+            // Ours has looked at its own.
+            let last = if generated.is_empty() { (prompt.len() - 1) % *n_batch } else { 0 };
+            require_usable(context.logits(last).unwrap_or_default())?;
+        }
         Ok(time)
+    }
+
+    /// Makes the cache hold `depth`, which what it holds begins with, if that is longer.
+    pub fn go_to(&mut self, depth: &[Token]) -> Result<()> {
+        let n = depth.len();
+        match self {
+            Engine::Ours { session } => {
+                if let Some(own) = session.own_mut().filter(|own| own.n_past() >= n) {
+                    own.rewind(n);
+                } else if n == 0 {
+                    session.clear();
+                } else {
+                    session.sync(depth, &mut |_, _| {})?;
+                }
+            }
+            Engine::Llama { context, .. } => {
+                let position = i32::try_from(n).expect("a context's length");
+                if context.n_past() < n || !context.forget_from(position) {
+                    self.clear();
+                    self.prompt(depth, 0)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes some tokens together, from position `start` on; `logits` becomes those after each, `[n_vocab, tokens.len()]`.
+    pub fn step(&mut self, tokens: &[Token], start: usize, logits: &mut Vec<f32>) -> Result<()> {
+        match self {
+            Engine::Ours { session } => session.decode_together(tokens, logits),
+            Engine::Llama { context, .. } => {
+                decode(context, tokens, start, |_| true)?;
+                logits.clear();
+                (0..tokens.len()).for_each(|i| logits.extend_from_slice(context.logits(i).unwrap_or_default()));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Computes one batch of libllama's, whose tokens begin at position `first`.
+fn decode(context: &mut Context, tokens: &[Token], first: usize, wanted: impl Fn(usize) -> bool) -> Result<()> {
+    let batch: Vec<_> = tokens.iter().enumerate().map(|(i, &t)| (t, (first + i) as i32, 0, wanted(i))).collect();
+    match context.decode(&batch) {
+        true => Ok(()),
+        false => Err(Error::failed("llama.cpp failed to compute")),
+    }
+}
+
+/// Refuses what no token can be drawn from: a time of it says nothing.
+pub fn require_usable(logits: &[f32]) -> Result<()> {
+    match are_usable(logits) {
+        true => Ok(()),
+        false => Err(Error::malformed(
+            "llama.cpp computes NaN or infinity: the file is damaged, or its numbers are too large",
+        )),
     }
 }

@@ -29,6 +29,8 @@ pub struct Options {
     pub n_gen: Vec<u32>,
     /// `-pg`: prompt then generation
     pub prompt_gen: Vec<(u32, u32)>,
+    /// `--steps`: lengths of steps, the shortest first; 1 is one of them, or there are none
+    pub steps: Vec<usize>,
     /// `-d`: tokens in the cache before the test
     pub n_depth: Vec<u32>,
     /// `-r`

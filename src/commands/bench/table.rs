@@ -18,6 +18,8 @@ pub struct Table {
     pub baseline: bool,
     /// Whether something is pruned
     pub prune: bool,
+    /// Whether there are steps
+    pub steps: bool,
     pub rows: Vec<Value>,
 }
 
@@ -35,6 +37,7 @@ impl Table {
         let c = &options.context;
         let mut value = json!({
             "engine": row.engine,
+            "repack": row.repack,
             "kernels": row.kernels.name(),
             "test": row.test.name(),
             "backends": model.backend(),
@@ -51,6 +54,8 @@ impl Table {
             "n_prompt": row.test.n_prompt,
             "n_gen": row.test.n_gen,
             "n_depth": row.test.n_depth,
+            "step_cost": row.step.map(|s| s.cost),
+            "step_nmse": row.step.map(|s| s.nmse),
             "prune": row.prune,
             "kept": row.kept(),
             "prune_report": row.how(),
@@ -88,8 +93,13 @@ impl Table {
             ("test", 16, row.test.name()),
             ("t/s", 20, format!("{avg:.2} \u{b1} {deviation:.2}")),
         ];
+        if self.steps {
+            columns.push(("t(n)/t(1)", 9, row.step.map_or_else(String::new, |s| format!("{:.3}", s.cost))));
+        }
         if self.baseline {
-            columns.push(("engine", 9, row.engine.to_owned()));
+            // What the baseline's weights were in, where that is a difference.
+            let layout = row.repack.map_or("", |repack| if repack { ", repacked" } else { ", as in file" });
+            columns.push(("engine", 20, format!("{}{layout}", row.engine)));
         }
         if self.prune {
             columns.push(("prune", 5, if row.prune > 0.0 { row.prune.to_string() } else { "-".to_owned() }));

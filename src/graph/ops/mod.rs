@@ -14,7 +14,7 @@ mod put_rows;
 mod quantize;
 mod temper;
 
-pub use attend::Attend;
+pub use attend::attend;
 pub use clock::{Clock, Mark};
 pub use columns::ColumnProduct;
 pub use experts::{Blend, ExpertProduct, OfChosen, Route};

@@ -270,18 +270,28 @@ pub struct ContextParams {
     pub flash_attn: bool,
 }
 
+/// How libllama loads a model.
+#[derive(Debug, Clone)]
+pub struct ModelParams {
+    /// So many layers, counted from the last, are on the GPU, if there is one.
+    pub n_gpu_layers: u32,
+    /// Weights are read where the file is mapped into memory; without it they are copied.
+    pub mmap: bool,
+    /// Weights of some types are rearranged for ggml's kernels, in a copy.
+    pub repack: bool,
+}
+
 impl Model {
     /// Loads a file as llama.cpp's tools do, layers on the CPU except the last `n_gpu_layers`.
     pub fn load(path: &Path, n_gpu_layers: u32) -> Result<Model, LlamaError> {
-        Model::load_watched(path, n_gpu_layers, true, &mut |_| ControlFlow::Continue(()))
+        let params = ModelParams { n_gpu_layers, mmap: true, repack: true };
+        Model::load_watched(path, &params, &mut |_| ControlFlow::Continue(()))
     }
 
-    /// The same; `progress` is told the share done (0 to 1) and may stop the load, which is an error then. Without `mmap` the weights are
-    /// copied into memory.
+    /// Loads a file; `progress` is told the share done (0 to 1) and may stop the load, which is an error then.
     pub fn load_watched(
         path: &Path,
-        n_gpu_layers: u32,
-        mmap: bool,
+        ModelParams { n_gpu_layers, mmap, repack }: &ModelParams,
         progress: &mut dyn FnMut(f32) -> ControlFlow<()>,
     ) -> Result<Model, LlamaError> {
         unsafe extern "C" fn watch(share: f32, data: *mut c_void) -> bool {
@@ -295,7 +305,8 @@ impl Model {
             CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| LlamaError("NUL in the path".into()))?;
         // SAFETY: returns a struct by value.
         let mut params = unsafe { sys::llama_model_default_params() };
-        params.n_gpu_layers = i32::try_from(n_gpu_layers).unwrap_or(i32::MAX);
+        params.n_gpu_layers = i32::try_from(*n_gpu_layers).unwrap_or(i32::MAX);
+        params.use_extra_bufts = *repack;
         if !mmap {
             params.load_mode = sys::LLAMA_LOAD_MODE_NONE;
         }

@@ -1,7 +1,7 @@
 //! Attention of the queries of some heads to the cells of one key and value head, block of cells by block, with a running softmax (as in
 //! FlashAttention).
 //!
-//! There are two ways. A few queries read keys and values where they are, cell by cell. More queries are worth copying a block of cells
+//! There are two ways. A few queries read keys and values where they are, cell by cell, up to four at once. More queries are worth copying a block of cells
 //! to floats: keys are transposed, and both steps become products of matrices.
 
 use std::ops::Range;
@@ -11,6 +11,9 @@ use crate::math;
 
 /// Cells of a block.
 const BLOCK: usize = 64;
+
+/// Bytes of a block of [`Elements::Q8_0`].
+const Q8_0_BYTES: usize = 34;
 
 /// Queries, or weights of queries, that [`add_product`] multiplies at once.
 const ROWS: usize = 6;
@@ -55,8 +58,18 @@ pub struct Cells<'a> {
     pub stride: usize,
     /// Bytes of a cell: `d` elements
     pub len: usize,
-    /// Writes a cell's elements as floats; without it they are 16-bit floats
-    pub decode: Option<&'a dyn Fn(&[u8], &mut [f32])>,
+    pub elements: Elements<'a>,
+}
+
+/// What the elements of a cell are.
+#[derive(Clone, Copy)]
+pub enum Elements<'a> {
+    /// 16-bit floats
+    F16,
+    /// Blocks of 32: a 16-bit float as the scale, then 32 bytes with sign
+    Q8_0,
+    /// What a function writes as floats
+    Other(&'a dyn Fn(&[u8], &mut [f32])),
 }
 
 impl<'a> Cells<'a> {
@@ -71,7 +84,7 @@ impl<'a> Cells<'a> {
 pub(crate) struct Buffers {
     /// Queries times scale `[n][width]`, where `width` is `d` filled up to whole vectors
     q: Vec<f32>,
-    /// Keys of a block `[BLOCK][width]`
+    /// Keys of a block `[BLOCK][width]`, or keys or values of as many cells as a vector has lanes
     cells: Vec<f32>,
     /// The same, transposed: `[width][BLOCK]`
     keys: Vec<f32>,
@@ -101,6 +114,11 @@ impl Softmax {
         }
     }
 
+    /// The logarithm of the sum of `e^score`.
+    fn log_sum_exp(self) -> f32 {
+        self.largest + self.total.ln()
+    }
+
     /// Takes note of a block's largest score. If it is the largest of all, weights and the result `out` so far shrink.
     #[inline(always)]
     fn raise<S: Simd>(&mut self, s: S, largest: f32, out: &mut [f32]) {
@@ -122,7 +140,7 @@ pub(crate) struct Attend<'a, 'c> {
     pub keys: &'a Cells<'c>,
     pub values: &'a Cells<'c>,
     pub scores: Scores,
-    pub done: &'a mut dyn FnMut(usize, &[f32]),
+    pub done: &'a mut dyn FnMut(usize, &[f32], f32),
     pub buffers: &'a mut Buffers,
 }
 
@@ -197,15 +215,23 @@ fn read<S: Simd>(s: S, cells: &Cells, range: Range<usize>, d: usize, width: usiz
     let n = range.len();
     for (cell, out) in range.zip(out.chunks_exact_mut(width)) {
         let bytes = cells.cell(cell);
-        match cells.decode {
-            Some(decode) => decode(bytes, &mut out[..d]),
-            None => {
+        match cells.elements {
+            Elements::Other(decode) => decode(bytes, &mut out[..d]),
+            Elements::F16 => {
                 let (whole, rest) = (d / S::LANES * S::LANES, d % S::LANES);
                 for (x, out) in bytes.chunks_exact(2 * S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
                     s.store_f(s.load_f16(x), out);
                 }
                 for (x, out) in bytes[2 * whole..].chunks_exact(2).zip(&mut out[whole..whole + rest]) {
                     *out = s.f16_at(x);
+                }
+            }
+            Elements::Q8_0 => {
+                for (block, out) in bytes.chunks_exact(Q8_0_BYTES).zip(out.chunks_exact_mut(32)) {
+                    let scale = s.splat(s.f16_at(block));
+                    for (codes, out) in block[2..].chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
+                        s.store_f(s.mul(scale, s.load_i8(codes)), out);
+                    }
                 }
             }
         }
@@ -215,7 +241,7 @@ fn read<S: Simd>(s: S, cells: &Cells, range: Range<usize>, d: usize, width: usiz
 }
 
 /// The most queries that read keys and values where they are.
-const MAX_IN_PLACE_QUERIES: usize = 4;
+const MAX_IN_PLACE_QUERIES: usize = 8;
 
 impl Attend<'_, '_> {
     /// `R` queries from number `first_query` on, which see the same cells. Their `d` elements are whole vectors.
@@ -238,16 +264,12 @@ impl Attend<'_, '_> {
             let n = BLOCK.min(visible.end - first);
             for start in (0..n).step_by(S::LANES) {
                 let range = first + start..first + n.min(start + S::LANES);
-                if let Some(decode) = self.keys.decode {
-                    for (cell, floats) in range.clone().zip(cells.chunks_exact_mut(d)) {
-                        decode(self.keys.cell(cell), floats);
-                    }
-                }
+                let floats = floats(s, self.keys, range.clone(), d, cells);
                 let mut i = 0;
                 while i < d {
                     match (d - i) / S::LANES {
-                        4.. => i += compare::<S, R, 4>(s, self.keys, range.clone(), i, scaled, cells, d, &mut squares),
-                        _ => i += compare::<S, R, 1>(s, self.keys, range.clone(), i, scaled, cells, d, &mut squares),
+                        4.. => i += compare::<S, R, 4>(s, self.keys, range.clone(), i, scaled, floats, &mut squares),
+                        _ => i += compare::<S, R, 1>(s, self.keys, range.clone(), i, scaled, floats, &mut squares),
                     }
                 }
                 // A key's score is the sum of a row of the square: after transposing, the sum of a lane. What belongs to no key is not
@@ -266,32 +288,25 @@ impl Attend<'_, '_> {
                 self.scores.cap(s, &mut scores[r]);
                 weights_in_place(s, n, &mut softmax[r], &mut scores[r], &mut out[r * d..(r + 1) * d]);
             }
-            if let Some(decode) = self.values.decode {
-                for j in 0..n {
-                    decode(self.values.cell(first + j), &mut cells[..d]);
-                    for i in (0..d).step_by(S::LANES) {
-                        let v = s.load_f(&cells[i..]);
-                        for (r, weights) in scores.iter().enumerate() {
-                            let out = &mut out[r * d + i..];
-                            s.store_f(s.fma(s.splat(weights[j]), v, s.load_f(out)), out);
-                        }
+            // 16-bit floats are read all at once, others as many as there is room for as floats.
+            let step = if matches!(self.values.elements, Elements::F16) { BLOCK } else { S::LANES };
+            for start in (0..n).step_by(step) {
+                let range = first + start..first + n.min(start + step);
+                let floats = floats(s, self.values, range.clone(), d, cells);
+                // As many vectors of each result as stay in registers.
+                let mut i = 0;
+                while i < d {
+                    match (d - i) / S::LANES {
+                        4.. => i += weigh::<S, R, 4>(s, self.values, range.clone(), i, &scores, start, floats, out),
+                        _ => i += weigh::<S, R, 1>(s, self.values, range.clone(), i, &scores, start, floats, out),
                     }
-                }
-                continue;
-            }
-            // As many vectors of each result as stay in registers.
-            let mut i = 0;
-            while i < d {
-                match (d - i) / S::LANES {
-                    4.. => i += weigh::<S, R, 4>(s, self.values, first..first + n, i, &scores, d, out),
-                    _ => i += weigh::<S, R, 1>(s, self.values, first..first + n, i, &scores, d, out),
                 }
             }
         }
         for (r, out) in out.chunks_exact_mut(d).enumerate() {
             let inverse = 1.0 / softmax[r].total;
             out.iter_mut().for_each(|x| *x *= inverse);
-            (self.done)(first_query + r, out);
+            (self.done)(first_query + r, out, softmax[r].log_sum_exp());
         }
     }
 
@@ -344,7 +359,7 @@ impl Attend<'_, '_> {
         for (i, (out, softmax)) in buffers.out.chunks_exact_mut(width).zip(&buffers.softmax).enumerate() {
             let inverse = 1.0 / softmax.total;
             out.iter_mut().for_each(|x| *x *= inverse);
-            done(i, &out[..d]);
+            done(i, &out[..d], softmax.log_sum_exp());
         }
     }
 }
@@ -415,9 +430,40 @@ fn transpose<S: Simd>(s: S, cells: &[f32], width: usize, out: &mut [f32]) {
     }
 }
 
+/// Cells of a range as floats `[LANES][d]`, unless they are 16-bit floats, which are read where they are.
+#[inline(always)]
+fn floats<'a, S: Simd>(s: S, cells: &Cells, range: Range<usize>, d: usize, out: &'a mut [f32]) -> Option<&'a [f32]> {
+    if matches!(cells.elements, Elements::F16) {
+        return None;
+    }
+    read(s, cells, range, d, d, out);
+    Some(out)
+}
+
+/// Reads `V` vectors of a cell from element `i` on: of the cell `[d]` as floats, or of its 16-bit floats.
+#[inline(always)]
+fn vectors<S: Simd, const V: usize>(s: S, floats: Option<&[f32]>, bytes: &[u8], i: usize) -> [S::F; V] {
+    let mut out = [s.splat(0.0); V];
+    match floats {
+        None => {
+            let bytes = &bytes[2 * i..][..2 * V * S::LANES];
+            for v in 0..V {
+                out[v] = s.load_f16(&bytes[2 * v * S::LANES..]);
+            }
+        }
+        Some(floats) => {
+            let floats = &floats[i..][..V * S::LANES];
+            for v in 0..V {
+                out[v] = s.load_f(&floats[v * S::LANES..]);
+            }
+        }
+    }
+    out
+}
+
 /// Multiplies, for up to `LANES` keys and `R` queries `[R][d]`, the elements of `V` vectors from number `i` on. Row `j` of a query's square
-/// gets the sums by lanes for key `j`, which are added to what is there if `i` is not 0. `floats` are the keys `[LANES][d]`, unless they are
-/// of 16 bits. Returns the number of elements.
+/// gets the sums by lanes for key `j`, which are added to what is there if `i` is not 0. `floats` are the keys as floats, see [`floats`].
+/// Returns the number of elements.
 #[inline(always)]
 fn compare<S: Simd, const R: usize, const V: usize>(
     s: S,
@@ -425,10 +471,10 @@ fn compare<S: Simd, const R: usize, const V: usize>(
     range: Range<usize>,
     i: usize,
     queries: &[f32],
-    floats: &[f32],
-    d: usize,
+    floats: Option<&[f32]>,
     squares: &mut [[S::I; 16]; R],
 ) -> usize {
+    let d = queries.len() / R;
     let mut q = [[s.splat(0.0); V]; R];
     for r in 0..R {
         for v in 0..V {
@@ -436,21 +482,7 @@ fn compare<S: Simd, const R: usize, const V: usize>(
         }
     }
     for (j, cell) in range.enumerate() {
-        let mut k = [s.splat(0.0); V];
-        match keys.decode {
-            None => {
-                let bytes = &keys.cell(cell)[2 * i..][..2 * V * S::LANES];
-                for v in 0..V {
-                    k[v] = s.load_f16(&bytes[2 * v * S::LANES..]);
-                }
-            }
-            Some(_) => {
-                let floats = &floats[j * d + i..][..V * S::LANES];
-                for v in 0..V {
-                    k[v] = s.load_f(&floats[v * S::LANES..]);
-                }
-            }
-        }
+        let k: [S::F; V] = vectors(s, floats.map(|floats| &floats[j * d..]), keys.cell(cell), i);
         for r in 0..R {
             let mut sum = s.mul(q[r][0], k[0]);
             for v in 1..V {
@@ -465,8 +497,8 @@ fn compare<S: Simd, const R: usize, const V: usize>(
     V * S::LANES
 }
 
-/// Adds, for a range of values of 16 bits, the elements of `V` vectors from number `i` on, times the values' weights, to `R` results `[R][d]`.
-/// Returns the number of elements.
+/// Adds, for a range of values, the elements of `V` vectors from number `i` on, times the values' weights, which are those from number
+/// `first` on, to `R` results `[R][d]`. `floats` are the values as floats, see [`floats`]. Returns the number of elements.
 #[inline(always)]
 fn weigh<S: Simd, const R: usize, const V: usize>(
     s: S,
@@ -474,16 +506,18 @@ fn weigh<S: Simd, const R: usize, const V: usize>(
     range: Range<usize>,
     i: usize,
     weights: &[[f32; BLOCK]; R],
-    d: usize,
+    first: usize,
+    floats: Option<&[f32]>,
     out: &mut [f32],
 ) -> usize {
+    let d = out.len() / R;
     let mut acc = [[s.splat(0.0); V]; R];
     for (j, cell) in range.enumerate() {
-        let bytes = values.cell(cell);
-        for v in 0..V {
-            let x = s.load_f16(&bytes[2 * (i + v * S::LANES)..]);
-            for r in 0..R {
-                acc[r][v] = s.fma(s.splat(weights[r][j]), x, acc[r][v]);
+        let x: [S::F; V] = vectors(s, floats.map(|floats| &floats[j * d..]), values.cell(cell), i);
+        for r in 0..R {
+            let weight = s.splat(weights[r][first + j]);
+            for v in 0..V {
+                acc[r][v] = s.fma(weight, x[v], acc[r][v]);
             }
         }
     }

@@ -33,7 +33,7 @@ mod peak;
 use std::cell::RefCell;
 
 pub use acts::{Acts, GROUP, token_bytes};
-pub use attend::{Cells, Query, Scores};
+pub use attend::{Cells, Elements, Query, Scores};
 pub use columns::{ColumnActs, ColumnLayout, Columns};
 pub use formats::{Decode, Format, Row};
 pub use gemm::Out;
@@ -169,7 +169,8 @@ impl Isa {
     }
 
     /// Attention of queries to the cells of one key and value head: for each query `softmax(scores(q k^T)) v` over the cells of
-    /// [`Query::visible`]. `done(i, result)` gets the result of query `i`, query by query.
+    /// [`Query::visible`]. `done(i, result, log_sum_exp)` gets the result of query `i`, query by query, and the logarithm of the sum of
+    /// `e^score` over these cells (and the sink), by which results of parts of the cells are put together.
     ///
     /// # Panics
     /// If there are no queries, or a query sees more cells than there are.
@@ -179,7 +180,7 @@ impl Isa {
         keys: &Cells<'c>,
         values: &Cells<'c>,
         scores: Scores,
-        done: &mut dyn FnMut(usize, &[f32]),
+        done: &mut dyn FnMut(usize, &[f32], f32),
     ) {
         ATTEND_BUFFERS
             .with_borrow_mut(|buffers| self.run(attend::Attend { queries, keys, values, scores, done, buffers }));
