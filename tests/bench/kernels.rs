@@ -56,7 +56,7 @@ impl Random {
             match format {
                 Format::Mxfp4 => b[0] = 120 + (b[0] & 1),
                 // The upper bytes of 16-bit floats.
-                Format::Q4_1 | Format::Q4K => [1, 3].iter().for_each(|&i| b[i] = 0x20 | b[i] & 1),
+                Format::Q4_1 | Format::Q4K | Format::Q5K => [1, 3].iter().for_each(|&i| b[i] = 0x20 | b[i] & 1),
                 Format::Q6K => b[209] = 0x20 | b[209] & 1,
                 _ => b[1] = 0x20 | b[1] & 1,
             }

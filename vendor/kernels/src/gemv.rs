@@ -44,9 +44,9 @@ pub struct GemvActs {
     pub(crate) codes: Vec<Codes>,
     /// Step by step, in each token by token, if the format's steps have lanes of one block each
     shared: Vec<Shared>,
-    /// Token by token the scale of each group, if [`GemvActs::add_groups`] was called
+    /// Token by token the scale of each group, or of each half of one, if [`GemvActs::add_groups`] or [`GemvActs::add_halves`] was called
     pub(crate) scales: Vec<f32>,
-    /// Token by token the sum of each group's activations, if [`GemvActs::add_groups`] was called
+    /// Token by token the sum of the activations of each group, or of each half of one, times a factor, if one of them was called
     pub(crate) sums: Vec<f32>,
 }
 
@@ -127,6 +127,20 @@ impl GemvActs {
             for g in 0..acts.n_groups() {
                 self.scales.push(token.scale(g));
                 self.sums.push(token.sum(g) as f32 * token.scale(g));
+            }
+        }
+    }
+
+    /// Adds scale and sum, times a factor, of each half of a group, token by token.
+    pub(crate) fn add_halves(&mut self, acts: Acts, factor: i32) {
+        for t in 0..self.n_tokens {
+            let token = acts.token(t);
+            for g in 0..acts.n_groups() {
+                for half in token.codes(g).chunks_exact(GROUP / 2) {
+                    let sum: i32 = half.iter().map(|&c| i32::from(c as i8)).sum();
+                    self.scales.push(token.scale(g));
+                    self.sums.push((factor * sum) as f32 * token.scale(g));
+                }
             }
         }
     }

@@ -23,6 +23,7 @@ mod other;
 mod q4_0;
 mod q4_1;
 mod q4_k;
+mod q5_k;
 mod q6_k;
 mod q8_0;
 #[cfg(test)]
@@ -186,6 +187,8 @@ formats! {
     q4_1::Q4_1, "Q4_1";
     /// Blocks of 256 in 144 bytes: a scale and a minimum (F16), eight scales and minima of 6 bits, and codes of 4 bits
     q4_k::Q4K, "Q4_K";
+    /// Blocks of 256 in 176 bytes: a scale and a minimum (F16), eight scales and minima of 6 bits, and codes of 5 bits
+    q5_k::Q5K, "Q5_K";
     /// Blocks of 256 in 210 bytes: a scale (F16), sixteen scales of 8 bits, and codes of 6 bits from which 32 is subtracted
     q6_k::Q6K, "Q6_K";
     /// Blocks of 32 in 18 bytes: a scale (F16), and codes of 4 bits, which are numbers in a table

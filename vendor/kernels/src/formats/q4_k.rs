@@ -9,7 +9,7 @@
 //! Scale and minimum are 16-bit floats, those of the blocks have 6 bits. Of the codes of two blocks a byte holds one of each, that of the
 //! first block in its lower nibble. A weight is `scale * block's scale * code - minimum * block's minimum`.
 
-use super::{BLOCK, Block, Weight, nibbles};
+use super::{BLOCK, Block, Weight, nibbles, q5_k};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, PIECE, Sums};
 use crate::isa::Simd;
@@ -25,7 +25,7 @@ pub(crate) struct Q4K;
 
 /// Scales and minima of a super-block's eight blocks; the minima are to be added.
 #[inline(always)]
-fn scales<S: Simd>(s: S, b: &[u8]) -> ([f32; 8], [f32; 8]) {
+pub(crate) fn scales<S: Simd>(s: S, b: &[u8]) -> ([f32; 8], [f32; 8]) {
     let (d, dmin) = (s.f16_at(b), s.f16_at(&b[2..]));
     let word = |i: usize| u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
     // Of the twelve bytes, four hold the 6 bits of the first four scales, and above these the upper 2 bits of the other four; the next
@@ -104,47 +104,65 @@ impl Weight for Q4K {
 
     const GEMV: bool = true;
 
-    /// A step is a vector of bytes: the activations of their lower nibbles, then those of their upper ones. Scales and sums are those
-    /// of whole blocks, as a super-block's eight are multiplied at once.
     #[inline(always)]
     fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
-        let bytes = 4 * S::LANES;
-        let mut made = GemvActs::arrange(acts, 2 * bytes, None, |step, i| {
-            let (upper, byte) = (i * PIECE / bytes, step * bytes + i * PIECE % bytes);
-            Some(byte / BLOCK * 2 * BLOCK + upper * BLOCK + byte % BLOCK)
-        });
-        made.add_groups(acts);
-        made
+        gemv_acts::<S>(acts)
     }
 
     #[inline(always)]
     fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
-        let mut acc = [[s.splat(0.0); 3]; T];
-        let (bytes, n_blocks) = (4 * S::LANES, acts.sums.len() / T);
-        let vectors = (2 * bytes).div_ceil(64);
-        let blocks = row.chunks_exact(BYTES).zip(acts.codes.chunks_exact(128 / bytes * vectors * T));
-        for (i, (b, x)) in blocks.enumerate() {
-            let (d, m) = scales(s, b);
-            let mut scales = [[0.0f32; 8]; T];
-            for (t, scales) in scales.iter_mut().enumerate() {
-                let at = t * n_blocks + 8 * i;
-                *scales = s.mul_eight(&d, &acts.scales[at..]);
-                acc[t][2] = s.fma_eight(&acts.sums[at..], &m, acc[t][2]);
+        dot::<S, T, false>(s, row, acts)
+    }
+}
+
+/// Activations for [`dot`]. A step is a vector of bytes of codes: the activations of their lower nibbles, then those of their upper ones.
+/// Scales and sums are those of whole blocks, as a super-block's eight are multiplied at once.
+#[inline(always)]
+pub(crate) fn gemv_acts<S: Simd>(acts: Acts) -> GemvActs {
+    let bytes = 4 * S::LANES;
+    let mut made = GemvActs::arrange(acts, 2 * bytes, None, |step, i| {
+        let (upper, byte) = (i * PIECE / bytes, step * bytes + i * PIECE % bytes);
+        Some(byte / BLOCK * 2 * BLOCK + upper * BLOCK + byte % BLOCK)
+    });
+    made.add_groups(acts);
+    made
+}
+
+/// Products of a row of Q4_K or, with a fifth bit of each code, of [Q5_K](super::q5_k).
+#[inline(always)]
+pub(crate) fn dot<S: Simd, const T: usize, const FIFTH: bool>(s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
+    let (block_bytes, codes) = if FIFTH { (q5_k::BYTES, q5_k::CODES) } else { (BYTES, CODES) };
+    let mut acc = [[s.splat(0.0); 3]; T];
+    let (bytes, n_blocks) = (4 * S::LANES, acts.sums.len() / T);
+    let vectors = (2 * bytes).div_ceil(64);
+    let blocks = row.chunks_exact(block_bytes).zip(acts.codes.chunks_exact(128 / bytes * vectors * T));
+    for (i, (b, x)) in blocks.enumerate() {
+        let (d, m) = scales(s, b);
+        let mut scales = [[0.0f32; 8]; T];
+        for (t, scales) in scales.iter_mut().enumerate() {
+            let at = t * n_blocks + 8 * i;
+            *scales = s.mul_eight(&d, &acts.scales[at..]);
+            acc[t][2] = s.fma_eight(&acts.sums[at..], &m, acc[t][2]);
+        }
+        for (step, (c, x)) in b[codes..].chunks_exact(bytes).zip(x.chunks_exact(vectors * T)).enumerate() {
+            let c = s.load_i(c);
+            let (mut low, mut high) = (s.low_nibbles(c), s.high_nibbles(c));
+            if FIFTH {
+                let bits = s.upper_bits(&b[q5_k::UPPER..], step * bytes);
+                low = s.with_bits::<4, 0x10>(low, bits);
+                high = s.with_bits::<3, 0x10>(high, bits);
             }
-            for (step, (c, x)) in b[CODES..].chunks_exact(bytes).zip(x.chunks_exact(vectors * T)).enumerate() {
-                let c = s.load_i(c);
-                // The numbers of the blocks that the first and the second half of the bytes are of.
-                let (first, second) = (step * bytes / BLOCK * 2, (step * bytes + bytes / 2) / BLOCK * 2);
-                for (upper, c) in [s.low_nibbles(c), s.high_nibbles(c)].into_iter().enumerate() {
-                    for ((acc, x), scales) in acc.iter_mut().zip(x.chunks_exact(vectors)).zip(&scales) {
-                        let x = &x[upper * bytes / 64].0[upper * bytes % 64..];
-                        let dots = s.whole(s.add_products(s.splat_i(0), c, s.load_i(x)));
-                        let d = s.two_of(scales, first + upper, second + upper);
-                        acc[upper] = s.fma(s.to_f(dots), d, acc[upper]);
-                    }
+            // The numbers of the blocks that the first and the second half of the bytes are of.
+            let (first, second) = (step * bytes / BLOCK * 2, (step * bytes + bytes / 2) / BLOCK * 2);
+            for (upper, c) in [low, high].into_iter().enumerate() {
+                for ((acc, x), scales) in acc.iter_mut().zip(x.chunks_exact(vectors)).zip(&scales) {
+                    let x = &x[upper * bytes / 64].0[upper * bytes % 64..];
+                    let dots = s.whole(s.add_products(s.splat_i(0), c, s.load_i(x)));
+                    let d = s.two_of(scales, first + upper, second + upper);
+                    acc[upper] = s.fma(s.to_f(dots), d, acc[upper]);
                 }
             }
         }
-        acc
     }
+    acc
 }

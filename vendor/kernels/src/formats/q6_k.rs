@@ -9,9 +9,11 @@
 //!
 //! Of 128 inputs, byte `i` of the lower bits holds those of input `i`, and in its upper nibble those of input `64 + i`; byte `i` of the
 //! upper bits holds those of inputs `i`, `32 + i`, `64 + i` and `96 + i`, the first in its lowest bits. The scale is a 16-bit float, those
-//! of blocks are bytes with sign. A weight is `scale * block's scale * (code - 32)`. Few tokens are left to ggml.
+//! of blocks are bytes with sign. A weight is `scale * block's scale * (code - 32)`.
 
 use super::{Block, Weight};
+use crate::acts::Acts;
+use crate::gemv::{GemvActs, PIECE, Sums};
 use crate::isa::Simd;
 
 const INPUTS: usize = 256;
@@ -19,6 +21,10 @@ const BYTES: usize = 210;
 const UPPER: usize = 128;
 const SCALES: usize = 192;
 const SCALE: usize = 208;
+/// Blocks of a super-block.
+const N_BLOCKS: usize = 16;
+/// What codes have too much.
+const EXCESS: i32 = 32;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Q6K;
@@ -58,5 +64,55 @@ impl Weight for Q6K {
                 }
             }
         }
+    }
+
+    const GEMV: bool = true;
+
+    /// A step is a vector of bytes of lower bits: the activations of their lower nibbles, then those of their upper ones. Scales are those of
+    /// blocks, and sums what the codes' excess adds to them, as a super-block's sixteen are multiplied at once.
+    #[inline(always)]
+    fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
+        let bytes = 4 * S::LANES;
+        let mut made = GemvActs::arrange(acts, 2 * bytes, None, |step, i| {
+            let (upper, byte) = (i * PIECE / bytes, step * bytes + i * PIECE % bytes);
+            Some(byte / 64 * 128 + upper * 64 + byte % 64)
+        });
+        made.add_halves(acts, -EXCESS);
+        made
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
+        let mut acc = [[s.splat(0.0); 3]; T];
+        let (bytes, n_blocks) = (4 * S::LANES, acts.sums.len() / T);
+        let vectors = (2 * bytes).div_ceil(64);
+        let blocks = row.chunks_exact(BYTES).zip(acts.codes.chunks_exact(UPPER / bytes * vectors * T));
+        for (i, (b, x)) in blocks.enumerate() {
+            let d = s.splat(s.f16_at(&b[SCALE..]));
+            let mut scales = [[0.0f32; N_BLOCKS]; T];
+            for first in (0..N_BLOCKS).step_by(S::LANES) {
+                let d = s.mul(s.load_i8(&b[SCALES + first..]), d);
+                for (t, (acc, scales)) in acc.iter_mut().zip(&mut scales).enumerate() {
+                    let at = t * n_blocks + N_BLOCKS * i + first;
+                    s.store_f(s.mul(d, s.load_f(&acts.scales[at..])), &mut scales[first..]);
+                    acc[2] = s.fma(d, s.load_f(&acts.sums[at..]), acc[2]);
+                }
+            }
+            for (step, (c, x)) in b[..UPPER].chunks_exact(bytes).zip(x.chunks_exact(vectors * T)).enumerate() {
+                let (group, byte) = (step * bytes / 64, step * bytes % 64);
+                let (c, bits) = (s.load_i(c), s.upper_bits(&b[UPPER + 32 * group..], byte));
+                let low = s.with_bits::<4, 0x30>(s.low_nibbles(c), bits);
+                let high = s.with_bits::<0, 0x30>(s.high_nibbles(c), bits);
+                for (upper, c) in [low, high].into_iter().enumerate() {
+                    let block = (128 * group + 64 * upper + byte) / 16;
+                    for ((acc, x), scales) in acc.iter_mut().zip(x.chunks_exact(vectors)).zip(&scales) {
+                        let x = &x[upper * bytes / 64].0[upper * bytes % 64..];
+                        let dots = s.whole(s.add_products(s.splat_i(0), c, s.load_i(x)));
+                        acc[upper] = s.fma(s.to_f(dots), s.each_four(&scales[block..]), acc[upper]);
+                    }
+                }
+            }
+        }
+        acc
     }
 }

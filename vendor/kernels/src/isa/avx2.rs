@@ -307,6 +307,19 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
+    fn upper_bits(self, bits: &[u8], at: usize) -> __m256i {
+        // What is shifted from one byte into another is above the two bits.
+        let n = op!(_mm_cvtsi32_si128((2 * (at / 32)) as i32));
+        op!(_mm256_srl_epi16(self.load_i(bits), n))
+    }
+
+    #[inline(always)]
+    fn with_bits<const SHIFT: u32, const MASK: u8>(self, codes: __m256i, upper: __m256i) -> __m256i {
+        let upper = op!(_mm256_sll_epi16(upper, _mm_cvtsi32_si128(SHIFT as i32)));
+        op!(_mm256_or_si256(codes, _mm256_and_si256(upper, _mm256_set1_epi8(MASK as i8))))
+    }
+
+    #[inline(always)]
     fn look_up_bytes(self, table: &[u8; 16], codes: __m256i) -> __m256i {
         self.shuffle(table, codes)
     }
@@ -355,12 +368,22 @@ impl<D: Dot> Simd for Avx2<D> {
 
     #[inline(always)]
     fn each_four(self, x: &[f32]) -> __m256 {
-        op!(_mm256_setr_m128(_mm_set1_ps(x[0]), _mm_set1_ps(x[1])))
+        let x: &[f32; 2] = x[..2].try_into().expect("2 floats");
+        // SAFETY: 8 readable bytes; the processor has the instructions.
+        unsafe {
+            let both = _mm256_castpd_ps(_mm256_set1_pd(x.as_ptr().cast::<f64>().read_unaligned()));
+            _mm256_permutevar_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1))
+        }
     }
 
     #[inline(always)]
     fn each_four_i(self, x: &[i32]) -> __m256i {
-        op!(_mm256_setr_m128i(_mm_set1_epi32(x[0]), _mm_set1_epi32(x[1])))
+        let x: &[i32; 2] = x[..2].try_into().expect("2 integers");
+        // SAFETY: 8 readable bytes; the processor has the instructions.
+        unsafe {
+            let both = _mm256_castpd_ps(_mm256_set1_pd(x.as_ptr().cast::<f64>().read_unaligned()));
+            _mm256_castps_si256(_mm256_permutevar_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)))
+        }
     }
 
     #[inline(always)]

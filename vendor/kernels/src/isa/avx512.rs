@@ -127,6 +127,23 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn upper_bits(self, bits: &[u8], at: usize) -> __m512i {
+        let bits: &[u8; 32] = bits[..32].try_into().expect("32 bytes");
+        // SAFETY: 32 readable bytes; the processor has the instructions.
+        let bits = unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(bits.as_ptr().cast())) };
+        // What is shifted from one byte into another is above the two bits.
+        let n = (2 * (at / 32)) as i16;
+        let (first, second) = op!((_mm256_set1_epi16(n), _mm256_set1_epi16(n + 2)));
+        op!(_mm512_srlv_epi16(bits, _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second)))
+    }
+
+    #[inline(always)]
+    fn with_bits<const SHIFT: u32, const MASK: u8>(self, codes: __m512i, upper: __m512i) -> __m512i {
+        let upper = op!(_mm512_sll_epi16(upper, _mm_cvtsi32_si128(SHIFT as i32)));
+        op!(_mm512_or_si512(codes, _mm512_and_si512(upper, _mm512_set1_epi8(MASK as i8))))
+    }
+
+    #[inline(always)]
     fn look_up_bytes(self, table: &[u8; 16], codes: __m512i) -> __m512i {
         // SAFETY: 16 readable bytes; the processor has the instructions.
         unsafe {

@@ -224,6 +224,19 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn low_nibbles(self, x: Self::I) -> Self::I;
     /// The upper four bits of each byte.
     fn high_nibbles(self, x: Self::I) -> Self::I;
+    /// The first 32 bytes of `bits`, again and again, shifted to the right by two bits more each time: of that a vector, from byte `at` on. What
+    /// comes into a byte from above is anything.
+    #[inline(always)]
+    fn upper_bits(self, bits: &[u8], at: usize) -> Self::I {
+        let mut all = [0u8; 64];
+        for (i, x) in all.iter_mut().enumerate().take(4 * Self::LANES) {
+            let at = at + i;
+            *x = bits[at % 32] >> (2 * (at / 32));
+        }
+        self.load_i(&all)
+    }
+    /// `codes`, with the bits of `MASK` that `upper`, shifted to the left, has in each byte.
+    fn with_bits<const SHIFT: u32, const MASK: u8>(self, codes: Self::I, upper: Self::I) -> Self::I;
     /// Looks up bytes that are below 16.
     fn look_up_bytes(self, table: &[u8; 16], codes: Self::I) -> Self::I;
     /// Looks up the 4-bit codes of two blocks of 32, each in the table of its block, and writes 64 bytes.

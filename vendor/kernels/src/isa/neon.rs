@@ -204,6 +204,13 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn with_bits<const SHIFT: u32, const MASK: u8>(self, codes: int32x4_t, upper: int32x4_t) -> int32x4_t {
+        let upper = op!(vshlq_u8(vreinterpretq_u8_s32(upper), vdupq_n_s8(SHIFT as i8)));
+        let bits = op!(vandq_u8(upper, vdupq_n_u8(MASK)));
+        op!(vreinterpretq_s32_u8(vorrq_u8(vreinterpretq_u8_s32(codes), bits)))
+    }
+
+    #[inline(always)]
     fn look_up_bytes(self, table: &[u8; 16], codes: int32x4_t) -> int32x4_t {
         let table = self.load_bytes(table);
         op!(vreinterpretq_s32_u8(vqtbl1q_u8(table, vreinterpretq_u8_s32(codes))))

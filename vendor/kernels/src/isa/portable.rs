@@ -134,6 +134,12 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn with_bits<const SHIFT: u32, const MASK: u8>(self, codes: [i32; 8], upper: [i32; 8]) -> [i32; 8] {
+        // What is shifted from one byte into another is out of the mask, which has no bits below the shift.
+        from_fn(|i| codes[i] | upper[i] << SHIFT & i32::from_le_bytes([MASK; 4]))
+    }
+
+    #[inline(always)]
     fn look_up_bytes(self, table: &[u8; 16], codes: [i32; 8]) -> [i32; 8] {
         codes.map(|x| i32::from_le_bytes(x.to_le_bytes().map(|code| table[usize::from(code)])))
     }

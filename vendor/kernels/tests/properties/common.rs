@@ -47,10 +47,11 @@ pub fn read_floats(bytes: &[u8], out: &mut [f32]) {
 }
 
 /// Types whose definition is written here, and one that a function reads. (`formats/tests.rs` has the tests for all types.)
-pub const FORMATS: [Format; 9] = [
+pub const FORMATS: [Format; 10] = [
     Format::Q4_0,
     Format::Q4_1,
     Format::Q4K,
+    Format::Q5K,
     Format::Q6K,
     Format::Iq4Nl,
     Format::Iq4Xs,
@@ -63,7 +64,7 @@ pub const FORMATS: [Format; 9] = [
 pub fn floats_at(format: Format) -> &'static [usize] {
     match format {
         Format::Q4_0 | Format::Q8_0 | Format::Iq4Nl | Format::Iq4Xs => &[0],
-        Format::Q4_1 | Format::Q4K => &[0, 2],
+        Format::Q4_1 | Format::Q4K | Format::Q5K => &[0, 2],
         Format::Q6K => &[208],
         _ => &[],
     }
@@ -75,6 +76,7 @@ pub fn block(format: Format) -> (usize, usize) {
         Format::Q4_0 => (32, 18),
         Format::Q4_1 => (32, 20),
         Format::Q4K => (256, 144),
+        Format::Q5K => (256, 176),
         Format::Q6K => (256, 210),
         Format::Iq4Nl => (32, 18),
         Format::Iq4Xs => (256, 136),
@@ -146,13 +148,19 @@ pub fn values(row: &Row, n_in: usize) -> Vec<f32> {
                     if sign == 1 { -size * scale } else { size * scale }
                 }
                 Format::Q8_0 => half(b) * f32::from(b[2 + i] as i8),
-                Format::Q4K => {
+                Format::Q4K | Format::Q5K => {
                     let (q, j) = (&b[4..16], i / 32);
                     let (scale, min) = match j {
                         0..4 => (q[j] & 63, q[j + 4] & 63),
                         _ => (q[j + 4] & 15 | q[j - 4] >> 6 << 4, q[j + 4] >> 4 | q[j] >> 6 << 4),
                     };
-                    let code = nibble(&b[16 + i / 64 * 32..], 32);
+                    let code = match row.format {
+                        Format::Q5K => {
+                            let upper = b[16 + i % 32] >> j & 1;
+                            nibble(&b[48 + i / 64 * 32..], 32) + f32::from(upper << 4)
+                        }
+                        _ => nibble(&b[16 + i / 64 * 32..], 32),
+                    };
                     half(b) * f32::from(scale) * code - half(&b[2..]) * f32::from(min)
                 }
                 Format::Other(_) => f32::from_le_bytes(b.try_into().unwrap()),

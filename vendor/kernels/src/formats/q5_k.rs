@@ -1,0 +1,66 @@
+//! Q5_K: super-blocks of 256 inputs in 176 bytes, which are eight blocks of 32.
+//!
+//! ```text
+//! byte   0       2         4                       16                          48             80             112            144            176
+//!        scale   minimum   scales, minima          upper bits of codes:        codes of       codes of       codes of       codes of
+//!                          of the eight blocks     bit b of byte i is of       blocks 0, 1    blocks 2, 3    blocks 4, 5    blocks 6, 7
+//!                                                  input i of block b
+//! ```
+//!
+//! It is [Q4_K](super::q4_k) with a fifth bit for each code. A weight is `scale * block's scale * code - minimum * block's minimum`.
+
+use super::{BLOCK, Block, Weight, q4_k};
+use crate::acts::Acts;
+use crate::gemv::{GemvActs, Sums};
+use crate::isa::Simd;
+
+const INPUTS: usize = 256;
+pub(crate) const BYTES: usize = 176;
+/// Where upper bits begin.
+pub(crate) const UPPER: usize = 16;
+/// Where the lower four bits begin.
+pub(crate) const CODES: usize = 48;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Q5K;
+
+impl Weight for Q5K {
+    const BLOCK: Option<Block> = Some(Block { inputs: INPUTS, bytes: BYTES });
+
+    #[inline(always)]
+    fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
+        for (b, out) in row.chunks_exact(BYTES).zip(out.chunks_exact_mut(INPUTS)) {
+            let (d, m) = q4_k::scales(s, b);
+            let upper: &[u8; BLOCK] = b[UPPER..].first_chunk().expect("a byte for each input of a block");
+            let pairs = b[CODES..].chunks_exact(BLOCK).zip(out.chunks_exact_mut(2 * BLOCK));
+            for (j, (lower, out)) in pairs.enumerate() {
+                // The compiler makes vector instructions of a loop over arrays of known lengths.
+                let lower: &[u8; BLOCK] = lower.try_into().expect("a byte for two codes");
+                let mut codes = [[0u8; BLOCK]; 2];
+                for i in 0..BLOCK {
+                    let bits = upper[i] >> (2 * j);
+                    codes[0][i] = lower[i] & 15 | (bits & 1) << 4;
+                    codes[1][i] = lower[i] >> 4 | (bits & 2) << 3;
+                }
+                for (k, (codes, out)) in codes.iter().zip(out.chunks_exact_mut(BLOCK)).enumerate() {
+                    let (d, m) = (s.splat(d[2 * j + k]), s.splat(m[2 * j + k]));
+                    for (c, x) in codes.chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
+                        s.store_f(s.fma(s.load_i8(c), d, m), x);
+                    }
+                }
+            }
+        }
+    }
+
+    const GEMV: bool = true;
+
+    #[inline(always)]
+    fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
+        q4_k::gemv_acts::<S>(acts)
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
+        q4_k::dot::<S, T, true>(s, row, acts)
+    }
+}
