@@ -193,7 +193,7 @@ fn a_ratio_of_zero_is_the_dense_model() {
 #[test]
 fn counts_are_exact_masks_are_reproducible_and_dumps_replay() {
     let _turn = turn();
-    let llama = [(8, Type::F32), (2, Type::Q4_0), (8, Type::Q4_K), (2, Type::Q8_0), (8, Type::Q6_K)];
+    let llama = [(8, Type::F32), (2, Type::Q4_0), (8, Type::Q4_K), (2, Type::Q8_0), (8, Type::Q6_K), (8, Type::Q5_0)];
     let others = [
         (Arch::Qwen2, 2, Type::Q4_0),
         (Arch::Qwen3, 8, Type::Q4_K),

@@ -33,6 +33,8 @@ STATISTICS
   probe   share of the prompt's time that finding what is kept took
   pack    share in which weights were packed for our own kernels
   kept    share of the blocks' weights that the pruned tokens ran on
+  drafts  guessed tokens (--draft) that the answer went on with, and
+          the steps that it took
   threads N of M: as few computed, as others used the processors
   drawn   as the file says: its general.sampling settings, said once
   logits  a hash of the last ones: equal where runs computed the same

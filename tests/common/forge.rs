@@ -151,7 +151,7 @@ pub fn of_each_kind() -> [(&'static str, Forge); 17] {
         ("q4_0", Arch::Llama, Type::Q4_0),
         ("q4_1", Arch::Llama, Type::Q4_1),
         ("q4_k", Arch::Llama, Type::Q4_K),
-        ("q6_k", Arch::Llama, Type::Q6_K),
+        ("q5_0", Arch::Llama, Type::Q5_0),
         ("qwen2-q4_0", Arch::Qwen2, Type::Q4_0),
         ("qwen3-q4_k", Arch::Qwen3, Type::Q4_K),
         ("phi3-q4_0", Arch::Phi3, Type::Q4_0),
