@@ -9,7 +9,6 @@ use ggml::llama::Context;
 use super::baseline::{Baseline, refused};
 use super::engines::{Engine, Test};
 use super::options::Options;
-use super::steps::Step;
 use crate::commands::pruning;
 use crate::commands::signals::Signals;
 use crate::engine;
@@ -27,6 +26,15 @@ pub struct Sample {
     pub time: Duration,
     /// The part of that time in which weights were reduced for the answer
     pub freeze: Duration,
+}
+
+/// What a step was beside single tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// The time of a step divided by that of a step of one token: the median over the repetitions
+    pub cost: f64,
+    /// How far its logits are from those of single tokens, at most: normalised mean squared error
+    pub nmse: f64,
 }
 
 /// Times of one engine on one test.

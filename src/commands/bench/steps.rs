@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::engines::{Engine, Test, require_usable};
-use super::measure::{Row, Sample, Subject, median};
+use super::measure::{Row, Sample, Step, Subject, median};
 use crate::error::Result;
 use crate::tokenizer::Token;
 
@@ -13,15 +13,6 @@ const STEPS: u32 = 8;
 /// How far the logits of a step may be from those of single tokens before that is worth a warning, as normalised mean squared error: tokens
 /// one by one and many at once are multiplied by different kernels, which round differently.
 const MAX_NMSE: f64 = 0.1;
-
-/// What a step was beside single tokens.
-#[derive(Debug, Clone, Copy)]
-pub struct Step {
-    /// The time of a step divided by that of a step of one token: the median over the repetitions
-    pub cost: f64,
-    /// How far its logits are from those of single tokens, at most: normalised mean squared error
-    pub nmse: f64,
-}
 
 /// One engine's steps.
 struct Steps<'m> {
