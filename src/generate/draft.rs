@@ -2,8 +2,9 @@
 //! that the sampler draws as well.
 //!
 //! A guess is what came after the last tokens when they came before (prompt lookup decoding). Whether to guess is a matter of account: a
-//! draft costs time that is lost if it is wrong. The account is kept in steps of one token, by costs that were measured once
-//! (tests/bench/README.md): without a clock, a run makes the same drafts every time.
+//! draft costs time that is lost if it is wrong. The account is kept in steps of one token, by fixed costs,
+//! somewhat more than what steps of several tokens were measured to cost (tests/bench/README.md, "Long contexts and steps"): without a clock,
+//! a run makes the same drafts every time.
 
 use crate::stats::Drafted;
 use crate::tokenizer::Token;

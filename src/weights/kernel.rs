@@ -52,9 +52,10 @@ impl Kernel {
     }
 }
 
-/// Whether our kernels are faster than ggml's on this processor, prompt and answer together. On x86 from AVX2 on they were, or as fast, in
-/// all types that were measured: Q4_0, Q4_1, Q4_K, Q6_K, Q8_0 (`cargo bench --bench kernels`; tests/bench/README.md). On ARM they were
-/// never measured on a real machine, and ggml's are tuned for it; without vector instructions ours are slower.
+/// Whether our kernels are to be taken on this processor. On x86 from AVX2 on they were faster than ggml's for prompts in all types that were
+/// measured, if little so with Q4_K and Q6_K on AVX2; for single tokens they were between 0.7 times as fast (Q4_K, MXFP4 on AVX2) and 1.3
+/// times (`cargo bench --bench kernels`; tests/bench/README.md). On ARM they were never measured on a real machine, and ggml's are tuned for
+/// it; without vector instructions ours are slower.
 fn is_faster() -> bool {
     cfg!(target_arch = "x86_64") && !Isa::best().is_portable()
 }
