@@ -29,11 +29,11 @@ impl Panels {
         Ok(ranges.into_iter().map(|range| Panels { pages: pages.clone(), range }).collect())
     }
 
-    /// The panel whose first row is number `row` of the matrix, `n_bytes` long; `None` if no panel begins there.
-    pub fn panel(&self, row: usize, n_bytes: usize) -> Option<&[u8]> {
-        let n_rows = Isa::best().panel_rows();
-        let start = self.range.start + row / n_rows * n_bytes;
-        row.is_multiple_of(n_rows).then(|| &self.pages[start..start + n_bytes])
+    /// The panels, of `n_bytes` each, of `n_rows` rows from row `row` of the matrix on; `None` if no panel begins there.
+    pub fn panels(&self, row: usize, n_rows: usize, n_bytes: usize) -> Option<&[u8]> {
+        let rows = Isa::best().panel_rows();
+        let start = self.range.start + row / rows * n_bytes;
+        row.is_multiple_of(rows).then(|| &self.pages[start..start + n_rows.div_ceil(rows) * n_bytes])
     }
 }
 
@@ -43,11 +43,7 @@ fn pack(matrix: &Matrix, out: &mut [u8]) {
     let ty = matrix.ty();
     let other = move |bytes: &[u8], out: &mut [f32]| dequantize_row(ty, bytes, out);
     let row = |i: usize| Row { bytes: matrix.row(i), format: format(ty).unwrap_or(Format::Other(&other)) };
-    for (i, panel) in out.chunks_exact_mut(isa.panel_bytes(matrix.n_in())).enumerate() {
-        let first = i * isa.panel_rows();
-        let n = isa.panel_rows().min(matrix.n_out() - first);
-        isa.pack(&|i| row(first + i), n, matrix.n_in(), None, panel);
-    }
+    isa.pack(&row, matrix.n_out(), matrix.n_in(), None, out);
 }
 
 /// Bytes of a matrix in panels.

@@ -112,10 +112,12 @@ impl Product {
 
 impl Op for Product {
     fn division(&self, ne: [usize; 4]) -> Division {
-        // As the program does: of many tokens a panel, of a few enough bytes.
-        let share =
-            if ne[1] > MAX_GEMV_TOKENS { 1 } else { ((2 << 20) / self.row_bytes()).min(ne[0].div_ceil(4)).max(1) };
-        Division { rows: ne[1], columns: share.next_multiple_of(self.isa.panel_rows()) }
+        // As the program does: of many tokens some panels, of a few enough bytes.
+        let share = match (&self.weights, ne[1]) {
+            (Weights::Rows { n_in, .. }, n) if n > MAX_GEMV_TOKENS => self.isa.gemm_rows(*n_in, 1).min(ne[0] / 24),
+            _ => ((2 << 20) / self.row_bytes()).min(ne[0].div_ceil(4)),
+        };
+        Division { rows: ne[1], columns: share.max(1).next_multiple_of(self.isa.panel_rows()) }
     }
 
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
@@ -142,7 +144,7 @@ impl Op for Product {
                         }),
                         None => {
                             let (n, columns, mut out) = (range.len(), columns.as_ref(), Tokens(&mut out));
-                            panel.resize(isa.panel_bytes(acts.k()), 0);
+                            panel.resize(n.div_ceil(isa.panel_rows()) * isa.panel_bytes(acts.k()), 0);
                             isa.pack(&row, n, *n_in, columns, &mut panel);
                             isa.gemm(&panel, n, acts, &tokens, &mut out);
                         }

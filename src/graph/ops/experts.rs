@@ -260,14 +260,15 @@ impl ExpertProduct {
             static PANELS: RefCell<[Vec<u8>; 2]> = RefCell::default();
         }
         let isa = Isa::best();
-        let (panel_rows, n_bytes, k) = (isa.panel_rows(), isa.panel_bytes(all.k()), all.k());
+        let (at_once, n_bytes, k) =
+            (isa.gemm_rows(all.k(), self.combine.n_together()), isa.panel_bytes(all.k()), all.k());
         PANELS.with_borrow_mut(|panels| {
-            for start in columns.clone().step_by(panel_rows) {
-                let n = panel_rows.min(columns.end - start);
-                for (which, panel) in panels.iter_mut().enumerate().take(self.combine.n_together()) {
-                    panel.resize(n_bytes, 0);
+            for start in columns.clone().step_by(at_once) {
+                let n = at_once.min(columns.end - start);
+                for (which, panels) in panels.iter_mut().enumerate().take(self.combine.n_together()) {
+                    panels.resize(n.div_ceil(isa.panel_rows()) * n_bytes, 0);
                     let rows = operands.rows(which);
-                    isa.pack(&|i| rows.row(first + start + i, &[]), n, k, None, panel);
+                    isa.pack(&|i| rows.row(first + start + i, &[]), n, k, None, panels);
                 }
                 let mut out = Results { part: out, row_of, at: start - columns.start };
                 match self.combine {

@@ -62,7 +62,10 @@ struct Shared<'a> {
 
 impl Op for PanelProduct {
     fn division(&self, ne: [usize; 4]) -> Division {
-        Division { rows: ne[1], columns: Isa::best().panel_rows() }
+        // Of a small matrix as many parts are made as threads can share.
+        let panel_rows = Isa::best().panel_rows();
+        let most = (ne[0] / MIN_PARTS).next_multiple_of(panel_rows).max(panel_rows);
+        Division { rows: ne[1], columns: self.gemm_rows().min(most) }
     }
 
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
@@ -103,42 +106,49 @@ impl Op for PanelProduct {
     }
 }
 
+/// Parts that a product has at least, if it has as many panels.
+const MIN_PARTS: usize = 24;
+
 impl PanelProduct {
+    /// Rows of the product that are made at once.
+    fn gemm_rows(&self) -> usize {
+        Isa::best().gemm_rows(self.operands[0].matrix.n_in(), self.combine.n_together())
+    }
+
     /// Products with `rows` of the operand of this number (of the gated pair that it begins), written `at` elements into the part.
     fn multiply(&self, shared: &Shared, number: usize, rows: std::ops::Range<usize>, at: usize, out: &mut Part) {
         thread_local! {
             static PANELS: RefCell<[Vec<u8>; 2]> = RefCell::default();
         }
         let isa = Isa::best();
-        let (panel_rows, n_bytes) = (isa.panel_rows(), isa.panel_bytes(shared.acts.k()));
+        let (at_once, n_bytes) = (self.gemm_rows(), isa.panel_bytes(shared.acts.k()));
         let n_in = self.operands[number].matrix.n_in();
-        let n_panels = self.combine.n_together();
         let columns = shared.columns.as_ref();
         PANELS.with_borrow_mut(|scratch| {
-            scratch.iter_mut().take(n_panels).for_each(|p| p.resize(n_bytes, 0));
-            for start in rows.clone().step_by(panel_rows) {
-                let n = panel_rows.min(rows.end - start);
+            for start in rows.clone().step_by(at_once) {
+                let n = at_once.min(rows.end - start);
                 let packed = |which: usize| {
                     let panels = self.operands[number + which].packed.as_ref().filter(|_| columns.is_none())?;
-                    panels.panel(start, n_bytes)
+                    panels.panels(start, n, n_bytes)
                 };
                 let began = Instant::now();
-                for (which, panel) in scratch.iter_mut().enumerate().take(n_panels) {
+                for (which, panels) in scratch.iter_mut().enumerate().take(self.combine.n_together()) {
                     if packed(which).is_none() {
                         let rows = shared.operands.rows(number + which);
                         let row = |i: usize| rows.row(start + i, shared.ids);
-                        isa.pack(&row, n, n_in, columns, panel);
+                        panels.resize(n.div_ceil(isa.panel_rows()) * n_bytes, 0);
+                        isa.pack(&row, n, n_in, columns, panels);
                     }
                 }
                 if let Some(clock) = &self.clock {
                     clock.add_pack(began.elapsed());
                 }
-                let panel = |which: usize| packed(which).unwrap_or(&scratch[which]);
+                let panels = |which: usize| packed(which).unwrap_or(&scratch[which]);
                 let (acts, tokens) = (shared.acts, &shared.tokens[..]);
                 let mut out = Tokens { part: out, at: at + start - rows.start };
                 match self.combine {
-                    Combine::Stack => isa.gemm(panel(0), n, acts, tokens, &mut out),
-                    Combine::Gated(act) => isa.gemm_gated(act, [panel(0), panel(1)], n, acts, tokens, &mut out),
+                    Combine::Stack => isa.gemm(panels(0), n, acts, tokens, &mut out),
+                    Combine::Gated(act) => isa.gemm_gated(act, [panels(0), panels(1)], n, acts, tokens, &mut out),
                 }
             }
         });

@@ -1,8 +1,8 @@
 //! Activations in 8 bits, as matrix products take them, and the operations that make them.
 //!
 //! A token's `k` activations are groups of [`GROUP`], filled up with zeros to an even number of groups. First come the codes of all groups,
-//! bytes with sign within -127 and 127, then for each group its scale (F32) and the sum of its codes (I32). An activation is
-//! `scale * code`.
+//! bytes with sign within -127 and 127, then for each group its scale (F32) and the sum of its codes times -128 (I32), with which products
+//! begin whose weights are stored with 128 too much. An activation is `scale * code`.
 
 use crate::isa::{Kernel, Simd};
 use crate::math::Activation;
@@ -64,7 +64,7 @@ impl<'a> Acts<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Token<'a> {
     codes: &'a [u8],
-    /// Scales and sums
+    /// Scales and starts
     tail: &'a [u8],
 }
 
@@ -81,10 +81,16 @@ impl<'a> Token<'a> {
         f32::from_le_bytes(self.tail[8 * g..][..4].try_into().expect("four bytes"))
     }
 
+    /// What a product with group `g` begins with where weights have 128 too much.
+    #[inline(always)]
+    pub fn start(&self, g: usize) -> i32 {
+        i32::from_le_bytes(self.tail[8 * g + 4..][..4].try_into().expect("four bytes"))
+    }
+
     /// Sum of the codes of group `g`.
     #[inline(always)]
     pub fn sum(&self, g: usize) -> i32 {
-        i32::from_le_bytes(self.tail[8 * g + 4..][..4].try_into().expect("four bytes"))
+        self.start(g) / -128
     }
 }
 
@@ -142,7 +148,7 @@ fn quantize<S: Simd>(s: S, x: &[f32], factor: f32, gain: Option<&[f32]>, out: &m
             s.store_bytes(q, &mut codes[i..]);
             sum = s.add(sum, s.to_f(q));
         }
-        tail[4..].copy_from_slice(&(s.reduce_sum(sum) as i32).to_le_bytes());
+        tail[4..].copy_from_slice(&(-128 * s.reduce_sum(sum) as i32).to_le_bytes());
     }
 }
 

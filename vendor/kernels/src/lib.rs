@@ -46,6 +46,7 @@ pub type RowFn<'a, 'r> = &'a dyn Fn(usize) -> Row<'r>;
 
 thread_local! {
     static PACK_SCRATCH: RefCell<panel::Scratch> = RefCell::default();
+    static GEMM_GROUPS: RefCell<Vec<gemm::Group>> = RefCell::default();
     static ATTEND_BUFFERS: RefCell<attend::Buffers> = RefCell::default();
 }
 
@@ -87,27 +88,42 @@ impl Isa {
         self.run(panel::PanelBytes { k })
     }
 
-    /// Packs the rows `row(0)..row(n_rows)`, of `n_in` inputs each, into a panel of [`Isa::panel_bytes`] bytes: all inputs, or those that
-    /// are kept.
+    /// Rows that are best packed and multiplied at once, `k` inputs of each of `n_matrices`: several panels share what [`Isa::gemm`] does for
+    /// each token, and all of them should fit into the processor's second nearest memory, of half a megabyte or more.
+    pub fn gemm_rows(self, k: usize, n_matrices: usize) -> usize {
+        (512usize << 10).div_ceil(n_matrices * self.panel_bytes(k)).min(4) * self.panel_rows()
+    }
+
+    /// Packs the rows `row(0)..row(n_rows)`, of `n_in` inputs each, into as few panels as hold them, of [`Isa::panel_bytes`] bytes each, one
+    /// after the other: all inputs, or those that are kept.
     ///
     /// # Panics
-    /// If `n_rows` is more than [`Isa::panel_rows`], or `panel` has another size.
-    pub fn pack<'r>(self, row: RowFn<'_, 'r>, n_rows: usize, n_in: usize, columns: Option<&Columns>, panel: &mut [u8]) {
+    /// If `panels` has another size.
+    pub fn pack<'r>(
+        self,
+        row: RowFn<'_, 'r>,
+        n_rows: usize,
+        n_in: usize,
+        columns: Option<&Columns>,
+        panels: &mut [u8],
+    ) {
         PACK_SCRATCH.with_borrow_mut(|scratch| {
-            self.run(panel::Pack { row, n_rows, n_in, columns, scratch, panel });
+            self.run(panel::Pack { row, n_rows, n_in, columns, scratch, panels });
         })
     }
 
-    /// Multiplies the first `n_rows` rows of a panel with the activations of `tokens`. A row's product with token `t` goes to the element
-    /// of the row's number of `out.token(t)`.
+    /// Multiplies `n_rows` rows, packed one after the other into as few panels as hold them, with the activations of `tokens`. A row's product
+    /// with token `t` goes to the element of the row's number of `out.token(t)`.
     ///
     /// # Panics
-    /// If the panel has another number of inputs than the activations, or fewer rows, or a token is beyond them.
-    pub fn gemm(self, panel: &[u8], n_rows: usize, acts: Acts, tokens: &[usize], out: &mut dyn Out) {
-        self.run(gemm::Gemm { first: panel, second: None, n_rows, acts, tokens, out });
+    /// If panels have another number of inputs than the activations, or there are more or fewer, or a token is beyond them.
+    pub fn gemm(self, panels: &[u8], n_rows: usize, acts: Acts, tokens: &[usize], out: &mut dyn Out) {
+        GEMM_GROUPS.with_borrow_mut(|arranged| {
+            self.run(gemm::Gemm { first: panels, second: None, n_rows, acts, tokens, arranged, out });
+        })
     }
 
-    /// Multiplies the rows of two panels, `gate` and `up`, as [`Isa::gemm`] does, and writes `act(gate) * up` of the products.
+    /// Multiplies the rows of panels of `gate` and of `up`, as [`Isa::gemm`] does, and writes `act(gate) * up` of the products.
     ///
     /// # Panics
     /// As [`Isa::gemm`].
@@ -120,7 +136,9 @@ impl Isa {
         tokens: &[usize],
         out: &mut dyn Out,
     ) {
-        self.run(gemm::Gemm { first: gate, second: Some((up, act)), n_rows, acts, tokens, out });
+        GEMM_GROUPS.with_borrow_mut(|arranged| {
+            self.run(gemm::Gemm { first: gate, second: Some((up, act)), n_rows, acts, tokens, arranged, out });
+        })
     }
 
     /// Makes the activations of up to [`MAX_GEMV_TOKENS`] tokens ready for [`Isa::gemv`] with rows of a format.

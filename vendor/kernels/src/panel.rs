@@ -1,6 +1,6 @@
 //! Panels: weights as gemm wants them.
 //!
-//! A panel is up to `2 * LANES` rows of a matrix, filled up with rows of zeros, in 8-bit codes with a scale for each row and group of 32
+//! A panel is `2 * LANES` rows of a matrix, the last one filled up with rows of zeros, in 8-bit codes with a scale for each row and group of 32
 //! inputs. Groups lie one after the other, two by two (an odd last one is followed by zeros). With rows `r` and inputs `i` a group is
 //!
 //! ```text
@@ -100,7 +100,8 @@ pub(crate) struct Pack<'a, 'r> {
     pub n_in: usize,
     pub columns: Option<&'a Columns>,
     pub scratch: &'a mut Scratch,
-    pub panel: &'a mut [u8],
+    /// One after the other
+    pub panels: &'a mut [u8],
 }
 
 impl Kernel for Pack<'_, '_> {
@@ -108,8 +109,7 @@ impl Kernel for Pack<'_, '_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Pack { row, n_rows, n_in, columns, scratch, panel } = self;
-        assert!(n_rows <= panel_rows::<S>(), "rows of one panel");
+        let Pack { row, n_rows, n_in, columns, scratch, panels } = self;
         let n_groups = 2 * columns.map_or(n_in, Columns::len).div_ceil(SPAN);
         let width = n_groups * GROUP;
         let Scratch { codes, scales, floats, kept } = scratch;
@@ -117,27 +117,28 @@ impl Kernel for Pack<'_, '_> {
         codes.resize(rows * width, 0);
         scales.resize(rows * n_groups, 0.0);
         floats.resize(n_in.next_multiple_of(SPAN), 0.0);
-        for i in 0..rows {
-            let codes = &mut codes[i * width..(i + 1) * width];
-            let scales = &mut scales[i * n_groups..(i + 1) * n_groups];
-            if i >= n_rows {
-                codes.fill(0);
-                scales.fill(0.0);
-                continue;
-            }
-            let (Row { bytes, format }, out) = (row(i), PanelRow { codes, scales });
-            assert!(with_weight!(format, w => is_row(w, bytes, n_in)), "a row of {n_in} inputs");
-            match columns {
-                None => with_weight!(format, w => w.panel_row(s, bytes, n_in, floats, out)),
-                Some(columns) => {
-                    with_weight!(format, w => w.decode(s, bytes, &mut floats[..n_in]));
-                    keep(s, columns, n_in, floats, kept, width);
-                    quantize(s, &kept[..width], out);
+        assert_eq!(panels.len(), n_rows.div_ceil(rows) * n_groups * group_bytes::<S>(), "bytes of panels");
+        for (p, panel) in panels.chunks_exact_mut(n_groups * group_bytes::<S>()).enumerate() {
+            for (i, (codes, scales)) in codes.chunks_exact_mut(width).zip(scales.chunks_exact_mut(n_groups)).enumerate()
+            {
+                if p * rows + i >= n_rows {
+                    codes.fill(0);
+                    scales.fill(0.0);
+                    continue;
+                }
+                let (Row { bytes, format }, out) = (row(p * rows + i), PanelRow { codes, scales });
+                assert!(with_weight!(format, w => is_row(w, bytes, n_in)), "a row of {n_in} inputs");
+                match columns {
+                    None => with_weight!(format, w => w.panel_row(s, bytes, n_in, floats, out)),
+                    Some(columns) => {
+                        with_weight!(format, w => w.decode(s, bytes, &mut floats[..n_in]));
+                        keep(s, columns, n_in, floats, kept, width);
+                        quantize(s, &kept[..width], out);
+                    }
                 }
             }
+            interleave(s, codes, scales, panel);
         }
-        assert_eq!(panel.len(), n_groups * group_bytes::<S>(), "bytes of a panel");
-        interleave(s, codes, scales, panel);
     }
 }
 

@@ -183,7 +183,7 @@ pub fn quantized(isa: Isa, tokens: &[Vec<f32>]) -> Vec<u8> {
 pub fn tail(token: &[u8], k: usize) -> Vec<(f32, i32)> {
     let tail = &token[k.next_multiple_of(2 * GROUP)..];
     let word = |b: &[u8]| [b[0], b[1], b[2], b[3]];
-    tail.chunks_exact(8).map(|b| (f32::from_le_bytes(word(b)), i32::from_le_bytes(word(&b[4..])))).collect()
+    tail.chunks_exact(8).map(|b| (f32::from_le_bytes(word(b)), i32::from_le_bytes(word(&b[4..])) / -128)).collect()
 }
 
 /// What a token's activations stand for.

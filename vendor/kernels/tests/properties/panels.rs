@@ -5,7 +5,7 @@ use kernels::{Activation, Acts, Columns, Format, GROUP, Isa, Out, Row, token_byt
 
 use crate::common::*;
 
-/// Results of a product: of each token as many as a panel has rows, and one more.
+/// Results of a product: of each token as many as two panels have rows, and two more.
 struct Results {
     rows: usize,
     floats: Vec<f32>,
@@ -13,7 +13,7 @@ struct Results {
 
 impl Results {
     fn new(isa: Isa, n_tokens: usize) -> Results {
-        let rows = isa.panel_rows() + 1;
+        let rows = 2 * isa.panel_rows() + 2;
         Results { rows, floats: vec![UNTOUCHED; rows * n_tokens] }
     }
 
@@ -49,7 +49,7 @@ impl<'a> Case<'a> {
             Format::Other(_) => rng.usize(1..300),
             _ => block(format).0 * rng.usize(1..6),
         };
-        let n_rows = rng.usize(1..=panel_rows);
+        let n_rows = rng.usize(1..=2 * panel_rows + 1);
         let rows = [(); 2].map(|()| (0..n_rows).map(|_| any_row(rng, format, n_in)).collect());
         let kept = rng.bool().then(|| {
             let widths: Vec<usize> = [1, 2, 3, 8].into_iter().filter(|w| n_in.is_multiple_of(*w)).collect();
@@ -88,12 +88,12 @@ impl<'a> Case<'a> {
         let acts = Acts::new(acts, self.x[0].len());
         assert_eq!((acts.n_tokens(), acts.k()), (self.x.len(), columns.as_ref().map_or(self.n_in, Columns::len)));
         let mut out = Results::new(isa, self.x.len());
-        let panel = |which| {
-            let mut panel = vec![0; isa.panel_bytes(acts.k())];
-            isa.pack(&|i| self.row(which, i), self.n_rows(), self.n_in, columns.as_ref(), &mut panel);
-            panel
+        let packed = |which| {
+            let mut panels = vec![0; self.n_rows().div_ceil(isa.panel_rows()) * isa.panel_bytes(acts.k())];
+            isa.pack(&|i| self.row(which, i), self.n_rows(), self.n_in, columns.as_ref(), &mut panels);
+            panels
         };
-        let panels: Vec<Vec<u8>> = (0..1 + usize::from(self.gated.is_some())).map(panel).collect();
+        let panels: Vec<Vec<u8>> = (0..1 + usize::from(self.gated.is_some())).map(packed).collect();
         let (n_rows, tokens) = (self.n_rows(), &self.tokens[..]);
         match self.gated {
             None => isa.gemm(&panels[0], n_rows, acts, tokens, &mut out),
