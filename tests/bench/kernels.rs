@@ -17,7 +17,7 @@ use ggml::{
     Device, Division, Executor, Graph, Op, Part, Parts, Place, Schedule, Slot, Source, Specs, Store, TensorSpec, Type,
     Usage,
 };
-use kernels::{Acts, ColumnLayout, Columns, Format, Isa, MAX_GEMV_TOKENS, Out, Row, token_bytes};
+use kernels::{Acts, ColumnLayout, Columns, Format, Isa, MAX_GEMV_TOKENS, Out, Panels, Row, token_bytes};
 
 const SHAPES: [(usize, usize); 5] = [(576, 1536), (1536, 576), (4096, 4096), (4096, 11008), (11008, 4096)];
 const TOKENS: [usize; 4] = [1, 8, 64, 512];
@@ -146,7 +146,8 @@ impl Op for Product {
                             let (n, columns, mut out) = (range.len(), columns.as_ref(), Tokens(&mut out));
                             panel.resize(n.div_ceil(isa.panel_rows()) * isa.panel_bytes(acts.k()), 0);
                             isa.pack(&row, n, *n_in, columns, &mut panel);
-                            isa.gemm(&panel, n, acts, &tokens, &mut out);
+                            let panels = Panels { bytes: &panel, format: *format, is_kept: columns.is_some() };
+                            isa.gemm(panels, n, acts, &tokens, &mut out);
                         }
                     }
                 }

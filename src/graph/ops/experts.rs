@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use ggml::{Division, Op, Parts, Source};
-use kernels::{Acts, GemvActs, Isa, MAX_GEMV_TOKENS, Out, token_bytes};
+use kernels::{Acts, GemvActs, Isa, MAX_GEMV_TOKENS, Out, Panels, token_bytes};
 
 use super::gemv::share;
 use super::operand::{Combine, Operand, Operands};
@@ -270,10 +270,15 @@ impl ExpertProduct {
                     let rows = operands.rows(which);
                     isa.pack(&|i| rows.row(first + start + i, &[]), n, k, None, panels);
                 }
+                let panels = |which: usize| Panels {
+                    bytes: &panels[which],
+                    format: operands.rows(which).format(),
+                    is_kept: false,
+                };
                 let mut out = Results { part: out, row_of, at: start - columns.start };
                 match self.combine {
-                    Combine::Stack => isa.gemm(&panels[0], n, all, acts, &mut out),
-                    Combine::Gated(act) => isa.gemm_gated(act, [&panels[0], &panels[1]], n, all, acts, &mut out),
+                    Combine::Stack => isa.gemm(panels(0), n, all, acts, &mut out),
+                    Combine::Gated(act) => isa.gemm_gated(act, [panels(0), panels(1)], n, all, acts, &mut out),
                 }
             }
         });

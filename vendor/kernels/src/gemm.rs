@@ -4,15 +4,30 @@
 //! are read from the processor's second nearest memory once for each tile.
 
 use crate::acts::{Acts, GROUP};
+use crate::formats::Format;
 use crate::isa::{Kernel, Simd};
 use crate::math::Activation;
-use crate::panel::{VECS, group_bytes, panel_rows};
+use crate::panel::{Codes, VECS, group_bytes, panel_rows};
 
 /// Where a gemm writes its results.
 pub trait Out {
     /// The floats of token `t`, one for each row that is multiplied; there may be more of them.
     fn token(&mut self, t: usize) -> &mut [f32];
 }
+
+/// Rows in panels, as [`crate::Isa::pack`] wrote them.
+#[derive(Debug, Clone, Copy)]
+pub struct Panels<'a> {
+    /// Panels, one after the other
+    pub bytes: &'a [u8],
+    /// The rows' format
+    pub format: Format<'a>,
+    /// Whether of the rows' columns only some were kept
+    pub is_kept: bool,
+}
+
+/// The most rows of a panel.
+const MAX_ROWS: usize = 32;
 
 /// A token's activations of a group.
 #[derive(Debug, Clone, Copy, Default)]
@@ -22,11 +37,13 @@ pub(crate) struct Group {
     scale: f32,
     /// See [`Token::start`](crate::acts::Token::start)
     start: i32,
+    /// Sum of the activations, where panels may have minima
+    sum: f32,
 }
 
 /// Writes the activations of `T` tokens in the order in which a tile reads them: so it has one place to read from, and not one for each token.
 #[inline(always)]
-fn arrange<const T: usize>(acts: Acts, tokens: &[usize; T], arranged: &mut Vec<Group>) {
+fn arrange<S: Simd, const T: usize>(acts: Acts, tokens: &[usize; T], arranged: &mut Vec<Group>) {
     arranged.resize(T * acts.n_groups(), Group::default());
     for (t, &token) in tokens.iter().enumerate() {
         let token = acts.token(token);
@@ -34,50 +51,103 @@ fn arrange<const T: usize>(acts: Acts, tokens: &[usize; T], arranged: &mut Vec<G
             to[t].codes.copy_from_slice(token.codes(g).as_chunks().0);
             to[t].scale = token.scale(g);
             to[t].start = token.start(g);
+            if S::SMALL_SUMS {
+                to[t].sum = token.sum(g) as f32 * token.scale(g);
+            }
         }
     }
 }
 
-/// Products of `T` tokens with the rows of a panel.
+/// Writes the products of `T` tokens with the rows of `V` of a panel's vectors, from vector `first` on. The panel's codes have `BITS` bits.
 #[inline(always)]
-fn tile<S: Simd, const T: usize>(s: S, panel: &[u8], tokens: &[[Group; T]]) -> [[S::F; VECS]; T] {
-    let rows = panel_rows::<S>();
-    let mut out = [[s.splat(0.0); VECS]; T];
+fn tile<S: Simd, const T: usize, const V: usize, const BITS: u32>(
+    s: S,
+    panel: &[u8],
+    first: usize,
+    tokens: &[[Group; T]],
+    products: &mut [[f32; MAX_ROWS]; T],
+) {
+    let (rows, bytes) = (panel_rows::<S>(), S::LANES * 4);
+    let mut out = [[s.splat(0.0); V]; T];
     for (group, tokens) in panel.chunks_exact(group_bytes::<S>()).zip(tokens) {
-        let (weights, scales) = group.split_at(rows * GROUP);
-        let mut acc = [[s.splat_i(0); VECS]; T];
-        if S::OFFSET != 0 {
+        let (weights, rest) = group.split_at(rows * GROUP);
+        let weights = &weights[first * GROUP / 4 * bytes..][..V * GROUP / 4 * bytes];
+        let mut acc = [[s.splat_i(0); V]; T];
+        if BITS == 8 && S::OFFSET != 0 {
             // Weights are stored with an offset, of 128. What it adds to the product is subtracted beforehand.
             for t in 0..T {
-                acc[t] = [s.splat_i(tokens[t].start); VECS];
+                acc[t] = [s.splat_i(tokens[t].start); V];
             }
         }
-        for (i, w) in weights.chunks_exact(rows * 4).enumerate() {
-            let w = [s.load_i(w), s.load_i(&w[S::LANES * 4..])];
+        let mut wide = [[s.splat_i(0); V]; T];
+        for i in 0..GROUP / 4 {
+            let w: [S::I; V] = std::array::from_fn(|v| s.load_i(&weights[(v * GROUP / 4 + i) * bytes..]));
             for t in 0..T {
                 let x = s.splat_i(i32::from_le_bytes(tokens[t].codes[i]));
-                for v in 0..VECS {
-                    acc[t][v] = s.dot(acc[t][v], w[v], x);
+                for v in 0..V {
+                    acc[t][v] = match BITS {
+                        8 => s.dot(acc[t][v], w[v], x),
+                        _ => s.add_products(acc[t][v], w[v], x),
+                    };
+                }
+            }
+            // A small sum has room for four products of codes of 5 bits.
+            if BITS == 5 && i == 3 {
+                for t in 0..T {
+                    for v in 0..V {
+                        (wide[t][v], acc[t][v]) = (s.whole(acc[t][v]), s.splat_i(0));
+                    }
                 }
             }
         }
-        let scales = [s.as_f(s.load_i(scales)), s.as_f(s.load_i(&scales[S::LANES * 4..]))];
+        let floats = |row: usize| std::array::from_fn(|v| s.as_f(s.load_i(&rest[4 * row + (first + v) * bytes..])));
+        let (scales, minima): ([S::F; V], [S::F; V]) = (floats(0), if BITS == 8 { floats(0) } else { floats(rows) });
         for t in 0..T {
-            let x = s.splat(tokens[t].scale);
-            for v in 0..VECS {
-                out[t][v] = s.fma(s.to_f(acc[t][v]), s.mul(scales[v], x), out[t][v]);
+            let (scale, sum) = (s.splat(tokens[t].scale), s.splat(tokens[t].sum));
+            for v in 0..V {
+                let dots = match BITS {
+                    8 => acc[t][v],
+                    5 => s.add_i(wide[t][v], s.whole(acc[t][v])),
+                    _ => s.whole(acc[t][v]),
+                };
+                out[t][v] = s.fma(s.to_f(dots), s.mul(scales[v], scale), out[t][v]);
+                if BITS != 8 {
+                    out[t][v] = s.fma(minima[v], sum, out[t][v]);
+                }
             }
         }
     }
-    out
+    for (out, products) in out.iter().zip(products) {
+        for (v, out) in (first..).zip(out) {
+            s.store_f(*out, &mut products[v * S::LANES..]);
+        }
+    }
+}
+
+/// Writes the products of `T` tokens with the rows of a panel.
+#[inline(always)]
+fn multiply<S: Simd, const T: usize>(
+    s: S,
+    panel: &[u8],
+    codes: Codes,
+    tokens: &[[Group; T]],
+    products: &mut [[f32; MAX_ROWS]; T],
+) {
+    for v in (0..VECS).step_by(S::GEMM_VECS) {
+        match codes {
+            Codes::Four if S::SMALL_SUMS => tile::<S, T, 1, 4>(s, panel, v, tokens, products),
+            Codes::Five if S::SMALL_SUMS => tile::<S, T, 1, 5>(s, panel, v, tokens, products),
+            _ if S::GEMM_VECS == 1 => tile::<S, T, 1, 8>(s, panel, v, tokens, products),
+            _ => tile::<S, T, VECS, 8>(s, panel, v, tokens, products),
+        }
+    }
 }
 
 /// See [`crate::Isa::gemm`] and [`crate::Isa::gemm_gated`].
 pub(crate) struct Gemm<'a> {
-    /// Panels, one after the other
-    pub first: &'a [u8],
+    pub first: Panels<'a>,
     /// With as many others the product is `act(first) * second`.
-    pub second: Option<(&'a [u8], Activation)>,
+    pub second: Option<(Panels<'a>, Activation)>,
     pub n_rows: usize,
     pub acts: Acts<'a>,
     pub tokens: &'a [usize],
@@ -89,27 +159,27 @@ pub(crate) struct Gemm<'a> {
 impl Gemm<'_> {
     /// Multiplies the panels with `T` tokens.
     #[inline(always)]
-    fn multiply<S: Simd, const T: usize>(&mut self, s: S, tokens: &[usize; T]) {
+    fn tokens<S: Simd, const T: usize>(&mut self, s: S, tokens: &[usize; T]) {
         let (rows, n_bytes) = (panel_rows::<S>(), self.acts.n_groups() * group_bytes::<S>());
-        arrange(self.acts, tokens, self.arranged);
+        arrange::<S, T>(self.acts, tokens, self.arranged);
         let (groups, _) = self.arranged.as_chunks::<T>();
-        let mut whole = [0.0f32; 64];
-        for (p, panel) in self.first.chunks_exact(n_bytes).enumerate() {
-            let mut products = tile(s, panel, groups);
+        let mut products = [[[0.0f32; MAX_ROWS]; T]; 2];
+        for (p, panel) in self.first.bytes.chunks_exact(n_bytes).enumerate() {
+            multiply(s, panel, Codes::of::<S>(self.first.format, self.first.is_kept), groups, &mut products[0]);
             if let Some((second, act)) = self.second {
-                let second = tile(s, &second[p * n_bytes..][..n_bytes], groups);
-                for (a, b) in products.iter_mut().zip(second) {
-                    for v in 0..VECS {
-                        a[v] = s.mul(act.of(s, a[v]), b[v]);
+                let panel = &second.bytes[p * n_bytes..][..n_bytes];
+                multiply(s, panel, Codes::of::<S>(second.format, second.is_kept), groups, &mut products[1]);
+                let [first, second] = &mut products;
+                for (a, b) in first.iter_mut().zip(second) {
+                    for v in (0..rows).step_by(S::LANES) {
+                        let (gate, up) = (s.load_f(&a[v..]), s.load_f(&b[v..]));
+                        s.store_f(s.mul(act.of(s, gate), up), &mut a[v..]);
                     }
                 }
             }
             let range = p * rows..self.n_rows.min((p + 1) * rows);
-            for (&token, x) in tokens.iter().zip(&products) {
-                for v in 0..VECS {
-                    s.store_f(x[v], &mut whole[v * S::LANES..]);
-                }
-                self.out.token(token)[range.clone()].copy_from_slice(&whole[..range.len()]);
+            for (&token, x) in tokens.iter().zip(&products[0]) {
+                self.out.token(token)[range.clone()].copy_from_slice(&x[..range.len()]);
             }
         }
     }
@@ -122,7 +192,7 @@ impl Kernel for Gemm<'_> {
     fn call<S: Simd>(mut self, s: S) {
         let n_bytes = self.n_rows.div_ceil(panel_rows::<S>()) * self.acts.n_groups() * group_bytes::<S>();
         assert!(
-            self.first.len() == n_bytes && self.second.is_none_or(|(p, _)| p.len() == n_bytes),
+            self.first.bytes.len() == n_bytes && self.second.is_none_or(|(p, _)| p.bytes.len() == n_bytes),
             "panels of these activations"
         );
         let mut rest = self.tokens;
@@ -131,7 +201,7 @@ impl Kernel for Gemm<'_> {
             macro_rules! run {
                 ($t:literal) => {{
                     let (now, later) = rest.split_first_chunk::<$t>().expect("as many tokens");
-                    self.multiply(s, now);
+                    self.tokens(s, now);
                     rest = later;
                 }};
             }

@@ -36,7 +36,7 @@ pub use acts::{Acts, GROUP, token_bytes};
 pub use attend::{Cells, Elements, Query, Scores};
 pub use columns::{ColumnActs, ColumnLayout, Columns};
 pub use formats::{Decode, Format, Row};
-pub use gemm::Out;
+pub use gemm::{Out, Panels};
 pub use gemv::{GemvActs, MAX_GEMV_TOKENS};
 pub use isa::{Feature, Isa, features};
 pub use math::Activation;
@@ -116,8 +116,9 @@ impl Isa {
     /// with token `t` goes to the element of the row's number of `out.token(t)`.
     ///
     /// # Panics
-    /// If panels have another number of inputs than the activations, or there are more or fewer, or a token is beyond them.
-    pub fn gemm(self, panels: &[u8], n_rows: usize, acts: Acts, tokens: &[usize], out: &mut dyn Out) {
+    /// If panels have another number of inputs than the activations, or there are more or fewer, or a token is beyond them. What panels are said to
+    /// be of decides how they are read: if it is something else, products are anything.
+    pub fn gemm(self, panels: Panels, n_rows: usize, acts: Acts, tokens: &[usize], out: &mut dyn Out) {
         GEMM_GROUPS.with_borrow_mut(|arranged| {
             self.run(gemm::Gemm { first: panels, second: None, n_rows, acts, tokens, arranged, out });
         })
@@ -130,7 +131,7 @@ impl Isa {
     pub fn gemm_gated(
         self,
         act: Activation,
-        [gate, up]: [&[u8]; 2],
+        [gate, up]: [Panels; 2],
         n_rows: usize,
         acts: Acts,
         tokens: &[usize],

@@ -4,16 +4,21 @@
 //! inputs. Groups lie one after the other, two by two (an odd last one is followed by zeros). With rows `r` and inputs `i` a group is
 //!
 //! ```text
-//! codes, one byte each:  r0 i0..i3 | r1 i0..i3 | ...   then the same of i4..i7, and so on to i28..i31
-//! scales (F32):          r0 | r1 | ...
+//! codes, one byte each, of the first LANES rows:  r0 i0..i3 | r1 i0..i3 | ...   then of i4..i7, and so on to i28..i31
+//! codes of the other rows in the same way
+//! scales (F32):                                   r0 | r1 | ... of all rows
+//! minima (F32), with small sums:                  r0 | r1 | ... of all rows
 //! ```
 //!
 //! so that a vector holds four codes of each of `LANES` rows, as [`Simd::dot`] takes them.
+//!
+//! Codes have a sign, and a weight is `scale * code`. Instruction sets that multiply small codes faster ([`Simd::SMALL_SUMS`]) have the codes
+//! of a type's own where these are of 4 or 5 bits, without sign: a weight is then `scale * code + minimum`.
 
 use crate::RowFn;
 use crate::acts::{GROUP, SPAN, scales};
 use crate::columns::Columns;
-use crate::formats::{Row, Weight, is_row, with_weight};
+use crate::formats::{Format, Row, Weight, is_row, with_weight};
 use crate::isa::{Kernel, Simd};
 
 /// Vectors that a panel's rows fill: two, so that gemm uses each activation that it broadcasts twice.
@@ -36,9 +41,32 @@ impl Kernel for PanelRows {
     }
 }
 
-/// Bytes of a group of a panel: codes and scales.
+/// Bytes of a group of a panel: codes, scales and, if there may be some, minima.
 pub(crate) const fn group_bytes<S: Simd>() -> usize {
-    panel_rows::<S>() * (GROUP + 4)
+    panel_rows::<S>() * (GROUP + if S::SMALL_SUMS { 8 } else { 4 })
+}
+
+/// What a panel's codes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Codes {
+    /// With sign
+    Eight,
+    /// Below 16, with minima
+    Four,
+    /// Below 32, with minima
+    Five,
+}
+
+impl Codes {
+    /// Those of rows of a format, or of kept columns of such rows.
+    #[inline(always)]
+    pub fn of<S: Simd>(format: Format, is_kept: bool) -> Codes {
+        #[inline(always)]
+        fn of<W: Weight>(_: W) -> Codes {
+            W::SMALL_CODES
+        }
+        if S::SMALL_SUMS && !is_kept { with_weight!(format, w => of(w)) } else { Codes::Eight }
+    }
 }
 
 /// See [`crate::Isa::panel_bytes`].
@@ -55,12 +83,14 @@ impl Kernel for PanelBytes {
     }
 }
 
-/// A row on its way into a panel. The weights of a group are `scale * code`.
+/// A row on its way into a panel. The weights of a group are `scale * code`, or of small codes `scale * code + minimum`.
 pub(crate) struct PanelRow<'a> {
-    /// Codes of all inputs, bytes with sign, filled up to whole [`SPAN`]s
+    /// Codes of all inputs, filled up to whole [`SPAN`]s
     pub codes: &'a mut [u8],
     /// A scale for each group
     pub scales: &'a mut [f32],
+    /// A minimum for each group; nobody reads those of codes of 8 bits
+    pub minima: &'a mut [f32],
 }
 
 /// Writes codes and scales of floats, whose number is that of the codes: the largest magnitude of a group becomes 127.
@@ -87,6 +117,8 @@ pub(crate) struct Scratch {
     codes: Vec<u8>,
     /// `[panel_rows][n_groups]`
     scales: Vec<f32>,
+    /// `[panel_rows][n_groups]`
+    minima: Vec<f32>,
     /// A row's values
     floats: Vec<f32>,
     /// Of these the kept ones
@@ -112,32 +144,40 @@ impl Kernel for Pack<'_, '_> {
         let Pack { row, n_rows, n_in, columns, scratch, panels } = self;
         let n_groups = 2 * columns.map_or(n_in, Columns::len).div_ceil(SPAN);
         let width = n_groups * GROUP;
-        let Scratch { codes, scales, floats, kept } = scratch;
+        let Scratch { codes, scales, minima, floats, kept } = scratch;
         let rows = panel_rows::<S>();
         codes.resize(rows * width, 0);
         scales.resize(rows * n_groups, 0.0);
+        minima.resize(rows * n_groups, 0.0);
         floats.resize(n_in.next_multiple_of(SPAN), 0.0);
         assert_eq!(panels.len(), n_rows.div_ceil(rows) * n_groups * group_bytes::<S>(), "bytes of panels");
         for (p, panel) in panels.chunks_exact_mut(n_groups * group_bytes::<S>()).enumerate() {
-            for (i, (codes, scales)) in codes.chunks_exact_mut(width).zip(scales.chunks_exact_mut(n_groups)).enumerate()
-            {
+            for i in 0..rows {
+                let groups = i * n_groups..(i + 1) * n_groups;
+                let out = PanelRow {
+                    codes: &mut codes[i * width..(i + 1) * width],
+                    scales: &mut scales[groups.clone()],
+                    minima: &mut minima[groups],
+                };
                 if p * rows + i >= n_rows {
-                    codes.fill(0);
-                    scales.fill(0.0);
+                    out.codes.fill(0);
+                    out.scales.fill(0.0);
+                    out.minima.fill(0.0);
                     continue;
                 }
-                let (Row { bytes, format }, out) = (row(p * rows + i), PanelRow { codes, scales });
+                let Row { bytes, format } = row(p * rows + i);
                 assert!(with_weight!(format, w => is_row(w, bytes, n_in)), "a row of {n_in} inputs");
-                match columns {
-                    None => with_weight!(format, w => w.panel_row(s, bytes, n_in, floats, out)),
-                    Some(columns) => {
+                match (columns, Codes::of::<S>(format, columns.is_some())) {
+                    (None, Codes::Eight) => with_weight!(format, w => w.panel_row(s, bytes, n_in, floats, out)),
+                    (None, _) => with_weight!(format, w => w.small_row(s, bytes, out)),
+                    (Some(columns), _) => {
                         with_weight!(format, w => w.decode(s, bytes, &mut floats[..n_in]));
                         keep(s, columns, n_in, floats, kept, width);
                         quantize(s, &kept[..width], out);
                     }
                 }
             }
-            interleave(s, codes, scales, panel);
+            interleave(s, codes, [scales, minima], panel);
         }
     }
 }
@@ -157,11 +197,11 @@ fn keep<S: Simd>(s: S, columns: &Columns, n_in: usize, floats: &[f32], kept: &mu
     kept[n..width].fill(0.0);
 }
 
-/// Writes a panel: codes `[panel_rows][width]` and scales `[panel_rows][n_groups]` change from row by row to group by group.
+/// Writes a panel: codes `[panel_rows][width]`, and scales and minima `[panel_rows][n_groups]`, change from row by row to group by group.
 #[inline(always)]
-fn interleave<S: Simd>(s: S, codes: &[u8], scales: &[f32], panel: &mut [u8]) {
+fn interleave<S: Simd>(s: S, codes: &[u8], floats: [&[f32]; 2], panel: &mut [u8]) {
     let rows = panel_rows::<S>();
-    let (width, n_groups) = (codes.len() / rows, scales.len() / rows);
+    let (width, n_groups) = (codes.len() / rows, floats[0].len() / rows);
     let offset = s.splat_i(i32::from_le_bytes([S::OFFSET as u8; 4]));
     let mut square = [s.splat_i(0); 16];
     for (p, both) in panel.chunks_exact_mut(2 * group_bytes::<S>()).enumerate() {
@@ -174,14 +214,16 @@ fn interleave<S: Simd>(s: S, codes: &[u8], scales: &[f32], panel: &mut [u8]) {
                 s.transpose(square);
                 for (i, r) in square.iter().enumerate() {
                     let four = part * S::LANES + i;
-                    let at = four / 8 * group_bytes::<S>() + four % 8 * rows * 4 + v * S::LANES * 4;
+                    let at = four / 8 * group_bytes::<S>() + (v * GROUP / 4 + four % 8) * S::LANES * 4;
                     s.store_i(s.add_bytes(*r, offset), &mut both[at..]);
                 }
             }
         }
         for (half, group) in both.chunks_exact_mut(group_bytes::<S>()).enumerate() {
-            for (i, to) in group[rows * GROUP..].chunks_exact_mut(4).enumerate() {
-                to.copy_from_slice(&scales[i * n_groups + 2 * p + half].to_le_bytes());
+            for (to, floats) in group[rows * GROUP..].chunks_exact_mut(4 * rows).zip(floats) {
+                for (i, to) in to.chunks_exact_mut(4).enumerate() {
+                    to.copy_from_slice(&floats[i * n_groups + 2 * p + half].to_le_bytes());
+                }
             }
         }
     }

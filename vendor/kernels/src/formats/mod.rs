@@ -34,7 +34,7 @@ use std::fmt;
 use crate::acts::{self, Acts};
 use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
-use crate::panel::{self, PanelRow};
+use crate::panel::{self, Codes, PanelRow};
 
 /// Inputs of a block of reduced columns: blocks that share a scale, whatever the type's own blocks are.
 pub(crate) const BLOCK: usize = 32;
@@ -64,6 +64,15 @@ pub(crate) trait Weight: Copy {
         self.decode(s, row, &mut scratch[..n_in]);
         scratch[n_in..].fill(0.0);
         panel::quantize(s, scratch, out);
+    }
+
+    /// Codes of panels on instruction sets that multiply small codes faster: of 4 or 5 bits where the type's own are, in blocks of 32.
+    const SMALL_CODES: Codes = Codes::Eight;
+
+    /// Writes the row as small codes with a scale and a minimum for each 32 inputs, if it has such.
+    #[inline(always)]
+    fn small_row<S: Simd>(self, _s: S, _row: &[u8], _out: PanelRow) {
+        panic!("rows of this type have no small codes")
     }
 
     /// Bits of a code of reduced columns. 8-bit codes have a sign; 4-bit codes have none, and [`Weight::ZERO`] is to be subtracted.

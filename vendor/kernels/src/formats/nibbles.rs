@@ -54,6 +54,37 @@ pub(crate) fn panel_codes<S: Simd>(s: S, d: &[f32], m: &[f32]) -> [[u8; 16]; 2] 
     tables
 }
 
+/// Looked up, codes stay what they are.
+pub(crate) const IDENTITY: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+
+/// See [`Weight::small_row`]: of blocks of `BYTES` bytes, whose scale and minimum `scales` reads.
+#[inline(always)]
+pub(crate) fn small_row<S: Simd, const BYTES: usize>(
+    s: S,
+    row: &[u8],
+    scales: impl Fn(&[u8]) -> (f32, f32),
+    out: PanelRow,
+) {
+    // A row of an odd number of blocks is filled up with a block of zeros.
+    let none = [0u8; BYTES];
+    for (i, (pair, codes)) in row.chunks(2 * BYTES).zip(out.codes.chunks_exact_mut(2 * BLOCK)).enumerate() {
+        let (a, b) = pair.split_at(BYTES);
+        let b = if b.is_empty() { &none[..] } else { b };
+        s.look_up([&a[BYTES - 16..], &b[BYTES - 16..]], &[IDENTITY; 2], codes);
+        let ((a, m), (b, n)) = (scales(a), scales(b));
+        small_scales(&[a, b], &[m, n], 2 * i, out.scales, out.minima);
+    }
+}
+
+/// Writes scales and minima of some blocks, from block `first` on. As in the other types, an infinite one makes its block NaN.
+#[inline(always)]
+pub(crate) fn small_scales(d: &[f32], m: &[f32], first: usize, scales: &mut [f32], minima: &mut [f32]) {
+    for (i, (d, m)) in d.iter().zip(m).enumerate() {
+        scales[first + i] = d + d * 0.0;
+        minima[first + i] = m + m * 0.0;
+    }
+}
+
 /// A type with such blocks whose codes stand for bytes with sign, times the block's scale.
 pub(crate) trait Table {
     /// Of a block

@@ -12,7 +12,7 @@ use super::{BLOCK, Block, Weight};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
-use crate::panel::PanelRow;
+use crate::panel::{Codes, PanelRow};
 
 const BYTES: usize = 18;
 
@@ -35,6 +35,13 @@ impl Weight for Q4_0 {
     #[inline(always)]
     fn panel_row<S: Simd>(self, s: S, row: &[u8], _n_in: usize, _scratch: &mut [f32], out: PanelRow) {
         nibbles::panel_row::<S, Q4_0>(s, row, out);
+    }
+
+    const SMALL_CODES: Codes = Codes::Four;
+
+    #[inline(always)]
+    fn small_row<S: Simd>(self, s: S, row: &[u8], out: PanelRow) {
+        nibbles::small_row::<S, BYTES>(s, row, |b| (s.f16_at(b), -8.0 * s.f16_at(b)), out);
     }
 
     const BITS: u32 = 4;

@@ -13,7 +13,7 @@ use super::{BLOCK, Block, Weight};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
-use crate::panel::PanelRow;
+use crate::panel::{Codes, PanelRow};
 
 const BYTES: usize = 20;
 
@@ -49,6 +49,13 @@ impl Weight for Q4_1 {
                 s.look_up([&a[4..], &b[4..]], &nibbles::panel_codes(s, &d[2 * i..], &m[2 * i..]), codes);
             }
         }
+    }
+
+    const SMALL_CODES: Codes = Codes::Four;
+
+    #[inline(always)]
+    fn small_row<S: Simd>(self, s: S, row: &[u8], out: PanelRow) {
+        nibbles::small_row::<S, BYTES>(s, row, |b| (s.f16_at(b), s.f16_at(&b[2..])), out);
     }
 
     const BITS: u32 = 4;

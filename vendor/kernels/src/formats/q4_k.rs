@@ -13,7 +13,7 @@ use super::{BLOCK, Block, Weight, nibbles, q5_k};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, PIECE, Sums};
 use crate::isa::Simd;
-use crate::panel::PanelRow;
+use crate::panel::{Codes, PanelRow};
 
 const INPUTS: usize = 256;
 const BYTES: usize = 144;
@@ -66,6 +66,19 @@ impl Weight for Q4K {
             for (i, codes) in codes.chunks_exact_mut(2 * BLOCK).enumerate() {
                 let tables = nibbles::panel_codes(s, &d[2 * i..], &m[2 * i..]);
                 s.look_up_interleaved(&b[CODES + BLOCK * i..], &tables, codes);
+            }
+        }
+    }
+
+    const SMALL_CODES: Codes = Codes::Four;
+
+    #[inline(always)]
+    fn small_row<S: Simd>(self, s: S, row: &[u8], out: PanelRow) {
+        for (i, b) in row.chunks_exact(BYTES).enumerate() {
+            let (d, m) = scales(s, b);
+            nibbles::small_scales(&d, &m, i * 8, out.scales, out.minima);
+            for (codes, to) in b[CODES..].chunks_exact(BLOCK).zip(out.codes[INPUTS * i..].chunks_exact_mut(2 * BLOCK)) {
+                s.look_up_interleaved(codes, &[nibbles::IDENTITY; 2], to);
             }
         }
     }

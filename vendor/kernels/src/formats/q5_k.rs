@@ -9,10 +9,11 @@
 //!
 //! It is [Q4_K](super::q4_k) with a fifth bit for each code. A weight is `scale * block's scale * code - minimum * block's minimum`.
 
-use super::{BLOCK, Block, Weight, q4_k};
+use super::{BLOCK, Block, Weight, nibbles, q4_k};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
+use crate::panel::{Codes, PanelRow};
 
 const INPUTS: usize = 256;
 pub(crate) const BYTES: usize = 176;
@@ -24,31 +25,49 @@ pub(crate) const CODES: usize = 48;
 #[derive(Clone, Copy)]
 pub(crate) struct Q5K;
 
+/// Writes the codes.
+#[inline(always)]
+fn codes(b: &[u8], out: &mut [u8; INPUTS]) {
+    let upper: &[u8; BLOCK] = b[UPPER..].first_chunk().expect("a byte for each input of a block");
+    for (j, (lower, out)) in b[CODES..].chunks_exact(BLOCK).zip(out.chunks_exact_mut(2 * BLOCK)).enumerate() {
+        // The compiler makes vector instructions of a loop over arrays of known lengths.
+        let lower: &[u8; BLOCK] = lower.try_into().expect("a byte for two codes");
+        let out: &mut [u8; 2 * BLOCK] = out.try_into().expect("two blocks");
+        for i in 0..BLOCK {
+            let bits = upper[i] >> (2 * j);
+            out[i] = lower[i] & 15 | (bits & 1) << 4;
+            out[BLOCK + i] = lower[i] >> 4 | (bits & 2) << 3;
+        }
+    }
+}
+
 impl Weight for Q5K {
     const BLOCK: Option<Block> = Some(Block { inputs: INPUTS, bytes: BYTES });
 
     #[inline(always)]
     fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
+        let mut bytes = [0u8; INPUTS];
         for (b, out) in row.chunks_exact(BYTES).zip(out.chunks_exact_mut(INPUTS)) {
             let (d, m) = q4_k::scales(s, b);
-            let upper: &[u8; BLOCK] = b[UPPER..].first_chunk().expect("a byte for each input of a block");
-            let pairs = b[CODES..].chunks_exact(BLOCK).zip(out.chunks_exact_mut(2 * BLOCK));
-            for (j, (lower, out)) in pairs.enumerate() {
-                // The compiler makes vector instructions of a loop over arrays of known lengths.
-                let lower: &[u8; BLOCK] = lower.try_into().expect("a byte for two codes");
-                let mut codes = [[0u8; BLOCK]; 2];
-                for i in 0..BLOCK {
-                    let bits = upper[i] >> (2 * j);
-                    codes[0][i] = lower[i] & 15 | (bits & 1) << 4;
-                    codes[1][i] = lower[i] >> 4 | (bits & 2) << 3;
-                }
-                for (k, (codes, out)) in codes.iter().zip(out.chunks_exact_mut(BLOCK)).enumerate() {
-                    let (d, m) = (s.splat(d[2 * j + k]), s.splat(m[2 * j + k]));
-                    for (c, x) in codes.chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
-                        s.store_f(s.fma(s.load_i8(c), d, m), x);
-                    }
+            codes(b, &mut bytes);
+            let blocks = bytes.chunks_exact(BLOCK).zip(out.chunks_exact_mut(BLOCK));
+            for ((codes, out), (d, m)) in blocks.zip(d.into_iter().zip(m)) {
+                let (d, m) = (s.splat(d), s.splat(m));
+                for (c, x) in codes.chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
+                    s.store_f(s.fma(s.load_i8(c), d, m), x);
                 }
             }
+        }
+    }
+
+    const SMALL_CODES: Codes = Codes::Five;
+
+    #[inline(always)]
+    fn small_row<S: Simd>(self, s: S, row: &[u8], out: PanelRow) {
+        for (i, b) in row.chunks_exact(BYTES).enumerate() {
+            let (d, m) = q4_k::scales(s, b);
+            nibbles::small_scales(&d, &m, i * 8, out.scales, out.minima);
+            codes(b, (&mut out.codes[INPUTS * i..][..INPUTS]).try_into().expect("a super-block"));
         }
     }
 

@@ -203,6 +203,7 @@ impl<D: Dot> Avx2<D> {
 impl<D: Dot> Simd for Avx2<D> {
     const LANES: usize = 8;
     const GEMM_TOKENS: usize = D::GEMM_TOKENS;
+    const GEMM_VECS: usize = 1;
     const ATTEND_VECS: usize = 2;
     const OFFSET: i32 = D::OFFSET;
     type I = __m256i;
