@@ -12,6 +12,7 @@ use super::output::print;
 use crate::error::{Result, escape};
 use crate::system::cpus::Cpus;
 use crate::system::{memory, places};
+use crate::weights::{by_kernel, quantised_types};
 
 /// Prints the report.
 pub fn run() -> Result<()> {
@@ -25,6 +26,9 @@ pub fn run() -> Result<()> {
     line("processor", &processor(root));
     line("", &list("with", &features, |f| f.detected));
     line("kernels", &kernels_in_use());
+    for types in by_kernel(&quantised_types()) {
+        line("", &types);
+    }
     line("threads", &threads(&cpus));
     line("memory", &memory_line());
     for device in &devices {

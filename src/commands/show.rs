@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::PathBuf;
 
+use ggml::Type;
 use gguf_rs::{ByteOrder, GGUFContainer};
 use serde_json::{Value, json};
 
@@ -13,6 +14,7 @@ use crate::error::{Error, Result, escape};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::model::{LayerSizes, RopeOptions, RunBy, read_hparams};
 use crate::system::memory;
+use crate::weights::by_kernel;
 
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -167,6 +169,10 @@ pub fn overview(gguf: &Gguf) -> String {
         .into_iter()
         .map(|(name, (count, bytes))| format!("{name} {:.1} % ({count})", 100.0 * bytes as f64 / total.max(1) as f64))
         .collect();
+    let mut quantised: Vec<Type> = gguf.tensors().iter().map(|t| t.ty).filter(|ty| ty.is_quantized()).collect();
+    quantised.sort_by_key(|ty| ty.id());
+    quantised.dedup();
+    let kernels = Some(by_kernel(&quantised).join("; ")).filter(|k| !k.is_empty() && runs_on_own(gguf, RunBy::Auto));
     let tokens =
         meta.array("tokenizer.ggml.tokens", &[crate::gguf::ValueType::Str]).ok().flatten().map(|a| a.len.to_string());
     let yes_no = |b: bool| Some(if b { "yes" } else { "no" }.to_owned());
@@ -179,6 +185,7 @@ pub fn overview(gguf: &Gguf) -> String {
         ("engine", engine(gguf)),
         ("parameters", Some(format!("{:.1} M in {} tensors", gguf.n_params() as f64 / 1e6, gguf.tensors().len()))),
         ("types", Some(types.join(", "))),
+        ("kernels", kernels),
         ("context length", number("context_length")),
         ("layers", number("block_count")),
         ("embedding length", number("embedding_length")),

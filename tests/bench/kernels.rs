@@ -1,13 +1,17 @@
 //! Our product of a matrix with tokens beside ggml's own: operations a second, their ratio, and how much of the processor's limit is
 //! reached: of dot products of bytes for many tokens, and for one token of the speed at which as many bytes are read.
 //!
-//! `cargo bench --bench kernels`, or with `-- --isa AVX2 --type Q4_0 --tokens 64` parts of it.
+//! `cargo bench --bench kernels`, or with `-- --isa AVX2 --type Q4_0 --tokens 64` parts of it. With `-- --table src/weights/kernels.csv` it
+//! measures every type that ggml has instead, and writes the table by which the program chooses kernels: its rows of the instruction set that
+//! this build uses.
 //!
 //! Both are nodes of a graph that the same executor runs, and both begin with floats. Ours reads rows as a file has them, and packs
 //! them anew each time; ggml's weights are in CPU_REPACK memory where it can multiply them from there. Of a matrix of which columns are
 //! kept ours reads the whole (of a few tokens, what the program makes of it in advance), ggml's is one that has only those columns.
 //! It is the best of several runs that counts, and a run of one is followed by one of the other.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +19,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use ggml::{
     Device, Division, Executor, Graph, Op, Part, Parts, Place, Schedule, Slot, Source, Specs, Store, TensorSpec, Type,
-    Usage,
+    Usage, dequantize_row,
 };
 use kernels::{Acts, ColumnLayout, Columns, Format, Isa, MAX_GEMV_TOKENS, Out, Panels, Row, token_bytes};
 
@@ -34,6 +38,9 @@ struct Args {
     /// One number of tokens only
     #[arg(long)]
     tokens: Option<usize>,
+    /// Write the rows of this build's instruction set into this table
+    #[arg(long)]
+    table: Option<PathBuf>,
     /// What cargo says
     #[arg(long, hide = true)]
     bench: bool,
@@ -58,6 +65,8 @@ impl Random {
                 // The upper bytes of 16-bit floats.
                 Format::Q4_1 | Format::Q4K | Format::Q5K => [1, 3].iter().for_each(|&i| b[i] = 0x20 | b[i] & 1),
                 Format::Q6K => b[209] = 0x20 | b[209] & 1,
+                // The floats of types that our kernels do not know may be anywhere: no byte is the upper one of a large 16-bit float.
+                Format::Other(_) => b.iter_mut().for_each(|b| *b &= 0x2f),
                 _ => b[1] = 0x20 | b[1] & 1,
             }
         }
@@ -186,10 +195,10 @@ impl Runner {
         Runner::new(graph, input, out, x)
     }
 
-    /// And the name of the memory.
-    fn ggml(ty: Type, bytes: &[u8], k: usize, n_out: usize, x: &[f32]) -> (Runner, String) {
+    /// And the name of the memory: where ggml rearranges weights for its kernels, or that of weights as they are in a file.
+    fn ggml(ty: Type, bytes: &[u8], k: usize, n_out: usize, x: &[f32], rearranged: bool) -> (Runner, String) {
         let (cpu, ne) = (Device::cpu(), [k as u64, n_out as u64]);
-        let mut kinds = cpu.extra_buffer_types();
+        let mut kinds = if rearranged { cpu.extra_buffer_types() } else { Vec::new() };
         kinds.push(cpu.buffer_type());
         let memory =
             kinds.into_iter().find(|&m| cpu.supports(m, ty, [ne[0], ne[1], 1], Usage::MulMat)).expect("some memory");
@@ -267,8 +276,63 @@ fn types() -> Vec<(Type, Format<'static>)> {
     Format::ALL.iter().map(|f| (ty(f), *f)).collect()
 }
 
+/// The shortest times of one thread, of runs that alternate.
+fn times(runners: &mut [Runner]) -> Vec<Duration> {
+    let mut best = vec![Duration::MAX; runners.len()];
+    for _ in 0..3 {
+        best.iter_mut().zip(&mut *runners).for_each(|(best, runner)| *best = runner.time(1).min(*best));
+    }
+    best
+}
+
+/// Writes the rows of the best instruction set into the table: of every quantised type that ggml multiplies, in billions of operations a
+/// second, ours of 512 tokens and of one, ggml's of 512, of one, and of one with weights as they are in a file.
+fn write_table(path: &Path) {
+    let (isa, cpu) = (Isa::best(), Device::cpu());
+    let old = fs::read_to_string(path).unwrap_or_default();
+    let others = old.lines().filter(|l| !l.starts_with('#') && !l.starts_with(&format!("{isa},")));
+    let mut rows: Vec<String> = others.map(str::to_owned).collect();
+    let mut random = Random(1);
+    let (n_in, n_out) = (4096, 4096);
+    for ty in (0..u32::from(u8::MAX)).filter_map(Type::from_id).filter(|ty| ty.is_quantized()) {
+        if !cpu.supports(cpu.buffer_type(), ty, [n_in as u64, n_out as u64, 1], Usage::MulMat) {
+            continue;
+        }
+        // The program is at its end before this is needed no more.
+        let decode = Box::leak(Box::new(move |bytes: &[u8], out: &mut [f32]| dequantize_row(ty, bytes, out)));
+        let format = Format::from_name(&ty.name()).unwrap_or(Format::Other(decode));
+        let bytes = Arc::new(random.matrix(ty, format, n_in, n_out));
+        let mut row = format!("{isa},{ty}");
+        let mut one = Vec::new();
+        for n in [512, 1] {
+            let x: Vec<f32> = (0..n_in * n).map(|_| random.next() as f32 / (1 << 23) as f32 - 1.0).collect();
+            let weights = Weights::Rows { bytes: bytes.clone(), format, n_in, n_out, columns: None };
+            let mut runners = vec![Runner::ggml(ty, &bytes, n_in, n_out, &x, true).0];
+            if n == 1 {
+                runners.push(Runner::ggml(ty, &bytes, n_in, n_out, &x, false).0);
+            }
+            if n > 1 || format.has_gemv() {
+                runners.push(Runner::ours(isa, weights, n_in, n_out, &x));
+            }
+            let speeds = times(&mut runners).into_iter().map(|t| (2 * n_in * n_out * n) as f64 / t.as_secs_f64() / 1e9);
+            one.push(speeds.map(|s| format!("{s:.1}")).collect::<Vec<_>>());
+        }
+        let own_one = one[1].get(2).map_or("", String::as_str);
+        row += &format!(",{},{own_one},{},{},{}", one[0][1], one[0][0], one[1][0], one[1][1]);
+        println!("{row}");
+        rows.push(row);
+    }
+    rows.sort();
+    let head = "# instruction set, type, and billions of operations a second of one thread (4096 x 4096): ours of 512 tokens, of 1, ggml's of 512, \
+        of 1, of 1 as in the file";
+    fs::write(path, format!("{head}\n{}\n", rows.join("\n"))).expect("the table is written");
+}
+
 fn main() {
     let args = Args::parse();
+    if let Some(path) = &args.table {
+        return write_table(path);
+    }
     let isa = match &args.isa {
         None => Isa::best(),
         Some(name) => Isa::all().into_iter().find(|isa| isa.to_string() == *name).unwrap_or_else(|| {
@@ -308,7 +372,7 @@ fn main() {
                         Weights::Rows { bytes: bytes.clone(), format, n_in, n_out, columns: keep.then(columns) }
                     };
                     let mut ours = Runner::ours(isa, weights, k, n_out, &x);
-                    let (mut ggml, memory) = Runner::ggml(ty, &theirs, k, n_out, &x);
+                    let (mut ggml, memory) = Runner::ggml(ty, &theirs, k, n_out, &x, true);
                     if !keep {
                         let (a, b) = (ours.result(n_out * n), ggml.result(n_out * n));
                         let square = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x * x)).sum::<f64>();

@@ -197,6 +197,10 @@ impl Kernel for Gemv<'_, '_> {
         macro_rules! run {
             ($t:literal) => {
                 for i in 0..n_rows {
+                    // The processor reads ahead by itself, but not beyond a page of memory.
+                    if i + 1 < n_rows {
+                        s.prefetch(row(i + 1).bytes);
+                    }
                     debug_assert_eq!(row(i).format.name(), acts.format, "rows of the format");
                     done(i, &dot_row::<S, $t>(s, row(i), acts));
                 }

@@ -215,6 +215,14 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        for line in bytes.chunks(64) {
+            // SAFETY: a hint, which reads nothing; every x86-64 has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        }
+    }
+
+    #[inline(always)]
     fn splat_i(self, x: i32) -> __m256i {
         op!(_mm256_set1_epi32(x))
     }

@@ -185,6 +185,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Runs a kernel with the instruction set enabled.
     fn run<K: Kernel>(self, kernel: K) -> K::Out;
 
+    /// Has bytes fetched that will be read: nothing, unless the processor can be told.
+    #[inline(always)]
+    fn prefetch(self, _bytes: &[u8]) {}
     /// The same integer in every lane.
     fn splat_i(self, x: i32) -> Self::I;
     /// Reads `4 * LANES` bytes, four for each lane.
