@@ -16,7 +16,7 @@ use rustyline::history::DefaultHistory;
 use rustyline::validate::Validator;
 use rustyline::{
     Cmd, CompletionType, ConditionalEventHandler, Context, Event, EventContext, EventHandler, Helper, KeyCode,
-    KeyEvent, Modifiers, Movement, RepeatCount,
+    KeyEvent, Modifiers, RepeatCount,
 };
 
 use super::saved::names;
@@ -125,12 +125,13 @@ impl Editor {
                 keys.suspend();
                 line
             } else if pressed(&keys.elsewhere) {
+                let line = without_marks(&line);
                 self.edit(&line).unwrap_or_else(|e| {
                     failed(&e);
                     line
                 })
             } else {
-                break line;
+                break without_marks(&line);
             }
         };
         if let Some(keys) = &mut self.keys {
@@ -326,7 +327,15 @@ fn content(text: &str, multiline: bool) -> &str {
     text.trim_end().strip_suffix("\n/").filter(|_| multiline).unwrap_or(text)
 }
 
-/// The Enter key: it begins a new line in a text that is not finished, in the place of a `\` at its end, and ends a finished one.
+/// An invisible character, which Enter puts behind a `\` at the end of a text: that `\` is no part of the text, whatever is changed before it.
+const GOES_ON: char = '\u{2063}';
+
+/// The text without each `\` at which Enter began a new line.
+fn without_marks(text: &str) -> String {
+    text.replace(&format!("\\{GOES_ON}"), "").replace(GOES_ON, "")
+}
+
+/// The Enter key: it begins a new line in a text that is not finished, and ends a finished one.
 struct Enter {
     multiline: bool,
 }
@@ -336,12 +345,8 @@ impl ConditionalEventHandler for Enter {
         let (line, at) = (ctx.line(), ctx.pos());
         Some(match () {
             () if !unfinished(line, self.multiline) => return None,
-            () if !continued(line) => Cmd::Newline,
-            // A text from somewhere else ends there, wherever the cursor is.
-            () if at < line.len() => {
-                Cmd::Replace(Movement::EndOfBuffer, Some(format!("{}\n", &line[at..line.len() - 1])))
-            }
-            () => Cmd::Replace(Movement::BackwardChar(1), Some("\n".to_owned())),
+            () if continued(line) && at == line.len() => Cmd::Insert(1, format!("{GOES_ON}\n")),
+            () => Cmd::Newline,
         })
     }
 }

@@ -125,7 +125,8 @@ impl Template {
                     );
                 }
                 let text = fs::read_to_string(path).map_err(|e| Error::input(format!("{e}")).in_file(path))?;
-                (path.display().to_string(), text)
+                // Editors on Windows put a byte order mark in front.
+                (path.display().to_string(), text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned())
             }
         };
         Template::new(name, text, bos, eos, kwargs).map(Some)
@@ -197,6 +198,9 @@ impl Template {
                 e.detail().unwrap_or(&e.kind().to_string())
             ))
         })?;
+        if text.trim().is_empty() {
+            return Err(Error::malformed(format!("{} makes an empty prompt of this chat: {ADVICE}", self.source_name)));
+        }
         if text.len() > MAX_OUTPUT {
             return Err(Error::malformed(format!(
                 "{} makes {} bytes of this chat: {ADVICE}",

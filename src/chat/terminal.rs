@@ -68,6 +68,7 @@ impl Style {
             return Look::PLAIN;
         }
         let markdown = match options.markdown {
+            _ if options.simple_io => false,
             Tristate::On => true,
             Tristate::Off => false,
             Tristate::Auto => self.color,

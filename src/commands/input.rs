@@ -132,8 +132,8 @@ pub fn decode(mut bytes: Vec<u8>) -> Result<(String, bool), FromUtf8Error> {
     // zeros otherwise.
     let zeros = |half: usize| bytes.iter().skip(half).step_by(2).filter(|&&b| b == 0).count();
     match (zeros(0), zeros(1), bytes.len()) {
-        (0, n, length) if n > 0 && 4 * n >= length && length % 2 == 0 => Ok(utf16(&bytes, u16::from_le_bytes)),
-        (n, 0, length) if n > 0 && 4 * n >= length && length % 2 == 0 => Ok(utf16(&bytes, u16::from_be_bytes)),
+        (0, n, length) if n > 1 && 4 * n >= length && length % 2 == 0 => Ok(utf16(&bytes, u16::from_le_bytes)),
+        (n, 0, length) if n > 1 && 4 * n >= length && length % 2 == 0 => Ok(utf16(&bytes, u16::from_be_bytes)),
         _ => String::from_utf8(bytes).map(|text| (text, false)),
     }
 }

@@ -61,6 +61,10 @@ pub fn read(
             toml::Value::Boolean(on) if !known.takes_value && on => add(flag),
             toml::Value::Boolean(_) if !known.takes_value => {}
             _ if !known.takes_value => return Err(bad("true or false")),
+            // An object in JSON can be a table here.
+            toml::Value::Table(table) if known.long == "chat-template-kwargs" => {
+                add(format!("{flag}={}", serde_json::to_string(&table).map_err(|_| bad("a table"))?));
+            }
             toml::Value::Array(values) if known.repeatable => {
                 for value in &values {
                     add(format!("{flag}={}", text(value)?));

@@ -16,7 +16,7 @@ use super::signals::Signals;
 use crate::chat::terminal::Tristate;
 use crate::chat::{Hush, Style, Template};
 use crate::engine::Loaded;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
 use crate::generate::Draft;
 use crate::gguf::{Gguf, Value};
 use crate::log::Log;
@@ -70,6 +70,10 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
         log.note("--draft has no effect: libllama writes this model's answers");
     }
     let (options, sampling) = &sampling_of_file(options, model.gguf())?;
+    let unknown = unknown_sampling(model.gguf());
+    if !unknown.is_empty() {
+        log.note(&format!("the file wants answers drawn by {} too, which pp-run does not have", unknown.join(", ")));
+    }
     let template = template(options, &model, &tokenizer)?;
     let run = Run {
         options: options.clone(),
@@ -107,6 +111,23 @@ const SAMPLING: [(&str, &str); 6] = [
     ("penalty_last_n", "repeat-last-n"),
 ];
 
+/// The beginning of these keys.
+const OF_SAMPLING: &str = "general.sampling.";
+
+/// What else the file wants answers to be drawn by, as names and values.
+fn unknown_sampling(gguf: &Gguf) -> Vec<String> {
+    let meta = gguf.metadata();
+    let said = meta.keys().filter_map(|key| {
+        let name = key.strip_prefix(OF_SAMPLING).filter(|name| !SAMPLING.iter().any(|s| s.0 == *name))?;
+        let number = || Some(meta.get(key)?.as_i128()?.to_string());
+        let real = || Some(meta.f32(key).ok()??.to_string());
+        let value = meta.lossy(key).or_else(number).or_else(real).unwrap_or_default();
+        // Of what is 0 there is to be nothing.
+        (value != "0").then(|| format!("{} {value}", shown(name)))
+    });
+    said.collect()
+}
+
 /// The options, with the file's settings of sampling where the user has none; and what the statistics say of that, if there are any.
 fn sampling_of_file(options: &Options, gguf: &Gguf) -> Result<(Options, Option<String>)> {
     let is_set = |flag: &str| {
@@ -115,7 +136,7 @@ fn sampling_of_file(options: &Options, gguf: &Gguf) -> Result<(Options, Option<S
     };
     let mut settings = Vec::new();
     for (name, flag) in SAMPLING.into_iter().filter(|(_, flag)| !is_set(flag)) {
-        let key = format!("general.sampling.{name}");
+        let key = format!("{OF_SAMPLING}{name}");
         let value = match gguf.metadata().get(&key) {
             None => continue,
             Some(Value::F32(x)) => x.to_string(),
