@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::script::Script;
-use common::smollm2;
+use common::{PATIENCE, smollm2};
 use common::term::Term;
 use ptyprocess::Signal;
 
@@ -348,8 +348,8 @@ fn lines_typed_during_an_answer_are_each_their_own() {
 fn keys_pressed_while_the_model_is_loaded_wait_for_the_prompt() {
     let home = Home::smollm2();
     let mut t = Term::new(home.command(&["-n", "4", "--check-tensors"]), 80, 24);
-    // The terminal is quiet when the load begins.
-    std::thread::sleep(Duration::from_millis(20));
+    // It is when the load begins.
+    t.quiet();
     t.send("one\rtwo\r");
     t.expect("wrote 4");
     t.expect("wrote 4");
@@ -606,8 +606,7 @@ fn colours_where_they_are_wanted() {
 
 #[test]
 fn a_terminal_changes_its_size_in_an_answer() {
-    let words: String = (0..400).map(|i| format!("word{i} ")).collect();
-    let home = Home::new(&Script { endless: true, ..Script::saying(&[&words]) });
+    let home = endless();
     let mut t = home.chat(&["-n", "3000"]);
     t.line("Go on.");
     for (columns, rows) in [(40, 10), (200, 60), (1, 1), (80, 24), (20, 5)] {
@@ -675,7 +674,7 @@ fn ctrl_c_at_any_moment() {
     command(&mut t, "/set ignore-eos on", &["ignore-eos is on"]);
     let parts = home.parts();
     t.line("Tell me a long story.");
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + PATIENCE;
     while home.parts() <= parts {
         assert!(Instant::now() < end, "no answer came: {}", t.text());
         std::thread::sleep(Duration::from_millis(20));

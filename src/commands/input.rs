@@ -131,9 +131,11 @@ pub fn decode(mut bytes: Vec<u8>) -> Result<(String, bool), FromUtf8Error> {
     // Without a mark: most letters of most languages' punctuation and of English have a zero in one half of their unit, and no text has
     // zeros otherwise.
     let zeros = |half: usize| bytes.iter().skip(half).step_by(2).filter(|&&b| b == 0).count();
-    match (zeros(0), zeros(1), bytes.len()) {
-        (0, n, length) if n > 1 && 4 * n >= length && length % 2 == 0 => Ok(utf16(&bytes, u16::from_le_bytes)),
-        (n, 0, length) if n > 1 && 4 * n >= length && length % 2 == 0 => Ok(utf16(&bytes, u16::from_be_bytes)),
+    let (first, second, length) = (zeros(0), zeros(1), bytes.len());
+    let most = |n: usize, others: usize| n > 1 && 4 * n >= length && n > 4 * others && length.is_multiple_of(2);
+    match (most(second, first), most(first, second)) {
+        (true, _) => Ok(utf16(&bytes, u16::from_le_bytes)),
+        (_, true) => Ok(utf16(&bytes, u16::from_be_bytes)),
         _ => String::from_utf8(bytes).map(|text| (text, false)),
     }
 }

@@ -397,7 +397,7 @@ mod tests {
             (&["-m", "a.gguf", "b.gguf"], &["--model=a.gguf", "--prompt=b.gguf"]),
             (&["run", "a.GGUF", "-"], &["--model=a.GGUF", "--file=-"]),
             (&["why is it?"], &["--prompt=why is it?"]),
-            (&["chats", "show", "a"], &["chats", "--show", "a"]),
+            (&["chats", "show", "a"], &["chats", "--show=a"]),
             (&["chats", "rm", "a", "b"], &["chats", "--delete", "a", "b"]),
             (&["chats", "ls"], &["chats"]),
         ];
