@@ -154,7 +154,8 @@ mod tests {
 
     #[test]
     fn only_what_is_near_is_suggested() {
-        let names = ["--temp", "--top-k", "-ngl", "--ctx-size", "--rope-scaling", "--prompt", "--pack", "--power", "-m"];
+        let names =
+            ["--temp", "--top-k", "-ngl", "--ctx-size", "--rope-scaling", "--prompt", "--pack", "--power", "-m"];
         for (word, want) in [
             ("--tempp", Some("--temp")),
             ("-nlg", Some("-ngl")),

@@ -47,7 +47,9 @@ fn usage_errors_are_one_line_with_a_suggestion() {
     for flag in ["--dry-base", "--xtc-threshold", "--typical-p", "--top-nsigma", "--mirostat-ent", "--sampler-seq"] {
         fails(&output(&["-m", "x", flag, "1"]), 2, "sampler");
     }
-    for flag in ["--reasoning", "--reasoning-budget", "--verbose-prompt", "--in-prefix-bos", "--prefill-assistant", "-md"] {
+    for flag in
+        ["--reasoning", "--reasoning-budget", "--verbose-prompt", "--in-prefix-bos", "--prefill-assistant", "-md"]
+    {
         fails(&output(&["-m", "x", flag]), 2, "does not have");
     }
     for flags in [["--poll", "50"], ["--cpu-mask", "f"], ["-Cr", "0-3"], ["--cpu-strict", "1"], ["-ot", "exps=CPU"]] {
@@ -153,7 +155,8 @@ fn words_without_a_flag_are_the_prompt() {
     let run = |args: &[&str]| output(&[args, &common].concat()).stdout;
     let expected = run(&["-m", m, "-p", "Name three colours."]);
     assert!(!expected.is_empty());
-    for args in [&[m, "Name three colours."][..], &[m, "Name", "three", "colours."], &["run", m, "Name three colours."]] {
+    for args in [&[m, "Name three colours."][..], &[m, "Name", "three", "colours."], &["run", m, "Name three colours."]]
+    {
         assert_eq!(run(args), expected, "{args:?}");
     }
     assert_eq!(output(&[&common[..], &[m, "Name three colours."]].concat()).stdout, expected);
@@ -193,7 +196,9 @@ fn numbers_reach_the_template_as_numbers() {
     let expected = "fails (512 1 2.5 True)";
     let json = r#"{"n": 512, "z": 0, "o": {"a": [1, 2.5]}}"#;
     fails(&model_run(&["-p", "x", "--chat-template", template, "--chat-template-kwargs", json]), 65, expected);
-    for text in [format!("chat-template-kwargs = '{json}'"), "[chat-template-kwargs]\nn = 512\nz = 0\no.a = [1, 2.5]".into()] {
+    for text in
+        [format!("chat-template-kwargs = '{json}'"), "[chat-template-kwargs]\nn = 512\nz = 0\no.a = [1, 2.5]".into()]
+    {
         std::fs::write(&config, text).unwrap();
         let c = config.to_str().unwrap();
         fails(&model_run(&["-p", "x", "--chat-template", template, "--config", c]), 65, expected);
@@ -202,14 +207,17 @@ fn numbers_reach_the_template_as_numbers() {
 
 #[test]
 fn a_template_that_makes_no_prompt_is_an_error() {
-    for template in ["{{ nothing }}", "{% for m in message %}{{ m.content }}{% endfor %}", "{% if false %}{% endif %} \n"] {
+    for template in
+        ["{{ nothing }}", "{% for m in message %}{{ m.content }}{% endfor %}", "{% if false %}{% endif %} \n"]
+    {
         fails(&model_run(&["-p", "x", "--chat-template", template]), 65, "makes an empty prompt");
     }
     fails(&model_run(&["-p", "x", "--chat-template", "{% for %}"]), 65, "is broken");
     fails(&model_run(&["-p", "x", "--chat-template", "{{ m.nothing.at_all }}"]), 65, "fails");
     let generation = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}";
     let plain = "{% for m in messages %}{{ m.content }}{% endfor %}";
-    let ask = |template: &str| model_run(&["-p", "Once upon a time", "-n", "6", "-q", "--chat-template", template]).stdout;
+    let ask =
+        |template: &str| model_run(&["-p", "Once upon a time", "-n", "6", "-q", "--chat-template", template]).stdout;
     assert!(!ask(plain).is_empty());
     assert_eq!(ask(generation), ask(plain));
 }
@@ -312,7 +320,8 @@ fn models_of_one_size_have_rows_with_their_names() {
     let paths = ["a.gguf", "b.gguf"].map(|name| dir.path().join(name));
     paths.iter().for_each(|path| Forge::smallest().write(path));
     let [a, b] = paths.each_ref().map(|path| path.to_str().unwrap());
-    let table = |args: &[&str]| text(&output(&[&["bench", "-p", "4", "-n", "0", "-r", "1", "-q"], args].concat()).stdout);
+    let table =
+        |args: &[&str]| text(&output(&[&["bench", "-p", "4", "-n", "0", "-r", "1", "-q"], args].concat()).stdout);
     let both = table(&["-m", a, "-m", b]);
     assert!(both.contains(a) && both.contains(b), "{both}");
     assert!(!table(&["-m", a]).contains("a.gguf"));

@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::script::Script;
-use common::{PATIENCE, smollm2};
 use common::term::Term;
+use common::{PATIENCE, smollm2};
 use ptyprocess::Signal;
 
 const UP: &str = "\u{1b}[A";
@@ -349,7 +349,7 @@ fn keys_pressed_while_the_model_is_loaded_wait_for_the_prompt() {
     let home = Home::smollm2();
     let mut t = Term::new(home.command(&["-n", "4", "--check-tensors"]), 80, 24);
     // It is when the load begins.
-    t.quiet();
+    t.keeps_enter();
     t.send("one\rtwo\r");
     t.expect("wrote 4");
     t.expect("wrote 4");
@@ -375,8 +375,10 @@ fn a_text_is_changed_after_a_backslash_began_its_next_line() {
 #[test]
 fn an_answer_is_the_same_however_its_prompt_came_about() {
     // All but the answers' own tokens are equally likely, on any processor: what is drawn shows the seed and the penalties.
-    let sampling = ["--temp", "4", "--seed", "7", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--ignore-eos", "-n", "24"];
-    let penalties = ["--repeat-penalty", "1.3", "--repeat-last-n", "-1", "--presence-penalty", "2", "--frequency-penalty", "1"];
+    let sampling =
+        ["--temp", "4", "--seed", "7", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--ignore-eos", "-n", "24"];
+    let penalties =
+        ["--repeat-penalty", "1.3", "--repeat-last-n", "-1", "--presence-penalty", "2", "--frequency-penalty", "1"];
     let args = [&sampling[..], &penalties].concat();
     let answers = |home: &Home| -> Vec<String> {
         let lines = home.saved();

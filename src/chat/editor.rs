@@ -4,8 +4,8 @@ use std::fs;
 use std::io::{Write, stderr};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
 use rustyline::config::Configurer;
@@ -50,8 +50,7 @@ const MAX_TEXT: u64 = 16 << 20;
 /// What reads the user's turns from a terminal.
 #[derive(Debug)]
 pub struct Editor {
-    /// Reads keys; `None` on a terminal without a screen, which hands over lines.
-    keys: Option<Keys>,
+    keys: Keys,
     multiline: bool,
     /// What of stdin is no turn yet, on a terminal that hands over lines
     pending: Vec<u8>,
@@ -72,8 +71,8 @@ struct Keys {
     interrupted: Arc<AtomicBool>,
     /// Ctrl-Z was pressed.
     suspended: Arc<AtomicBool>,
-    /// The terminal between turns
-    hush: Hush,
+    /// The terminal between turns; `None` if it has no screen: then lines are read, and keys edit nothing
+    hush: Option<Hush>,
 }
 
 /// What completion knows, and what is kept.
@@ -88,8 +87,8 @@ pub struct Around {
 }
 
 impl Editor {
-    /// An editor with the history of earlier chats, and a message for the user if that cannot be read; without a `hush`, on a terminal that
-    /// hands over lines, it has no history. With `multiline` a text ends with a line that holds only `/`. `away` is set while another program has
+    /// An editor with the history of earlier chats, and a message for the user if that cannot be read. Without a `hush` it is for a terminal
+    /// that hands over lines. With `multiline` a text ends with a line that holds only `/`. `away` is set while another program has
     /// the terminal, and `interrupt` at Ctrl-C where that is no key.
     pub fn new(
         hush: Option<Hush>,
@@ -98,10 +97,7 @@ impl Editor {
         away: Arc<AtomicBool>,
         interrupt: Arc<AtomicBool>,
     ) -> Result<(Editor, Option<String>)> {
-        let (keys, note) = match hush.map(|hush| Keys::new(hush, multiline, around)).transpose()? {
-            Some((keys, note)) => (Some(keys), note),
-            None => (None, None),
-        };
+        let (keys, note) = Keys::new(hush, multiline, around)?;
         Ok((Editor { keys, multiline, pending: Vec::new(), interrupt, away }, note))
     }
 
@@ -110,7 +106,13 @@ impl Editor {
     pub fn read(&mut self, style: &Style, text: &str, failed: &dyn Fn(&Error)) -> Result<Input> {
         let mut text = text.to_owned();
         let whole = loop {
-            let Some(keys) = &mut self.keys else { return self.read_lines(&text) };
+            let keys = &mut self.keys;
+            if keys.hush.is_none() {
+                match self.read_lines(&text)? {
+                    Ok(whole) => break whole,
+                    Err(input) => return Ok(input),
+                }
+            }
             let line = match keys.editor.readline_with_initial(&("> ", style.prompt("> ")), (&text, "")) {
                 Ok(line) => line,
                 Err(ReadlineError::Interrupted) => return Ok(Input::Interrupt),
@@ -134,14 +136,16 @@ impl Editor {
                 break without_marks(&line);
             }
         };
-        if let Some(keys) = &mut self.keys {
-            keys.remember(&whole);
-        }
-        Ok(self.input(&whole))
+        self.keys.remember(&whole);
+        Ok(match quoted(&whole) {
+            Some(inner) => Input::Quoted(inner.to_owned()),
+            None => Input::Text(content(&whole, self.multiline).to_owned()),
+        })
     }
 
-    /// Reads one turn from a terminal that hands over lines. A `text` that is there to begin with is sent by an empty line.
-    fn read_lines(&mut self, text: &str) -> Result<Input> {
+    /// Reads one turn from a terminal that hands over lines, or what the user did instead. A `text` that is there to begin with is sent by
+    /// an empty line.
+    fn read_lines(&mut self, text: &str) -> Result<Result<String, Input>> {
         let mut prompt = String::new();
         if !text.is_empty() {
             let shown: Vec<String> = text.lines().map(escape).collect();
@@ -153,17 +157,15 @@ impl Editor {
         loop {
             let failed = |e: std::io::Error| Error::io(format!("reading the terminal failed: {e}"));
             match self.line().map_err(failed)? {
-                None => return Ok(Input::Interrupt),
-                Some(line) if line.is_empty() => {
-                    return Ok(if whole.is_empty() { Input::End } else { self.input(&whole) });
-                }
+                None => return Ok(Err(Input::Interrupt)),
+                Some(line) if line.is_empty() => return Ok(if whole.is_empty() { Err(Input::End) } else { Ok(whole) }),
                 Some(line) => whole += line.strip_suffix('\n').unwrap_or(&line),
             }
             if whole.is_empty() {
                 whole = text.to_owned();
             }
             if !unfinished(&whole, self.multiline) {
-                return Ok(self.input(&whole));
+                return Ok(Ok(whole));
             }
             if continued(&whole) {
                 whole.pop();
@@ -191,14 +193,6 @@ impl Editor {
         }
     }
 
-    /// What a text that was entered means.
-    fn input(&self, whole: &str) -> Input {
-        match quoted(whole) {
-            Some(inner) => Input::Quoted(inner.to_owned()),
-            None => Input::Text(content(whole, self.multiline).to_owned()),
-        }
-    }
-
     /// Lets the user change the text in an editor of theirs, and returns the changed text.
     pub fn edit(&self, text: &str) -> Result<String> {
         let set = |name: &str| std::env::var(name).ok().filter(|v| !v.trim().is_empty());
@@ -210,8 +204,8 @@ impl Editor {
         // The variable may hold arguments too, so a shell reads it. Meanwhile Ctrl-C is for that editor.
         self.away.store(true, Ordering::Relaxed);
         let run = || Command::new("sh").args(["-c", &format!("{program} \"$1\""), "sh"]).arg(file.path()).status();
-        let status = match &self.keys {
-            Some(keys) => keys.hush.lend(run),
+        let status = match &self.keys.hush {
+            Some(hush) => hush.lend(run),
             None => run(),
         };
         self.away.store(false, Ordering::Relaxed);
@@ -228,12 +222,11 @@ impl Editor {
         let text = String::from_utf8_lossy(&bytes);
         Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
     }
-
 }
 
 impl Keys {
     /// A line editor, and a message for the user if its history cannot be read.
-    fn new(hush: Hush, multiline: bool, around: Around) -> Result<(Keys, Option<String>)> {
+    fn new(hush: Option<Hush>, multiline: bool, around: Around) -> Result<(Keys, Option<String>)> {
         let failed = |e: ReadlineError| Error::failed(format!("the terminal cannot be used for line editing: {e}"));
         let mut editor = rustyline::Editor::<Words, DefaultHistory>::new().map_err(failed)?;
         editor.set_max_history_size(MAX_HISTORY).map_err(failed)?;
@@ -273,7 +266,8 @@ impl Keys {
     /// Stops the program until the shell lets it go on.
     #[cfg(unix)]
     fn suspend(&self) {
-        self.hush.lend(|| {
+        let Some(hush) = &self.hush else { return };
+        hush.lend(|| {
             let _ = rustix::process::kill_current_process_group(rustix::process::Signal::TSTP);
             // Another thread may take the signal, a little later.
             std::thread::sleep(std::time::Duration::from_millis(50));

@@ -44,7 +44,12 @@ impl Watch {
     /// set); who reacts to a Ctrl-C clears `impatient`. The process ends with the `exit_code` of the kind. Only a terminal with a `screen` gets
     /// control sequences.
     #[cfg(unix)]
-    pub fn start(interrupt: Arc<AtomicBool>, impatient: Arc<AtomicBool>, screen: bool, exit_code: fn(Kind) -> u8) -> Result<Watch> {
+    pub fn start(
+        interrupt: Arc<AtomicBool>,
+        impatient: Arc<AtomicBool>,
+        screen: bool,
+        exit_code: fn(Kind) -> u8,
+    ) -> Result<Watch> {
         use signal_hook::consts::SIGINT;
         let failed = |e: std::io::Error| Error::failed(format!("signals cannot be handled: {e}"));
         let saved = rustix::termios::tcgetattr(std::io::stdin()).ok();

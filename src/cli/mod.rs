@@ -55,9 +55,8 @@ pub fn parse(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> Res
 fn with_source(e: Error, sources: &[[String; 2]]) -> Error {
     let text = e.to_string();
     let names = |long: &str| {
-        text.match_indices(&format!("--{long}")).any(|(at, flag)| {
-            !text[at + flag.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '-')
-        })
+        text.match_indices(&format!("--{long}"))
+            .any(|(at, flag)| !text[at + flag.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '-'))
     };
     match sources.iter().find(|[long, _]| names(long)) {
         Some([_, source]) => Error::new(e.kind(), format!("{source}: {text}")),

@@ -59,8 +59,14 @@ pub fn answer(
 ) -> Result<Answer> {
     run.model.gguf().check_unchanged()?;
     let bos = run.tokenizer.bos();
-    if bos.is_some() && prompt.len() > 1 && prompt[..2].iter().all(|&t| Some(t) == bos) && !run.told_of_bos.replace(true) {
-        run.log.warn("the prompt begins with two BOS tokens: the model wants one, which is added, and the text has another");
+    if bos.is_some()
+        && prompt.len() > 1
+        && prompt[..2].iter().all(|&t| Some(t) == bos)
+        && !run.told_of_bos.replace(true)
+    {
+        run.log.warn(
+            "the prompt begins with two BOS tokens: the model wants one, which is added, and the text has another",
+        );
     }
     let start = Instant::now();
     let (synced, processed) = read(run, session, prompt);

@@ -103,7 +103,8 @@ impl Keys<'_> {
         let number = |v: Value| {
             let n = v.as_i128().unwrap_or(-1);
             if n == 0 && min > 0 {
-                let message = format!("{name} is 0 in a layer: pp-run knows {} models without such layers only", self.arch);
+                let message =
+                    format!("{name} is 0 in a layer: pp-run knows {} models without such layers only", self.arch);
                 return Err(Error::unsupported(message));
             }
             match (i128::from(min)..=i128::from(max)).contains(&n) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ptyprocess::{PtyProcess, Signal, WaitStatus};
-use rustix::termios::{LocalModes, tcgetattr};
+use rustix::termios::{InputModes, tcgetattr};
 
 use super::PATIENCE;
 
@@ -128,12 +128,12 @@ impl Term {
         }
     }
 
-    /// Waits until the program has turned the echo of keys off.
+    /// Waits until the terminal leaves the Enter key as it is, for a line editor.
     #[track_caller]
-    pub fn quiet(&self) {
+    pub fn keeps_enter(&self) {
         let end = Instant::now() + PATIENCE;
-        while tcgetattr(&self.input).unwrap().local_modes.contains(LocalModes::ECHO) {
-            assert!(Instant::now() < end, "keys are echoed: {}", self.text());
+        while tcgetattr(&self.input).unwrap().input_modes.contains(InputModes::ICRNL) {
+            assert!(Instant::now() < end, "Enter becomes a line feed: {}", self.text());
             std::thread::sleep(Duration::from_millis(1));
         }
     }

@@ -108,9 +108,11 @@ fn truncate(value: &Value, placed: Rest<Value>, named: Kwargs) -> Result<String,
     if text.chars().count() <= length.saturating_add(leeway) {
         return Ok(text);
     }
-    let kept = length.checked_sub(end.chars().count()).ok_or_else(|| failed("truncate: there is no room for the end"))?;
+    let kept =
+        length.checked_sub(end.chars().count()).ok_or_else(|| failed("truncate: there is no room for the end"))?;
     let cut: String = text.chars().take(kept).collect();
-    let whole = if args.truth(1, "killwords")? { &cut } else { cut.rsplit_once(' ').map_or(cut.as_str(), |(words, _)| words) };
+    let whole =
+        if args.truth(1, "killwords")? { &cut } else { cut.rsplit_once(' ').map_or(cut.as_str(), |(words, _)| words) };
     Ok(format!("{whole}{end}"))
 }
 
@@ -215,7 +217,9 @@ pub fn strftime(format: &str, now: jiff::civil::DateTime) -> Result<String, Erro
                 Some('s') => {
                     plain.pop();
                     let now = now.to_zoned(jiff::tz::TimeZone::system());
-                    plain.push_str(&now.map_err(|e| failed(format!("strftime_now: {e}")))?.timestamp().as_second().to_string());
+                    plain.push_str(
+                        &now.map_err(|e| failed(format!("strftime_now: {e}")))?.timestamp().as_second().to_string(),
+                    );
                 }
                 // What C does not know stays as it is.
                 Some(c) if c.is_alphabetic() && !"aAbBCdDeEFgGhHIjklmMnOpPRStTuUVwWyY".contains(c) => {

@@ -177,7 +177,9 @@ impl<'f> Walk<'f> {
         let Some(first) = words.first() else { return Ok(()) };
         if let Some(other) = self.given.iter().find(|g| ["prompt", "file", "continue"].contains(&g.as_str())) {
             let word = first.to_string_lossy();
-            return Err(Error::usage(format!("'{word}' is no flag and no value of one, and --{other} is there already")));
+            return Err(Error::usage(format!(
+                "'{word}' is no flag and no value of one, and --{other} is there already"
+            )));
         }
         // `-` is stdin in the place of any file.
         let (long, value) = match words.as_slice() {
@@ -328,7 +330,8 @@ fn called_as(program: &OsString) -> Option<&'static str> {
 fn is_model(arg: &OsString) -> bool {
     let path = Path::new(arg);
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let is_blob = name.strip_prefix("sha256-").is_some_and(|h| h.len() == 64 && h.chars().all(|c| c.is_ascii_hexdigit()));
+    let is_blob =
+        name.strip_prefix("sha256-").is_some_and(|h| h.len() == 64 && h.chars().all(|c| c.is_ascii_hexdigit()));
     let begins_so = || {
         let mut magic = [0; 4];
         path.is_file() && File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && magic == *b"GGUF"

@@ -160,7 +160,10 @@ pub const NOT_YET: &[(&str, &str)] = &[
     ("--draft-*", "drafts by a second model (--draft ngram needs none)"),
     ("--spec-*", "drafts by a second model (--draft ngram needs none)"),
     ("--lookup-cache-*", "files of drafts (--draft ngram needs none)"),
-    ("--reasoning*", "switches of reasoning (most templates know --chat-template-kwargs '{\"enable_thinking\": false}')"),
+    (
+        "--reasoning*",
+        "switches of reasoning (most templates know --chat-template-kwargs '{\"enable_thinking\": false}')",
+    ),
     ("--prefill-assistant", "answers that the user begins"),
     ("--no-prefill-assistant", "answers that the user begins"),
     ("--verbose-prompt", "a list of the prompt's tokens with an answer (pp-run tokenize makes one)"),

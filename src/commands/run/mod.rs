@@ -180,7 +180,10 @@ fn prompt(options: &Options, log: &Log, signals: &Signals) -> Result<Option<Stri
             None => Some(text),
             Some(prompt) => {
                 // Whoever runs pp-run in a loop over lines of stdin did not mean this.
-                log.note(&format!("{} bytes of stdin are added below the prompt; --no-stdin leaves stdin alone", text.len()));
+                log.note(&format!(
+                    "{} bytes of stdin are added below the prompt; --no-stdin leaves stdin alone",
+                    text.len()
+                ));
                 Some(format!("{prompt}\n\n{text}"))
             }
         };
