@@ -33,7 +33,7 @@ pub enum Kind {
     Terminated,
 }
 
-/// What went wrong: one line for the user.
+/// What went wrong: one line for the user; an empty one if there is nothing to say.
 ///
 /// The text may hold anything a file held; it is escaped when it is displayed, so that it can never
 /// steer a terminal and never takes more than one line.
@@ -96,6 +96,32 @@ constructors! {
     io => Io,
 }
 
+/// The name that a user may have meant by a word, if one is near enough: it goes on where the word ends at a dash, or few letters are
+/// wrong, left out, too many or swapped. Of equally near names it is the shortest, and the first in the alphabet. Dashes and slashes in front do
+/// not count.
+pub fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let plain = |s: &str| s.trim_start_matches(['-', '/']).to_lowercase();
+    let word = plain(word);
+    let begun = format!("{word}-");
+    let distance = |name: &str| {
+        let name = plain(name);
+        let (wrong, length) = (strsim::osa_distance(&word, &name), word.chars().count().max(name.chars().count()));
+        let sorted = |s: &str| {
+            let mut letters: Vec<char> = s.chars().collect();
+            letters.sort_unstable();
+            letters
+        };
+        match length {
+            // Among names of a few letters each is near the others: the same letters must be there.
+            0..=3 => (sorted(&word) == sorted(&name)).then_some(wrong),
+            _ if wrong <= (length / 4).min(3) => Some(wrong),
+            _ => (word.len() > 2 && name.starts_with(&begun)).then_some(length),
+        }
+    };
+    let near = names.filter_map(|n| Some((distance(n)?, n.len(), n)));
+    near.min().map(|(_, _, name)| name)
+}
+
 /// The start of a text from a file, for a message: the whole of it may be megabytes.
 pub fn shown(text: &str) -> std::borrow::Cow<'_, str> {
     const MAX: usize = 128;
@@ -125,6 +151,27 @@ pub fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_near_is_suggested() {
+        let names =
+            ["--temp", "--top-k", "-ngl", "--ctx-size", "--rope-scaling", "--prompt", "--pack", "--power", "-m"];
+        for (word, want) in [
+            ("--tempp", Some("--temp")),
+            ("-nlg", Some("-ngl")),
+            ("--ctx", Some("--ctx-size")),
+            ("--promt", Some("--prompt")),
+            ("--Temp", Some("--temp")),
+            ("--reasoning", None),
+            ("--poll", None),
+            ("--cpu-mask", None),
+            ("--port", None),
+            ("-md", None),
+            ("-x", None),
+        ] {
+            assert_eq!(nearest(word, names.into_iter()), want, "{word}");
+        }
+    }
 
     #[test]
     fn text_from_a_file_cannot_steer_a_terminal() {

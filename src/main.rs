@@ -25,7 +25,10 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            say(&format!("error: {e}"));
+            let message = e.to_string();
+            if !message.is_empty() {
+                say(&format!("error: {message}"));
+            }
             ExitCode::from(exit_code(e.kind()))
         }
     }

@@ -47,6 +47,8 @@ pub struct Stats {
     pub sampling: Option<String>,
     /// Why the answer ended.
     pub stop_reason: &'static str,
+    /// `-n` ended the answer.
+    pub is_cut: bool,
 }
 
 /// What became of an answer's drafts.
@@ -94,6 +96,11 @@ impl Stats {
         Some(format!("drafts {accepted} of {drafted} tokens accepted, {steps} steps"))
     }
 
+    /// That `-n` cut the answer, if so.
+    pub fn cut(&self) -> Option<String> {
+        self.is_cut.then(|| format!("the answer was cut at {} tokens (-n)", self.generated_tokens))
+    }
+
     /// The line after an answer of a chat.
     pub fn short_line(&self) -> String {
         let cached = match self.cached_tokens {
@@ -105,8 +112,9 @@ impl Stats {
         let prune = self.prune_in_short.as_ref().map_or_else(String::new, |p| format!(", {p}"));
         let threads = self.threads.as_ref().map_or_else(String::new, |t| format!(", {t}"));
         let sampling = self.sampling.as_ref().map_or_else(String::new, |s| format!(", {s}"));
+        let cut = self.cut().map_or_else(String::new, |cut| format!(", {cut}"));
         format!(
-            "read {} at {:.0} tok/s{cached}, wrote {} at {:.1} tok/s{first}, context {}/{} ({:.0}%){drafts}{prune}{threads}{sampling}",
+            "read {} at {:.0} tok/s{cached}, wrote {} at {:.1} tok/s{first}, context {}/{} ({:.0}%){drafts}{prune}{threads}{sampling}{cut}",
             self.processed_tokens,
             self.prompt_speed(),
             self.generated_tokens,
@@ -137,7 +145,7 @@ impl Stats {
         let first = self.first_token_time.map_or_else(|| "none".to_owned(), |t| format!("{:.3} s", t.as_secs_f64()));
         format!(
             "prompt {} tokens{cached}, {:.1} tok/s{} | generated {} tokens, {:.1} tok/s | first token {first} | context {}/{} | \
-             {memory}{drafts}{prune}{threads}{sampling}seed {} | logits {:016x} | {}",
+             {memory}{drafts}{prune}{threads}{sampling}seed {} | logits {:016x} | {}{}",
             self.prompt_tokens,
             self.prompt_speed(),
             self.split(),
@@ -147,7 +155,8 @@ impl Stats {
             self.context_size,
             self.seed,
             self.logits_hash,
-            self.stop_reason
+            self.stop_reason,
+            self.cut().map_or_else(String::new, |cut| format!(": {cut}"))
         )
     }
 }

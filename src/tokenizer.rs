@@ -28,12 +28,29 @@ pub const REASONING: &[[&str; 2]] = &[
     ["<|inner_prefix|>", "<|inner_suffix|>"],
 ];
 
+/// A text around the control tokens that it names.
+#[derive(Debug)]
+pub struct Cut<'t> {
+    /// All of it if it names none
+    pub before: &'t str,
+    /// From the first to the last
+    pub controls: &'t str,
+    pub after: &'t str,
+    /// White space at the end of what stands before, and at the beginning of what stands after, belongs to the control tokens.
+    pub strips: [bool; 2],
+}
+
+/// What [`Tokenizer::encode_more`] puts before a text.
+const LINE_BREAK: &str = "\n";
+
 /// The tokenizer of a model.
 #[derive(Debug)]
 pub struct Tokenizer {
     vocab: Vocab,
     /// Tokens that libllama does not know the text of
     twins: Twins,
+    /// A space is put in front of a text
+    adds_space: bool,
 }
 
 impl Tokenizer {
@@ -56,7 +73,9 @@ impl Tokenizer {
                 return Err(Error::malformed(message).in_file(gguf.path()));
             }
         }
-        Ok(Tokenizer { vocab, twins })
+        let begun = vocab.tokenize(LINE_BREAK, false, false).unwrap_or_default();
+        let adds_space = begun.iter().flat_map(|&t| vocab.piece(t, false)).eq(format!(" {LINE_BREAK}").into_bytes());
+        Ok(Tokenizer { vocab, twins, adds_space })
     }
 
     /// Tokens of `text`. `add_special` adds BOS and EOS as the model wants them; `parse_special` reads the names of control
@@ -65,6 +84,43 @@ impl Tokenizer {
         self.vocab
             .tokenize(text, add_special, parse_special)
             .ok_or_else(|| Error::malformed(format!("a text of {} bytes is too long for the tokenizer", text.len())))
+    }
+
+    /// Tokens of a text that goes on where another ended: no space is put in front of it. Names of control tokens are plain text.
+    pub fn encode_more(&self, text: &str) -> Result<Vec<Token>> {
+        if self.adds_space && !text.is_empty() {
+            // The tokens after those of a line break, which joins no word.
+            let begun = self.encode(LINE_BREAK, false, false)?;
+            let tokens = self.encode(&format!("{LINE_BREAK}{text}"), false, false)?;
+            if let Some(more) = tokens.strip_prefix(begun.as_slice()) {
+                return Ok(more.to_vec());
+            }
+        }
+        self.encode(text, false, false)
+    }
+
+    /// Whether a token is one that no text spells unless control tokens are read in it.
+    pub fn is_control(&self, token: Token) -> bool {
+        self.piece(token, false).is_empty() && !self.piece(token, true).is_empty()
+    }
+
+    /// A text, cut at the first and the last control token that it names.
+    pub fn cut_at_controls<'t>(&self, text: &'t str) -> Result<Cut<'t>> {
+        let tokens = self.encode(text, false, true)?;
+        let mut controls = tokens.iter().copied().filter(|&t| self.is_control(t));
+        let none = Cut { before: text, controls: "", after: "", strips: [false; 2] };
+        let Some(first) = controls.next() else { return Ok(none) };
+        let last = controls.next_back().unwrap_or(first);
+        let name = |t: Token| String::from_utf8_lossy(&self.piece(t, true)).into_owned();
+        let last_name = name(last);
+        let (Some(start), Some(end)) = (text.find(&name(first)), text.rfind(&last_name)) else { return Ok(none) };
+        let end = end + last_name.len();
+        Ok(Cut {
+            before: &text[..start],
+            controls: &text[start..end],
+            after: &text[end..],
+            strips: [self.vocab.strips(first)[0], self.vocab.strips(last)[1]],
+        })
     }
 
     /// Bytes of a token; control tokens have none unless `special`. Where several tokens have the same text, libllama knows it of the

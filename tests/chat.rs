@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::script::Script;
 use common::{tokenizer, tokens_of};
 use pp_run::chat::template::Source as TemplateSource;
 use pp_run::chat::{Conversation, Template};
@@ -167,4 +168,37 @@ fn another_system_prompt_and_turns_that_are_forgotten() {
     c.resume(whole.turns().to_vec(), false);
     assert!(c.timeline().is_empty());
     again(&mut c, &[0, 1, 2, 3], Some("Be brief."));
+}
+
+/// A template's text around texts of turns, on a vocabulary that has a space in front of each text.
+#[test]
+fn a_text_between_special_tokens_is_one_text_whoever_wrote_its_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("spm.gguf");
+    Script::saying(&["yes"]).write(&path, 512);
+    let gguf = Gguf::open(&path).unwrap();
+    let tokenizer = Tokenizer::load(&gguf).unwrap();
+    let template = |text: &str| {
+        Template::new("t".into(), text.into(), Some("<s>".into()), Some("</s>".into()), Default::default()).unwrap()
+    };
+    let plain = |text: &str| tokenizer.encode(text, true, false).unwrap();
+    // Names of special tokens in what the user says are letters like others.
+    let around = template("[INST] {{ messages[-1].content | trim }} [/INST]");
+    for said in ["what does the <s> tag do?", "<s>", " </s> is it the end ", "a <|end|>b<|user|>", "no name"] {
+        let mut c = Conversation::new(&around, &tokenizer, None, false);
+        assert_eq!(c.ask(said).unwrap(), plain(&format!("[INST] {} [/INST]", said.trim())), "{said}");
+    }
+    // After a special token of the template's own there is a space again, and only there.
+    let marked = template("{{ bos_token }}user: {{ messages[-1].content }}<|end|>so: ");
+    let mut c = Conversation::new(&marked, &tokenizer, None, false);
+    let text = |text: &str| tokenizer.encode(text, false, false).unwrap();
+    let control = |name: &str| tokenizer.encode(name, false, true).unwrap();
+    let want = [control("<s>"), text("user: a <s> b"), control("<|end|>"), text("so: ")].concat();
+    assert_eq!(c.ask("a <s> b").unwrap(), want);
+    // What follows an answer goes on where it ends.
+    let lines = template("{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}assistant:");
+    let mut c = Conversation::new(&lines, &tokenizer, None, false);
+    c.ask(" hello").unwrap();
+    c.answer(" yes", &text("yes"), false).unwrap();
+    assert_eq!(c.ask(" why <s>?").unwrap(), plain("user: hello\nassistant: yes\nuser: why <s>?\nassistant:"));
 }

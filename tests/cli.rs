@@ -42,6 +42,22 @@ fn fails(output: &Output, code: i32, message: &str) {
 #[test]
 fn usage_errors_are_one_line_with_a_suggestion() {
     fails(&output(&["-m", "x", "--tempp", "1"]), 2, "did you mean '--temp'?");
+    // Nothing is better than nonsense, and what llama.cpp has is named.
+    fails(&output(&["-m", "x", "--zebra"]), 2, "unknown flag '--zebra': see --help");
+    for flag in ["--dry-base", "--xtc-threshold", "--typical-p", "--top-nsigma", "--mirostat-ent", "--sampler-seq"] {
+        fails(&output(&["-m", "x", flag, "1"]), 2, "sampler");
+    }
+    for flag in
+        ["--reasoning", "--reasoning-budget", "--verbose-prompt", "--in-prefix-bos", "--prefill-assistant", "-md"]
+    {
+        fails(&output(&["-m", "x", flag]), 2, "does not have");
+    }
+    for flags in [["--poll", "50"], ["--cpu-mask", "f"], ["-Cr", "0-3"], ["--cpu-strict", "1"], ["-ot", "exps=CPU"]] {
+        let o = output(&[&["-m", "/nonexistent.gguf", "-p", "x"], &flags[..]].concat());
+        assert_eq!(o.status.code(), Some(66), "{flags:?}: {}", text(&o.stderr));
+        assert!(text(&o.stderr).contains("has no effect in pp-run"), "{flags:?}");
+    }
+    fails(&output(&["-m", "/nonexistent.gguf", "-p", "x", "-kvu"]), 66, "-kvu has no effect");
     fails(&output(&["benhc"]), 2, "did you mean 'bench'?");
     fails(&output(&["-p", "x"]), 2, "no model");
     fails(&output(&["-m", "x.gguf", "-n", "many"]), 2, "many");
@@ -121,6 +137,194 @@ fn a_file_alone_is_the_model() {
     let o = output(&[model.to_str().unwrap(), "-p", "x", "-n", "1", "-q"]);
     assert!(o.status.success() && !o.stdout.is_empty(), "{}", text(&o.stderr));
     fails(&output(&["/nonexistent.gguf", "-p", "x"]), 66, "/nonexistent.gguf: no such file");
+    // One of ollama's, and one without a name of a model.
+    let dir = tempfile::tempdir().unwrap();
+    for name in [format!("sha256-{}", "ab".repeat(32)), "weights".to_owned()] {
+        let path = dir.path().join(name);
+        Forge::smallest().write(&path);
+        let o = output(&[path.to_str().unwrap(), "-no-cnv", "-p", "x", "-n", "1", "-q"]);
+        assert!(o.status.success(), "{}", text(&o.stderr));
+    }
+}
+
+#[test]
+fn words_without_a_flag_are_the_prompt() {
+    let model = smollm2();
+    let m = model.to_str().unwrap();
+    let common = ["--temp", "0", "-n", "6", "-q"];
+    let run = |args: &[&str]| output(&[args, &common].concat()).stdout;
+    let expected = run(&["-m", m, "-p", "Name three colours."]);
+    assert!(!expected.is_empty());
+    for args in [&[m, "Name three colours."][..], &[m, "Name", "three", "colours."], &["run", m, "Name three colours."]]
+    {
+        assert_eq!(run(args), expected, "{args:?}");
+    }
+    assert_eq!(output(&[&common[..], &[m, "Name three colours."]].concat()).stdout, expected);
+    fails(&output(&[m, "a question", "-p", "another"]), 2, "'a question' is no flag and no value of one, and --prompt");
+    fails(&output(&["question"]), 2, "unknown command 'question'");
+    fails(&output(&["a question"]), 2, "no model");
+}
+
+#[test]
+fn chats_are_named_as_in_other_programs() {
+    let dir = tempfile::tempdir().unwrap();
+    let chats = |args: &[&str]| pp_run(&[&["chats"], args].concat()).env("XDG_DATA_HOME", dir.path()).output().unwrap();
+    fails(&chats(&["show", "sea"]), 66, "sea.jsonl: there is no such chat");
+    fails(&chats(&["rm", "sea"]), 66, "sea.jsonl");
+    assert!(text(&chats(&["list"]).stdout).contains("no chat is saved"));
+    fails(&chats(&["show"]), 2, "--show");
+}
+
+#[test]
+fn a_bad_value_is_named_by_where_it_comes_from() {
+    let with = |name: &str, value: &str| pp_run(&["-m", "x.gguf", "-p", "x"]).env(name, value).output().unwrap();
+    fails(&with("LLAMA_ARG_TOP_K", "abc"), 2, "error: LLAMA_ARG_TOP_K: invalid value 'abc'");
+    fails(&with("PP_ARG_TOP_P", "7"), 2, "error: PP_ARG_TOP_P: --top-p is 7");
+    fails(&with("PP_ARG_NO_STDIN", "maybe"), 2, "PP_ARG_NO_STDIN");
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.toml");
+    std::fs::write(&config, "min_p = 3\n").unwrap();
+    let c = config.to_str().unwrap();
+    fails(&output(&["-m", "x.gguf", "-p", "x", "--config", c]), 2, &format!("error: {c}: 'min_p': --min-p is 3"));
+}
+
+#[test]
+fn numbers_reach_the_template_as_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.toml");
+    let template = "{{ raise_exception(n|string ~ ' ' ~ (0 if z else 1) ~ ' ' ~ o.a[1] ~ ' ' ~ (n > 511)) }}";
+    let expected = "fails (512 1 2.5 True)";
+    let json = r#"{"n": 512, "z": 0, "o": {"a": [1, 2.5]}}"#;
+    fails(&model_run(&["-p", "x", "--chat-template", template, "--chat-template-kwargs", json]), 65, expected);
+    for text in
+        [format!("chat-template-kwargs = '{json}'"), "[chat-template-kwargs]\nn = 512\nz = 0\no.a = [1, 2.5]".into()]
+    {
+        std::fs::write(&config, text).unwrap();
+        let c = config.to_str().unwrap();
+        fails(&model_run(&["-p", "x", "--chat-template", template, "--config", c]), 65, expected);
+    }
+}
+
+#[test]
+fn a_template_that_makes_no_prompt_is_an_error() {
+    for template in
+        ["{{ nothing }}", "{% for m in message %}{{ m.content }}{% endfor %}", "{% if false %}{% endif %} \n"]
+    {
+        fails(&model_run(&["-p", "x", "--chat-template", template]), 65, "makes an empty prompt");
+    }
+    fails(&model_run(&["-p", "x", "--chat-template", "{% for %}"]), 65, "is broken");
+    fails(&model_run(&["-p", "x", "--chat-template", "{{ m.nothing.at_all }}"]), 65, "fails");
+    let generation = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}";
+    let plain = "{% for m in messages %}{{ m.content }}{% endfor %}";
+    let ask =
+        |template: &str| model_run(&["-p", "Once upon a time", "-n", "6", "-q", "--chat-template", template]).stdout;
+    assert!(!ask(plain).is_empty());
+    assert_eq!(ask(generation), ask(plain));
+}
+
+#[test]
+fn stdin_can_be_left_alone() {
+    let model = smollm2();
+    let m = model.to_str().unwrap();
+    let start = |args: &[&str]| {
+        let all = [&["-m", m, "--temp", "0", "-n", "3"], args].concat();
+        let mut child =
+            pp_run(&all).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stdin = child.stdin.take().unwrap();
+        (child, stdin)
+    };
+    let expected = model_run(&["-p", "Hello", "-n", "3"]).stdout;
+    // Nobody closes the pipe.
+    let (child, stdin) = start(&["-p", "Hello", "--no-stdin"]);
+    assert_eq!(common::finished(child).stdout, expected);
+    drop(stdin);
+    for (args, way_out) in [(&["-p", "Hello"][..], "to its end; --no-stdin leaves it alone\n"), (&[], "to its end\n")] {
+        let (mut child, stdin) = start(args);
+        let line = format!("pp-run: waiting for text on stdin, {way_out}");
+        let mut said = vec![0; line.len()];
+        std::io::Read::read_exact(child.stderr.as_mut().unwrap(), &mut said).unwrap();
+        assert_eq!(text(&said), line);
+        // Ctrl-C is heard meanwhile.
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        assert_eq!(common::finished(child).status.code(), Some(130));
+        drop(stdin);
+    }
+    // What is added is said.
+    let (child, mut stdin) = start(&["-p", "Hello"]);
+    stdin.write_all(b"there\n").unwrap();
+    drop(stdin);
+    assert!(text(&common::finished(child).stderr).starts_with("pp-run: 5 bytes of stdin are added below the prompt;"));
+    fails(&model_run(&["-f", "-", "--no-stdin"]), 2, "--no-stdin");
+    fails(&model_run(&["--no-stdin"]), 2, "no prompt");
+}
+
+#[test]
+fn two_bos_tokens_are_warned_of_once() {
+    let gemma = common::gemma3();
+    let ask = |args: &[&str]| {
+        let o = output(&[&["-m", gemma.to_str().unwrap(), "-n", "1"], args].concat());
+        assert!(o.status.success(), "{}", text(&o.stderr));
+        text(&o.stderr).matches("warning: the prompt begins with two BOS tokens").count()
+    };
+    assert_eq!(ask(&["-no-cnv", "-p", "<bos>Hello"]), 1);
+    assert_eq!(ask(&["-no-cnv", "-p", "Hello"]), 0);
+    let template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}";
+    assert_eq!(ask(&["-p", "Hello", "--chat-template", template]), 0);
+    assert_eq!(ask(&["-p", "Hello", "--chat-template", &format!("{{{{ bos_token }}}}{template}")]), 1);
+}
+
+#[test]
+fn files_from_windows_are_texts() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("prompt.txt");
+    let ids = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let model = smollm2();
+        text(&output(&["tokenize", "-m", model.to_str().unwrap(), "-f", path.to_str().unwrap(), "--ids"]).stdout)
+    };
+    let utf16 = |unit: fn(u16) -> [u8; 2]| "\u{feff}Hello world\r\n".encode_utf16().flat_map(unit).collect::<Vec<u8>>();
+    for bytes in [b"\xef\xbb\xbfHello world".to_vec(), utf16(u16::to_le_bytes), utf16(u16::to_be_bytes)] {
+        assert_eq!(ids(&bytes), "[19556,905]\n", "{bytes:?}");
+        let asked = model_run(&["-f", path.to_str().unwrap(), "-n", "1", "-q", "--display-prompt"]);
+        assert!(text(&asked.stdout).starts_with("Hello world"), "{asked:?}");
+    }
+    fails(&model_run(&["-f", path.to_str().unwrap(), "--strict-utf8"]), 65, "is UTF-16, not UTF-8 text");
+    let marked = model_run(&["-p", "\u{feff}Hello", "-n", "1", "-q", "--display-prompt"]);
+    assert!(text(&marked.stdout).starts_with("Hello"));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_closed_stdout_is_an_error() {
+    let model = smollm2();
+    for args in ["show \"$1\"", "-m \"$1\" -p x -n 1", "--help"] {
+        let o = Command::new("sh")
+            .args(["-c", &format!("\"$0\" {args} >&-"), env!("CARGO_BIN_EXE_pp-run"), model.to_str().unwrap()])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        fails(&o, 74, "stdout is closed");
+    }
+    // Without an stderr it runs as well.
+    let o = Command::new("sh")
+        .args(["-c", "\"$0\" --version 2>&-", env!("CARGO_BIN_EXE_pp-run")])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(o.status.success() && text(&o.stdout).starts_with("pp-run "));
+}
+
+#[test]
+fn models_of_one_size_have_rows_with_their_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = ["a.gguf", "b.gguf"].map(|name| dir.path().join(name));
+    paths.iter().for_each(|path| Forge::smallest().write(path));
+    let [a, b] = paths.each_ref().map(|path| path.to_str().unwrap());
+    let table =
+        |args: &[&str]| text(&output(&[&["bench", "-p", "4", "-n", "0", "-r", "1", "-q"], args].concat()).stdout);
+    let both = table(&["-m", a, "-m", b]);
+    assert!(both.contains(a) && both.contains(b), "{both}");
+    assert!(!table(&["-m", a]).contains("a.gguf"));
 }
 
 #[test]
@@ -289,6 +493,9 @@ fn tokens_of_a_text() {
     assert_eq!(ids, [19556, 905]);
     assert_eq!(text(&output(&["tokenize", "-m", m, "-p", "Hello world", "--show-count"]).stdout), "2\n");
     assert!(text(&output(&["tokenize", "-m", m, "-p", "Hello world"]).stdout).contains("905 -> ' world'"));
+    // Parts of a character are bytes.
+    let parts = text(&output(&["tokenize", "-m", m, "-p", "\u{65e5}\u{e9}"]).stdout);
+    assert!(parts.contains(r"'\xe6\x97'") && parts.contains(r"'\xa5'") && !parts.contains('\u{fffd}'), "{parts}");
 }
 
 #[test]
@@ -494,6 +701,14 @@ fn the_file_says_how_answers_are_drawn_unless_the_user_does() {
     let given = ask(&["--temp", "5", "--top-k", "0"]);
     assert!(!text(&given.stderr).contains("as the file says"), "{given:?}");
     assert_ne!(drawn.stdout, given.stdout);
+    // What pp-run does not have is said, if it is more than nothing.
+    let mut doc = Forge::smallest().doc();
+    doc.f32("general.sampling.xtc_probability", 0.5);
+    doc.set("general.sampling.mirostat", common::forge::I32, 0i32.to_le_bytes());
+    std::fs::write(&path, doc.bytes()).unwrap();
+    let said = text(&ask(&[]).stderr);
+    assert!(said.contains("drawn by xtc_probability 0.5 too, which pp-run does not have"), "{said}");
+    assert!(!said.contains("mirostat"), "{said}");
     write(f32::NAN);
     fails(&ask(&[]), 65, "general.sampling of the file cannot be used");
 }

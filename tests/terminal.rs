@@ -5,12 +5,12 @@ mod common;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::script::Script;
-use common::smollm2;
 use common::term::Term;
+use common::{PATIENCE, smollm2};
 use ptyprocess::Signal;
 
 const UP: &str = "\u{1b}[A";
@@ -309,8 +309,177 @@ fn keys_pressed_ahead_wait_for_the_prompt() {
     t.expect("wrote ");
     t.prompt();
     assert_eq!(home.asked(), ["one", "two"]);
+    // To leave so is no error.
     t.send(&format!("{CTRL_C}{CTRL_C}"));
-    assert_eq!(t.end(), 130);
+    let (code, text) = t.finish();
+    assert!(code == 130 && !text.contains("error"), "{text}");
+}
+
+/// Words without an end, which come slowly.
+fn endless() -> Home {
+    let words: String = (0..400).map(|i| format!("word{i} ")).collect();
+    Home::new(&Script { endless: true, ..Script::saying(&[&words]) })
+}
+
+#[test]
+fn lines_typed_during_an_answer_are_each_their_own() {
+    let home = endless();
+    let mut t = home.chat(&["--power", "0.01"]);
+    t.line("go");
+    t.expect("word1 ");
+    // The Enter key, Ctrl-J, Backspace and Ctrl-C are what they are at the prompt, and Ctrl-C takes nothing away.
+    for line in ["/set predict 5", "two", &format!("three{CTRL_J}thirt\u{7f}d"), "four \\", "five", "/context"] {
+        t.line(line);
+    }
+    t.send(CTRL_C);
+    t.expect("what came is kept");
+    t.expect("predict is 5");
+    (0..3).for_each(|_| t.expect("wrote 5"));
+    t.expect("tokens in use");
+    t.prompt();
+    assert_eq!(home.asked(), ["go", "two", "three\nthird", "four \nfive"]);
+    // Keys for the end wait for their turn, too.
+    t.send(&format!("six\r{CTRL_D}"));
+    assert_eq!(t.end(), 0);
+    assert_eq!(home.asked().len(), 5);
+}
+
+#[test]
+fn keys_pressed_while_the_model_is_loaded_wait_for_the_prompt() {
+    let home = Home::smollm2();
+    let mut t = Term::new(home.command(&["-n", "4", "--check-tensors"]), 80, 24);
+    // It is when the load begins.
+    t.keeps_enter();
+    t.send("one\rtwo\r");
+    t.expect("wrote 4");
+    t.expect("wrote 4");
+    t.prompt();
+    leave(t);
+    assert_eq!(home.asked(), ["one", "two"]);
+}
+
+#[test]
+fn a_text_is_changed_after_a_backslash_began_its_next_line() {
+    let home = Home::says(&["Yes."]);
+    let mut t = home.chat(&[]);
+    // The line before is changed, and one is taken away.
+    ask(&mut t, &format!("one\\\rtwo{UP}\u{5} more"));
+    ask(&mut t, "\u{1}one\\\rtwo\u{1}\u{7f}-");
+    // A backslash that is none of these.
+    ask(&mut t, "a\\b\\c");
+    leave(t);
+    assert_eq!(home.asked(), ["one more\ntwo", "one-two", "a\\b\\c"]);
+}
+
+/// What is drawn depends on the prompt, the options and the seed: not on turns that were taken back, nor on who read the prompt first.
+#[test]
+fn an_answer_is_the_same_however_its_prompt_came_about() {
+    // All but the answers' own tokens are equally likely, on any processor: what is drawn shows the seed and the penalties.
+    let sampling =
+        ["--temp", "4", "--seed", "7", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--ignore-eos", "-n", "24"];
+    let penalties =
+        ["--repeat-penalty", "1.3", "--repeat-last-n", "-1", "--presence-penalty", "2", "--frequency-penalty", "1"];
+    let args = [&sampling[..], &penalties].concat();
+    let answers = |home: &Home| -> Vec<String> {
+        let lines = home.saved();
+        let lines = lines.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        lines.filter(|l| l["role"] == "assistant").map(|l| l["content"].as_str().unwrap().to_owned()).collect()
+    };
+    let [first, second] = ["what is the sea", "and what is salt"];
+    let home = Home::says(&["yes", "no"]);
+    let mut t = home.chat(&args);
+    ask(&mut t, first);
+    ask(&mut t, second);
+    command(&mut t, "/undo", &["1 left"]);
+    ask(&mut t, second);
+    ask(&mut t, "/regen");
+    command(&mut t, "/undo", &["1 left"]);
+    command(&mut t, "/undo", &["0 left"]);
+    ask(&mut t, first);
+    ask(&mut t, second);
+    command(&mut t, "/clear", &["forgotten"]);
+    ask(&mut t, first);
+    leave(t);
+    let [a, b, c, d, e, f, g] = answers(&home).try_into().unwrap();
+    assert_eq!((&a, &b), (&e, &f));
+    assert_eq!((&b, &a), (&c, &g));
+    assert_ne!(c, d, "another answer is another one");
+    // One process for each turn; and a single answer to the same text.
+    let home = Home::says(&["yes", "no"]);
+    let mut t = home.chat(&args);
+    ask(&mut t, first);
+    leave(t);
+    let mut t = home.chat(&[&args[..], &["--continue"]].concat());
+    ask(&mut t, second);
+    leave(t);
+    assert_eq!(answers(&home), [a.clone(), b]);
+    let one = [&args[..], &["-p", first, "--output-format", "json"]].concat();
+    let one = home.command(&one).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&one.stdout).unwrap()["text"], a);
+}
+
+#[test]
+fn simple_io_sends_no_control_sequences() {
+    let home = Home::says(&["**Yes.**"]);
+    for more in [&[][..], &["--color", "on"], &["--markdown", "on"]] {
+        let mut t = home.chat(&[&["--simple-io"][..], more].concat());
+        let seen = t.shared();
+        t.line("one \\\rtwo");
+        t.expect("**Yes.**");
+        t.expect("wrote ");
+        t.prompt();
+        t.line("\"\"\"three \\\rfour\"\"\"");
+        t.expect("wrote ");
+        t.prompt();
+        t.send(CTRL_C);
+        t.expect("Ctrl-C again leaves");
+        t.prompt();
+        leave(t);
+        let bytes = seen();
+        assert!(!bytes.contains(&0x1b), "{more:?}: {}", String::from_utf8_lossy(&bytes).escape_debug());
+        assert!(home.saved().contains(r"one \ntwo") && home.saved().contains(r"three \\\nfour"), "{}", home.saved());
+        std::fs::remove_dir_all(home.chats()).unwrap();
+    }
+    let mut t = home.chat(&["--simple-io"]);
+    let seen = t.shared();
+    t.signal(Signal::SIGTERM);
+    assert_eq!(t.finish().0, 143);
+    assert!(!seen().contains(&0x1b));
+}
+
+#[test]
+fn answers_of_a_chat_go_through_a_pipe() {
+    let home = Home::says(&["Yes."]);
+    let inner = home.command(&[]);
+    let mut c = Command::new("sh");
+    c.args(["-c", "\"$0\" \"$@\" | tee log.txt"]).arg(inner.get_program()).args(inner.get_args());
+    home.at_home(&mut c);
+    let mut t = Term::new(c, 80, 24);
+    t.expect("Ctrl-D leaves");
+    t.prompt();
+    for question in ["One?", "Two?"] {
+        t.line(question);
+        t.expect("Yes.");
+        t.expect("wrote ");
+        t.prompt();
+    }
+    leave(t);
+    assert_eq!(std::fs::read_to_string(home.dir.path().join("log.txt")).unwrap(), "Yes.\nYes.\n");
+    assert_eq!(home.asked(), ["One?", "Two?"]);
+}
+
+#[test]
+fn an_answer_that_a_limit_cut_is_marked() {
+    let home = endless();
+    let mut t = home.chat(&["-n", "6"]);
+    t.line("go");
+    t.expect("the answer was cut at 6 tokens (-n)");
+    t.prompt();
+    command(&mut t, "/set quiet", &["no line of numbers"]);
+    t.line("on");
+    t.expect("the answer was cut at 6 tokens (-n)");
+    t.prompt();
+    leave(t);
 }
 
 #[test]
@@ -439,8 +608,7 @@ fn colours_where_they_are_wanted() {
 
 #[test]
 fn a_terminal_changes_its_size_in_an_answer() {
-    let words: String = (0..400).map(|i| format!("word{i} ")).collect();
-    let home = Home::new(&Script { endless: true, ..Script::saying(&[&words]) });
+    let home = endless();
     let mut t = home.chat(&["-n", "3000"]);
     t.line("Go on.");
     for (columns, rows) in [(40, 10), (200, 60), (1, 1), (80, 24), (20, 5)] {
@@ -508,7 +676,7 @@ fn ctrl_c_at_any_moment() {
     command(&mut t, "/set ignore-eos on", &["ignore-eos is on"]);
     let parts = home.parts();
     t.line("Tell me a long story.");
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + PATIENCE;
     while home.parts() <= parts {
         assert!(Instant::now() < end, "no answer came: {}", t.text());
         std::thread::sleep(Duration::from_millis(20));

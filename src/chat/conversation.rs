@@ -3,7 +3,7 @@
 use super::template::Template;
 use super::turn::{CUT, Message, Role, Turn};
 use crate::error::{Error, Result};
-use crate::tokenizer::{REASONING, Token, Tokenizer};
+use crate::tokenizer::{Cut, REASONING, Token, Tokenizer};
 
 /// Stands in the system prompt before a summary of what is forgotten.
 const SUMMARY: &str = "What was said before, in short:\n";
@@ -123,7 +123,7 @@ impl<'a> Conversation<'a> {
         turn.tokens = tokens.to_vec();
         if interrupted {
             turn.message.content.push_str(CUT);
-            turn.tokens.extend(self.tokenizer.encode(CUT, false, false)?);
+            turn.tokens.extend(self.tokenizer.encode_more(CUT)?);
         }
         self.turns.push(turn);
         Ok(())
@@ -208,7 +208,8 @@ impl<'a> Conversation<'a> {
         }
         let known = match &self.turns[..last] {
             [.., asked, answered] if answered.exact && !asked.text.is_empty() => {
-                let answer = if hidden.contains(&(n - 2)) { mark(n - 2) } else { answered.message.content.clone() };
+                let content = &answered.message.content;
+                let answer = if hidden.contains(&(n - 2)) { hide(n - 2, content) } else { content.clone() };
                 text.strip_prefix(&asked.text).and_then(|t| t.strip_prefix(&answer))
             }
             _ => None,
@@ -219,9 +220,10 @@ impl<'a> Conversation<'a> {
             earlier.timeline()
         };
         let (from, tokens) = match known {
-            Some(new) => (before.len(), self.encode(new, &hidden, false)?),
+            Some(new) => (before.len(), self.encode(new, &hidden, Begins::After)?),
             None => {
-                let all = self.encode(&text, &hidden, !self.begins_with_bos(&text))?;
+                let begins = if self.begins_with_bos(&text) { Begins::Bare } else { Begins::Marked };
+                let all = self.encode(&text, &hidden, begins)?;
                 let common = before.iter().zip(&all).take_while(|(a, b)| a == b).count();
                 (common, all[common..].to_vec())
             }
@@ -246,14 +248,14 @@ impl<'a> Conversation<'a> {
     fn names_special(&self, i: usize) -> bool {
         let content = &self.turns[i].message.content;
         let Ok(tokens) = self.tokenizer.encode(content, false, true) else { return false };
-        tokens.iter().any(|&t| self.tokenizer.piece(t, false).is_empty() && !self.tokenizer.piece(t, true).is_empty())
+        tokens.iter().any(|&t| self.tokenizer.is_control(t))
     }
 
     /// The text of the turns, with a mark in the place of each `hidden` turn; `hidden` is ascending.
     fn render(&self, messages: &[Message], hidden: &[usize]) -> Result<String> {
         let mut messages = messages.to_vec();
         for &i in hidden {
-            messages[i].content = mark(i);
+            messages[i].content = hide(i, &messages[i].content);
         }
         let text = self.template.render(&messages, true)?;
         let mut found: Vec<usize> = marks(&text, hidden).map(|(_, i)| i).collect();
@@ -274,26 +276,86 @@ impl<'a> Conversation<'a> {
         })
     }
 
-    /// Tokens of a rendered text: the template's own words may name special tokens, marked turns may not.
-    fn encode(&self, text: &str, hidden: &[usize], add_special: bool) -> Result<Vec<Token>> {
-        let mut tokens = Vec::new();
-        let mut rest = text;
-        let mut add_special = add_special;
-        loop {
-            let next = marks(rest, hidden).next();
-            let (plain, after) = match next {
-                Some((at, _)) => rest.split_at(at),
-                None => (rest, ""),
-            };
-            if !plain.is_empty() || add_special {
-                tokens.extend(self.tokenizer.encode(plain, add_special, true)?);
-                add_special = false;
-            }
-            let Some((_, i)) = next else { return Ok(tokens) };
-            tokens.extend(self.tokenizer.encode(&self.turns[i].message.content, false, false)?);
-            rest = &after[mark(i).len()..];
+    /// Tokens of a rendered text: the template's own words may name special tokens, marked turns may not. Between two special tokens there is
+    /// one text, whoever wrote its parts: a tokenizer may put a space in front of a text, or join letters of its parts.
+    fn encode(&self, text: &str, hidden: &[usize], begins: Begins) -> Result<Vec<Token>> {
+        if begins != Begins::After && marks(text, hidden).next().is_none() {
+            return self.tokenizer.encode(text, begins == Begins::Marked, true);
         }
+        let mut parts =
+            Parts { tokenizer: self.tokenizer, begins, tokens: Vec::new(), run: String::new(), is_stripped: false };
+        let mut rest = text;
+        while let Some((at, i)) = marks(rest, hidden).next() {
+            parts.words(&rest[..at])?;
+            parts.run.push_str(self.turns[i].message.content.trim());
+            rest = &rest[at + mark(i).len()..];
+        }
+        parts.words(rest)?;
+        parts.end_run()?;
+        Ok(parts.tokens)
     }
+}
+
+/// What a text stands after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begins {
+    /// Nothing; what the model wants in front of a text is put there
+    Marked,
+    /// Nothing; it has that itself
+    Bare,
+    /// Another text
+    After,
+}
+
+/// Tokens of a text that has parts in which names of special tokens are plain.
+struct Parts<'t> {
+    tokenizer: &'t Tokenizer,
+    begins: Begins,
+    tokens: Vec<Token>,
+    /// The text after the last special token
+    run: String,
+    /// White space at its beginning belongs to that token.
+    is_stripped: bool,
+}
+
+impl Parts<'_> {
+    /// Adds words of the template.
+    fn words(&mut self, words: &str) -> Result<()> {
+        let Cut { before, controls, after, strips } = self.tokenizer.cut_at_controls(words)?;
+        self.run.push_str(before);
+        if !controls.is_empty() {
+            if strips[0] {
+                self.run.truncate(self.run.trim_end().len());
+            }
+            self.end_run()?;
+            self.tokens.extend(self.tokenizer.encode(controls, self.begins == Begins::Marked, true)?);
+            self.begins = Begins::Bare;
+            self.run.push_str(after);
+            self.is_stripped = strips[1];
+        }
+        Ok(())
+    }
+
+    /// Makes tokens of what is there.
+    fn end_run(&mut self) -> Result<()> {
+        let whole = std::mem::take(&mut self.run);
+        let run = if self.is_stripped { whole.trim_start() } else { &whole };
+        if !run.is_empty() {
+            self.tokens.extend(match self.begins {
+                Begins::After => self.tokenizer.encode_more(run)?,
+                begins => self.tokenizer.encode(run, begins == Begins::Marked, false)?,
+            });
+            self.begins = Begins::Bare;
+        }
+        Ok(())
+    }
+}
+
+/// Turn `i` with a mark in the place of its text, but for the white space around, which a template may take away.
+fn hide(i: usize, content: &str) -> String {
+    let inner = content.trim();
+    let start = content.len() - content.trim_start().len();
+    [&content[..start], &mark(i), &content[start + inner.len()..]].concat()
 }
 
 /// The mark that stands for turn `i`.

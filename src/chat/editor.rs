@@ -1,11 +1,11 @@
 //! Reading the user's turns: line editing, completion and history across runs (rustyline), and an editor of the user's choice.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Write, stderr};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
 use rustyline::config::Configurer;
@@ -21,9 +21,9 @@ use rustyline::{
 
 use super::saved::names;
 use super::slash::{Completes, SLASHES, parse_slash};
-use super::terminal::Style;
-use crate::error::{Error, Result};
-use crate::system::places;
+use super::terminal::{Hush, Style};
+use crate::error::{Error, Result, escape};
+use crate::system::{places, stdin};
 
 /// What the user did.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,121 +47,150 @@ const MAX_HISTORY_BYTES: u64 = 16 << 20;
 /// Longest text that comes back from the user's editor.
 const MAX_TEXT: u64 = 16 << 20;
 
-/// A line editor with a history file.
+/// What reads the user's turns from a terminal.
 #[derive(Debug)]
 pub struct Editor {
-    editor: rustyline::Editor<Words, DefaultHistory>,
-    history: Option<PathBuf>,
+    keys: Keys,
     multiline: bool,
-    /// Ctrl-G was pressed.
-    elsewhere: Arc<AtomicBool>,
-    /// Ctrl-C was pressed.
-    interrupted: Arc<AtomicBool>,
-    /// Texts that ended with a `\` when Enter was pressed: that `\` is no part of the turn
-    continued: Arc<Mutex<Vec<String>>>,
+    /// What of stdin is no turn yet, on a terminal that hands over lines
+    pending: Vec<u8>,
+    /// Ctrl-C was pressed, on a terminal that hands over lines.
+    interrupt: Arc<AtomicBool>,
     /// Another program has the terminal.
     away: Arc<AtomicBool>,
 }
 
+/// A line editor with a history file.
+#[derive(Debug)]
+struct Keys {
+    editor: rustyline::Editor<Words, DefaultHistory>,
+    history: Option<PathBuf>,
+    /// Ctrl-G was pressed.
+    elsewhere: Arc<AtomicBool>,
+    /// Ctrl-C was pressed.
+    interrupted: Arc<AtomicBool>,
+    /// Ctrl-Z was pressed.
+    suspended: Arc<AtomicBool>,
+    /// The terminal between turns; `None` if it has no screen: then lines are read, and keys edit nothing
+    hush: Option<Hush>,
+}
+
+/// What completion knows, and what is kept.
+#[derive(Debug)]
+pub struct Around {
+    /// Nothing that is typed is kept without it.
+    pub keep_history: bool,
+    /// Names of the settings that `/set` changes
+    pub settings: &'static [&'static str],
+    /// Where chats are
+    pub chats: Option<PathBuf>,
+}
+
 impl Editor {
-    /// An editor with the history of earlier chats, and a message for the user if that cannot be read. With `multiline` a text ends with a
-    /// line that holds only `/`. Without `keep_history` nothing that is typed is kept. `settings` are the names that `/set` completes. `away`
-    /// is set while another program has the terminal.
+    /// An editor with the history of earlier chats, and a message for the user if that cannot be read. Without a `hush` it is for a terminal
+    /// that hands over lines. With `multiline` a text ends with a line that holds only `/`. `away` is set while another program has
+    /// the terminal, and `interrupt` at Ctrl-C where that is no key.
     pub fn new(
+        hush: Option<Hush>,
         multiline: bool,
-        keep_history: bool,
-        settings: &'static [&'static str],
-        chats: Option<PathBuf>,
+        around: Around,
         away: Arc<AtomicBool>,
+        interrupt: Arc<AtomicBool>,
     ) -> Result<(Editor, Option<String>)> {
-        let failed = |e: ReadlineError| Error::failed(format!("the terminal cannot be used for line editing: {e}"));
-        let mut editor = rustyline::Editor::<Words, DefaultHistory>::new().map_err(failed)?;
-        editor.set_max_history_size(MAX_HISTORY).map_err(failed)?;
-        editor.set_auto_add_history(false);
-        editor.set_completion_type(CompletionType::List);
-        editor.set_helper(Some(Words { files: FilenameCompleter::new(), chats, settings }));
-        let continued = Arc::new(Mutex::new(Vec::new()));
-        let enter = Box::new(Enter { multiline, continued: continued.clone() });
-        let newline = || EventHandler::Simple(Cmd::Newline);
-        editor.bind_sequence(KeyEvent::ctrl('J'), newline());
-        editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::ALT), newline());
-        editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::NONE), EventHandler::Conditional(enter));
-        // At its own interruption rustyline would drop the keys that were pressed after Ctrl-C; so Ctrl-C ends the line like Enter here.
-        let mut ends_with = |key: char| {
-            let pressed = Arc::new(AtomicBool::new(false));
-            let handler = EventHandler::Conditional(Box::new(Ends(pressed.clone())));
-            editor.bind_sequence(KeyEvent::ctrl(key), handler);
-            pressed
-        };
-        let (elsewhere, interrupted) = (ends_with('G'), ends_with('C'));
-        let mut note = None;
-        let mut history = if keep_history { places::history(&places::env) } else { None };
-        if let Some(path) = &history
-            // At first there is no history, which is no fault.
-            && let Ok(stat) = fs::metadata(path)
-        {
-            let usable = stat.is_file() && stat.len() <= MAX_HISTORY_BYTES;
-            if !usable || editor.load_history(path).is_err() {
-                note = Some(format!("{} is no history that can be read: this chat keeps none", path.display()));
-                history = None;
-            }
-        }
-        Ok((Editor { editor, history, multiline, elsewhere, interrupted, continued, away }, note))
+        let (keys, note) = Keys::new(hush, multiline, around)?;
+        Ok((Editor { keys, multiline, pending: Vec::new(), interrupt, away }, note))
     }
 
     /// Reads one turn: a line, or lines between `"""`, or lines that end with `\` and the line after them. `text` is there to begin with.
     /// `failed` is told when the user's own editor fails.
     pub fn read(&mut self, style: &Style, text: &str, failed: &dyn Fn(&Error)) -> Result<Input> {
         let mut text = text.to_owned();
-        let mut more = false;
-        self.continued.lock().expect("no holder panics").clear();
-        loop {
-            let plain = if more { "" } else { "> " };
-            let line = match self.editor.readline_with_initial(&(plain, style.prompt(plain)), (&text, "")) {
+        let whole = loop {
+            let keys = &mut self.keys;
+            if keys.hush.is_none() {
+                match self.read_lines(&text)? {
+                    Ok(whole) => break whole,
+                    Err(input) => return Ok(input),
+                }
+            }
+            let line = match keys.editor.readline_with_initial(&("> ", style.prompt("> ")), (&text, "")) {
                 Ok(line) => line,
                 Err(ReadlineError::Interrupted) => return Ok(Input::Interrupt),
-                Err(ReadlineError::Eof) if more => return Ok(Input::Text(text)),
                 Err(ReadlineError::Eof) => return Ok(Input::End),
                 Err(e) => return Err(Error::io(format!("reading the terminal failed: {e}"))),
             };
-            if self.interrupted.swap(false, Ordering::Relaxed) {
+            let pressed = |key: &AtomicBool| key.swap(false, Ordering::Relaxed);
+            if pressed(&keys.interrupted) {
                 return Ok(Input::Interrupt);
             }
-            if self.elsewhere.swap(false, Ordering::Relaxed) {
-                text = self.edit(&line).unwrap_or_else(|e| {
+            text = if pressed(&keys.suspended) {
+                keys.suspend();
+                line
+            } else if pressed(&keys.elsewhere) {
+                let line = without_marks(&line);
+                self.edit(&line).unwrap_or_else(|e| {
                     failed(&e);
                     line
-                });
-                continue;
+                })
+            } else {
+                break without_marks(&line);
             }
-            // A terminal without cursor control hands over one line at a time.
-            let whole = if more && line != text { text + &line } else { line };
-            if unfinished(&whole, self.multiline) {
-                text = match whole.strip_suffix('\\') {
-                    Some(part) => format!("{part}\n"),
-                    None => whole + "\n",
-                };
-                more = true;
-                continue;
+        };
+        self.keys.remember(&whole);
+        Ok(match quoted(&whole) {
+            Some(inner) => Input::Quoted(inner.to_owned()),
+            None => Input::Text(content(&whole, self.multiline).to_owned()),
+        })
+    }
+
+    /// Reads one turn from a terminal that hands over lines, or what the user did instead. A `text` that is there to begin with is sent by
+    /// an empty line.
+    fn read_lines(&mut self, text: &str) -> Result<Result<String, Input>> {
+        let mut prompt = String::new();
+        if !text.is_empty() {
+            let shown: Vec<String> = text.lines().map(escape).collect();
+            prompt = format!("{}\n(an empty line sends this, another text takes its place)\n", shown.join("\n"));
+        }
+        // stdout is for answers: it may go elsewhere.
+        let _ = write!(stderr(), "{prompt}> ");
+        let mut whole = String::new();
+        loop {
+            let failed = |e: std::io::Error| Error::io(format!("reading the terminal failed: {e}"));
+            match self.line().map_err(failed)? {
+                None => return Ok(Err(Input::Interrupt)),
+                Some(line) if line.is_empty() => return Ok(if whole.is_empty() { Err(Input::End) } else { Ok(whole) }),
+                Some(line) => whole += line.strip_suffix('\n').unwrap_or(&line),
             }
-            let whole = self.without_marks(whole);
-            self.remember(&whole);
-            return Ok(match quoted(&whole) {
-                Some(inner) => Input::Quoted(inner.to_owned()),
-                None => Input::Text(content(&whole, self.multiline).to_owned()),
-            });
+            if whole.is_empty() {
+                whole = text.to_owned();
+            }
+            if !unfinished(&whole, self.multiline) {
+                return Ok(Ok(whole));
+            }
+            if continued(&whole) {
+                whole.pop();
+            }
+            whole.push('\n');
         }
     }
 
-    /// The text without each `\` at which Enter began a new line. A `\` at the end of a pasted line belongs to the text.
-    fn without_marks(&self, mut text: String) -> String {
-        // From the last one to the first, so that the places of earlier ones do not change.
-        for begun in self.continued.lock().expect("no holder panics").drain(..).rev() {
-            if text.starts_with(&begun) && text[begun.len()..].starts_with('\n') && !text.starts_with("\"\"\"") {
-                text.remove(begun.len() - 1);
+    /// The next line of stdin with its end; nothing of one is left at the end of stdin, and there is none if Ctrl-C was pressed.
+    fn line(&mut self) -> std::io::Result<Option<String>> {
+        let mut ended = false;
+        loop {
+            let end = self.pending.iter().position(|&b| b == b'\n').map(|at| at + 1);
+            if let Some(end) = end.or(ended.then_some(self.pending.len())) {
+                let line: Vec<u8> = self.pending.drain(..end).collect();
+                return Ok(Some(String::from_utf8_lossy(&line).into_owned()));
+            }
+            match stdin::read(&self.interrupt, &mut || ())? {
+                None => return Ok(None),
+                Some(bytes) => {
+                    ended = bytes.is_empty();
+                    self.pending.extend(bytes);
+                }
             }
         }
-        text
     }
 
     /// Lets the user change the text in an editor of theirs, and returns the changed text.
@@ -174,7 +203,11 @@ impl Editor {
         file.write_all(text.as_bytes()).and_then(|()| file.flush()).map_err(io)?;
         // The variable may hold arguments too, so a shell reads it. Meanwhile Ctrl-C is for that editor.
         self.away.store(true, Ordering::Relaxed);
-        let status = Command::new("sh").args(["-c", &format!("{program} \"$1\""), "sh"]).arg(file.path()).status();
+        let run = || Command::new("sh").args(["-c", &format!("{program} \"$1\""), "sh"]).arg(file.path()).status();
+        let status = match &self.keys.hush {
+            Some(hush) => hush.lend(run),
+            None => run(),
+        };
         self.away.store(false, Ordering::Relaxed);
         match status {
             Ok(status) if status.success() => {}
@@ -189,6 +222,61 @@ impl Editor {
         let text = String::from_utf8_lossy(&bytes);
         Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
     }
+}
+
+impl Keys {
+    /// A line editor, and a message for the user if its history cannot be read.
+    fn new(hush: Option<Hush>, multiline: bool, around: Around) -> Result<(Keys, Option<String>)> {
+        let failed = |e: ReadlineError| Error::failed(format!("the terminal cannot be used for line editing: {e}"));
+        let mut editor = rustyline::Editor::<Words, DefaultHistory>::new().map_err(failed)?;
+        editor.set_max_history_size(MAX_HISTORY).map_err(failed)?;
+        editor.set_auto_add_history(false);
+        editor.set_completion_type(CompletionType::List);
+        let Around { keep_history, settings, chats } = around;
+        editor.set_helper(Some(Words { files: FilenameCompleter::new(), chats, settings }));
+        let newline = || EventHandler::Simple(Cmd::Newline);
+        editor.bind_sequence(KeyEvent::ctrl('J'), newline());
+        editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::ALT), newline());
+        let enter = EventHandler::Conditional(Box::new(Enter { multiline }));
+        editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::NONE), enter);
+        // At its own interruption rustyline would drop the keys that were pressed after Ctrl-C; so Ctrl-C ends the line like Enter here. Ctrl-Z
+        // is to leave the terminal as it was found, of which rustyline knows nothing.
+        let mut ends_with = |key: char| {
+            let pressed = Arc::new(AtomicBool::new(false));
+            let handler = EventHandler::Conditional(Box::new(Ends(pressed.clone())));
+            editor.bind_sequence(KeyEvent::ctrl(key), handler);
+            pressed
+        };
+        let (elsewhere, interrupted, suspended) = (ends_with('G'), ends_with('C'), ends_with('Z'));
+        let mut note = None;
+        let mut history = if keep_history { places::history(&places::env) } else { None };
+        if let Some(path) = &history
+            // At first there is no history, which is no fault.
+            && let Ok(stat) = fs::metadata(path)
+        {
+            let usable = stat.is_file() && stat.len() <= MAX_HISTORY_BYTES;
+            if !usable || editor.load_history(path).is_err() {
+                note = Some(format!("{} is no history that can be read: this chat keeps none", path.display()));
+                history = None;
+            }
+        }
+        Ok((Keys { editor, history, elsewhere, interrupted, suspended, hush }, note))
+    }
+
+    /// Stops the program until the shell lets it go on.
+    #[cfg(unix)]
+    fn suspend(&self) {
+        let Some(hush) = &self.hush else { return };
+        hush.lend(|| {
+            let _ = rustix::process::kill_current_process_group(rustix::process::Signal::TSTP);
+            // Another thread may take the signal, a little later.
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        });
+    }
+
+    /// On other systems there is nothing to go back to.
+    #[cfg(not(unix))]
+    fn suspend(&self) {}
 
     /// Adds a text to the history and its file. A history that cannot be kept does not end a chat.
     fn remember(&mut self, text: &str) {
@@ -212,8 +300,13 @@ fn unfinished(text: &str, multiline: bool) -> bool {
     }
     match text.strip_prefix("\"\"\"") {
         Some(rest) => !rest.contains("\"\"\""),
-        None => text.ends_with('\\'),
+        None => continued(text),
     }
+}
+
+/// Whether a `\` at the end of a text says that it goes on, and is no part of it.
+fn continued(text: &str) -> bool {
+    text.ends_with('\\') && !text.starts_with("\"\"\"")
 }
 
 /// The text between `"""`, if there is no text outside of it.
@@ -228,21 +321,27 @@ fn content(text: &str, multiline: bool) -> &str {
     text.trim_end().strip_suffix("\n/").filter(|_| multiline).unwrap_or(text)
 }
 
+/// An invisible character, which Enter puts behind a `\` at the end of a text: that `\` is no part of the text, whatever is changed before it.
+const GOES_ON: char = '\u{2063}';
+
+/// The text without each `\` at which Enter began a new line.
+fn without_marks(text: &str) -> String {
+    text.replace(&format!("\\{GOES_ON}"), "").replace(GOES_ON, "")
+}
+
 /// The Enter key: it begins a new line in a text that is not finished, and ends a finished one.
 struct Enter {
     multiline: bool,
-    continued: Arc<Mutex<Vec<String>>>,
 }
 
 impl ConditionalEventHandler for Enter {
     fn handle(&self, _: &Event, _: RepeatCount, _: bool, ctx: &EventContext) -> Option<Cmd> {
-        if !unfinished(ctx.line(), self.multiline) {
-            return None;
-        }
-        if ctx.line().ends_with('\\') && ctx.pos() == ctx.line().len() {
-            self.continued.lock().expect("no holder panics").push(ctx.line().to_owned());
-        }
-        Some(Cmd::Newline)
+        let (line, at) = (ctx.line(), ctx.pos());
+        Some(match () {
+            () if !unfinished(line, self.multiline) => return None,
+            () if continued(line) && at == line.len() => Cmd::Insert(1, format!("{GOES_ON}\n")),
+            () => Cmd::Newline,
+        })
     }
 }
 

@@ -12,7 +12,7 @@ mod turn;
 mod watch;
 
 pub use conversation::Conversation;
-pub use editor::{Editor, Input};
+pub use editor::{Around, Editor, Input};
 pub use render::Render;
 pub use saved::{How, Listed, Past, Saved, delete, list, newest, read};
 pub use slash::{SLASHES, parse_slash};

@@ -1,6 +1,6 @@
 //! The commands of a chat: their names, and what can follow them.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 
 /// A command.
 #[derive(Debug)]
@@ -95,10 +95,8 @@ pub fn parse_slash(line: &str) -> Result<(&'static Slash, &str)> {
         return Ok((slash, rest.trim()));
     }
     let names = SLASHES.iter().map(|s| s.name).chain(ALIASES.iter().map(|a| a.0));
-    let nearest = names
-        .max_by(|a, b| strsim::jaro_winkler(&lower, a).total_cmp(&strsim::jaro_winkler(&lower, b)))
-        .expect("there are commands");
-    Err(Error::usage(format!("unknown command '{word}': did you mean '{nearest}'? (// begins a message with /)")))
+    let hint = nearest(&lower, names).map_or_else(|| "/help lists them".to_owned(), |n| format!("did you mean '{n}'?"));
+    Err(Error::usage(format!("unknown command '{word}': {hint} (// begins a message with /)")))
 }
 
 #[cfg(test)]

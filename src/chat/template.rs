@@ -125,7 +125,8 @@ impl Template {
                     );
                 }
                 let text = fs::read_to_string(path).map_err(|e| Error::input(format!("{e}")).in_file(path))?;
-                (path.display().to_string(), text)
+                // Editors on Windows put a byte order mark in front.
+                (path.display().to_string(), text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned())
             }
         };
         Template::new(name, text, bos, eos, kwargs).map(Some)
@@ -160,7 +161,7 @@ impl Template {
         xxhash_rust::xxh3::xxh3_64(self.source.as_bytes())
     }
 
-    /// The text of a conversation; `add_generation_prompt` ends it where an answer begins.
+    /// The text of a conversation; `add_generation_prompt` ends it where an answer begins. A text of nothing is an error.
     ///
     /// A template that refuses the system role gets the system's text in front of the first user's. One that refuses the marks of
     /// reasoning in answers gets what was thought apart from them.
@@ -176,10 +177,15 @@ impl Template {
             }
             _ => Err(e),
         });
-        result.or_else(|e| match messages.iter().any(|m| thought(m).is_some()) {
+        let text = result.or_else(|e| match messages.iter().any(|m| thought(m).is_some()) {
             true => expand(messages.iter().map(|m| thought(m).unwrap_or_else(|| plain(m))).collect()),
             false => Err(e),
-        })
+        })?;
+        // What is not there is empty in Jinja, and so would be the answer.
+        match text.trim().is_empty() {
+            true => Err(Error::malformed(format!("{} makes an empty prompt of this chat: {ADVICE}", self.source_name))),
+            false => Ok(text),
+        }
     }
 
     /// The text of messages as the template sees them.

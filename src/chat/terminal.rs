@@ -30,6 +30,9 @@ pub struct Options {
     pub simple_io: bool,
 }
 
+/// Terminals that move no cursor, by their names in `TERM`.
+const DUMB: [&str; 3] = ["dumb", "cons25", "emacs"];
+
 /// How things look on stdout.
 #[derive(Debug, Clone, Copy)]
 pub struct Style {
@@ -44,12 +47,13 @@ impl Style {
     pub fn new(options: &Options) -> Style {
         let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
         let forced = std::env::var_os("CLICOLOR_FORCE").is_some_and(|v| !v.is_empty() && v != "0");
-        let screen =
-            stdout().is_terminal() && !options.simple_io && std::env::var_os("TERM").is_none_or(|t| t != "dumb");
+        let dumb = std::env::var_os("TERM").is_some_and(|t| DUMB.iter().any(|dumb| t.eq_ignore_ascii_case(dumb)));
+        let screen = stdout().is_terminal() && !options.simple_io && !dumb;
         let color = match options.color {
+            _ if options.simple_io => false,
             Tristate::On => true,
             Tristate::Off => false,
-            Tristate::Auto if set("NO_COLOR") || options.simple_io => false,
+            Tristate::Auto if set("NO_COLOR") => false,
             Tristate::Auto => screen || forced,
         };
         // Otherwise crossterm would decide by the environment itself.
@@ -64,6 +68,7 @@ impl Style {
             return Look::PLAIN;
         }
         let markdown = match options.markdown {
+            _ if options.simple_io => false,
             Tristate::On => true,
             Tristate::Off => false,
             Tristate::Auto => self.color,
@@ -76,6 +81,11 @@ impl Style {
     pub fn prompt(&self, text: &str) -> String {
         let style = ContentStyle::new().with(Color::Green).attribute(Attribute::Bold);
         if self.color && !text.is_empty() { style.apply(text).to_string() } else { text.to_owned() }
+    }
+
+    /// Whether stdout is a terminal that moves its cursor when it is told to.
+    pub fn has_screen(&self) -> bool {
+        self.screen
     }
 
     /// Whether there are colours.
@@ -93,28 +103,56 @@ pub fn width() -> Option<usize> {
 /// terminal.
 #[cfg(unix)]
 #[derive(Debug)]
-pub struct Hush(Option<rustix::termios::Termios>);
+pub struct Hush {
+    /// The terminal as it was found, and as it is meanwhile
+    settings: Option<[rustix::termios::Termios; 2]>,
+}
 
 #[cfg(unix)]
 impl Hush {
-    /// Turns the echo of keys off.
-    pub fn begin() -> Hush {
-        use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-        let saved = tcgetattr(std::io::stdin()).ok();
-        if let Some(mut quiet) = saved.clone() {
+    /// Turns the echo of keys off. With `keys` they wait as they were pressed, for a line editor: Enter stays another key than Ctrl-J, and
+    /// Ctrl-D or Backspace have no effect before their turn. Without, lines wait.
+    pub fn begin(keys: bool) -> Hush {
+        use rustix::termios::{InputModes, LocalModes, SpecialCodeIndex, tcgetattr};
+        let settings = tcgetattr(std::io::stdin()).ok().map(|found| {
+            let mut quiet = found.clone();
             quiet.local_modes.remove(LocalModes::ECHO);
-            let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &quiet);
+            // Ctrl-C stops the answer, and what was typed before it still waits.
+            quiet.local_modes.insert(LocalModes::NOFLSH);
+            if keys {
+                quiet.local_modes.remove(LocalModes::ICANON | LocalModes::IEXTEN);
+                quiet.input_modes.remove(InputModes::ICRNL | InputModes::INLCR | InputModes::IGNCR);
+                quiet.special_codes[SpecialCodeIndex::VMIN] = 1;
+                quiet.special_codes[SpecialCodeIndex::VTIME] = 0;
+            }
+            [found, quiet]
+        });
+        let hush = Hush { settings };
+        hush.set(1);
+        hush
+    }
+
+    /// Does something with the terminal as it was found.
+    pub fn lend<T>(&self, f: impl FnOnce() -> T) -> T {
+        self.set(0);
+        let done = f();
+        self.set(1);
+        done
+    }
+
+    fn set(&self, which: usize) {
+        if let Some(settings) = &self.settings {
+            // A terminal that is gone needs nothing.
+            let now = rustix::termios::OptionalActions::Now;
+            let _ = rustix::termios::tcsetattr(std::io::stdin(), now, &settings[which]);
         }
-        Hush(saved)
     }
 }
 
 #[cfg(unix)]
 impl Drop for Hush {
     fn drop(&mut self) {
-        if let Some(saved) = &self.0 {
-            let _ = rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Now, saved);
-        }
+        self.set(0);
     }
 }
 
@@ -126,7 +164,12 @@ pub struct Hush;
 #[cfg(not(unix))]
 impl Hush {
     /// Does nothing.
-    pub fn begin() -> Hush {
+    pub fn begin(_: bool) -> Hush {
         Hush
+    }
+
+    /// Does something with the terminal.
+    pub fn lend<T>(&self, f: impl FnOnce() -> T) -> T {
+        f()
     }
 }

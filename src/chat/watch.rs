@@ -41,9 +41,15 @@ const GRACE: Duration = Duration::from_secs(3);
 
 impl Watch {
     /// Starts the thread. It ends the process at [`ending_signals`], and at a Ctrl-C if nothing has reacted to an earlier one (`interrupt` is
-    /// set); who reacts to a Ctrl-C clears `impatient`. The process ends with the `exit_code` of the kind.
+    /// set); who reacts to a Ctrl-C clears `impatient`. The process ends with the `exit_code` of the kind. Only a terminal with a `screen` gets
+    /// control sequences.
     #[cfg(unix)]
-    pub fn start(interrupt: Arc<AtomicBool>, impatient: Arc<AtomicBool>, exit_code: fn(Kind) -> u8) -> Result<Watch> {
+    pub fn start(
+        interrupt: Arc<AtomicBool>,
+        impatient: Arc<AtomicBool>,
+        screen: bool,
+        exit_code: fn(Kind) -> u8,
+    ) -> Result<Watch> {
         use signal_hook::consts::SIGINT;
         let failed = |e: std::io::Error| Error::failed(format!("signals cannot be handled: {e}"));
         let saved = rustix::termios::tcgetattr(std::io::stdin()).ok();
@@ -70,7 +76,9 @@ impl Watch {
                 if let Some(saved) = &saved {
                     let _ = rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Now, saved);
                 }
-                let _ = crossterm::execute!(std::io::stderr(), crossterm::event::DisableBracketedPaste);
+                if screen {
+                    let _ = crossterm::execute!(std::io::stderr(), crossterm::event::DisableBracketedPaste);
+                }
                 // Handlers that run at exit are left out, as other threads may be computing.
                 signal_hook::low_level::exit(i32::from(exit_code(kind)));
             }
@@ -80,7 +88,7 @@ impl Watch {
 
     /// On other systems the console has no settings to put right.
     #[cfg(not(unix))]
-    pub fn start(_: Arc<AtomicBool>, _: Arc<AtomicBool>, _: fn(Kind) -> u8) -> Result<Watch> {
+    pub fn start(_: Arc<AtomicBool>, _: Arc<AtomicBool>, _: bool, _: fn(Kind) -> u8) -> Result<Watch> {
         Ok(Watch::default())
     }
 }

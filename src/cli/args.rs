@@ -14,7 +14,7 @@ use super::tokenize::TokenizeArgs;
 /// Runs a GGUF language model in the terminal, offline.
 ///
 /// With -p (or -f, or text on stdin) pp-run answers and exits; on a terminal without a prompt it chats. pp-run FILE.gguf
-/// is short for pp-run -m FILE.gguf, and pp-run alone lists the models that it finds. pp-run help COMMAND shows the flags
+/// PROMPT is short for pp-run -m FILE.gguf -p PROMPT, and pp-run alone lists the models that it finds. pp-run help COMMAND shows the flags
 /// of a command. A link to pp-run that is named llama-bench, llama-perplexity or llama-tokenize runs that command.
 ///
 /// Flags are llama.cpp's and keep their names and meanings, single-dash ones (-ngl, -ctk), old spellings (--top_k) and a

@@ -7,6 +7,9 @@ EXAMPLES
   One answer; with a text from a pipe below the prompt:
     pp-run -m model.gguf -p \"Why is the sea salty?\"
     git diff | pp-run -m model.gguf -p \"Summarise:\"
+  An answer for each line of a file, which is not to be added:
+    while read -r q; do
+      pp-run -m model.gguf -p \"$q\" --no-stdin; done <questions
   A chat, in which /help lists the commands; the last one once more:
     pp-run -m model.gguf
     pp-run --continue
@@ -38,7 +41,8 @@ STATISTICS
   threads N of M: as few computed, as others used the processors
   drawn   as the file says: its general.sampling settings, said once
   logits  a hash of the last ones: equal where runs computed the same
-  limit   why it ended: end_of_text, stop_string, limit (of -n),
+  limit   why it ended: end_of_text, stop_string, limit (of -n; the
+          answer was cut),
           context_full, interrupted
 
   Tokens out of --prompt-cache or of earlier turns are counted as

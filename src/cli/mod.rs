@@ -47,7 +47,31 @@ pub enum Parsed {
 pub fn parse(args: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Parsed> {
     let bare = args.len() <= 1;
     let command = Cli::command();
-    let Normalised { args, warnings, given } = normalise(&command, args, env)?;
+    let Normalised { args, warnings, given, sources } = normalise(&command, args, env)?;
+    options(command, args, given, bare, warnings).map_err(|e| with_source(e, &sources))
+}
+
+/// The same error, with the variable or the key in front that has the value which is refused: the user never typed the flag.
+fn with_source(e: Error, sources: &[[String; 2]]) -> Error {
+    let text = e.to_string();
+    let names = |long: &str| {
+        text.match_indices(&format!("--{long}"))
+            .any(|(at, flag)| !text[at + flag.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '-'))
+    };
+    match sources.iter().find(|[long, _]| names(long)) {
+        Some([_, source]) => Error::new(e.kind(), format!("{source}: {text}")),
+        None => e,
+    }
+}
+
+/// What a list of arguments that clap can read asks for.
+fn options(
+    command: clap::Command,
+    args: Vec<OsString>,
+    given: Vec<String>,
+    bare: bool,
+    warnings: Vec<String>,
+) -> Result<Parsed> {
     let usage = |e: clap::Error| Error::usage(one_line(&e.render().to_string()));
     let matches = match command.try_get_matches_from(&args) {
         Ok(matches) => matches,

@@ -1,6 +1,6 @@
 //! Flags of an answer or a chat, and the options that they become.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args};
 
@@ -104,9 +104,14 @@ pub struct RunArgs {
     /// Otherwise text that is typed in a chat, or goes through a template, cannot smuggle in the model's control tokens.
     #[arg(long)]
     pub parse_special: bool,
+    /// Leave stdin alone: no text on it is added to the prompt
+    ///
+    /// For loops that read their lines from stdin (while read), and for programs that start pp-run and leave its stdin open.
+    #[arg(long)]
+    pub no_stdin: bool,
     /// Prompts that are not UTF-8 are an error
     ///
-    /// Otherwise what is not UTF-8 is replaced by U+FFFD, with a warning.
+    /// Otherwise texts in UTF-16 are read too, and what is neither is replaced by U+FFFD, with a warning.
     #[arg(long)]
     pub strict_utf8: bool,
     /// Control characters of the answer reach the terminal, which obeys them
@@ -250,6 +255,9 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
     if a.prompt.is_some() && a.file.is_some() {
         return Err(Error::usage("-p and -f both give a prompt: use one of them (text on stdin is added to -p)"));
     }
+    if a.no_stdin && a.file.as_deref() == Some(Path::new("-")) {
+        return Err(Error::usage("-f - takes the prompt from stdin, which --no-stdin leaves alone: use one of them"));
+    }
     if a.resume.is_some() && (output_format == OutputFormat::Json || conversation == Tristate::Off) {
         return Err(Error::usage(
             "--continue goes on with a chat: --output-format json and --no-conversation are for single answers",
@@ -283,6 +291,7 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
         template_kwargs,
         display_prompt: a.display_prompt,
         parse_special: a.parse_special,
+        no_stdin: a.no_stdin,
         strict_utf8: a.strict_utf8,
         multiline_input: a.multiline_input,
         look: terminal::Options {

@@ -5,11 +5,10 @@ use std::ffi::OsString;
 use clap::{CommandFactory, FromArgMatches};
 
 use super::args::Cli;
-use super::normalise::nearest;
 use super::run;
 use super::value::{not_one_of, one_line};
 use crate::commands::run::{Options, Settings};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 
 /// Flags that a chat can change as it goes, by their long names.
 pub const SETTABLE: &[&str] = &[
@@ -48,6 +47,10 @@ pub const SETTABLE: &[&str] = &[
     "in-prefix",
     "in-suffix",
 ];
+
+/// Other programs' names of some of these.
+const ALIASES: &[(&str, &str)] =
+    &[("temperature", "temp"), ("num-predict", "predict"), ("n-predict", "predict"), ("n", "predict")];
 
 /// The options `base` with other values for some flags of [`SETTABLE`], and the long names of these flags. A flag can be named as on the
 /// command line, with or without dashes, or as ollama names it. The value `off` takes back a flag that has no value, and ends pruning. An
@@ -90,20 +93,19 @@ pub fn set(base: &Options, settings: &[(&str, &str)]) -> Result<(Options, Vec<&'
 /// The flag that a name stands for.
 fn settable(command: &clap::Command, name: &str) -> Result<&'static str> {
     let typed = name.trim_start_matches('-').to_lowercase().replace('_', "-");
-    let known = match typed.as_str() {
-        "temperature" => "temp",
-        "num-predict" | "n-predict" | "n" => "predict",
-        other => other,
-    };
+    let known = ALIASES.iter().find(|a| a.0 == typed).map_or(typed.as_str(), |a| a.1);
     if let Some(name) = SETTABLE.iter().find(|n| **n == known) {
         return Ok(name);
     }
     let fixed = command.get_arguments().any(|a| a.get_long() == Some(known)) || known == "num-ctx";
-    let hint = match nearest(known, SETTABLE.iter().copied()) {
+    let names = SETTABLE.iter().copied().chain(ALIASES.iter().map(|a| a.0));
+    let hint = match nearest(known, names) {
         _ if fixed => {
             "it holds for the whole run: leave, and start with it as a flag (--continue goes on with this chat)".into()
         }
-        Some(near) => format!("did you mean '{near}'?"),
+        Some(near) => {
+            format!("did you mean '{}'?", ALIASES.iter().find(|a| a.0 == near).map_or(near, |a| a.1))
+        }
         None => format!("these can be set: {}", SETTABLE.join(", ")),
     };
     Err(Error::usage(format!("'{typed}' cannot be set in a chat: {hint}")))

@@ -29,6 +29,8 @@ pub struct Run<'a> {
     pub start: Instant,
     /// How the file wants answers to be drawn, for the first statistics.
     pub sampling: Cell<Option<String>>,
+    /// The user knows of two BOS tokens.
+    pub told_of_bos: Cell<bool>,
 }
 
 /// An answer's text, tokens and numbers.
@@ -39,9 +41,12 @@ pub struct Answer {
     pub stats: Stats,
 }
 
-/// The sampler of the options.
-pub fn sampler(run: &Run, session: &dyn Timeline) -> Sampler {
-    Sampler::new(&run.options.sampling, run.model.n_vocab(), session.n_ctx(), &run.tokenizer.eog_tokens())
+/// A sampler for one answer, which is number `attempt` to its prompt, from 0 on: with one seed another attempt draws otherwise. As each
+/// answer has a sampler of its own, what is drawn depends on nothing that came before the prompt.
+pub fn sampler(run: &Run, session: &dyn Timeline, attempt: u32) -> Sampler {
+    let mut options = run.options.sampling.clone();
+    options.seed = options.seed.map(|seed| seed.wrapping_add(attempt));
+    Sampler::new(&options, run.model.n_vocab(), session.n_ctx(), &run.tokenizer.eog_tokens())
 }
 
 /// Processes the prompt and generates an answer; `show` is given the text as it comes. An interruption ends the answer and is no error.
@@ -53,6 +58,16 @@ pub fn answer(
     show: &mut dyn FnMut(&str) -> Result<()>,
 ) -> Result<Answer> {
     run.model.gguf().check_unchanged()?;
+    let bos = run.tokenizer.bos();
+    if bos.is_some()
+        && prompt.len() > 1
+        && prompt[..2].iter().all(|&t| Some(t) == bos)
+        && !run.told_of_bos.replace(true)
+    {
+        run.log.warn(
+            "the prompt begins with two BOS tokens: the model wants one, which is added, and the text has another",
+        );
+    }
     let start = Instant::now();
     let (synced, processed) = read(run, session, prompt);
     let mut stats = Stats {
@@ -108,6 +123,7 @@ pub fn answer(
     stats.prune_in_short = session.prune_report().map(Report::in_short);
     stats.threads = session.take_fewer_threads().map(|fewer| fewer.to_string());
     stats.stop_reason = stop.name();
+    stats.is_cut = stop == StopReason::Limit && !tokens.is_empty();
     Ok(Answer { text, tokens, stop, stats })
 }
 

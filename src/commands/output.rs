@@ -9,6 +9,9 @@ use crate::system::places::replace_file;
 
 /// Writes to stdout and flushes. A reader that has closed the pipe has what it wanted: that ends the process with success.
 pub fn print(text: &str) -> Result<()> {
+    if limit::stdout_was_closed() {
+        return Err(Error::io("stdout is closed: there is nowhere to write to"));
+    }
     let mut out = stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(()),

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::output::print;
 use crate::engine::{libllama, runs_on_own};
 use crate::error::{Error, Result, escape};
-use crate::gguf::{Gguf, TensorInfo};
+use crate::gguf::{Gguf, TensorInfo, Value as MetadataValue};
 use crate::model::{LayerSizes, RopeOptions, RunBy, read_hparams};
 use crate::system::memory;
 use crate::weights::by_kernel;
@@ -161,7 +161,20 @@ fn types(gguf: &Gguf) -> BTreeMap<String, (usize, u64)> {
 pub fn overview(gguf: &Gguf) -> String {
     let meta = gguf.metadata();
     let arch = meta.architecture();
-    let number = |key: &str| meta.u32(&format!("{arch}.{key}")).ok().flatten().map(|n| n.to_string());
+    // Where there is one for each layer: what there is once, if all are the same.
+    let number = |key: &str| {
+        let key = format!("{arch}.{key}");
+        let Some(MetadataValue::Array(array)) = meta.get(&key) else {
+            return meta.u32(&key).ok().flatten().map(|n| n.to_string());
+        };
+        array.ty.size()?;
+        let mut numbers: Vec<String> =
+            array.values(gguf.header()).filter_map(|v| v.as_i128()).map(|n| n.to_string()).collect();
+        if numbers.iter().all(|n| *n == numbers[0]) {
+            numbers.truncate(1);
+        }
+        Some(numbers.join(", "))
+    };
     let real = |key: &str| meta.f32(&format!("{arch}.{key}")).ok().flatten().map(|n| n.to_string());
     let text = |key: &str| meta.str(key).ok().flatten().map(str::to_owned);
     let total = gguf.n_bytes();

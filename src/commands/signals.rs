@@ -42,9 +42,10 @@ impl Signals {
         register().map_err(|e| Error::failed(format!("signals cannot be handled: {e}")))
     }
 
-    /// The same for a chat, whose terminal must be put right before the process ends.
-    pub fn watch(&self) -> Result<Watch> {
-        let watch = Watch::start(self.interrupt.clone(), self.impatient.clone(), self.exit_code)?;
+    /// The same for a chat, whose terminal must be put right before the process ends; it may have a `screen`. The terminal is to be as it was
+    /// found.
+    pub fn watch(&self, screen: bool) -> Result<Watch> {
+        let watch = Watch::start(self.interrupt.clone(), self.impatient.clone(), screen, self.exit_code)?;
         if cfg!(unix) {
             signal_hook::low_level::unregister(self.second);
         }

@@ -43,7 +43,15 @@ pub fn run(options: &Options) -> Result<()> {
         let ids = serde_json::to_string(&tokens).map_err(|e| Error::failed(e.to_string()))?;
         return print(&format!("{ids}\n"));
     }
-    let piece = |t: Token| escape(&String::from_utf8_lossy(&tokenizer.piece(t, true)));
+    // A token may be a part of a character: its bytes are shown as they are.
+    let piece = |t: Token| {
+        let bytes = tokenizer.piece(t, true);
+        let shown = bytes.utf8_chunks().map(|chunk| {
+            let rest: String = chunk.invalid().iter().map(|b| format!("\\x{b:02x}")).collect();
+            escape(chunk.valid()) + &rest
+        });
+        shown.collect::<String>()
+    };
     let lines = tokens.iter().fold(String::new(), |mut out, &t| {
         let _ = writeln!(out, "{t:>6} -> '{}'", piece(t));
         out

@@ -71,6 +71,11 @@ impl Metadata {
         self.by_key.get(key).map(|&i| &self.entries[i].value)
     }
 
+    /// All keys, in the file's order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|e| e.key.as_str())
+    }
+
     /// Entries whose values are not the file's.
     pub(super) fn replaced(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().filter(|e| e.raw.is_none())

@@ -122,7 +122,7 @@ impl Hparams {
         let arch = keys.arch;
         let n_layer = keys.count("block_count", 1, MAX_LAYERS)?;
         let n_embd = keys.count("embedding_length", 1, MAX_WIDTH)?;
-        let n_head = keys.count("attention.head_count", 1, MAX_WIDTH)?;
+        let n_head = keys.count_of_all("attention.head_count", n_layer, 1, MAX_WIDTH)?;
         let n_head_kv = match keys.has("attention.head_count_kv") {
             true => keys.counts("attention.head_count_kv", n_layer, 1, MAX_WIDTH)?,
             false => vec![n_head; n_layer],

@@ -80,7 +80,20 @@ impl Keys<'_> {
         self.meta.get(&format!("{}.{key}", self.arch)).is_some()
     }
 
-    /// Required numbers within limits, one for each of `n_layer` layers, or one for all.
+    /// A required number within limits, which a file may have layer by layer. [`crate::error::Kind::Unsupported`] if layers differ.
+    pub fn count_of_all(&self, key: &str, n_layer: usize, min: u32, max: u32) -> Result<usize> {
+        let counts = self.counts(key, n_layer, min, max)?;
+        match counts.iter().find(|&&n| n != counts[0]) {
+            Some(n) => Err(Error::unsupported(format!(
+                "{}.{key} is {} in one layer and {n} in another: pp-run knows {} models only where it is the same",
+                self.arch, counts[0], self.arch
+            ))),
+            None => Ok(counts[0]),
+        }
+    }
+
+    /// Required numbers within limits, one for each of `n_layer` layers, or one for all. [`crate::error::Kind::Unsupported`] if a layer lacks
+    /// what is counted.
     pub fn counts(&self, key: &str, n_layer: usize, min: u32, max: u32) -> Result<Vec<usize>> {
         let name = format!("{}.{key}", self.arch);
         let Some(Value::Array(_)) = self.meta.get(&name) else {
@@ -89,6 +102,11 @@ impl Keys<'_> {
         let array = self.meta.array(&name, &[ValueType::U32, ValueType::I32])?.expect("there is one");
         let number = |v: Value| {
             let n = v.as_i128().unwrap_or(-1);
+            if n == 0 && min > 0 {
+                let message =
+                    format!("{name} is 0 in a layer: pp-run knows {} models without such layers only", self.arch);
+                return Err(Error::unsupported(message));
+            }
             match (i128::from(min)..=i128::from(max)).contains(&n) {
                 true => Ok(n as usize),
                 false => Err(Error::malformed(format!("{name} has {n}, expected {min} to {max}"))),

@@ -60,10 +60,13 @@ pub fn started(command: &mut Command) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// The output of a process that ends within a minute.
+/// How long a process may take that only ends late when it hangs: the machine may do much else.
+pub const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The output of a process that ends.
 #[track_caller]
 pub fn finished(mut child: Child) -> Output {
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + PATIENCE;
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > end {
             child.kill().unwrap();

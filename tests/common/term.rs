@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ptyprocess::{PtyProcess, Signal, WaitStatus};
+use rustix::termios::{InputModes, tcgetattr};
 
-/// How long anything may take: tests share the machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+use super::PATIENCE;
 
 /// A program on a terminal.
 pub struct Term {
@@ -125,6 +125,16 @@ impl Term {
             }
             assert!(Instant::now() < end, "'{what}' did not come after: {}", text.get(from..).unwrap_or(&text));
             std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until the terminal leaves the Enter key as it is, for a line editor.
+    #[track_caller]
+    pub fn keeps_enter(&self) {
+        let end = Instant::now() + PATIENCE;
+        while tcgetattr(&self.input).unwrap().input_modes.contains(InputModes::ICRNL) {
+            assert!(Instant::now() < end, "Enter becomes a line feed: {}", self.text());
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 

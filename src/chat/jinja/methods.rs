@@ -106,6 +106,23 @@ fn string(state: &mut State, s: &str, method: &str, args: &Args) -> Result<Optio
                 None => return Err(failed(format!("'{what}' is not found"))),
             }
         }
+        "isprintable" => Value::from(s.chars().all(text::printable)),
+        "isidentifier" => {
+            let letter = |c: char| c.is_alphabetic() || c == '_';
+            Value::from(s.starts_with(letter) && s.chars().all(|c| letter(c) || c.is_numeric()))
+        }
+        "istitle" => {
+            // A capital begins each word, and nothing else is one.
+            let (mut cased, mut any) = (false, false);
+            Value::from(
+                s.chars().all(|c| {
+                    let fits = if c.is_uppercase() { !cased } else { !c.is_lowercase() || cased };
+                    cased = c.is_uppercase() || c.is_lowercase();
+                    any |= cased;
+                    fits
+                }) && any,
+            )
+        }
         "isdecimal" => return unknown_method_callback(state, &Value::from(s), "isdigit", args.placed).map(Some),
         "join" => match args.value(0, "iterable")?.unwrap_or_default().try_iter()?.all(|v| v.as_str().is_some()) {
             true => return Ok(None),

@@ -43,11 +43,11 @@ pub fn environment() -> Environment<'static> {
         let args = Args { placed: &placed, named };
         let default = args.given(0, "default")?.unwrap_or_else(|| Value::from(0));
         let base = args.int(1, "base")?.and_then(|n| u32::try_from(n).ok());
-        filters::int(state, value, Some(default), base, Kwargs::from_iter(NONE))
+        filters::int(state, &text::numeral(value), Some(default), base, Kwargs::from_iter(NONE))
     });
     env.add_filter("float", |state: &State, value: &Value, placed: Rest<Value>, named: Kwargs| {
         let default = Args { placed: &placed, named }.given(0, "default")?.unwrap_or_else(|| Value::from(0.0));
-        filters::float(state, value, Some(default), Kwargs::from_iter(NONE))
+        filters::float(state, &text::numeral(value), Some(default), Kwargs::from_iter(NONE))
     });
     for name in ["default", "d"] {
         env.add_filter(name, |value: &Value, placed: Rest<Value>, named: Kwargs| {
@@ -72,12 +72,17 @@ pub fn environment() -> Environment<'static> {
         let lines: Vec<String> = text::string(value)?.split('\n').enumerate().map(indented).collect();
         Ok::<_, Error>(lines.join("\n"))
     });
-    for name in ["e", "escape"] {
+    for name in ["e", "escape", "forceescape"] {
         env.add_filter(name, |value: &Value| {
             let text = text::string(value)?.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
             Ok::<_, Error>(text.replace('\'', "&#39;").replace('"', "&#34;"))
         });
     }
+    env.add_filter("wordcount", |value: &Value| {
+        let text = text::string(value)?;
+        Ok::<_, Error>(text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).count())
+    });
+    env.add_filter("truncate", truncate);
     env.add_function("cycler", |items: Rest<Value>| minijinja_contrib::globals::cycler(items.0));
     env.add_filter("center", |value: &Value, placed: Rest<Value>, named: Kwargs| {
         let width = Args { placed: &placed, named }.width(0, "width")?.unwrap_or(80);
@@ -92,6 +97,23 @@ pub fn environment() -> Environment<'static> {
     });
     env.add_function("strftime_now", |format: &str| strftime(format, jiff::Zoned::now().datetime()));
     env
+}
+
+/// The beginning of a text, to its last word unless words may be cut; a text that is hardly too long is left whole.
+fn truncate(value: &Value, placed: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+    let args = Args { placed: &placed, named };
+    let (length, leeway) = (args.width(0, "length")?.unwrap_or(255), args.width(3, "leeway")?.unwrap_or(5));
+    let end = args.optional_string(2, "end")?.unwrap_or_else(|| "...".to_owned());
+    let text = text::string(value)?;
+    if text.chars().count() <= length.saturating_add(leeway) {
+        return Ok(text);
+    }
+    let kept =
+        length.checked_sub(end.chars().count()).ok_or_else(|| failed("truncate: there is no room for the end"))?;
+    let cut: String = text.chars().take(kept).collect();
+    let whole =
+        if args.truth(1, "killwords")? { &cut } else { cut.rsplit_once(' ').map_or(cut.as_str(), |(words, _)| words) };
+    Ok(format!("{whole}{end}"))
 }
 
 /// What Python makes of JSON. (serde would show minijinja how serde_json keeps numbers, as gguf-rs has it set.)
@@ -116,7 +138,7 @@ fn modulo(left: &Value, right: &Value) -> Result<Value, Error> {
             Some(_) => right.try_iter()?.collect(),
             None => vec![right.clone()],
         };
-        return minijinja::formatting::format(FormatStyle::Printf, text, &values).map(Value::from);
+        return printf(text, values);
     }
     let number = |v: &Value| matches!(v.kind(), ValueKind::Number | ValueKind::Bool);
     if !number(left) || !number(right) {
@@ -135,7 +157,47 @@ fn modulo(left: &Value, right: &Value) -> Result<Value, Error> {
     }
 }
 
-/// The words of `strftime_now` in C's locale.
+/// Formats by `%`: `%r` is the text of `repr()`, and integers can be made of floats.
+fn printf(text: &str, mut values: Vec<Value>) -> Result<Value, Error> {
+    let mut plain = String::with_capacity(text.len());
+    let (mut rest, mut i) = (text, 0);
+    while let Some(at) = rest.find('%') {
+        let spec = &rest[at + 1..];
+        let n = spec.find(|c: char| !"#0- +.".contains(c) && !c.is_ascii_digit()).unwrap_or(spec.len());
+        let (flags, kind) = (&spec[..n], spec[n..].chars().next());
+        plain.push_str(&rest[..at + 1]);
+        plain.push_str(flags);
+        rest = &spec[n..];
+        match (kind, values.get_mut(i)) {
+            (Some('r'), Some(value)) => {
+                *value = Value::from(text::repr(value)?);
+                plain.push('s');
+                rest = &rest[1..];
+            }
+            (Some('d' | 'i' | 'u'), Some(value)) if value.kind() == ValueKind::Number && !value.is_integer() => {
+                let x = f64::try_from(value.clone())?;
+                if !x.is_finite() {
+                    return Err(failed(format!("{x} is no integer")));
+                }
+                *value = Value::from(x as i128);
+            }
+            // The second of two belongs to the first.
+            (Some('%'), _) => {
+                plain.push('%');
+                rest = &rest[1..];
+                continue;
+            }
+            // Values are found by their names from here on.
+            (Some('('), _) => break,
+            _ => {}
+        }
+        i += 1;
+    }
+    plain.push_str(rest);
+    minijinja::formatting::format(FormatStyle::Printf, &plain, &values).map(Value::from)
+}
+
+/// The words of `strftime_now` in C's locale, of a time that knows no zone.
 pub fn strftime(format: &str, now: jiff::civil::DateTime) -> Result<String, Error> {
     let mut plain = String::new();
     let mut chars = format.chars();
@@ -146,6 +208,24 @@ pub fn strftime(format: &str, now: jiff::civil::DateTime) -> Result<String, Erro
                 Some('c') => plain.push_str("a %b %e %H:%M:%S %Y"),
                 Some('x') => plain.push_str("m/%d/%y"),
                 Some('X') => plain.push_str("H:%M:%S"),
+                Some('r') => plain.push_str("I:%M:%S %p"),
+                Some('f') => {
+                    plain.pop();
+                    plain.push_str(&format!("{:06}", now.subsec_nanosecond() / 1000));
+                }
+                Some('Z' | 'z') => drop(plain.pop()),
+                Some('s') => {
+                    plain.pop();
+                    let now = now.to_zoned(jiff::tz::TimeZone::system());
+                    plain.push_str(
+                        &now.map_err(|e| failed(format!("strftime_now: {e}")))?.timestamp().as_second().to_string(),
+                    );
+                }
+                // What C does not know stays as it is.
+                Some(c) if c.is_alphabetic() && !"aAbBCdDeEFgGhHIjklmMnOpPRStTuUVwWyY".contains(c) => {
+                    plain.push('%');
+                    plain.push(c);
+                }
                 other => plain.extend(other),
             }
         }

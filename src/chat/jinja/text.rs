@@ -86,10 +86,10 @@ fn quote(out: &mut String, s: &str) {
     out.push(quote);
 }
 
-/// Whether a character is shown as it is. Rust escapes marks that combine with the character before only where there is none.
-fn printable(c: char) -> bool {
+/// Whether a character is shown as it is, as `str.isprintable()` has it. Rust escapes marks that combine with the character before only where there is none.
+pub fn printable(c: char) -> bool {
     let text = ['a', c].iter().collect::<String>();
-    matches!(c, '"' | '\'') || text.escape_debug().eq(text.chars())
+    matches!(c, '"' | '\'' | '\\') || text.escape_debug().eq(text.chars())
 }
 
 /// `repr()` of a number that is no integer.
@@ -103,6 +103,16 @@ pub fn float(x: f64) -> String {
         -4..16 => format!("{x:?}"),
         exponent => format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs()),
     }
+}
+
+/// A text of which a number is to be made, as `int()` and `float()` read it: without white space around, and `_` between digits.
+pub fn numeral(value: &Value) -> Value {
+    let Some(text) = value.as_str() else { return value.clone() };
+    let text = trim(text, None, true, true);
+    let bytes = text.as_bytes();
+    let digit = |i: usize| bytes.get(i).is_some_and(u8::is_ascii_alphanumeric);
+    let divides = |(i, c): &(usize, char)| *c == '_' && *i > 0 && digit(i - 1) && digit(i + 1);
+    text.char_indices().filter(|c| !divides(c)).map(|(_, c)| c).collect::<String>().into()
 }
 
 /// Whitespace as `str.isspace()` has it.

@@ -8,14 +8,20 @@ use std::path::Path;
 
 use clap::Command;
 
-use super::flags::{Flags, nearest, settled};
-use crate::error::{Error, Result};
+use super::flags::{Flags, settled};
+use crate::error::{Error, Result, nearest};
 
 /// Longest configuration.
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// The flags of a configuration that neither the command line nor the environment has.
-pub fn read(path: &Path, must_exist: bool, cli: &Command, flags: &Flags, given: &[String]) -> Result<Vec<OsString>> {
+/// The flags of a configuration that neither the command line nor the environment has, each with its name and the key that it comes from.
+pub fn read(
+    path: &Path,
+    must_exist: bool,
+    cli: &Command,
+    flags: &Flags,
+    given: &[String],
+) -> Result<Vec<(OsString, [String; 2])>> {
     let mut out = Vec::new();
     let mut text = String::new();
     match fs::File::open(path).and_then(|f| f.take(MAX_CONFIG + 1).read_to_string(&mut text)) {
@@ -49,15 +55,22 @@ pub fn read(path: &Path, must_exist: bool, cli: &Command, flags: &Flags, given: 
             toml::Value::Boolean(b) => Ok(if *b { "on" } else { "off" }.to_owned()),
             _ => Err(bad("one value")),
         };
+        let source = [known.long.clone(), format!("{}: '{key}'", path.display())];
+        let mut add = |arg: String| out.push((OsString::from(arg), source.clone()));
         match value {
-            toml::Value::Boolean(on) if !known.takes_value => out.extend(on.then(|| OsString::from(&flag))),
+            toml::Value::Boolean(on) if !known.takes_value && on => add(flag),
+            toml::Value::Boolean(_) if !known.takes_value => {}
             _ if !known.takes_value => return Err(bad("true or false")),
+            // An object in JSON can be a table here.
+            toml::Value::Table(table) if known.long == "chat-template-kwargs" => {
+                add(format!("{flag}={}", serde_json::to_string(&table).map_err(|_| bad("a table"))?));
+            }
             toml::Value::Array(values) if known.repeatable => {
                 for value in &values {
-                    out.push(format!("{flag}={}", text(value)?).into());
+                    add(format!("{flag}={}", text(value)?));
                 }
             }
-            value => out.push(format!("{flag}={}", text(&value)?).into()),
+            value => add(format!("{flag}={}", text(&value)?)),
         }
     }
     Ok(out)

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use clap::{ArgAction, Command};
 
 use super::names::{OPPOSITES, SHORT};
-use crate::error::Error;
+use crate::error::{Error, nearest};
 
 /// Flags by every spelling with its dashes.
 pub type Flags = HashMap<String, Flag>;
@@ -73,13 +73,4 @@ pub fn unknown_flag(name: &str, typed: &str, flags: &Flags) -> Error {
     let hint = nearest(name, flags.keys().map(String::as_str).chain(shorts))
         .map_or_else(|| "see --help".to_owned(), |n| format!("did you mean '{n}'?"));
     Error::usage(format!("unknown flag '{typed}': {hint}"))
-}
-
-/// The name that is most similar to the word, if one is similar at all; of equally similar names the first in the alphabet.
-pub fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    names
-        .map(|n| (n, strsim::jaro_winkler(word, n)))
-        .filter(|(_, similarity)| *similarity > 0.8)
-        .max_by(|a, b| a.1.total_cmp(&b.1).then_with(|| b.0.cmp(a.0)))
-        .map(|(n, _)| n)
 }

@@ -8,13 +8,14 @@ mod flags;
 mod names;
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Command;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 use crate::system::places::{self, Env};
-pub use flags::nearest;
 use flags::{Flag, Flags, letters, settled, unknown_flag};
 use names::{ENVIRONMENT, IGNORED, NOT_YET, SHORT};
 
@@ -27,6 +28,8 @@ pub struct Normalised {
     pub warnings: Vec<String>,
     /// Long names of the flags of the command line itself.
     pub given: Vec<String>,
+    /// Long names of flags that come from elsewhere, and from where: a variable, or a key of the configuration.
+    pub sources: Vec<[String; 2]>,
 }
 
 /// Rewrites `args` (the program's name first) for `cli`.
@@ -41,8 +44,21 @@ pub fn normalise(cli: &Command, args: Vec<OsString>, env: Env) -> Result<Normali
     let command = subcommand(cli, &mut out, &mut rest)?;
     let flags = flags::flags(command);
     let strict = rest.iter().any(|a| a == "--strict-utf8");
-    let mut walk = Walk { flags: &flags, strict, out, warnings: Vec::new(), given: Vec::new() };
+    let mut walk = Walk {
+        flags: &flags,
+        strict,
+        out,
+        words: Vec::new(),
+        warnings: Vec::new(),
+        given: Vec::new(),
+        sources: Vec::new(),
+    };
     walk.arguments(rest)?;
+    if std::ptr::eq(command, cli) {
+        walk.prompt_of_words()?;
+    } else {
+        walk.out.append(&mut walk.words);
+    }
     let given = walk.given.clone();
     walk.environment(env)?;
     // The configuration is for answers and chats only: measurements must not depend on what somebody once wrote into a file.
@@ -50,11 +66,13 @@ pub fn normalise(cli: &Command, args: Vec<OsString>, env: Env) -> Result<Normali
         let named = walk.out.iter().rev().find_map(|a| a.to_str()?.strip_prefix("--config=").map(PathBuf::from));
         let must_exist = named.is_some();
         if let Some(path) = named.or_else(|| places::config(env)) {
-            let more = config::read(&path, must_exist, cli, &flags, &walk.given)?;
-            walk.out.extend(more);
+            for (arg, source) in config::read(&path, must_exist, cli, &flags, &walk.given)? {
+                walk.out.push(arg);
+                walk.sources.push(source);
+            }
         }
     }
-    Ok(Normalised { args: walk.out, warnings: walk.warnings, given })
+    Ok(Normalised { args: walk.out, warnings: walk.warnings, given, sources: walk.sources })
 }
 
 /// The command that the first word names; its name moves from `rest` to `out`, and a model in its place becomes a flag.
@@ -65,6 +83,14 @@ fn subcommand<'c>(cli: &'c Command, out: &mut Vec<OsString>, rest: &mut Vec<OsSt
             Some(sub) => {
                 out.push(rest.remove(0));
                 command = sub;
+                if word_of_chats(sub, rest) {
+                    let word = rest.remove(0);
+                    match word.to_str() {
+                        Some("show") => rest.insert(0, "--show".into()),
+                        Some("delete" | "rm") => rest.insert(0, "--delete".into()),
+                        _ => {}
+                    }
+                }
             }
             // These words name the default command, which has no name for clap.
             None if ["run", "chat", "complete", "completion", "cli"].contains(&word) => drop(rest.remove(0)),
@@ -77,6 +103,8 @@ fn subcommand<'c>(cli: &'c Command, out: &mut Vec<OsString>, rest: &mut Vec<OsSt
                 out.push("--help".into());
             }
             None if is_model(&rest[0]) => {}
+            // Several words are no command but a question.
+            None if word.contains(char::is_whitespace) => {}
             None => return Err(unknown_command(cli, word)),
         }
     }
@@ -96,9 +124,12 @@ struct Walk<'f> {
     /// Prompts must be UTF-8.
     strict: bool,
     out: Vec<OsString>,
+    /// Words that are no flags and no values of flags
+    words: Vec<OsString>,
     warnings: Vec<String>,
     /// Long names of the flags so far
     given: Vec<String>,
+    sources: Vec<[String; 2]>,
 }
 
 impl<'f> Walk<'f> {
@@ -107,12 +138,11 @@ impl<'f> Walk<'f> {
         let mut rest = rest.into_iter().peekable();
         while let Some(arg) = rest.next() {
             let Some(text) = arg.to_str().filter(|t| t.len() > 1 && t.starts_with('-')) else {
-                self.out.push(arg);
+                self.words.push(arg);
                 continue;
             };
             if text == "--" {
-                self.out.push(arg);
-                self.out.extend(rest.by_ref());
+                self.words.extend(rest.by_ref());
                 break;
             }
             let (name, value) = match text.split_once('=') {
@@ -135,6 +165,34 @@ impl<'f> Walk<'f> {
         Ok(())
     }
 
+    /// Words without a flag: `pp-run MODEL "a question"`.
+    fn prompt_of_words(&mut self) -> Result<()> {
+        let mut words = std::mem::take(&mut self.words);
+        if !self.given.iter().any(|g| g == "model") && words.first().is_some_and(is_model) {
+            let mut arg = OsString::from("--model=");
+            arg.push(words.remove(0));
+            self.out.push(arg);
+            self.given.push("model".to_owned());
+        }
+        let Some(first) = words.first() else { return Ok(()) };
+        if let Some(other) = self.given.iter().find(|g| ["prompt", "file", "continue"].contains(&g.as_str())) {
+            let word = first.to_string_lossy();
+            return Err(Error::usage(format!(
+                "'{word}' is no flag and no value of one, and --{other} is there already"
+            )));
+        }
+        // `-` is stdin in the place of any file.
+        let (long, value) = match words.as_slice() {
+            [one] if one == "-" => ("file", one.clone()),
+            words => ("prompt", prompt(words.join(" ".as_ref()), self.strict, "the prompt", &mut self.warnings)?),
+        };
+        let mut arg = OsString::from(format!("--{long}="));
+        arg.push(value);
+        self.out.push(arg);
+        self.given.push(long.to_owned());
+        Ok(())
+    }
+
     /// The name of a flag as this command knows it: with two dashes if it has several letters.
     fn long_name(&self, typed: &str) -> String {
         let long = SHORT.iter().find(|(short, _)| *short == typed).map(|(_, long)| *long);
@@ -153,7 +211,8 @@ impl<'f> Walk<'f> {
         if let Some(flag) = self.flags.get(name) {
             return Ok(vec![(flag, value.map(str::to_owned))]);
         }
-        if let Some((_, what)) = NOT_YET.iter().find(|(n, _)| *n == name) {
+        let is_it = |n: &str| n.strip_suffix('*').map_or(n == name, |family| name.starts_with(family));
+        if let Some((_, what)) = NOT_YET.iter().find(|(n, _)| is_it(n)) {
             return Err(Error::usage(format!("{typed}: pp-run does not have {what} yet")));
         }
         if ["-h", "--help", "-V", "--version", "--usage"].contains(&name) {
@@ -217,6 +276,7 @@ impl<'f> Walk<'f> {
                 continue;
             }
             self.given.push(long.to_owned());
+            self.sources.push([long.to_owned(), name.clone()]);
             if self.flags[&format!("--{long}")].takes_value {
                 let mut arg = OsString::from(format!("--{long}="));
                 arg.push(value);
@@ -243,8 +303,9 @@ const PROMPTS: [&str; 2] = ["prompt", "system-prompt"];
 
 /// A text for the model. A shell may hand over any bytes: what is not UTF-8 is replaced, or with `strict` refused.
 fn prompt(value: OsString, strict: bool, flag: &str, warnings: &mut Vec<String>) -> Result<OsString> {
-    if value.to_str().is_some() {
-        return Ok(value);
+    if let Some(text) = value.to_str() {
+        // `-p "$(cat file)"` brings a byte order mark along.
+        return Ok(text.strip_prefix('\u{feff}').map_or(value.clone(), Into::into));
     }
     if strict {
         let good = value.to_string_lossy().find('\u{fffd}').unwrap_or(0);
@@ -265,11 +326,26 @@ fn called_as(program: &OsString) -> Option<&'static str> {
     }
 }
 
-/// `FILE.gguf`, which is no flag.
+/// Whether a word is a model: `FILE.gguf`, one of ollama's blobs (`sha256-` and 64 digits), or any file that begins as models do.
 fn is_model(arg: &OsString) -> bool {
-    let bytes = arg.as_encoded_bytes();
-    bytes.ends_with(b".gguf") && !bytes.starts_with(b"-")
+    let path = Path::new(arg);
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let is_blob =
+        name.strip_prefix("sha256-").is_some_and(|h| h.len() == 64 && h.chars().all(|c| c.is_ascii_hexdigit()));
+    let begins_so = || {
+        let mut magic = [0; 4];
+        path.is_file() && File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && magic == *b"GGUF"
+    };
+    !arg.as_encoded_bytes().starts_with(b"-") && (name.to_lowercase().ends_with(".gguf") || is_blob || begins_so())
 }
+
+/// Whether a word after `chats` says what to do with them, as other programs have it: `chats show NAME`.
+fn word_of_chats(command: &Command, rest: &[OsString]) -> bool {
+    command.get_name() == "chats" && rest.first().is_some_and(|w| CHATS.iter().any(|known| w == known))
+}
+
+/// Words that name the flags of `chats`, or nothing that it does not do anyway.
+const CHATS: [&str; 5] = ["show", "delete", "rm", "list", "ls"];
 
 fn unknown_command(cli: &Command, word: &str) -> Error {
     let names = cli.get_subcommands().map(|s| s.get_name()).chain(["run", "chat"]);
@@ -318,7 +394,15 @@ mod tests {
             (&["-p", "a.gguf"], &["--prompt=a.gguf"]),
             (&["bench", "-p", "512", "-pg", "8,8"], &["bench", "--n-prompt=512", "--prompt-gen=8,8"]),
             (&["-np", "4", "-q"], &["--quiet"]),
-            (&["--", "-ngl"], &["--", "-ngl"]),
+            (&["--", "-ngl"], &["--prompt=-ngl"]),
+            (&["a.gguf", "why?"], &["--model=a.gguf", "--prompt=why?"]),
+            (&["-n", "8", "a.gguf", "why", "not?"], &["--predict=8", "--model=a.gguf", "--prompt=why not?"]),
+            (&["-m", "a.gguf", "b.gguf"], &["--model=a.gguf", "--prompt=b.gguf"]),
+            (&["run", "a.GGUF", "-"], &["--model=a.GGUF", "--file=-"]),
+            (&["why is it?"], &["--prompt=why is it?"]),
+            (&["chats", "show", "a"], &["chats", "--show=a"]),
+            (&["chats", "rm", "a", "b"], &["chats", "--delete", "a", "b"]),
+            (&["chats", "ls"], &["chats"]),
         ];
         for (typed, expected) in table {
             assert_eq!(words(typed), *expected, "{typed:?}");
@@ -333,6 +417,9 @@ mod tests {
             ("--ctx", "'--ctx-size'"),
             ("benhc", "'bench'"),
             ("--grammar", "does not have constrained output yet"),
+            ("--dry-base", "does not have this sampler yet"),
+            ("--port", "does not have a server yet"),
+            ("--zebra", "see --help"),
         ];
         for (typed, expected) in table {
             let error = run(&[typed]).unwrap_err().to_string();

@@ -38,6 +38,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
         baseline: options.baseline,
         prune: options.prune.iter().any(Option::is_some),
         steps: !options.steps.is_empty(),
+        names: options.models.len() > 1,
         rows: Vec::new(),
     };
     for path in &options.models {

@@ -8,7 +8,7 @@ use super::measure::Row;
 use super::options::{Format, Options};
 use crate::commands::output::print;
 use crate::engine::Loaded;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, escape};
 use crate::model::description;
 use crate::system::memory;
 
@@ -20,6 +20,8 @@ pub struct Table {
     pub prune: bool,
     /// Whether there are steps
     pub steps: bool,
+    /// Whether rows say of which file they are, as there are several
+    pub names: bool,
     pub rows: Vec<Value>,
 }
 
@@ -84,8 +86,12 @@ impl Table {
     }
 
     fn markdown(&self, row: &Row, model: &Loaded, avg: f64, deviation: f64) -> Result<()> {
+        let mut name = description(model.gguf());
+        if self.names {
+            name.push_str(&format!(" {}", escape(&model.gguf().path().display().to_string())));
+        }
         let mut columns = vec![
-            ("model", 24, description(model.gguf())),
+            ("model", 24, name),
             ("size", 10, memory::human(model.gguf().n_bytes())),
             ("params", 10, format!("{:.2} M", model.gguf().n_params() as f64 / 1e6)),
             ("backend", 10, model.backend()),

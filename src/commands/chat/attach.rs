@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use super::state::Chat;
+use crate::commands::input::decode;
 use crate::error::{Error, Result};
 use crate::system::places::env;
 
@@ -97,8 +98,8 @@ fn read_text_file(path: &Path) -> Result<String> {
         return Err(Error::malformed(format!("has {} bytes: too long for a message", stat.len())));
     }
     let bytes = fs::read(path).map_err(|e| Error::input(format!("cannot be read: {e}")))?;
-    match String::from_utf8(bytes) {
-        Ok(text) if !text.contains('\0') => Ok(text),
+    match decode(bytes) {
+        Ok((text, _)) if !text.contains('\0') => Ok(text),
         _ => Err(Error::malformed("is no text")),
     }
 }

@@ -230,7 +230,7 @@ impl Chat<'_> {
             per_second(t.written.saturating_sub(t.answers), t.writing_time),
             self.conversation.timeline().len(),
             self.session.n_ctx(),
-            self.sampler.seed(),
+            t.seed.map_or_else(|| "none yet".to_owned(), |seed| seed.to_string()),
             self.session.prune_report().map_or_else(|| "none".to_owned(), |r| r.line()),
             self.keep.name().unwrap_or("(not kept)"),
         ))

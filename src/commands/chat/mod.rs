@@ -13,26 +13,33 @@ mod turn;
 use super::answer::Run;
 use super::output::write_conversation;
 use super::{prompt_cache, pruning};
-use crate::chat::{Input, Template};
+use crate::chat::{Hush, Input, Template, Watch};
 use crate::error::{Error, Kind, Result};
 use commands::Next;
 pub use keep::{Opened, directory, listing, open};
 use state::Chat;
 
+/// The terminal of a chat, and how it begins.
+pub struct Beginning<'a> {
+    pub system: Option<&'a str>,
+    /// The first question
+    pub first: Option<&'a str>,
+    pub resumed: Option<Opened>,
+    pub watch: Watch,
+    /// The terminal's keys wait for a line editor.
+    pub hush: Option<Hush>,
+}
+
 /// Chats until the user leaves, or with `once` for one turn.
-pub fn chat(
-    run: Run,
-    template: &Template,
-    system: Option<&str>,
-    first: Option<&str>,
-    resumed: Option<Opened>,
-    once: bool,
-) -> Result<()> {
-    let watch = run.signals.watch()?;
+pub fn chat(run: Run, template: &Template, beginning: Beginning, once: bool) -> Result<()> {
+    let Beginning { system, first, resumed, watch, hush } = beginning;
     let options = &run.options;
     let mut session = run.model.timeline(&options.context, run.signals.interrupt.clone())?;
     pruning::apply_to(session.as_mut(), run.model, options.prune.as_ref(), options.context.n_threads_batch, &run.log)?;
     let mut chat = Chat::new(run, session, watch, template, system, once);
+    if !once {
+        chat.make_editor(hush)?;
+    }
     if let Some(opened) = resumed {
         chat.resume(opened, system)?;
     }
@@ -83,7 +90,8 @@ impl Chat<'_> {
             };
             let (text, quoted) = match input {
                 Input::End => return Ok(()),
-                Input::Interrupt if warned => return Err(Error::new(Kind::Interrupted, "interrupted")),
+                // The user asked for it, and needs no message.
+                Input::Interrupt if warned => return Err(Error::new(Kind::Interrupted, "")),
                 Input::Interrupt => {
                     warned = true;
                     self.run.log.note("Ctrl-C again leaves; so do Ctrl-D and /exit");

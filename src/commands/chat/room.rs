@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::picture::bar;
 use super::state::Chat;
 use crate::chat::{Input, Role};
-use crate::commands::answer::{Answer, answer};
+use crate::commands::answer::{Answer, answer, sampler};
 use crate::commands::output::{Printer, print};
 use crate::commands::run::ContextFull;
 use crate::error::{Error, Result};
@@ -181,8 +181,8 @@ impl Chat<'_> {
         self.run.log.note(&format!("{kept} of {n} exchanges become a summary:"));
         let predict = std::mem::replace(&mut self.run.options.limits.predict, Predict::AtMost(SUMMARY));
         let mut printer = Printer::new(&self.style, &self.run.options.look, old.opens_reasoning());
-        let result =
-            answer(&self.run, self.session.as_mut(), &mut self.sampler, &tokens, &mut |text| printer.show(text));
+        let mut sampler = sampler(&self.run, self.session.as_ref(), 0);
+        let result = answer(&self.run, self.session.as_mut(), &mut sampler, &tokens, &mut |text| printer.show(text));
         let shown = printer.end();
         self.run.options.limits.predict = predict;
         let Answer { text, stop, .. } = result?;

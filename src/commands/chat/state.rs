@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 
 use super::keep::Keep;
 use super::parameters::how;
-use crate::chat::{Conversation, Editor, Input, Style, Template, Watch};
+use crate::chat::{Around, Conversation, Editor, Hush, Input, Style, Template, Watch};
 use crate::commands::answer::{Answer, Run, answer, sampler};
 use crate::commands::output::Printer;
 use crate::commands::pruning;
 use crate::commands::run::Options;
 use crate::engine::Timeline;
 use crate::error::Result;
-use crate::sampler::Sampler;
 use crate::stats::Stats;
 
 /// How often the beginning of a long answer is written to disk.
@@ -23,7 +22,8 @@ pub struct Chat<'a> {
     pub run: Run<'a>,
     pub style: Style,
     pub session: Box<dyn Timeline<'a> + 'a>,
-    pub sampler: Sampler,
+    /// How many answers to the last question there were before
+    pub attempt: u32,
     pub conversation: Conversation<'a>,
     /// The conversations that `/push` remembers
     pub marks: Vec<Conversation<'a>>,
@@ -42,7 +42,7 @@ pub struct Chat<'a> {
     pub told: bool,
     /// All numbers are shown after an answer.
     pub verbose: bool,
-    /// Made when the user types for the first time
+    /// What reads the user's turns, in a chat of several
     pub editor: Option<Editor>,
     /// The chat ends after one turn.
     pub once: bool,
@@ -57,6 +57,8 @@ pub struct Totals {
     pub read_time: Duration,
     pub written: usize,
     pub writing_time: Duration,
+    /// Of the last answer
+    pub seed: Option<u32>,
 }
 
 impl<'a> Chat<'a> {
@@ -76,7 +78,7 @@ impl<'a> Chat<'a> {
             watch,
             initial: String::new(),
             replaces: false,
-            sampler: sampler(&run, session.as_ref()),
+            attempt: 0,
             conversation: Conversation::new(template, run.tokenizer, system, options.parse_special),
             verbose: options.log.verbosity > 3,
             keep: Keep::new(&run, template),
@@ -93,29 +95,36 @@ impl<'a> Chat<'a> {
 
     /// What the user types.
     pub fn read(&mut self) -> Result<Input> {
-        let options = &self.run.options;
-        if self.editor.is_none() {
-            let chats = self.keep.dir().map(PathBuf::from);
-            let (lines, keep, settings) = (options.multiline_input, !options.no_history, options.settings.names);
-            let (editor, note) = Editor::new(lines, keep, settings, chats, self.watch.away.clone())?;
-            note.iter().for_each(|note| self.run.log.note(note));
-            self.editor = Some(editor);
-        }
-        let editor = self.editor.as_mut().expect("made above");
+        let editor = self.editor.as_mut().expect("a chat of several turns has one");
         self.watch.reading.store(true, Ordering::Relaxed);
         let log = &self.run.log;
         let input = editor.read(&self.style, &std::mem::take(&mut self.initial), &|e| log.error(&e.to_string()));
         self.watch.reading.store(false, Ordering::Relaxed);
+        if matches!(input, Ok(Input::Interrupt)) {
+            self.run.signals.take_interrupt();
+        }
         input
     }
 
-    /// Makes what the settings describe: the style, the sampler, the pruning. Of settings that are the same as `before` nothing is made anew.
+    /// Makes the editor that reads what the user types, with `hush` if it reads keys.
+    pub fn make_editor(&mut self, hush: Option<Hush>) -> Result<()> {
+        let options = &self.run.options;
+        let around = Around {
+            keep_history: !options.no_history,
+            settings: options.settings.names,
+            chats: self.keep.dir().map(PathBuf::from),
+        };
+        let (away, interrupt) = (self.watch.away.clone(), self.run.signals.interrupt.clone());
+        let (editor, note) = Editor::new(hush, options.multiline_input, around, away, interrupt)?;
+        note.iter().for_each(|note| self.run.log.note(note));
+        self.editor = Some(editor);
+        Ok(())
+    }
+
+    /// Makes what the settings describe: the style, the pruning. Of settings that are the same as `before` nothing is made anew.
     pub fn apply_settings(&mut self, before: Option<&Options>) -> Result<()> {
         self.style = Style::new(&self.run.options.look);
         let options = &self.run.options;
-        if before.is_none_or(|b| b.sampling != options.sampling) {
-            self.sampler = sampler(&self.run, self.session.as_ref());
-        }
         if before.is_none_or(|b| b.prune != options.prune) {
             let n_threads = options.context.n_threads_batch;
             pruning::apply_to(self.session.as_mut(), self.run.model, options.prune.as_ref(), n_threads, &self.run.log)?;
@@ -134,9 +143,10 @@ impl<'a> Chat<'a> {
     /// An answer, shown as it comes, and kept on disk if it takes long.
     pub fn generate(&mut self, tokens: &[i32]) -> Result<Answer> {
         let mut printer = Printer::new(&self.style, &self.run.options.look, self.conversation.opens_reasoning());
+        let mut sampler = sampler(&self.run, self.session.as_ref(), self.attempt);
         let (mut part, mut since) = (String::new(), Instant::now());
         let (keep, log) = (&mut self.keep, &self.run.log);
-        let answer = answer(&self.run, self.session.as_mut(), &mut self.sampler, tokens, &mut |text| {
+        let answer = answer(&self.run, self.session.as_mut(), &mut sampler, tokens, &mut |text| {
             part.push_str(text);
             if since.elapsed() >= PART {
                 keep.part(&std::mem::take(&mut part), log);

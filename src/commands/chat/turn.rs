@@ -1,5 +1,6 @@
 //! One turn: a question and its answer.
 
+use std::io::{IsTerminal, stdout};
 use std::sync::atomic::Ordering;
 
 use super::state::Chat;
@@ -16,6 +17,7 @@ impl<'a> Chat<'a> {
     /// Asks and answers one question. It `replaces` the last exchange, or comes after it.
     pub fn ask(&mut self, text: &str, replaces: bool) -> Result<()> {
         self.run.signals.take_interrupt();
+        self.attempt = 0;
         let options = &self.run.options;
         let content = format!("{}{}{text}{}", options.in_prefix, self.attached, options.in_suffix);
         let before = self.conversation.clone();
@@ -44,6 +46,7 @@ impl<'a> Chat<'a> {
             return Err(nothing());
         }
         let content = self.conversation.undo().ok_or_else(nothing)?;
+        self.attempt = self.attempt.wrapping_add(1);
         match self.fitting(&content) {
             // The chat's file keeps the old answer until there is a new one.
             Ok(Some(tokens)) => self.answer(&tokens, before, false).map(drop),
@@ -61,7 +64,9 @@ impl<'a> Chat<'a> {
             self.keep_turns(None);
         }
         let result = {
-            let _hush = (!self.once).then(Hush::begin);
+            // With keys it is quiet all the time.
+            let lines = !self.once && !self.style.has_screen() && stdout().is_terminal();
+            let _hush = lines.then(|| Hush::begin(false));
             self.generate(tokens)
         };
         let terminated = self.run.signals.terminate.load(Ordering::Relaxed);
@@ -99,6 +104,7 @@ impl<'a> Chat<'a> {
     fn report(&mut self, stop: &StopReason, stats: &Stats) {
         let t = &mut self.totals;
         t.answers += 1;
+        t.seed = Some(stats.seed);
         t.read += stats.processed_tokens;
         t.cached += stats.cached_tokens;
         t.read_time += stats.prompt_time;
@@ -110,6 +116,8 @@ impl<'a> Chat<'a> {
                 true => log.note(&stats.line()),
                 false => log.status(&stats.short_line(), self.style.has_color()),
             }
+        } else if let Some(cut) = stats.cut() {
+            log.note(&cut);
         }
         match stop {
             StopReason::Interrupted => log.note("stopped; what came is kept, and the model knows that it was stopped"),

@@ -9,14 +9,14 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::answer::Run;
-use super::chat;
-use super::input::read_prompt;
+use super::chat::{self, Beginning};
+use super::input::Reader;
 use super::load::load;
 use super::signals::Signals;
-use crate::chat::Template;
 use crate::chat::terminal::Tristate;
+use crate::chat::{Hush, Style, Template};
 use crate::engine::Loaded;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
 use crate::generate::Draft;
 use crate::gguf::{Gguf, Value};
 use crate::log::Log;
@@ -27,8 +27,8 @@ pub use options::{ContextFull, Options, OutputFormat, Resume, Settings};
 /// Answers, or chats.
 pub fn run(options: &Options, signals: Signals) -> Result<()> {
     let log = Log::new(&options.log, options.look.simple_io)?;
-    let interactive = stdin().is_terminal() && stdout().is_terminal() && options.output_format == OutputFormat::Text;
-    let prompt = prompt(options, &log)?;
+    let interactive = stdin().is_terminal() && options.output_format == OutputFormat::Text;
+    let prompt = prompt(options, &log, &signals)?;
     let resumed = options.resume.as_ref().map(chat::open).transpose()?;
     let mut options = options.clone();
     // A saved chat says which model it was with, unless the command line names one.
@@ -42,11 +42,12 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
     let options = &options;
     let system = match (&options.system, &options.system_file) {
         (Some(text), _) => Some(text.clone()),
-        (None, Some(path)) => Some(read_prompt(path, options.strict_utf8, &|m| log.warn(m))?),
+        (None, Some(path)) => Some(reader(options, &log, &signals).read(path, "")?),
         (None, None) => None,
     };
-    // -cnv with a prompt is llama.cpp's way to ask for a chat that begins with it.
-    let stays = interactive && (prompt.is_none() || (options.conversation == Tristate::On && !options.single_turn));
+    // -cnv with a prompt is llama.cpp's way to ask for a chat that begins with it. Answers of a chat may go to a pipe, such as tee.
+    let begins = options.conversation == Tristate::On && !options.single_turn && stdout().is_terminal();
+    let stays = interactive && (prompt.is_none() || begins);
     // A chat that is continued takes a turn from a pipe too.
     let chats = stays || resumed.is_some();
     if prompt.is_none() && !interactive {
@@ -59,12 +60,20 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
         return Err(Error::usage("--trace is of one answer, not of a chat: give a prompt with -p or -f"));
     }
 
+    let screen = stays && Style::new(&options.look).has_screen();
+    let watch = chats.then(|| signals.watch(screen)).transpose()?;
+    // What is typed while the model is loaded waits for the first prompt.
+    let hush = screen.then(|| Hush::begin(true));
     let start = Instant::now();
     let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
     if options.draft == Some(Draft::Ngram) && model.own().is_none() {
         log.note("--draft has no effect: libllama writes this model's answers");
     }
     let (options, sampling) = &sampling_of_file(options, model.gguf())?;
+    let unknown = unknown_sampling(model.gguf());
+    if !unknown.is_empty() {
+        log.note(&format!("the file wants answers drawn by {} too, which pp-run does not have", unknown.join(", ")));
+    }
     let template = template(options, &model, &tokenizer)?;
     let run = Run {
         options: options.clone(),
@@ -74,10 +83,13 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
         tokenizer: &tokenizer,
         start,
         sampling: Cell::new(sampling.clone()),
+        told_of_bos: Cell::new(false),
     };
     match (template, prompt) {
         (Some(template), prompt) if chats => {
-            chat::chat(run, &template, system.as_deref(), prompt.as_deref(), resumed, !stays)
+            let watch = watch.expect("chats have one");
+            let beginning = Beginning { system: system.as_deref(), first: prompt.as_deref(), resumed, watch, hush };
+            chat::chat(run, &template, beginning, !stays)
         }
         (None, None) => Err(Error::malformed(
             "this model has no chat template: give one with --chat-template NAME or --chat-template-file FILE, or complete a \
@@ -99,6 +111,23 @@ const SAMPLING: [(&str, &str); 6] = [
     ("penalty_last_n", "repeat-last-n"),
 ];
 
+/// The beginning of these keys.
+const OF_SAMPLING: &str = "general.sampling.";
+
+/// What else the file wants answers to be drawn by, as names and values.
+fn unknown_sampling(gguf: &Gguf) -> Vec<String> {
+    let meta = gguf.metadata();
+    let said = meta.keys().filter_map(|key| {
+        let name = key.strip_prefix(OF_SAMPLING).filter(|name| !SAMPLING.iter().any(|s| s.0 == *name))?;
+        let number = || Some(meta.get(key)?.as_i128()?.to_string());
+        let real = || Some(meta.f32(key).ok()??.to_string());
+        let value = meta.lossy(key).or_else(number).or_else(real).unwrap_or_default();
+        // Of what is 0 there is to be nothing.
+        (value != "0").then(|| format!("{} {value}", shown(name)))
+    });
+    said.collect()
+}
+
 /// The options, with the file's settings of sampling where the user has none; and what the statistics say of that, if there are any.
 fn sampling_of_file(options: &Options, gguf: &Gguf) -> Result<(Options, Option<String>)> {
     let is_set = |flag: &str| {
@@ -107,7 +136,7 @@ fn sampling_of_file(options: &Options, gguf: &Gguf) -> Result<(Options, Option<S
     };
     let mut settings = Vec::new();
     for (name, flag) in SAMPLING.into_iter().filter(|(_, flag)| !is_set(flag)) {
-        let key = format!("general.sampling.{name}");
+        let key = format!("{OF_SAMPLING}{name}");
         let value = match gguf.metadata().get(&key) {
             None => continue,
             Some(Value::F32(x)) => x.to_string(),
@@ -130,20 +159,34 @@ fn sampling_of_file(options: &Options, gguf: &Gguf) -> Result<(Options, Option<S
     Ok((with, Some(format!("drawn as the file says: {}", all.join(", ")))))
 }
 
+fn reader<'a>(options: &Options, log: &'a Log, signals: &'a Signals) -> Reader<'a> {
+    Reader { strict: options.strict_utf8, log, signals }
+}
+
 /// The prompt of `-p` or `-f`, with the text on stdin below it; `None` if there is none at all.
-fn prompt(options: &Options, log: &Log) -> Result<Option<String>> {
+fn prompt(options: &Options, log: &Log, signals: &Signals) -> Result<Option<String>> {
     let stdin_path = Path::new("-");
-    let read = |path: &Path| read_prompt(path, options.strict_utf8, &|m| log.warn(m));
+    let reader = reader(options, log, signals);
     let from_stdin = options.prompt_file.as_deref() == Some(stdin_path);
     let mut prompt = match &options.prompt_file {
-        Some(path) => Some(read(path)?),
+        Some(path) => Some(reader.read(path, "")?),
         None => options.prompt.clone(),
     };
-    if !from_stdin && !stdin().is_terminal() {
-        let text = read(stdin_path)?;
-        if !text.is_empty() {
-            prompt = Some(prompt.map_or(text.clone(), |p| format!("{p}\n\n{text}")));
-        }
+    if !from_stdin && !options.no_stdin && !stdin().is_terminal() {
+        let way_out = if prompt.is_some() { "; --no-stdin leaves it alone" } else { "" };
+        let text = reader.read(stdin_path, way_out)?;
+        prompt = match prompt {
+            _ if text.is_empty() => prompt,
+            None => Some(text),
+            Some(prompt) => {
+                // Whoever runs pp-run in a loop over lines of stdin did not mean this.
+                log.note(&format!(
+                    "{} bytes of stdin are added below the prompt; --no-stdin leaves stdin alone",
+                    text.len()
+                ));
+                Some(format!("{prompt}\n\n{text}"))
+            }
+        };
     }
     Ok(prompt)
 }

@@ -29,7 +29,7 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
         session.own_mut().expect("checked above").trace();
     }
     let mut held = prompt_cache::restore(run, session)?;
-    let mut sampler = sampler(run, session);
+    let mut sampler = sampler(run, session, 0);
     let json = options.output_format == OutputFormat::Json;
     let load_time = run.start.elapsed();
     if options.display_prompt && !json {
@@ -49,6 +49,8 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
     }
     if options.show_timings {
         run.log.note(&answer.stats.line());
+    } else if let Some(cut) = answer.stats.cut() {
+        run.log.note(&cut);
     }
     prompt_cache::taken(run, answer.stats.cached_tokens, &held);
     // If this fails, it is reported when everything else is done.

@@ -42,6 +42,8 @@ pub struct Options {
     pub display_prompt: bool,
     /// Text of the user may name special tokens (`--parse-special`).
     pub parse_special: bool,
+    /// stdin is not read (`--no-stdin`).
+    pub no_stdin: bool,
     /// Prompts must be UTF-8.
     pub strict_utf8: bool,
     /// `-mli`

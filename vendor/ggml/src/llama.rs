@@ -165,6 +165,16 @@ impl Vocab {
         self.contains(token) && unsafe { sys::llama_vocab_is_eog(self.as_ptr(), token) }
     }
 
+    /// Whether the token takes white space away with it: that before it, and that after it.
+    pub fn strips(&self, token: Token) -> [bool; 2] {
+        if !self.contains(token) {
+            return [false; 2];
+        }
+        // SAFETY: the vocabulary is live; the token exists.
+        let attributes = unsafe { sys::llama_vocab_get_attr(self.as_ptr(), token) };
+        [sys::LLAMA_TOKEN_ATTR_LSTRIP, sys::LLAMA_TOKEN_ATTR_RSTRIP].map(|flag| attributes & flag != 0)
+    }
+
     /// Beginning of a text.
     pub fn bos(&self) -> Option<Token> {
         // SAFETY: the vocabulary is live.

@@ -1,3 +1,5 @@
+//! What a process can only say of its memory and its files from outside of Rust.
+//!
 //! The program's allocator: the system's, but memory that cannot be had ends the process with one line and an exit code, where Rust
 //! would abort it; and a piece of code can be limited in what it takes ([`within`]).
 //!
@@ -6,6 +8,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Exit code for data that a limit forbids.
 const MALFORMED: i32 = 65;
@@ -37,6 +40,29 @@ pub fn within<T>(bytes: usize, line: &'static str, f: impl FnOnce() -> T) -> T {
     let _restore = Restore(LIMIT.replace(Some(Limit { left: bytes, line })));
     f()
 }
+
+static STDOUT_WAS_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the process began without a stdout. Rust opens /dev/null in its place before `main`, to which all that is written is lost without
+/// an error. (Known on Linux and macOS.)
+pub fn stdout_was_closed() -> bool {
+    STDOUT_WAS_CLOSED.load(Ordering::Relaxed)
+}
+
+/// Looks at stdout before Rust begins.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+extern "C" fn look_at_stdout() {
+    // SAFETY: asks for a flag of a number that may or may not be a file's; nothing is changed.
+    let closed = unsafe { libc::fcntl(1, libc::F_GETFD) } == -1;
+    STDOUT_WAS_CLOSED.store(closed, Ordering::Relaxed);
+}
+
+#[used]
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+// SAFETY: the section is a list of functions without arguments, which the loader calls before `main`; this one needs nothing of Rust's runtime.
+#[cfg_attr(target_os = "linux", unsafe(link_section = ".init_array"))]
+#[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
+static BEFORE_MAIN: extern "C" fn() = look_at_stdout;
 
 /// The allocator.
 #[derive(Debug)]
