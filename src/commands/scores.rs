@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::engine::{OUTPUT_ROWS, Session, divergences};
+use crate::engine::{OUTPUT_ROWS, Session, divergences, normaliser};
 use crate::error::Result;
 use crate::tokenizer::Token;
 
@@ -39,11 +39,10 @@ impl Sums {
     }
 }
 
-/// Negative log-likelihood of `token`: floats for the exponentials, doubles for their sum, as llama-perplexity.
+/// Negative log-likelihood of `token`.
 fn negative_log_likelihood(logits: &[f32], token: Token) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|l| f64::from((l - max).exp())).sum();
-    sum.ln() - f64::from(logits[token as usize] - max)
+    let (best, ln_sum) = normaliser(logits);
+    ln_sum - f64::from(logits[token as usize] - logits[best])
 }
 
 /// Scores of the tokens `next` by the rows of logits before them, on `n_threads` threads.
