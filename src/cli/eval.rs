@@ -95,7 +95,7 @@ pub fn options(mut a: EvalArgs) -> Result<Options> {
         return Err(Error::usage("--read is not what the paper does: leave out --rules pp"));
     }
     let runs = runs(&a, rules)?;
-    if a.read && runs.iter().any(|r| r.as_ref().is_none_or(|r| !r.method.looks_at_batch())) && a.methods.is_empty() {
+    if a.read && a.prune.is_none() && a.methods.is_empty() {
         return Err(Error::usage("--read reads contexts with a plan: it needs --prune R"));
     }
     if runs.iter().any(Option::is_some) && !a.read {

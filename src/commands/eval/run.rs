@@ -14,7 +14,7 @@ use crate::commands::output::print;
 use crate::commands::signals::Signals;
 use crate::engine::{Likelihood, Loaded, Request};
 use crate::error::{Error, Result};
-use crate::eval::{Answer, Metric, PAPER_BATCH, PAPER_LENGTH, Rules, Task, estimate, name_of_file};
+use crate::eval::{Answer, Metric, PAPER_BATCH, PAPER_LENGTH, Rules, Task, name_of_file};
 use crate::log::Log;
 use crate::prune;
 use crate::tokenizer::Tokenizer;
@@ -70,14 +70,21 @@ impl Asked {
         }
     }
 
-    /// 1 for each question whose right choice is taken, else 0, of those that are answered.
+    /// Questions whose choices are all among the first `n` that are scored.
+    fn n_answered(&self, n: usize) -> usize {
+        self.ends.partition_point(|&end| end <= n)
+    }
+
+    /// 1 if the right choice of question number `i` is taken, else 0.
+    fn value(&self, i: usize, metric: Metric, likelihoods: &[Likelihood]) -> f64 {
+        let question = &self.task.questions[i];
+        let is_right = self.answer(i, likelihoods).is_right(metric, &question.lengths, question.gold);
+        if is_right { 1.0 } else { 0.0 }
+    }
+
+    /// The value of each question, by the likelihoods of all.
     pub fn values(&self, metric: Metric, likelihoods: &[Likelihood]) -> Vec<f64> {
-        let answered = self.ends.partition_point(|&end| end <= likelihoods.len());
-        let is_right = |i: usize| {
-            let q = &self.task.questions[i];
-            self.answer(i, likelihoods).is_right(metric, &q.lengths, q.gold)
-        };
-        (0..answered).map(|i| if is_right(i) { 1.0 } else { 0.0 }).collect()
+        (0..self.n_questions()).map(|i| self.value(i, metric, likelihoods)).collect()
     }
 }
 
@@ -176,6 +183,7 @@ fn outcome(
     bar.reset_eta();
     let first = asked.task.form.metrics(options.rules)[0];
     let (mut time, n_before) = (Duration::ZERO, likelihoods.len());
+    let (mut n_answered, mut right) = (0, 0.0);
     for unit in &units[n_done..] {
         let began = Instant::now();
         let new = way.likelihoods(asked, unit.clone()).map_err(|e| signals.named(e))?;
@@ -185,9 +193,11 @@ fn outcome(
         }
         likelihoods.extend(new);
         bar.set_position(likelihoods.len() as u64);
-        let values = asked.values(first, &likelihoods);
-        if !values.is_empty() {
-            bar.set_message(format!("{} {} {:.4}", asked.task.name, first.name(), estimate(&values).mean));
+        let n = asked.n_answered(likelihoods.len());
+        right += (n_answered..n).map(|i| asked.value(i, first, &likelihoods)).sum::<f64>();
+        n_answered = n;
+        if n > 0 {
+            bar.set_message(format!("{} {} {:.4}", asked.task.name, first.name(), right / n as f64));
         }
     }
     bar.finish_and_clear();
