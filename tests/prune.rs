@@ -11,8 +11,11 @@ use std::sync::LazyLock;
 use common::forge::{Arch, Forge, golden};
 use common::{ppl, smollm2, turn};
 use ggml::Type;
-use pp_run::engine::Options as ContextOptions;
-use pp_run::prune::{self, Options as PruneOptions, Plan, Record};
+use pp_run::engine::{Options as ContextOptions, Session};
+use pp_run::prune::{
+    self, Block, BlockKind, Formula, HistoryKind, Method, Options as PruneOptions, Plan, Record, Sources,
+};
+use pp_run::weights::Mlp;
 use serde_json::{Value, json};
 
 #[allow(dead_code, reason = "its main is an example's")]
@@ -704,4 +707,42 @@ fn a_model_has_a_plan_of_its_own() {
         let line = refused(&[&base[..], more].concat(), 2);
         assert!(line.contains(reason), "{line}");
     }
+}
+
+/// Rows of different lengths side by side: the tokens that fill up the shorter ones have no part in what is kept. Of the first pruned block,
+/// which gets what the dense model computes, the energies are known.
+#[test]
+fn tokens_that_fill_up_rows_have_no_part_in_what_is_kept() {
+    let _turn = turn();
+    let model = common::load(&smollm2());
+    let context = ContextOptions { n_ctx: Some(256), exact: true, ..ContextOptions::new(2) };
+    let mut session = Session::new(&model, &context, 2, 64, Default::default()).unwrap();
+    let long: Vec<i32> = (0..12).map(|i| 1000 + 37 * i).collect();
+    let short: Vec<i32> = (0..5).map(|i| 5000 + 91 * i).collect();
+    let block = Block { il: 3, kind: BlockKind::Mlp };
+    let mut energy = |tokens: &[i32]| session.moments(&[tokens], false).unwrap()[&block].energy.clone();
+    let (of_long, of_short) = (energy(&long), energy(&short));
+    let options = PruneOptions {
+        method: Method::FullBatch,
+        history: HistoryKind::None,
+        mlp_only: true,
+        min_tokens: Some(2),
+        ..PruneOptions::paper(0.4)
+    };
+    let Mlp::Gated { down, .. } = &model.layers()[3].mlp else { panic!("a gated MLP") };
+    let constants = Formula::Ppsp.constants(&down.weight.rows, 2);
+    let score = |k: usize| (12.0 * of_long[k] + 5.0 * of_short[k]) * constants[k];
+    let mut order: Vec<i32> = (0..constants.len() as i32).collect();
+    order.sort_by(|&a, &b| score(b as usize).total_cmp(&score(a as usize)));
+    let setup = prune::prepare(&options, model.dims(), model.layers(), Sources::default(), 2).unwrap();
+    session.set_pruning(Some(setup)).unwrap();
+    let mut differ = |seqs: &[&[i32]]| {
+        session.states(seqs, 0, true).unwrap();
+        let kept: BTreeSet<i32> = session.kept().unwrap().0[&block].iter().copied().collect();
+        order[..kept.len()].iter().filter(|k| !kept.contains(k)).count()
+    };
+    let filled: Vec<i32> = short.iter().copied().chain([0; 7]).collect();
+    // Rounding decides between near equals.
+    let (as_text, as_filling) = (differ(&[&long, &filled]), differ(&[&long, &short]));
+    assert!(as_filling <= 2 && as_text > 20, "{as_filling} {as_text}");
 }

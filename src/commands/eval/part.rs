@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::run::Asked;
+use super::asked::Asked;
 use crate::engine::Likelihood;
 use crate::error::{Error, Kind, Result};
 use crate::eval::sha256;

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
-use super::RunOptions;
-use super::run::Asked;
+use super::asked::Asked;
+use super::options::RunOptions;
 use crate::commands::output::write_file;
 use crate::engine::{Likelihood, Loaded};
 use crate::error::{Error, Kind, Result};

@@ -1,7 +1,7 @@
 //! The table on stdout.
 
+use super::asked::Asked;
 use super::results::{Outcome, Run};
-use super::run::Asked;
 use crate::eval::{Estimate, Rules, estimate};
 
 /// A row for each run and task, and one for the mean of a run's tasks.

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use serde_json::{Value, json};
 
-use super::RunOptions;
-use super::run::Asked;
+use super::asked::Asked;
+use super::options::RunOptions;
 use crate::commands::pruning;
 use crate::commands::signals::Signals;
 use crate::engine::{Likelihood, LlamaSession, Loaded, OUTPUT_ROWS, Options as Context, Request, Session};
