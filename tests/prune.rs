@@ -48,6 +48,11 @@ fn refused(args: &[&str], code: i32) -> String {
     err.lines().last().unwrap_or_default().to_owned()
 }
 
+/// The number that a text has behind these words.
+fn number_after(text: &str, words: &str) -> f64 {
+    text.split(words).nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+}
+
 type Sets = BTreeMap<String, BTreeSet<u64>>;
 
 /// Kept sets of each batch of a dump; masks that are fixed count as the first.
@@ -342,7 +347,7 @@ fn whole_texts_and_texts_in_pieces_run_with_every_cache() {
             args.extend(["--prune", "0.2", "--prune-skip", "1", "--prune-tokens", "1"]);
             args.extend(more);
             let out = ok(&args).0;
-            assert!(out.contains("Mean KL divergence: ") && out.contains("Top-1 agreement: "), "{out}");
+            assert!(out.contains("Mean    KLD: ") && out.contains("Same top p: "), "{out}");
             ppl(&out)
         };
         let whole = run(&[]);
@@ -436,10 +441,9 @@ fn what_follows_a_pruned_context_is_scored_beside_a_dense_one() {
     let base = ["perplexity", "-m", model, "-f", &file, "--context", "128", "--after", "40", "--chunks", "3"];
     let run = |more: &[&str]| -> (f64, f64, f64) {
         let (out, err) = ok(&[&base[..], &["--kl"], more].concat());
-        let number =
-            |before: &str| out.split(before).nth(1).unwrap().split(' ').next().unwrap().parse::<f64>().unwrap();
+        let number = |before: &str| number_after(&out, before);
         assert!(err.contains("probe ") || err.contains("kept 97"), "{err}");
-        (number("KL divergence: "), number("Dense: PPL = "), number("Final estimate: PPL = "))
+        (number("Mean    KLD:"), number("Mean PPL(base)                :"), number("Final estimate: PPL ="))
     };
     // The last layer matters to nobody but the tokens whose results are wanted.
     let (kl, dense, pruned) = run(&["--prune", "0.03", "--prune-plan", plan.to_str().unwrap()]);
@@ -451,7 +455,7 @@ fn what_follows_a_pruned_context_is_scored_beside_a_dense_one() {
     assert!(little < much && much < uniform && same == dense, "{little} {much} {uniform}");
     // What is not read at all is missed more.
     let (out, _) = ok(&[&base[..], &["--kl", "--read-last", "32"]].concat());
-    let cut: f64 = out.split("KL divergence: ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    let cut = number_after(&out, "Mean    KLD:");
     assert!(cut > little, "{cut} {little}");
     // A copy of the model in 8 bits differs little from it, itself not at all, and one with other tokens cannot be compared.
     let copy = DIR.path().join("copy.gguf");
@@ -459,7 +463,7 @@ fn what_follows_a_pruned_context_is_scored_beside_a_dense_one() {
     let against = |of: &str| -> f64 {
         let args = [&["perplexity", "-m", of][..], &base[3..], &["--kl", "--kl-base", model]].concat();
         let (out, _) = ok(&args);
-        out.split("KL divergence: ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+        number_after(&out, "Mean    KLD:")
     };
     let (same, copied) = (against(model), against(copy.to_str().unwrap()));
     assert!(same == 0.0 && copied > 0.0 && copied < little, "{same} {copied} {little}");
@@ -564,7 +568,7 @@ fn every_method_runs_on_experts_and_on_shared_keys() {
             let args =
                 ["perplexity", "-m", &model, "-f", &file, "-c", "128", "--chunks", "1", "--kl", "--prune", ratio];
             let (out, _) = ok(&[&args[..], &["--prune-method", method, "--prune-skip", "1"]].concat());
-            out.split("Mean KL divergence: ").nth(1).unwrap().split(' ').next().unwrap().parse::<f64>().unwrap()
+            number_after(&out, "Mean    KLD:")
         };
         for method in ["pp", "full-batch", "static", "wanda-sp", "flap", "flap-as-coded"] {
             let (little, much) = (run(method, "0.1"), run(method, "0.6"));

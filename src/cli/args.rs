@@ -58,6 +58,9 @@ EXAMPLES
   pp-run perplexity -m model.gguf -f text.txt -c 1024 --chunks 20
   Against the dense model in the same run:
     pp-run perplexity -m model.gguf -f text.txt --prune 0.2 --kl
+  Against another quantisation, as llama-perplexity does it:
+    pp-run perplexity -m f16.gguf -f text.txt --kl-divergence-base f16.kld
+    pp-run perplexity -m q4.gguf -f text.txt --kl-divergence-base f16.kld --kl
   The paper's protocol and configuration:
     pp-run perplexity -m model.gguf -f text.txt --batch 20 \\
       --seq 1024 --chunks 20 --prune 0.4 --prune-paper"
