@@ -7,14 +7,13 @@
 //! ```
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-
-use tempfile::NamedTempFile;
 
 use super::kld::Compared;
 use crate::engine::normaliser;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
+use crate::system::places::Replacement;
 use crate::tokenizer::Token;
 
 const MAGIC: &[u8; 8] = b"_logits_";
@@ -47,39 +46,32 @@ fn row_words(n_vocab: usize) -> usize {
 /// A file that is written row by row, under a temporary name until it is whole.
 pub struct Writer {
     path: PathBuf,
-    file: BufWriter<NamedTempFile>,
+    replacement: Replacement,
     n_vocab: usize,
 }
 
 impl Writer {
     /// Begins a file.
     pub fn create(path: &Path, head: &Head) -> Result<Writer> {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let create = |e: io::Error| Error::new(Kind::CannotCreate, format!("cannot be written: {e}")).in_file(path);
-        let file = NamedTempFile::new_in(folder).map_err(create)?;
-        let mut writer = Writer { path: path.to_owned(), file: BufWriter::new(file), n_vocab: head.n_vocab };
+        let replacement = Replacement::create(path, 0o666)?;
+        let writer = Writer { path: path.to_owned(), replacement, n_vocab: head.n_vocab };
         writer.write(&head.bytes())?;
         Ok(writer)
     }
 
     /// Appends rows of logits `[n_vocab]`.
-    pub fn add(&mut self, logits: &[f32]) -> Result<()> {
-        let n_vocab = self.n_vocab;
-        logits.chunks_exact(n_vocab).try_for_each(|row| self.write(&encode(row)))
+    pub fn add(&self, logits: &[f32]) -> Result<()> {
+        logits.chunks_exact(self.n_vocab).try_for_each(|row| self.write(&encode(row)))
     }
 
-    /// Syncs the file and gives it its name.
-    pub fn finish(mut self) -> Result<()> {
-        self.write(&[])?;
-        let path = self.path;
-        let failed = |e: io::Error| Error::io(format!("cannot be written: {e}")).in_file(&path);
-        let file = self.file.into_inner().map_err(|e| failed(e.into_error()))?;
-        file.as_file().sync_all().map_err(failed)?;
-        file.persist(&path).map_err(|e| failed(e.error)).map(drop)
+    /// Gives the file its name.
+    pub fn finish(self) -> Result<()> {
+        self.replacement.finish()
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|e| Error::io(format!("cannot be written: {e}")).in_file(&self.path))
+    fn write(&self, bytes: &[u8]) -> Result<()> {
+        let failed = |e: io::Error| Error::io(format!("cannot be written: {e}")).in_file(&self.path);
+        self.replacement.file().write_all(bytes).map_err(failed)
     }
 }
 
@@ -192,7 +184,7 @@ mod tests {
         let tokens = [1, 2, 0, 1, 2, 2, 0, 1];
         let head = Head { n_ctx: 4, n_vocab: 3, tokens: &tokens };
         let logits = [0.5f32, 2.0, -1.0, 3.0, -40.0, 3.5];
-        let mut writer = Writer::create(&path, &head).unwrap();
+        let writer = Writer::create(&path, &head).unwrap();
         writer.add(&logits).unwrap();
         assert!(!path.exists(), "under another name until it is whole");
         writer.finish().unwrap();

@@ -48,7 +48,7 @@ mod tests {
     #[test]
     fn mcnemars_test() {
         // By scipy.stats.binomtest(k, n).pvalue.
-        for (only, want) in [([0, 0], 1.0), ([5, 5], 1.0), ([1, 9], 0.021484375), ([12, 30], 0.007967350821149899)] {
+        for (only, want) in [([0, 0], 1.0), ([5, 5], 1.0), ([1, 9], 0.021484375), ([12, 30], 0.007915897334896727)] {
             assert!((mcnemar(only) - want).abs() < 1e-9, "{only:?}: {}", mcnemar(only));
         }
         let p = Paired::of(&[1.0, 0.0, 1.0, 0.0], &[1.0, 1.0, 1.0, 0.0]);

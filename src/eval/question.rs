@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn brackets_of_hellaswag_go() {
-        assert_eq!(preprocess(" How to [title] Do it [step]  now\n[x "), "How to. Do it now\n[x");
+        assert_eq!(preprocess(" How to [title] Do it [step]  now\n[x "), "How to. Do it  now\n[x");
         assert_eq!(preprocess("a [b [c] d] e"), "a d] e");
         assert_eq!(preprocess("a    b"), "a  b");
         assert_eq!(preprocess("[a\nb] c"), "[a\nb] c");
