@@ -109,7 +109,7 @@ fn likelihoods_are_those_of_each_text_by_itself() {
     let gguf = Arc::new(Gguf::open(&smollm2()).unwrap());
     let whole = ContextOptions { n_ctx: Some(256), ..ContextOptions::new(2) };
     let of_llama =
-        libllama::Model::load(gguf, &ModelOptions::new(&smollm2()), &mut |_| std::ops::ControlFlow::Continue(()));
+        libllama::Model::load(gguf, &ModelOptions::new(smollm2()), &mut |_| std::ops::ControlFlow::Continue(()));
     let of_llama = of_llama.unwrap();
     let mut llama = LlamaSession::new(&of_llama, &whole, interrupt()).unwrap();
     for (question, together) in questions.iter().zip(&together) {

@@ -142,7 +142,7 @@ mod tests {
             nll: 1.0 + i as f64 / 10.0,
             nll_base: 1.0 + i as f64 / 11.0,
             kl: i as f64 / 100.0,
-            same_top: i % 4 != 0,
+            same_top: !i.is_multiple_of(4),
         };
         let table = table(&(0..101).map(token).collect::<Vec<_>>());
         // By numpy, with llama-perplexity's formulas.

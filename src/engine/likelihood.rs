@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(in_common(&[a.clone(), b.clone()]), 3);
         assert_eq!(in_common(&[a.clone(), request(&[1, 2, 9], 1)]), 2);
         assert_eq!(in_common(&[request(&[7, 2, 9], 1), b]), 0);
-        assert_eq!((a.first(), a.scored(), in_common(&[a.clone()])), (2, &[4][..], 3));
+        assert_eq!((a.first(), a.scored(), in_common(std::slice::from_ref(&a))), (2, &[4][..], 3));
     }
 
     #[test]
