@@ -94,6 +94,9 @@ pub fn options(mut a: EvalArgs) -> Result<Options> {
     if a.read && rules == Rules::Paper {
         return Err(Error::usage("--read is not what the paper does: leave out --rules pp"));
     }
+    if !a.read && a.how.prune_plan.is_some() {
+        return Err(Error::usage("--prune-plan is for reading: it needs --read"));
+    }
     let runs = runs(&a, rules)?;
     if a.read && a.prune.is_none() && a.methods.is_empty() {
         return Err(Error::usage("--read reads contexts with a plan: it needs --prune R"));
@@ -169,9 +172,6 @@ fn finish(o: &mut PruneOptions, read: bool) -> Result<()> {
     }
     if o.target.is_some() {
         return Err(Error::usage("--prune auto is for reading: it needs --read"));
-    }
-    if matches!(o.spread, Spread::Uniform | Spread::Calibrated | Spread::File(_)) {
-        return Err(Error::usage("--prune-plan is for reading: it needs --read"));
     }
     o.spread = Spread::Paper;
     Ok(())

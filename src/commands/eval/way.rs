@@ -11,6 +11,7 @@ use crate::commands::signals::Signals;
 use crate::engine::{Likelihood, LlamaSession, Loaded, OUTPUT_ROWS, Options as Context, Request, Session};
 use crate::error::{Error, Result};
 use crate::eval::{PAPER_BATCH, Rules};
+use crate::gguf::OverrideValue;
 use crate::log::Log;
 use crate::prune::{self, Block, BlockKind, HistoryKind};
 use crate::tokenizer::Token;
@@ -46,12 +47,12 @@ impl<'m> Way<'m> {
         let longest = asked.requests.iter().map(|r| r.tokens.len()).max().unwrap_or(1);
         let context = Context { n_ctx: Some(u32::try_from(longest).unwrap_or(u32::MAX)), ..options.context.clone() };
         let interrupt = || signals.interrupt.clone();
-        let Loaded::Own(model) = loaded else {
-            let Loaded::Libllama(model) = loaded else { unreachable!("there are two kinds") };
-            if prune.is_some() || options.read {
+        let model = match loaded {
+            Loaded::Own(model) => model,
+            Loaded::Libllama(_) if prune.is_some() || options.read => {
                 return Err(Error::unsupported("by libllama: nothing can be pruned without a graph of pp-run's own"));
             }
-            return Ok(Way::Libllama(LlamaSession::new(model, &context, interrupt())?));
+            Loaded::Libllama(model) => return Ok(Way::Libllama(LlamaSession::new(model, &context, interrupt())?)),
         };
         let n_threads = context.n_threads_batch;
         if options.read {
@@ -130,9 +131,19 @@ impl<'m> Way<'m> {
             Way::Libllama(_) => ("libllama", 1),
         };
         let c = &options.context;
+        let changed = |(key, value): &(String, OverrideValue)| match value {
+            OverrideValue::Int(n) => json!([key, n]),
+            OverrideValue::Float(x) => json!([key, x]),
+            OverrideValue::Bool(b) => json!([key, b]),
+            OverrideValue::Str(text) => json!([key, text]),
+        };
+        let rope = loaded.own().and_then(|m| m.hparams().rope);
+        let rope = rope.map(|r| [r.freq_base, r.freq_scale, r.ext_factor, r.attn_factor, r.beta_fast, r.beta_slow]);
         let pruning = self.session().and_then(Session::prune_identity).unwrap_or_default();
         json!({
             "model": format!("{:016x}", loaded.gguf().fingerprint()),
+            "override_kv": options.model.override_kv.iter().map(changed).collect::<Vec<_>>(),
+            "rope": rope,
             "rules": options.rules.name(),
             "way": name,
             "n_side_by_side": n_side_by_side,
