@@ -8,6 +8,7 @@
 //! commands  one file per command; the only code that writes to stdout
 //! log       messages on stderr, progress bars
 //! chat      turns, template, line editor, terminal, how answers look, chats on disk
+//! eval      questions with choices: what is asked, by whose rules, what came of it
 //! generate  tokens out: an answer that is pushed logits, stop rules, UTF-8 stream
 //! engine    a model at work: sessions, scores of texts, the policy of pruning, prompt caches
 //! model     hyper-parameters, architectures, loading
@@ -26,6 +27,7 @@ pub mod cli;
 pub mod commands;
 pub mod engine;
 pub mod error;
+pub mod eval;
 pub mod generate;
 pub mod gguf;
 pub mod graph;

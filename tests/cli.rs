@@ -511,6 +511,33 @@ fn a_model_is_shown() {
 }
 
 #[test]
+fn perplexity_is_compared_with_a_file_as_llama_perplexity_writes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, base) = (dir.path().join("text.txt"), dir.path().join("base.kld"));
+    std::fs::write(&path, "The river rose in the night and took the bridge with it. ".repeat(30)).unwrap();
+    let (model, base) = (smollm2(), base.to_str().unwrap());
+    let common = ["perplexity", "-m", model.to_str().unwrap(), "-f", path.to_str().unwrap(), "-q"];
+    let run = |more: &[&str]| {
+        output(&[&common[..], &["-c", "64", "--chunks", "2", "--kl-divergence-base", base], more].concat())
+    };
+    fails(&run(&["--kl"]), 66, "cannot be read");
+    let written = text(&run(&[]).stdout);
+    // Header, tokens, and 31 rows of each window, with an even number of codes behind two floats.
+    assert_eq!(std::fs::metadata(base).unwrap().len(), 20 + 2 * (4 * 64 + 31 * 2 * (49152 + 4)));
+    let same = text(&run(&["--kl"]).stdout);
+    assert!(same.lines().any(|l| l == "Same top p: 100.000 ± 0.000 %"), "{same}");
+    assert_eq!(same.lines().last(), written.lines().last());
+    let kl = |table: &str| {
+        let line = table.lines().find(|l| l.starts_with("Mean    KLD: ")).unwrap();
+        line.split_whitespace().nth(2).unwrap().parse::<f64>().unwrap()
+    };
+    let pruned = text(&run(&["--kl", "--prune", "0.2"]).stdout);
+    assert!(kl(&same).abs() < 1e-4 && kl(&pruned) > 0.01, "{same}{pruned}");
+    fails(&output(&[&common[..], &["-c", "32", "--kl-divergence-base", base, "--kl"]].concat()), 65, "use -c 64");
+    fails(&output(&[&common[..], &["-c", "64", "--kl-divergence-base", base, "--kl"]].concat()), 65, "--chunks 2");
+}
+
+#[test]
 fn perplexity_and_bench_print_what_llama_cpp_prints() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("text.txt");

@@ -32,7 +32,7 @@ fn engine<'m>(model: &'m Model, options: &Options, n_seq: usize) -> Engine<'m> {
 /// Logits of the rows that are wanted, one after the other.
 fn run(engine: &mut Engine, rows: Vec<Row>) -> Vec<Vec<f32>> {
     let n = rows.iter().filter(|r| r.wanted).count();
-    let batch = Batch { rows, results: Results::Logits, is_whole: false, dense: [0; 2] };
+    let batch = Batch { rows, ..Batch::of_pieces(&[], 0, 0..0, Results::Logits) };
     engine.run(&batch, Pass::Dense, None, false).unwrap();
     let mut logits = vec![0.0; n * engine.model.n_vocab()];
     engine.results(&mut logits);

@@ -10,6 +10,7 @@ const LAYERS: &[&str] = &[
     "commands",
     "log",
     "chat",
+    "eval",
     "generate",
     "engine",
     "model",

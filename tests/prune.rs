@@ -11,8 +11,11 @@ use std::sync::LazyLock;
 use common::forge::{Arch, Forge, golden};
 use common::{ppl, smollm2, turn};
 use ggml::Type;
-use pp_run::engine::Options as ContextOptions;
-use pp_run::prune::{self, Options as PruneOptions, Plan, Record};
+use pp_run::engine::{Options as ContextOptions, Session};
+use pp_run::prune::{
+    self, Block, BlockKind, Formula, HistoryKind, Method, Options as PruneOptions, Plan, Record, Sources,
+};
+use pp_run::weights::Mlp;
 use serde_json::{Value, json};
 
 #[allow(dead_code, reason = "its main is an example's")]
@@ -43,6 +46,11 @@ fn refused(args: &[&str], code: i32) -> String {
     assert_eq!(out.status.code(), Some(code), "{args:?}: {err}");
     assert!(out.stdout.is_empty(), "{args:?}");
     err.lines().last().unwrap_or_default().to_owned()
+}
+
+/// The number that a text has behind these words.
+fn number_after(text: &str, words: &str) -> f64 {
+    text.split(words).nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap()
 }
 
 type Sets = BTreeMap<String, BTreeSet<u64>>;
@@ -339,7 +347,7 @@ fn whole_texts_and_texts_in_pieces_run_with_every_cache() {
             args.extend(["--prune", "0.2", "--prune-skip", "1", "--prune-tokens", "1"]);
             args.extend(more);
             let out = ok(&args).0;
-            assert!(out.contains("Mean KL divergence: ") && out.contains("Top-1 agreement: "), "{out}");
+            assert!(out.contains("Mean    KLD: ") && out.contains("Same top p: "), "{out}");
             ppl(&out)
         };
         let whole = run(&[]);
@@ -433,10 +441,9 @@ fn what_follows_a_pruned_context_is_scored_beside_a_dense_one() {
     let base = ["perplexity", "-m", model, "-f", &file, "--context", "128", "--after", "40", "--chunks", "3"];
     let run = |more: &[&str]| -> (f64, f64, f64) {
         let (out, err) = ok(&[&base[..], &["--kl"], more].concat());
-        let number =
-            |before: &str| out.split(before).nth(1).unwrap().split(' ').next().unwrap().parse::<f64>().unwrap();
+        let number = |before: &str| number_after(&out, before);
         assert!(err.contains("probe ") || err.contains("kept 97"), "{err}");
-        (number("KL divergence: "), number("Dense: PPL = "), number("Final estimate: PPL = "))
+        (number("Mean    KLD:"), number("Mean PPL(base)                :"), number("Final estimate: PPL ="))
     };
     // The last layer matters to nobody but the tokens whose results are wanted.
     let (kl, dense, pruned) = run(&["--prune", "0.03", "--prune-plan", plan.to_str().unwrap()]);
@@ -448,7 +455,7 @@ fn what_follows_a_pruned_context_is_scored_beside_a_dense_one() {
     assert!(little < much && much < uniform && same == dense, "{little} {much} {uniform}");
     // What is not read at all is missed more.
     let (out, _) = ok(&[&base[..], &["--kl", "--read-last", "32"]].concat());
-    let cut: f64 = out.split("KL divergence: ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    let cut = number_after(&out, "Mean    KLD:");
     assert!(cut > little, "{cut} {little}");
     // A copy of the model in 8 bits differs little from it, itself not at all, and one with other tokens cannot be compared.
     let copy = DIR.path().join("copy.gguf");
@@ -456,7 +463,7 @@ fn what_follows_a_pruned_context_is_scored_beside_a_dense_one() {
     let against = |of: &str| -> f64 {
         let args = [&["perplexity", "-m", of][..], &base[3..], &["--kl", "--kl-base", model]].concat();
         let (out, _) = ok(&args);
-        out.split("KL divergence: ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+        number_after(&out, "Mean    KLD:")
     };
     let (same, copied) = (against(model), against(copy.to_str().unwrap()));
     assert!(same == 0.0 && copied > 0.0 && copied < little, "{same} {copied} {little}");
@@ -561,7 +568,7 @@ fn every_method_runs_on_experts_and_on_shared_keys() {
             let args =
                 ["perplexity", "-m", &model, "-f", &file, "-c", "128", "--chunks", "1", "--kl", "--prune", ratio];
             let (out, _) = ok(&[&args[..], &["--prune-method", method, "--prune-skip", "1"]].concat());
-            out.split("Mean KL divergence: ").nth(1).unwrap().split(' ').next().unwrap().parse::<f64>().unwrap()
+            number_after(&out, "Mean    KLD:")
         };
         for method in ["pp", "full-batch", "static", "wanda-sp", "flap", "flap-as-coded"] {
             let (little, much) = (run(method, "0.1"), run(method, "0.6"));
@@ -704,4 +711,42 @@ fn a_model_has_a_plan_of_its_own() {
         let line = refused(&[&base[..], more].concat(), 2);
         assert!(line.contains(reason), "{line}");
     }
+}
+
+/// Rows of different lengths side by side: the tokens that fill up the shorter ones have no part in what is kept. Of the first pruned block,
+/// which gets what the dense model computes, the energies are known.
+#[test]
+fn tokens_that_fill_up_rows_have_no_part_in_what_is_kept() {
+    let _turn = turn();
+    let model = common::load(&smollm2());
+    let context = ContextOptions { n_ctx: Some(256), exact: true, ..ContextOptions::new(2) };
+    let mut session = Session::new(&model, &context, 2, 64, Default::default()).unwrap();
+    let long: Vec<i32> = (0..12).map(|i| 1000 + 37 * i).collect();
+    let short: Vec<i32> = (0..5).map(|i| 5000 + 91 * i).collect();
+    let block = Block { il: 3, kind: BlockKind::Mlp };
+    let mut energy = |tokens: &[i32]| session.moments(&[tokens], false).unwrap()[&block].energy.clone();
+    let (of_long, of_short) = (energy(&long), energy(&short));
+    let options = PruneOptions {
+        method: Method::FullBatch,
+        history: HistoryKind::None,
+        mlp_only: true,
+        min_tokens: Some(2),
+        ..PruneOptions::paper(0.4)
+    };
+    let Mlp::Gated { down, .. } = &model.layers()[3].mlp else { panic!("a gated MLP") };
+    let constants = Formula::Ppsp.constants(&down.weight.rows, 2);
+    let score = |k: usize| (12.0 * of_long[k] + 5.0 * of_short[k]) * constants[k];
+    let mut order: Vec<i32> = (0..constants.len() as i32).collect();
+    order.sort_by(|&a, &b| score(b as usize).total_cmp(&score(a as usize)));
+    let setup = prune::prepare(&options, model.dims(), model.layers(), Sources::default(), 2).unwrap();
+    session.set_pruning(Some(setup)).unwrap();
+    let mut differ = |seqs: &[&[i32]]| {
+        session.states(seqs, 0, true).unwrap();
+        let kept: BTreeSet<i32> = session.kept().unwrap().0[&block].iter().copied().collect();
+        order[..kept.len()].iter().filter(|k| !kept.contains(k)).count()
+    };
+    let filled: Vec<i32> = short.iter().copied().chain([0; 7]).collect();
+    // Rounding decides between near equals.
+    let (as_text, as_filling) = (differ(&[&long, &filled]), differ(&[&long, &short]));
+    assert!(as_filling <= 2 && as_text > 20, "{as_filling} {as_text}");
 }

@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use super::bench::BenchArgs;
 use super::calibrate::CalibrateArgs;
 use super::chats::ChatsArgs;
+use super::eval::EvalArgs;
 use super::manual::AFTER_HELP;
 use super::perplexity::PerplexityArgs;
 use super::run::RunArgs;
@@ -57,11 +58,30 @@ EXAMPLES
   pp-run perplexity -m model.gguf -f text.txt -c 1024 --chunks 20
   Against the dense model in the same run:
     pp-run perplexity -m model.gguf -f text.txt --prune 0.2 --kl
+  Against another quantisation, as llama-perplexity does it:
+    pp-run perplexity -m f16.gguf -f text.txt --kl-divergence-base f16.kld
+    pp-run perplexity -m q4.gguf -f text.txt --kl-divergence-base f16.kld --kl
   The paper's protocol and configuration:
     pp-run perplexity -m model.gguf -f text.txt --batch 20 \\
       --seq 1024 --chunks 20 --prune 0.4 --prune-paper"
     )]
     Perplexity(PerplexityArgs),
+    /// Accuracy of a model on questions with choices, as lm-evaluation-harness computes it
+    ///
+    /// Tasks are files that you have; nothing is downloaded. Each choice's likelihood after its context is computed, contexts once for all
+    /// their choices. A table is on stdout; with -o result files are written which lm-evaluation-harness's tools read.
+    #[command(after_long_help = "\
+EXAMPLES
+  pp-run eval -m model.gguf --tasks piqa,hellaswag --data rows -o results
+  Reading with a quarter of the weights left out, against dense:
+    pp-run eval -m model.gguf --tasks boolq --data rows -o results --read --prune 0.25
+    pp-run eval --compare results/model results/model-pp-0.25-read
+  The paper's table:
+    pp-run calibrate -m model.gguf -f text.txt --seq-len 512 --seqs 2000
+    pp-run eval -m model.gguf --rules pp --data rows \\
+      --tasks boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa \\
+      --methods dense,full-batch,pp,static,wanda-sp,flap --ratios 0.2,0.4")]
+    Eval(Box<EvalArgs>),
     /// What leaving out parts of a model costs, and statistics of its blocks, written next to it
     ///
     /// Costs are for --prune auto and --prune-plan calibrated: what follows a text is compared with what follows it when it was read

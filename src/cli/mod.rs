@@ -8,6 +8,7 @@ mod bench;
 mod calibrate;
 mod chats;
 mod context;
+mod eval;
 mod help;
 mod log;
 mod manual;
@@ -93,6 +94,7 @@ fn options(
         Some(Sub::Show(a)) => Command::Show(show::options(a)?),
         Some(Sub::Tokenize(a)) => Command::Tokenize(tokenize::options(a)),
         Some(Sub::Perplexity(a)) => Command::Perplexity(Box::new(perplexity::options(a)?)),
+        Some(Sub::Eval(a)) => Command::Eval(eval::options(*a)?),
         Some(Sub::Calibrate(a)) => Command::Calibrate(calibrate::options(a)?),
         Some(Sub::Bench(a)) => Command::Bench(bench::options(a)?),
         Some(Sub::Chats(a)) => Command::Chats(chats::options(a)),

@@ -42,9 +42,14 @@ pub struct PerplexityArgs {
     /// Read only so many tokens at the end of each context, for comparison: --kl compares with reading all of it densely
     #[arg(long, value_name = "N", requires = "context")]
     pub read_last: Option<u32>,
-    /// Compare with the dense model in the same run: KL divergence, top-1 agreement and both perplexities
-    #[arg(long)]
+    /// Compare with the dense model in the same run, or with the file of --kl-divergence-base: llama-perplexity's table of KL divergences
+    #[arg(long, alias = "kl-divergence")]
     pub kl: bool,
+    /// File of log-probabilities, llama-perplexity's: written, or with --kl compared with
+    ///
+    /// It holds those of the tokens that are scored, in 16 bits each, and its windows must be those of -c and --chunks.
+    #[arg(long, alias = "save-all-logits", value_name = "FILE", conflicts_with_all = ["batch", "context"], allow_hyphen_values = true)]
+    pub kl_divergence_base: Option<PathBuf>,
     /// Compare with this model read densely, such as the one that a smaller quantisation was made of, instead of the same one
     #[arg(long, value_name = "FILE", requires_all = ["context", "kl"], allow_hyphen_values = true)]
     pub kl_base: Option<PathBuf>,
@@ -100,8 +105,10 @@ pub fn options(mut a: PerplexityArgs) -> Result<Options> {
         }
         (n, _) => n.map(|n| n as usize),
     };
-    if a.kl && prune.is_none() && read_last.is_none() && a.kl_base.is_none() {
-        return Err(Error::usage("--kl compares the pruned model with the dense one: it needs --prune R"));
+    if a.kl && prune.is_none() && read_last.is_none() && a.kl_base.is_none() && a.kl_divergence_base.is_none() {
+        return Err(Error::usage(
+            "--kl compares the pruned model with the dense one: it needs --prune R, or a file (--kl-divergence-base)",
+        ));
     }
     let chunks = match a.chunks {
         -1 => None,
@@ -125,6 +132,7 @@ pub fn options(mut a: PerplexityArgs) -> Result<Options> {
         read_last,
         kl: a.kl,
         kl_base,
+        logits_file: a.kl_divergence_base,
         prune,
     })
 }

@@ -6,8 +6,11 @@ pub mod calibrate;
 mod chat;
 pub mod chats;
 mod doctor;
+pub mod eval;
 mod input;
+mod kld;
 mod load;
+mod logits_file;
 mod models;
 mod output;
 pub mod perplexity;
@@ -39,6 +42,8 @@ pub enum Command {
     Tokenize(tokenize::Options),
     /// `pp-run perplexity -m MODEL -f TEXT`
     Perplexity(Box<perplexity::Options>),
+    /// `pp-run eval -m MODEL --tasks TASKS`
+    Eval(eval::Options),
     /// `pp-run calibrate -m MODEL`
     Calibrate(calibrate::Options),
     /// `pp-run bench -m MODEL`
@@ -59,6 +64,7 @@ pub fn run(command: &Command, exit_code: fn(Kind) -> u8) -> Result<()> {
         Command::Show(o) => show::run(o),
         Command::Tokenize(o) => tokenize::run(o),
         Command::Perplexity(o) => perplexity::run(o, &signals()?),
+        Command::Eval(o) => eval::run(o, &signals()?),
         Command::Calibrate(o) => calibrate::run(o, &signals()?),
         Command::Bench(o) => bench::run(o, &signals()?),
         Command::Chats(o) => chats::run(o),

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::input::read_text;
+use super::kld;
 use super::load::load;
+use super::logits_file::{Head, Reader, Writer};
 use super::output::print;
 use super::pruning;
 use super::scores::{Followed, Scores};
@@ -36,6 +38,8 @@ pub struct Options {
     pub kl: bool,
     /// `--kl-base`: the model to compare with, if it is another one
     pub kl_base: Option<model::Options>,
+    /// `--kl-divergence-base`: a file of log-probabilities, which is read with `--kl`, and else written
+    pub logits_file: Option<PathBuf>,
     /// What to prune, if at all
     pub prune: Option<prune::Options>,
 }
@@ -48,6 +52,53 @@ struct Protocol {
     n_seq: usize,
     /// First position that is scored
     first: usize,
+}
+
+/// What is done with a file of log-probabilities.
+enum LogitsFile {
+    None,
+    Write(Writer),
+    Read(Reader),
+}
+
+impl LogitsFile {
+    /// Begins the file, or opens it, if there is to be one. `tokens` are those of the windows, in the text's order.
+    fn open(options: &Options, n_ctx: usize, n_vocab: usize, tokens: &[Token]) -> Result<LogitsFile> {
+        let head = Head { n_ctx, n_vocab, tokens };
+        Ok(match &options.logits_file {
+            None => LogitsFile::None,
+            Some(path) if options.kl => LogitsFile::Read(Reader::open(path, &head)?),
+            Some(path) => LogitsFile::Write(Writer::create(path, &head)?),
+        })
+    }
+
+    /// Scores the tokens `next` by the rows of logits before them, which go into the file, or are compared with its rows or with `dense`.
+    fn score(
+        &mut self,
+        scores: &mut Scores,
+        logits: &[f32],
+        dense: Option<&[f32]>,
+        next: &[Token],
+        n_threads: usize,
+    ) -> Result<()> {
+        match self {
+            LogitsFile::Read(reader) => scores.add_compared(reader.compare(logits, next)?),
+            LogitsFile::None => scores.add(logits, dense, next, n_threads),
+            LogitsFile::Write(writer) => {
+                writer.add(logits)?;
+                scores.add(logits, dense, next, n_threads);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a file that was written its name.
+    fn finish(self) -> Result<()> {
+        match self {
+            LogitsFile::Write(writer) => writer.finish(),
+            LogitsFile::None | LogitsFile::Read(_) => Ok(()),
+        }
+    }
 }
 
 /// llama-perplexity's windows: of `-c` tokens, each beginning with BOS if the model wants it; the second half of each is scored.
@@ -181,6 +232,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let mut session = Session::new(model, &context, n_seq, n_seq * n_ctx, signals.interrupt.clone())?;
     pruning::apply(&mut session, model, options.prune.as_ref(), n_threads, &log)?;
 
+    let mut file = LogitsFile::open(options, n_ctx, model.n_vocab(), &tokens[..windows.len() * n_ctx])?;
     log.note(&format!("{} windows of {n_ctx} tokens, {n_seq} at a time", windows.len()));
     let bar = log.progress("perplexity", (windows.len() * n_ctx) as u64, "tokens");
     let mut scores = Scores::default();
@@ -195,7 +247,8 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
             *time += start.elapsed();
             states
         };
-        let dense = if options.kl { Some(states(false, &mut dense_time)?) } else { None };
+        let is_beside = options.kl && options.logits_file.is_none();
+        let dense = if is_beside { Some(states(false, &mut dense_time)?) } else { None };
         let pruned = states(true, &mut time)?;
         let n_embd = model.hparams().n_embd;
         for (i, window) in group.iter().enumerate() {
@@ -209,7 +262,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
                 let dense = dense.as_ref().map(|d| &d[part.clone()]);
                 let logits = session.outputs(&pruned[part]).map_err(interrupted)?;
                 let dense = dense.map(|dense| session.outputs(dense)).transpose().map_err(interrupted)?;
-                scores.add(&logits, dense.as_deref(), &next[start..end], n_threads);
+                file.score(&mut scores, &logits, dense.as_deref(), &next[start..end], n_threads)?;
             }
             done += 1;
             bar.set_position((done * n_ctx) as u64);
@@ -217,6 +270,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
         }
     }
     bar.finish_and_clear();
+    file.finish()?;
     pruning::write_dump(&session, model)?;
     finish(options, session.prune_report(), &scores, time, dense_time, &log)
 }
@@ -230,29 +284,30 @@ fn by_libllama(
     log: &Log,
     signals: &Signals,
 ) -> Result<()> {
-    if options.prune.is_some() || options.kl || options.reading.is_some() {
+    if options.prune.is_some() || options.reading.is_some() || options.kl && options.logits_file.is_none() {
         return Err(Error::unsupported(
-            "by libllama: a text is scored as it is; --prune, --kl and --context need a graph of pp-run's own",
+            "by libllama: a text is scored as it is; --prune, --context, and --kl without a file need a graph of pp-run's own",
         ));
     }
     let Protocol { windows, first, .. } = protocol(options, tokens, bos, model.n_ctx_train() as usize)?;
     let n_ctx = windows[0].len();
     let context = engine::Options { n_ctx: Some(u32::try_from(n_ctx).unwrap_or(u32::MAX)), ..options.context.clone() };
     let mut session = LlamaSession::new(model, &context, signals.interrupt.clone())?;
+    let mut file = LogitsFile::open(options, n_ctx, model.n_vocab(), &tokens[..windows.len() * n_ctx])?;
     log.note(&format!("{} windows of {n_ctx} tokens", windows.len()));
     let bar = log.progress("perplexity", (windows.len() * n_ctx) as u64, "tokens");
     let (mut scores, start) = (Scores::default(), Instant::now());
     for (done, window) in windows.iter().enumerate() {
         // After the last token there is nothing to compare with.
         let scored = session.score(&window[..n_ctx - 1], first, &mut |i, logits| {
-            scores.add(logits, None, &window[i + 1..i + 2], 1);
-            Ok(())
+            file.score(&mut scores, logits, None, &window[i + 1..i + 2], 1)
         });
         scored.map_err(|e| signals.named(e))?;
         bar.set_position(((done + 1) * n_ctx) as u64);
         bar.suspend(|| print(&format!("[{}]{:.4},", done + 1, scores.sums.estimate().0)))?;
     }
     bar.finish_and_clear();
+    file.finish()?;
     finish(options, None, &scores, start.elapsed(), Duration::ZERO, log)
 }
 
@@ -280,7 +335,7 @@ fn finish(
     });
     print("\n")?;
     if options.kl {
-        print(&scores.comparison())?;
+        print(&format!("{}\n", kld::table(&scores.compared)))?;
     }
     print(&format!("Final estimate: PPL = {perplexity:.4} +/- {error:.5}\n"))
 }

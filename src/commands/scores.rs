@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::engine::{OUTPUT_ROWS, Session, divergences};
+use super::kld::Compared;
+use crate::engine::{OUTPUT_ROWS, Session, divergences, normaliser};
 use crate::error::Result;
 use crate::tokenizer::Token;
 
@@ -39,11 +40,10 @@ impl Sums {
     }
 }
 
-/// Negative log-likelihood of `token`: floats for the exponentials, doubles for their sum, as llama-perplexity.
+/// Negative log-likelihood of `token`.
 fn negative_log_likelihood(logits: &[f32], token: Token) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|l| f64::from((l - max).exp())).sum();
-    sum.ln() - f64::from(logits[token as usize] - max)
+    let (best, ln_sum) = normaliser(logits);
+    ln_sum - f64::from(logits[token as usize] - logits[best])
 }
 
 /// Scores of the tokens `next` by the rows of logits before them, on `n_threads` threads.
@@ -68,25 +68,32 @@ fn score_rows(logits: &[f32], next: &[Token], n_threads: usize) -> Vec<f64> {
 pub struct Scores {
     /// Negative log-likelihoods
     pub sums: Sums,
-    /// `--kl`: the same of the dense model
-    pub dense: Sums,
-    /// `--kl`: divergences of both
-    pub kl: Sums,
-    /// `--kl`: tokens for which both have the same most likely token
-    agreed: usize,
+    /// `--kl`: each token, beside what a base makes of it
+    pub compared: Vec<Compared>,
 }
 
 impl Scores {
-    /// Scores the tokens `next` by the rows of logits before them; those of the `dense` model are compared with them.
-    pub fn add(&mut self, logits: &[f32], dense: Option<&[f32]>, next: &[Token], n_threads: usize) {
-        score_rows(logits, next, n_threads).into_iter().for_each(|nll| self.sums.add(nll));
-        if let Some(base) = dense {
-            score_rows(base, next, n_threads).into_iter().for_each(|nll| self.dense.add(nll));
-            for (kl, same) in divergences(base, logits, base.len() / next.len(), n_threads) {
-                self.kl.add(kl);
-                self.agreed += usize::from(same);
-            }
+    /// Scores the tokens `next` by the rows of logits before them; those of a base are compared with them.
+    pub fn add(&mut self, logits: &[f32], base: Option<&[f32]>, next: &[Token], n_threads: usize) {
+        let nlls = score_rows(logits, next, n_threads);
+        nlls.iter().for_each(|&nll| self.sums.add(nll));
+        if let Some(base) = base {
+            let of_base = score_rows(base, next, n_threads);
+            let divergences = divergences(base, logits, base.len() / next.len(), n_threads);
+            let compared = nlls.into_iter().zip(of_base).zip(divergences);
+            self.compared.extend(compared.map(|((nll, nll_base), (kl, same_top))| Compared {
+                nll,
+                nll_base,
+                kl,
+                same_top,
+            }));
         }
+    }
+
+    /// The same with tokens that were compared with those of a file.
+    pub fn add_compared(&mut self, compared: Vec<Compared>) {
+        compared.iter().for_each(|c| self.sums.add(c.nll));
+        self.compared.extend(compared);
     }
 
     /// Scores the tokens `after` a context; `base` is what followed another reading of it, by another model if that has a session.
@@ -118,17 +125,6 @@ impl Scores {
             session.pause();
         }
         Ok(())
-    }
-
-    /// The comparison with the dense model.
-    pub fn comparison(&self) -> String {
-        let (dense, dense_error) = self.dense.estimate();
-        format!(
-            "Mean KL divergence: {:.5} +/- {:.5}\nTop-1 agreement: {:.2}%\nDense: PPL = {dense:.4} +/- {dense_error:.5}\n",
-            self.kl.mean(),
-            self.kl.error(),
-            100.0 * self.agreed as f64 / self.kl.count as f64
-        )
     }
 }
 

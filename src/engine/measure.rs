@@ -44,7 +44,7 @@ pub fn answer_costs(engine: &mut Engine, pruning: &Pruning, masks: &Masks) -> Re
 fn time_mlp(engine: &mut Engine, il: usize, n: usize, pass: Pass) -> Result<f64> {
     // Position 0: every history by position has it, however short its calibration was.
     let row = Row { token: 0, pos: 0, seq: 0, wanted: true };
-    let batch = Batch { rows: vec![row; n], results: Results::States, is_whole: true, dense: [0; 2] };
+    let batch = Batch { rows: vec![row; n], is_whole: true, ..Batch::of_pieces(&[], 0, 0..0, Results::States) };
     let layout = Layout::largest(1, n, n, n, Results::States);
     let (graph, (input, slots)) = engine.model.mlp_graph(&engine.cache, &layout, pass, &engine.clock, il);
     let states: Vec<f32> = (0..n * engine.model.hparams().n_embd).map(|i| (i as f32).sin()).collect();

@@ -1,7 +1,7 @@
 //! A model at work: sessions, which answer, and scores of texts, both on one engine.
 //!
 //! - `core`: the engine: executor, cache, and the graphs that are loaded
-//! - `session`: one timeline of tokens; `score`: texts side by side
+//! - `session`: one timeline of tokens; `score`: texts side by side; `likelihood`: the ends of texts, for questions with choices
 //! - `libllama`: timelines of models that we have no graph for; `timeline`: what both kinds have; `loaded`: a model of either kind
 //! - `pruning`: the policy, which says what to do next and computes nothing; `measure`: from how many tokens on pruning pays; `report`: what
 //!   pruning did
@@ -16,6 +16,7 @@ mod core;
 mod divergence;
 mod guard;
 pub mod libllama;
+mod likelihood;
 mod loaded;
 mod measure;
 mod options;
@@ -31,6 +32,7 @@ mod timeline;
 pub use core::{Engine, OUTPUT_ROWS};
 pub use divergence::divergences;
 pub use libllama::LlamaSession;
+pub use likelihood::{Likelihood, Request, normaliser};
 pub use loaded::{Loaded, runs_on_own};
 pub use options::Options;
 pub use pruning::READ_WHOLE;

@@ -22,11 +22,17 @@ pub struct Moments {
 }
 
 impl Session<'_> {
-    /// Runs independent sequences of equal length side by side from an empty cache: the states before the output matrix of the
-    /// positions `first..`, sequence by sequence, `[n_embd]` each. `prune` says whether [`Session::set_pruning`] applies. The
+    /// Runs independent sequences side by side from an empty cache: the states before the output matrix of the positions `first..`, sequence
+    /// by sequence, `[n_embd]` each. Sequences that are shorter than the longest are filled up, by tokens that a probe takes no notice of. `prune` says whether [`Session::set_pruning`] applies. The
     /// session's own tokens are forgotten.
     pub fn states(&mut self, seqs: &[&[Token]], first: usize, prune: bool) -> Result<Vec<f32>> {
-        let length = self.begin(seqs)?;
+        let length = seqs.iter().map(|s| s.len()).max().unwrap_or(0);
+        let filled: Vec<Vec<Token>> =
+            seqs.iter().map(|s| s.iter().copied().chain(std::iter::repeat_n(0, length - s.len())).collect()).collect();
+        let is_padded = seqs.iter().any(|s| s.len() < length);
+        let lengths: Vec<usize> = seqs.iter().map(|s| s.len()).collect();
+        let seqs: Vec<&[Token]> = filled.iter().map(Vec::as_slice).collect();
+        self.begin(&seqs)?;
         let n_seq = seqs.len();
         let n_embd = self.engine.model.hparams().n_embd;
         let step = (self.engine.n_ubatch / n_seq).max(1);
@@ -44,7 +50,8 @@ impl Session<'_> {
             let wanted = first.clamp(start, end);
             let from = if way.is_some() { start } else { wanted.min(end - 1) };
             let batch = Batch::of_pieces(&pieces, start, from - start..end - start, Results::States);
-            let batch = Batch { is_whole, ..batch };
+            let n_text = lengths.iter().filter(|_| is_padded).map(|n| n.clamp(&start, &end) - start).collect();
+            let batch = Batch { is_whole, n_text, ..batch };
             self.run(&batch, way.as_ref(), false)?;
             if let Some(way) = &way {
                 self.collect(&batch, way, false);

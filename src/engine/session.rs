@@ -107,6 +107,11 @@ impl<'m> Session<'m> {
         self.engine.n_ctx
     }
 
+    /// Sequences that the cache has room for.
+    pub fn n_seq(&self) -> usize {
+        self.engine.cache.params().n_seq
+    }
+
     /// Tokens of a prompt that are computed at once, at most.
     pub fn n_ubatch(&self) -> usize {
         self.engine.n_ubatch
@@ -402,6 +407,11 @@ impl<'m> Session<'m> {
     /// How is pruned, with the ratio that was found where that depends on the model; `None` without pruning.
     pub fn prune_options(&self) -> Option<&prune::Options> {
         self.pruned.as_ref().map(|p| &p.pruning.options)
+    }
+
+    /// What tells this pruning from any other; `None` without pruning.
+    pub fn prune_identity(&self) -> Option<Vec<u8>> {
+        self.pruned.as_ref().map(|p| p.pruning.identity().to_vec())
     }
 
     /// What each block runs on at present, with the model's widths; empty if all ran dense so far. `None` without pruning.

@@ -87,6 +87,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
                 self.attend_cache(qkv.q, kept.as_ref(), w, il, Rows::All)
             }
         };
+        let kqv = self.text_only(kqv);
         self.note(kqv, kept.as_ref(), notes);
         let part = kept.as_ref().map_or(Part::All, |kept| Part::Columns(kept, Role::Output));
         Some(self.matmul(&mut States::new(kqv), &w.output, part))
@@ -228,6 +229,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let mask = self.inputs.get(Input::ProbeMask(probe.shape.n_each));
         let qkv = self.qkv(products, w, probe.pos);
         let kqv = self.attend_among(qkv, mask, probe.shape.n_seq, None, w);
+        let kqv = self.probes_text(probe).map_or(kqv, |text| g.mul(kqv, text));
         Kept { ahead, ..self.end_probe(pruning, probe, kqv, w.n_embd_head, notes) }
     }
 

@@ -37,6 +37,9 @@ pub struct Batch {
     pub is_whole: bool,
     /// So many rows at the beginning and at the end of a single piece run on all weights, whatever is pruned
     pub dense: [usize; 2],
+    /// Of each of some equal pieces so many rows are text, and those after them fill it up: a probe takes no notice of these. Empty if all
+    /// rows are text
+    pub n_text: Vec<usize>,
 }
 
 /// What of a batch's arrangement its graph depends on: batches of equal layout share a graph.
@@ -54,6 +57,8 @@ pub struct Layout {
     pub is_whole: bool,
     /// See [`Batch::dense`]
     pub dense: [usize; 2],
+    /// Some rows are no text, see [`Batch::n_text`]
+    pub is_padded: bool,
 }
 
 /// How the rows of a batch are arranged.
@@ -82,7 +87,7 @@ impl Batch {
                 wanted: wanted.contains(&i),
             })
         });
-        Batch { rows: rows.collect(), results, is_whole: false, dense: [0; 2] }
+        Batch { rows: rows.collect(), results, is_whole: false, dense: [0; 2], n_text: Vec::new() }
     }
 
     /// What its graph depends on.
@@ -120,6 +125,7 @@ impl Batch {
             results: self.results,
             is_whole: self.is_whole,
             dense: self.dense,
+            is_padded: !self.n_text.is_empty(),
         }
     }
 }
@@ -127,7 +133,8 @@ impl Batch {
 impl Layout {
     /// The layout of the largest batches: `n_each` tokens of each of `n_seq` sequences, over `n_kv` cells.
     pub fn largest(n_seq: usize, n_each: usize, n_kv: usize, n_wanted: usize, results: Results) -> Layout {
-        Layout { pieces: Pieces::Equal { n_seq, n_each }, n_kv, n_wanted, results, is_whole: false, dense: [0; 2] }
+        let pieces = Pieces::Equal { n_seq, n_each };
+        Layout { pieces, n_kv, n_wanted, results, is_whole: false, dense: [0; 2], is_padded: false }
     }
 
     /// Rows in all.
@@ -179,9 +186,7 @@ mod tests {
     fn other_rows_are_pieces_of_their_sequences() {
         let row = |seq, pos| Row { token: 0, pos, seq, wanted: true };
         let layout = |rows: &[Row]| {
-            Batch { rows: rows.to_vec(), results: Results::Logits, is_whole: false, dense: [0; 2] }
-                .layout(params())
-                .pieces
+            Batch { rows: rows.to_vec(), ..Batch::of_pieces(&[], 0, 0..0, Results::Logits) }.layout(params()).pieces
         };
         assert_eq!(layout(&[row(0, 5), row(1, 6)]), Pieces::Any(vec![(0, 1), (1, 1)]));
         assert_eq!(layout(&[row(2, 5)]), Pieces::Any(vec![(2, 1)]));

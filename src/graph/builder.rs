@@ -92,13 +92,27 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     /// `[n_embd, n_tokens]`: embeddings of the tokens.
     pub fn embed(&mut self, table: TensorId) -> Tensor<'g> {
         let tokens = self.inputs.get(Input::Tokens);
-        self.g.get_rows(self.leaf(table), tokens)
+        let x = self.g.get_rows(self.leaf(table), tokens);
+        self.text_only(x)
     }
 
     /// `[n_embd, n_tokens]`: embeddings of the tokens' positions.
     pub fn embed_positions(&mut self, table: TensorId) -> Tensor<'g> {
         let positions = self.inputs.get(Input::Positions);
-        self.g.get_rows(self.leaf(table), positions)
+        let x = self.g.get_rows(self.leaf(table), positions);
+        self.text_only(x)
+    }
+
+    /// F32 `[1, n_tokens]`: 1 for rows that are text, 0 for those that fill up; `None` if all are text, or no probe is to be told.
+    pub(super) fn text(&mut self) -> Option<Tensor<'g>> {
+        let is_probed = matches!(self.task.pass, Pass::Probe { .. } | Pass::Given(_));
+        (self.task.layout.is_padded && is_probed).then(|| self.inputs.get(Input::Text))
+    }
+
+    /// Rows of the batch, those that fill it up zeroed: without biases they stay zero in all layers, as in the paper's code.
+    pub(super) fn text_only(&mut self, x: Tensor<'g>) -> Tensor<'g> {
+        let text = self.text();
+        text.map_or(x, |text| self.g.mul(x, text))
     }
 
     /// `x` normalised, row by row.

@@ -152,10 +152,17 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         notes: &mut Notes,
     ) -> Kept<'a, 'g> {
         let Probe { shape, pos, observe, .. } = probe;
-        let ids = prune::choose(self.g, pruning, states, pos, shape, observe, notes);
+        let text = self.probes_text(probe);
+        let ids = prune::choose(self.g, pruning, states, (pos, text), shape, observe, notes);
         self.is_probing = false;
         self.mark(ids, false);
         Kept { ids, n: ids.ne()[0], width, reduced: None, ahead: None }
+    }
+
+    /// [`GraphBuilder::text`] of the probe's rows.
+    pub(super) fn probes_text(&mut self, probe: Probe<'g>) -> Option<Tensor<'g>> {
+        let text = self.text()?;
+        Some(probe.rows.map_or(text, |rows| self.g.get_rows(text, rows)))
     }
 
     /// Starts or ends the time of a probe, once `after` is computed.
@@ -190,7 +197,8 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             // What is noted sample by sample is of equal pieces.
             Pieces::Any(_) => 1,
         };
-        if prune::note(self.g, self.task.pass, states, n_seq, kept.is_some(), &mut notes) {
+        let text = self.text();
+        if prune::note(self.g, self.task.pass, (states, text), n_seq, kept.is_some(), &mut notes) {
             self.notes.push(notes);
         }
     }

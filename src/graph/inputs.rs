@@ -32,6 +32,8 @@ pub enum Input {
     ProbeRows(ProbeShape),
     /// F16 (flash attention) or F32 `[n, n]`: causal mask among the `n` rows of a probe's sample
     ProbeMask(usize),
+    /// F32 `[1, n_tokens]`: 1 for rows that are text, 0 for those that fill up
+    Text,
     /// I32 `[n]`: the units of a block that are kept
     Kept(Block, usize),
 }
@@ -104,6 +106,7 @@ impl Input {
             Input::Numbers(rows) => ("out_ids", Type::I32, vector(rows.count(layout))),
             Input::ProbeRows(probe) => ("prune_probe_rows", Type::I32, vector(probe.n_rows())),
             Input::ProbeMask(n) => ("prune_probe_mask", mask_type, [n, n, 1, 1]),
+            Input::Text => ("prune_text", Type::F32, [1, n, 1, 1]),
             Input::Kept(_, n) => ("prune_kept", Type::I32, vector(n)),
         }
     }
@@ -138,6 +141,11 @@ impl Input {
                 to.set(slot, &rows.into_iter().map(|i| i + first).collect::<Vec<i32>>());
             }
             Input::ProbeMask(n) => set_mask(slot, to, cache, n, None, 0..n),
+            Input::Text => {
+                let n_each = layout.samples().1;
+                let of_seq = |&n: &usize| (0..n_each).map(move |i| if i < n { 1.0f32 } else { 0.0 });
+                to.set(slot, &batch.n_text.iter().flat_map(of_seq).collect::<Vec<f32>>());
+            }
             Input::Kept(block, n) => {
                 let kept = given.and_then(|masks| masks.get(&block)).filter(|kept| kept.len() == n);
                 to.set(slot, kept.ok_or(block)?);

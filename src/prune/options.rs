@@ -130,6 +130,30 @@ pub enum Spread {
     File(PathBuf),
 }
 
+impl HistoryKind {
+    /// Name in flags and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            HistoryKind::None => "none",
+            HistoryKind::Channel => "channel",
+            HistoryKind::Position => "position",
+        }
+    }
+}
+
+impl Spread {
+    /// Name in files; a plan in a file is named by that.
+    pub fn name(&self) -> String {
+        match self {
+            Spread::Paper => "paper".into(),
+            Spread::Uniform => "uniform".into(),
+            Spread::Depth => "depth".into(),
+            Spread::Calibrated => "calibrated".into(),
+            Spread::File(path) => path.display().to_string(),
+        }
+    }
+}
+
 /// Which heads and channels to leave out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {

@@ -101,12 +101,13 @@ pub fn pick<'g>(g: &Builder<'g>, x: Tensor<'g>, probe: ProbeShape, n_seq: usize,
 }
 
 /// Stages score (with the fusion with history) and select: from the probe's states `[n_channels, n_rows]` at positions `pos`
-/// `[n_rows]` to the kept units I32 `[n_kept]`. `observe` notes what masks for answers are chosen by.
+/// `[n_rows]` to the kept units I32 `[n_kept]`. With the positions goes F32 `[1, n_rows]`, 0 for rows that fill up a sample, if some do.
+/// `observe` notes what masks for answers are chosen by.
 pub fn choose<'g>(
     g: &Builder<'g>,
     pruning: &Pruning,
     states: Tensor<'g>,
-    pos: Tensor<'g>,
+    (pos, text): (Tensor<'g>, Option<Tensor<'g>>),
     probe: ProbeShape,
     observe: bool,
     notes: &mut Notes,
@@ -126,7 +127,8 @@ pub fn choose<'g>(
         by_position: state.history.is_some() && pruning.options.history == HistoryKind::Position,
     };
     let scored = normalised.filter(|_| is_normalised).unwrap_or(states);
-    let scores = g.custom(Type::F32, [1, block.units(dims), 1, 1], &[scored, pos], op);
+    let sources: Vec<Tensor<'g>> = [scored, pos].into_iter().chain(text).collect();
+    let scores = g.custom(Type::F32, [1, block.units(dims), 1, 1], &sources, op);
     g.name(scores, &format!("prune_scores_{}-{}", block.kind.name(), block.il));
     notes.scores = Some(g.output(scores));
     let n = pruning.plan.kept(block).expect("a block that is pruned");
@@ -134,40 +136,41 @@ pub fn choose<'g>(
     g.name(kept, &format!("prune_kept_{}-{}", block.kind.name(), block.il));
     notes.kept = Some(g.output(kept));
     if let (true, Some(normalised)) = (observe && pruning.answers_keep(block), normalised) {
-        notes.observed = Some(energy(g, normalised));
+        notes.observed = Some(energy(g, &[normalised]));
     }
     kept
 }
 
 /// Notes what the pass wants to know of the inputs `states` `[n_channels, n_rows]` of a block's last matrix, of `n_seq` samples; of kept
-/// channels, if the block `is_reduced`. Returns whether anything was noted of the block.
+/// channels, if the block `is_reduced`. `text` F32 `[1, n_rows]` is 0 for rows that fill up a sample, if some do. Returns whether anything was noted of the block.
 pub fn note<'g>(
     g: &Builder<'g>,
     pass: Pass,
-    states: Tensor<'g>,
+    (states, text): (Tensor<'g>, Option<Tensor<'g>>),
     n_seq: usize,
     is_reduced: bool,
     notes: &mut Notes,
 ) -> bool {
     let [n_channels, n_rows, ..] = states.ne();
+    let with_text: Vec<Tensor<'g>> = [states].into_iter().chain(text).collect();
     let by_position = || {
         let op = EnergyByPosition { n_seq };
-        g.output(g.custom(Type::F32, [n_channels, n_rows / n_seq, 1, 1], &[states], op))
+        g.output(g.custom(Type::F32, [n_channels, n_rows / n_seq, 1, 1], &with_text, op))
     };
     match pass {
         Pass::Calibrate { positions } => {
             notes.moments = Some(g.output(g.custom(Type::F32, [2, n_channels, 1, 1], &[states], Moments)));
-            notes.observed = Some(energy(g, normalise(g, states)));
+            notes.observed = Some(energy(g, &[normalise(g, states)]));
             notes.energy = positions.then(by_position);
         }
         Pass::Probe { pruning, .. } if is_reduced => {
             notes.energy = pruning.keeps_history().map(|positions| match positions {
                 true => by_position(),
-                false => energy(g, states).0,
+                false => energy(g, &with_text).0,
             });
         }
         Pass::Observe(pruning) | Pass::Probe { pruning, observe: true } if pruning.answers_keep(notes.block) => {
-            notes.observed = Some(energy(g, normalise(g, states)));
+            notes.observed = Some(energy(g, &[normalise(g, states)]));
         }
         _ => return false,
     }
@@ -179,8 +182,9 @@ fn normalise<'g>(g: &Builder<'g>, states: Tensor<'g>) -> Tensor<'g> {
     g.rms_norm(states, f32::MIN_POSITIVE)
 }
 
-/// Energy of each channel: with the number of rows that it is a mean of.
-fn energy<'g>(g: &Builder<'g>, states: Tensor<'g>) -> (Slot, usize) {
-    let [n_channels, n_rows, ..] = states.ne();
-    (g.output(g.custom(Type::F32, [1, n_channels, 1, 1], &[states], Energy)), n_rows)
+/// Energy of each channel of states, with the number of rows that it is a mean of; after the states comes which of them are text, if some are
+/// not.
+fn energy<'g>(g: &Builder<'g>, states: &[Tensor<'g>]) -> (Slot, usize) {
+    let [n_channels, n_rows, ..] = states[0].ne();
+    (g.output(g.custom(Type::F32, [1, n_channels, 1, 1], states, Energy)), n_rows)
 }

@@ -94,7 +94,7 @@ impl Formula {
 }
 
 /// Probe states F32 `[n_channels, n_rows]` (and the rows' positions, I32 `[n_rows]`, for a history that tells them apart)
-/// -> F32 `[1, n_units]`: scores.
+/// -> F32 `[1, n_units]`: scores. A third source F32 `[1, n_rows]` says which rows are text, if some are not, see [`n_of`].
 #[derive(Debug)]
 pub struct Score {
     /// How to score
@@ -125,7 +125,7 @@ impl Op for Score {
             for group in 0..groups {
                 let mut p = vec![0.0f64; channels.len()];
                 let rows = (group..n_rows).step_by(groups);
-                let n = rows.len() as f64;
+                let n = n_of(sources.get(2), rows.clone());
                 for row in rows {
                     let states = &sources[0].row::<f32>(row)[channels.clone()];
                     p.iter_mut().zip(states).for_each(|(p, &x)| *p += f64::from(x) * f64::from(x));
@@ -151,7 +151,17 @@ impl Op for Score {
     }
 }
 
-/// States F32 `[n_channels, n_rows]` -> F32 `[1, n_channels]`: means of squares over all rows.
+/// Over how many rows there is a mean: over all, or over those that are text, F32 `[1, n_rows]`. The rest, which are zero, add nothing to sums.
+/// As in the paper's code there is a thousandth more, so that nothing is divided by none.
+fn n_of(text: Option<&Source>, rows: impl ExactSizeIterator<Item = usize>) -> f64 {
+    match text {
+        None => rows.len() as f64,
+        Some(text) => rows.map(|row| f64::from(text.row::<f32>(row)[0])).sum::<f64>() + 1e-3,
+    }
+}
+
+/// States F32 `[n_channels, n_rows]` -> F32 `[1, n_channels]`: means of squares over all rows, or, with a second source, over those that are
+/// text, see [`n_of`].
 #[derive(Debug)]
 pub struct Energy;
 
@@ -165,12 +175,14 @@ impl Op for Energy {
                 let states = &sources[0].row::<f32>(row)[channels.clone()];
                 sums.iter_mut().zip(states).for_each(|(s, &x)| *s += f64::from(x) * f64::from(x));
             }
-            out.elements::<f32>().iter_mut().zip(&sums).for_each(|(o, s)| *o = (s / n_rows as f64) as f32);
+            let n = n_of(sources.get(1), 0..n_rows);
+            out.elements::<f32>().iter_mut().zip(&sums).for_each(|(o, s)| *o = (s / n) as f32);
         }
     }
 }
 
-/// States F32 `[n_channels, n_seq * n_each]`, sample by sample -> F32 `[n_channels, n_each]`: means of squares over samples.
+/// States F32 `[n_channels, n_seq * n_each]`, sample by sample -> F32 `[n_channels, n_each]`: means of squares over samples; with a
+/// second source over those that are text there, see [`n_of`].
 #[derive(Debug)]
 pub struct EnergyByPosition {
     /// Number of samples
@@ -189,7 +201,8 @@ impl Op for EnergyByPosition {
                     let states = sources[0].row::<f32>(b * n_each + s);
                     out.iter_mut().zip(states).for_each(|(o, &x)| *o += x * x);
                 }
-                out.iter_mut().for_each(|o| *o /= self.n_seq as f32);
+                let n = n_of(sources.get(1), (s..n_rows).step_by(n_each));
+                out.iter_mut().for_each(|o| *o /= n as f32);
             }
         }
     }

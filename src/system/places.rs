@@ -40,32 +40,65 @@ fn directory(env: Env, variable: &str, default: &str) -> Option<PathBuf> {
     Some(set(variable).or_else(|| Some(set("HOME")?.join(default)))?.join("pp-run"))
 }
 
-/// Writes a file under a temporary name, syncs it, and only then gives it its own: nothing half-written takes a file's place. `mode` is that
-/// of a new file, less the process's mask. [`Kind::CannotCreate`], or [`Kind::Io`] if it fails in between.
-pub fn replace_file(path: &Path, mode: u32, write: impl FnOnce(&File) -> io::Result<()>) -> Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = Path::new(&name);
-    let failed = |kind: Kind| move |e: io::Error| Error::new(kind, format!("cannot be written: {e}")).in_file(path);
-    let replace = || -> Result<()> {
+/// A file that is written under a temporary name, and gets its own only when it is whole: nothing half-written takes a file's place.
+#[derive(Debug)]
+pub struct Replacement {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: File,
+}
+
+impl Replacement {
+    /// Begins a file; `mode` is that of a new one, less the process's mask. [`Kind::CannotCreate`] if that cannot be.
+    pub fn create(path: &Path, mode: u32) -> Result<Replacement> {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".{}.tmp", std::process::id()));
+        let temporary = PathBuf::from(name);
         // A file of this name is left over if an earlier process with this number was killed. `create_new` follows no link that others made.
-        let _ = fs::remove_file(temporary);
+        let _ = fs::remove_file(&temporary);
         let mut options = OpenOptions::new();
         options.write(true).create_new(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
         #[cfg(not(unix))]
         let _ = mode;
-        let file = options.open(temporary).map_err(failed(Kind::CannotCreate))?;
-        write(&file).and_then(|()| file.sync_all()).map_err(failed(Kind::Io))?;
-        fs::rename(temporary, path).map_err(failed(Kind::CannotCreate))
-    };
-    replace().inspect_err(|_| drop(fs::remove_file(temporary)))?;
-    // The file is whole by now; if its folder cannot be synced, a power failure may bring back the old one.
-    #[cfg(unix)]
-    if let Some(folder) = path.parent() {
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        let _ = File::open(folder).and_then(|f| f.sync_all());
+        let file = options.open(&temporary).map_err(failed(path, Kind::CannotCreate))?;
+        Ok(Replacement { path: path.to_owned(), temporary, file })
     }
-    Ok(())
+
+    /// What is to be written to.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Syncs the file and gives it its name. [`Kind::Io`] or [`Kind::CannotCreate`] if that fails.
+    pub fn finish(self) -> Result<()> {
+        self.file.sync_all().map_err(failed(&self.path, Kind::Io))?;
+        fs::rename(&self.temporary, &self.path).map_err(failed(&self.path, Kind::CannotCreate))?;
+        // The file is whole by now; if its folder cannot be synced, a power failure may bring back the old one.
+        #[cfg(unix)]
+        if let Some(folder) = self.path.parent() {
+            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            let _ = File::open(folder).and_then(|f| f.sync_all());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        // There is none of this name once the file has its own.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+fn failed(path: &Path, kind: Kind) -> impl Fn(io::Error) -> Error {
+    move |e| Error::new(kind, format!("cannot be written: {e}")).in_file(path)
+}
+
+/// Writes a whole file as a [`Replacement`].
+pub fn replace_file(path: &Path, mode: u32, write: impl FnOnce(&File) -> io::Result<()>) -> Result<()> {
+    let replacement = Replacement::create(path, mode)?;
+    write(replacement.file()).map_err(failed(path, Kind::Io))?;
+    replacement.finish()
 }

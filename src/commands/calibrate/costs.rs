@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::commands::kld::{mean_kl, perplexity_ratio};
 use crate::commands::output::write_file;
 use crate::commands::scores::{Followed, Scores};
 use crate::commands::signals::Signals;
@@ -152,7 +153,7 @@ impl<'m> Measure<'m> {
                     self.score(&mut session, &read.quote, &base.quote, quote, &mut quotes)?;
                     bar.inc(1);
                 }
-                part.blocks.push((1.0 - QUOTES) * on.kl.mean() + QUOTES * quotes.kl.mean());
+                part.blocks.push((1.0 - QUOTES) * mean_kl(&on.compared) + QUOTES * mean_kl(&quotes.compared));
                 part.save()?;
             }
         }
@@ -180,8 +181,13 @@ impl<'m> Measure<'m> {
                     bar.inc(1);
                 }
                 times.sort_by(f64::total_cmp);
-                let perplexity = (scores.sums.mean() - scores.dense.mean()).exp();
-                part.curve.push(Measured { ratio, time: times[times.len() / 2], kl: scores.kl.mean(), perplexity });
+                let perplexity = perplexity_ratio(&scores.compared);
+                part.curve.push(Measured {
+                    ratio,
+                    time: times[times.len() / 2],
+                    kl: mean_kl(&scores.compared),
+                    perplexity,
+                });
                 part.save()?;
             }
         }
