@@ -496,4 +496,16 @@ fn the_file_says_how_answers_are_drawn_unless_the_user_does() {
     assert_ne!(drawn.stdout, given.stdout);
     write(f32::NAN);
     fails(&ask(&[]), 65, "general.sampling of the file cannot be used");
+    let with_order = |order: &str| {
+        let mut doc = Forge::smallest().doc();
+        doc.str("general.sampling.sequence", order);
+        std::fs::write(&path, doc.bytes()).unwrap();
+    };
+    with_order("top_k;temperature");
+    let ordered = text(&ask(&[]).stderr);
+    assert!(ordered.contains("| drawn as the file says: samplers top_k;temperature | seed"), "{ordered}");
+    assert!(!text(&ask(&["--sampler-seq", "kt"]).stderr).contains("as the file says"));
+    with_order("top_q");
+    fails(&ask(&[]), 65, "'top_q' is not one of: penalties, dry");
+    fails(&ask(&["--samplers", "dry", "-l", "999+1"]), 2, "--logit-bias: there is no token 999");
 }

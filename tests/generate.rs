@@ -28,7 +28,7 @@ impl Case<'_> {
     /// The pieces shown, the tokens drawn and why it ended.
     fn run(self, tokenizer: &Tokenizer) -> (Vec<String>, Vec<Token>, StopReason) {
         let greedy = SamplingOptions { temperature: 0.0, ..Default::default() };
-        let mut sampler = Sampler::new(&greedy, tokenizer.n_vocab(), 4096, &[]);
+        let mut sampler = Sampler::new(&greedy, tokenizer.n_vocab(), 4096, &[], None);
         let stop = self.stop.iter().map(|s| s.to_string()).collect();
         let limits = Limits { predict: self.predict, stop, special: self.special };
         let mut answer = Answer::new(limits, tokenizer, &mut sampler, self.room);

@@ -166,6 +166,12 @@ fn every_command() {
     command(&mut t, "/set num_ctx 1", &["start with it as a flag"]);
     command(&mut t, "/set top-p", &["wants a value"]);
     command(&mut t, "/set ignore-eos maybe", &["on, off"]);
+    command(&mut t, "/set samplers top_q", &["is not one of: penalties"]);
+    command(&mut t, "/set logit-bias 99999999+1", &["there is no token 99999999"]);
+    command(&mut t, "/set logit-bias 1-inf", &["from the next turn on"]);
+    command(&mut t, "/set logit-bias 2-inf", &["from the next turn on"]);
+    command(&mut t, "/set", &["logit-bias 1-inf", "logit-bias 2-inf"]);
+    command(&mut t, "/set logit-bias", &["logit-bias is"]);
     command(&mut t, "/prune 0.5", &["leaves nothing to prune: the model has 1 layers"]);
     command(&mut t, "/prune 2", &["0 to 0.8"]);
     command(&mut t, "/prune", &["nothing is left out"]);

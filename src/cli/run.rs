@@ -265,7 +265,7 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
         log: log::options(a.log),
         model: model::options(model, a.model_args)?,
         context: context::options(a.context)?,
-        sampling: sampling::options(a.sampling)?,
+        sampling: sampling::options(a.sampling, !a.no_escape)?,
         prune: prune::options(a.prune, a.prune_min_tokens)?,
         prompt: a.prompt.map(text),
         prompt_file: a.file,

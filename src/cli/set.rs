@@ -23,6 +23,25 @@ pub const SETTABLE: &[&str] = &[
     "frequency-penalty",
     "seed",
     "ignore-eos",
+    "logit-bias",
+    "samplers",
+    "sampler-seq",
+    "top-n-sigma",
+    "typical",
+    "xtc-probability",
+    "xtc-threshold",
+    "dynatemp-range",
+    "dynatemp-exp",
+    "dry-multiplier",
+    "dry-base",
+    "dry-allowed-length",
+    "dry-penalty-last-n",
+    "dry-sequence-breaker",
+    "mirostat",
+    "mirostat-lr",
+    "mirostat-ent",
+    "adaptive-target",
+    "adaptive-decay",
     "predict",
     "draft",
     "stop",
@@ -49,9 +68,13 @@ pub const SETTABLE: &[&str] = &[
     "in-suffix",
 ];
 
+/// Flags of texts and lists, which an empty value takes back.
+const TEXTS: &[&str] =
+    &["stop", "in-prefix", "in-suffix", "logit-bias", "dry-sequence-breaker", "samplers", "sampler-seq"];
+
 /// The options `base` with other values for some flags of [`SETTABLE`], and the long names of these flags. A flag can be named as on the
 /// command line, with or without dashes, or as ollama names it. The value `off` takes back a flag that has no value, and ends pruning. An
-/// empty value takes back all texts of `stop`, `in-prefix` and `in-suffix`.
+/// empty value takes back all texts of a flag of [`TEXTS`].
 pub fn set(base: &Options, settings: &[(&str, &str)]) -> Result<(Options, Vec<&'static str>)> {
     let command = Cli::command();
     let mut args = base.settings.args.clone();
@@ -74,7 +97,7 @@ pub fn set(base: &Options, settings: &[(&str, &str)]) -> Result<(Options, Vec<&'
             (true, "off") if name == "prune" => {
                 args.retain(|a| a.to_str().is_none_or(|a| !a.starts_with("--prune")));
             }
-            (true, "") if ["stop", "in-prefix", "in-suffix"].contains(&name) => args.retain(|a| !is_it(a)),
+            (true, "") if TEXTS.contains(&name) => args.retain(|a| !is_it(a)),
             (true, "") => return Err(Error::usage(format!("/set {name} wants a value"))),
             (true, _) => args.push(format!("{flag}={value}").into()),
         }

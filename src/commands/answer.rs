@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::run::Options;
 use super::signals::Signals;
 use crate::engine::{Loaded, Report, Session, Timeline};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::generate::{Draft, Drafts, Predict, Pull, StopReason};
 use crate::log::Log;
 use crate::sampler::Sampler;
@@ -40,8 +40,12 @@ pub struct Answer {
 }
 
 /// The sampler of the options.
-pub fn sampler(run: &Run, session: &dyn Timeline) -> Sampler {
-    Sampler::new(&run.options.sampling, run.model.n_vocab(), session.n_ctx(), &run.tokenizer.eog_tokens())
+pub fn sampler(run: &Run, session: &dyn Timeline) -> Result<Sampler> {
+    let (sampling, n_vocab) = (&run.options.sampling, run.model.n_vocab());
+    if let Some((token, _)) = sampling.logit_bias.iter().find(|b| usize::try_from(b.0).is_ok_and(|t| t >= n_vocab)) {
+        return Err(Error::usage(format!("--logit-bias: there is no token {token}: this model has {n_vocab}")));
+    }
+    Ok(Sampler::new(sampling, n_vocab, session.n_ctx(), &run.tokenizer.eog_tokens(), Some(run.tokenizer)))
 }
 
 /// Processes the prompt and generates an answer; `show` is given the text as it comes. An interruption ends the answer and is no error.

@@ -82,15 +82,8 @@ pub const NOT_YET: &[(&str, &str)] = &[
     ("--control-vector", "control vectors"),
     ("--mmproj", "images"),
     ("--image", "images"),
-    ("--logit-bias", "logit biases"),
     ("--hf-repo", "downloads (it is always offline)"),
     ("--model-url", "downloads (it is always offline)"),
-    ("--mirostat", "this sampler"),
-    ("--samplers", "orders of samplers"),
-    ("--dry-multiplier", "this sampler"),
-    ("--xtc-probability", "this sampler"),
-    ("--typical", "this sampler"),
-    ("--dynatemp-range", "this sampler"),
     ("--model-draft", "speculative decoding"),
 ];
 
@@ -131,4 +124,5 @@ pub const OPPOSITES: &[&[&str]] = &[
     &["prompt", "file"],
     &["system-prompt", "system-prompt-file"],
     &["context-full", "context-shift"],
+    &["samplers", "sampler-seq"],
 ];

@@ -68,15 +68,15 @@ impl<'a> Chat<'a> {
         template: &'a Template,
         system: Option<&str>,
         once: bool,
-    ) -> Chat<'a> {
+    ) -> Result<Chat<'a>> {
         let options = &run.options;
-        Chat {
+        Ok(Chat {
             style: Style::new(&options.look),
             start: options.clone(),
             watch,
             initial: String::new(),
             replaces: false,
-            sampler: sampler(&run, session.as_ref()),
+            sampler: sampler(&run, session.as_ref())?,
             conversation: Conversation::new(template, run.tokenizer, system, options.parse_special),
             verbose: options.log.verbosity > 3,
             keep: Keep::new(&run, template),
@@ -88,7 +88,7 @@ impl<'a> Chat<'a> {
             told: false,
             editor: None,
             once,
-        }
+        })
     }
 
     /// What the user types.
@@ -114,7 +114,7 @@ impl<'a> Chat<'a> {
         self.style = Style::new(&self.run.options.look);
         let options = &self.run.options;
         if before.is_none_or(|b| b.sampling != options.sampling) {
-            self.sampler = sampler(&self.run, self.session.as_ref());
+            self.sampler = sampler(&self.run, self.session.as_ref())?;
         }
         if before.is_none_or(|b| b.prune != options.prune) {
             let n_threads = options.context.n_threads_batch;

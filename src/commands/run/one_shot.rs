@@ -29,7 +29,7 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
         session.own_mut().expect("checked above").trace();
     }
     let mut held = prompt_cache::restore(run, session)?;
-    let mut sampler = sampler(run, session);
+    let mut sampler = sampler(run, session)?;
     let json = options.output_format == OutputFormat::Json;
     let load_time = run.start.elapsed();
     if options.display_prompt && !json {
