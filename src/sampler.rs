@@ -267,17 +267,22 @@ impl Sampler {
 
     /// Draws a token from `logits` `[n_vocab]` and remembers it for penalties.
     pub fn sample(&mut self, logits: &[f32]) -> Result<Token> {
-        let token = if self.plain_greedy { argmax(logits) } else { self.chain.sample(logits) };
-        let token = token.ok_or_else(|| {
-            Error::failed(
-                "the model computed no usable logits (NaN or infinity): the file may be damaged; try --check-tensors",
-            )
-        })?;
+        let token = self.draw(logits)?;
         self.accept(token);
         Ok(token)
     }
 
-    /// Remembers a token of the prompt for penalties.
+    /// Draws a token from `logits` `[n_vocab]`.
+    pub fn draw(&mut self, logits: &[f32]) -> Result<Token> {
+        let token = if self.plain_greedy { argmax(logits) } else { self.chain.sample(logits) };
+        token.ok_or_else(|| {
+            Error::failed(
+                "the model computed no usable logits (NaN or infinity): the file may be damaged; try --check-tensors",
+            )
+        })
+    }
+
+    /// Remembers a token for penalties.
     pub fn accept(&mut self, token: Token) {
         if !self.plain_greedy {
             self.chain.accept(token);

@@ -45,7 +45,7 @@ fn usage_errors_are_one_line_with_a_suggestion() {
     fails(&output(&["benhc"]), 2, "did you mean 'bench'?");
     fails(&output(&["-p", "x"]), 2, "no model");
     fails(&output(&["-m", "x.gguf", "-n", "many"]), 2, "many");
-    fails(&output(&["-m", "x.gguf", "--grammar", "g"]), 2, "yet");
+    fails(&output(&["-m", "x.gguf", "--mmproj", "g"]), 2, "yet");
     fails(&output(&["-m", "x.gguf", "--draft", "8"]), 2, "ngram, off");
     fails(&model_run(&[]), 2, "no prompt");
 }

@@ -12,7 +12,7 @@ use common::forge::{Arch, Doc, Forge, of_each_kind};
 use common::{load_for, nmse, session, smollm2, tokenizer, tokens_of, turn};
 use ggml::Type;
 use pp_run::engine::{Options as ContextOptions, Session};
-use pp_run::generate::{Drafts, Limits, Predict, Pull, StopReason};
+use pp_run::generate::{Drafts, Guide, Limits, Predict, Pull, StopReason};
 use pp_run::gguf::Gguf;
 use pp_run::graph::CacheType;
 use pp_run::model::{Model, RopeOptions};
@@ -136,7 +136,8 @@ impl<'a> Case<'a> {
         self.prompt.iter().for_each(|&t| sampler.accept(t));
         let interrupt = Arc::new(AtomicBool::new(false));
         let limits = self.limits.clone();
-        let mut pull = Pull::new(&mut session, self.tokenizer, &mut sampler, limits, drafts, interrupt.clone());
+        let mut pull =
+            Pull::new(&mut session, self.tokenizer, &mut sampler, limits, Guide::default(), drafts, interrupt.clone());
         let mut text = String::new();
         for (i, piece) in pull.by_ref().enumerate() {
             text += &piece.unwrap();

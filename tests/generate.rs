@@ -4,7 +4,7 @@ mod common;
 
 use common::forge::{Forge, I32, STRING, string};
 use common::{tokenizer, tokens_of};
-use pp_run::generate::{Answer, Limits, Next, Predict, StopReason};
+use pp_run::generate::{Answer, Guide, Limits, Next, Predict, StopReason};
 use pp_run::gguf::Gguf;
 use pp_run::sampler::{Options as SamplingOptions, Sampler};
 use pp_run::tokenizer::{Token, Tokenizer};
@@ -31,7 +31,7 @@ impl Case<'_> {
         let mut sampler = Sampler::new(&greedy, tokenizer.n_vocab(), 4096, &[], None);
         let stop = self.stop.iter().map(|s| s.to_string()).collect();
         let limits = Limits { predict: self.predict, stop, special: self.special };
-        let mut answer = Answer::new(limits, tokenizer, &mut sampler, self.room);
+        let mut answer = Answer::new(limits, tokenizer, &mut sampler, Guide::default(), self.room);
         let (mut pieces, mut decoded) = (Vec::new(), Vec::new());
         while answer.stop().is_none() {
             if decoded.len() == self.interrupt_after {

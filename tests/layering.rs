@@ -17,6 +17,7 @@ const LAYERS: &[&str] = &[
     "prune",
     "weights",
     "sampler",
+    "constraint",
     "stats",
     "tokenizer",
     "gguf",

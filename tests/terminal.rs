@@ -172,6 +172,14 @@ fn every_command() {
     command(&mut t, "/set logit-bias 2-inf", &["from the next turn on"]);
     command(&mut t, "/set", &["logit-bias 1-inf", "logit-bias 2-inf"]);
     command(&mut t, "/set logit-bias", &["logit-bias is"]);
+    command(&mut t, "/set json-schema {", &["--json-schema: the schema is not JSON"]);
+    command(&mut t, "/set json-schema none.json", &["cannot be read"]);
+    command(&mut t, "/set grammar root ::= \"XYX\"", &["from the next turn on"]);
+    t.line("Form?");
+    t.expect("XYX");
+    t.prompt();
+    command(&mut t, "/undo", &["left"]);
+    command(&mut t, "/set grammar off", &["grammar is off"]);
     command(&mut t, "/prune 0.5", &["leaves nothing to prune: the model has 1 layers"]);
     command(&mut t, "/prune 2", &["0 to 0.8"]);
     command(&mut t, "/prune", &["nothing is left out"]);
@@ -208,7 +216,7 @@ fn every_command() {
 
     let asked = home.asked();
     // The system prompt made "One?" anew.
-    assert_eq!(asked.len(), 7, "{asked:?}");
+    assert_eq!(asked.len(), 8, "{asked:?}");
     assert_eq!(asked[6], "/help");
     assert!(
         asked[5].contains("zebra") && asked[5].contains("yak") && asked[5].ends_with("/etc is a path"),

@@ -13,6 +13,7 @@ use super::value::{not_one_of, out_of_range, tristate, unescape};
 use crate::chat::template::Source;
 use crate::chat::terminal::{self, Tristate};
 use crate::commands::run::{ContextFull, Options, OutputFormat, Resume, Settings};
+use crate::constraint::{self, Form};
 use crate::error::{Error, Result};
 use crate::generate::{Draft, Limits, Predict};
 
@@ -45,6 +46,33 @@ pub struct RunArgs {
     /// The text itself is no part of the answer.
     #[arg(long, alias = "reverse-prompt", short = 'r', value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true)]
     pub stop: Vec<String>,
+    /// The answer is JSON: an object or an array
+    ///
+    /// What a model thinks before it answers is no part of that. The prompt should ask for JSON, too: only tokens that fit are drawn,
+    /// whatever the model wants to say. An answer that -n or the context cuts is marked as cut on stderr, and in the object of
+    /// --output-format json.
+    #[arg(long, overrides_with_all = ["json_schema", "grammar"])]
+    pub json: bool,
+    /// The answer is JSON that a schema describes: a file, or the schema itself [-j, -jf]
+    ///
+    /// A schema that nothing fits, or that has keywords which cannot be kept, is an error before the model is loaded.
+    #[arg(
+        long,
+        alias = "json-schema-file",
+        value_name = "FILE|SCHEMA",
+        overrides_with_all = ["json", "grammar"],
+        allow_hyphen_values = true
+    )]
+    pub json_schema: Option<String>,
+    /// The answer fits a grammar in llama.cpp's notation (GBNF): a file, or the grammar itself
+    #[arg(
+        long,
+        alias = "grammar-file",
+        value_name = "FILE|GRAMMAR",
+        overrides_with_all = ["json", "json_schema"],
+        allow_hyphen_values = true
+    )]
+    pub grammar: Option<String>,
     /// Guess what comes next from what came before: ngram, off [default: ngram where the answer stays the same]
     ///
     /// Where the last tokens of the text came before, those that followed them are computed along with the next one, up to 7 of them, and
@@ -276,6 +304,7 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
             stop: a.stop.into_iter().map(text).filter(|s| !s.is_empty()).collect(),
             special: a.special,
         },
+        form: form(a.json, a.json_schema.as_deref(), a.grammar.as_deref()),
         draft: a.draft.as_deref().map(draft).transpose()?,
         conversation,
         single_turn: a.single_turn,
@@ -307,6 +336,16 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
         context_full,
         settings,
     })
+}
+
+/// The form that answers are to have. A schema that is no file is an object, true or false, and a grammar that is none has a rule.
+fn form(json: bool, schema: Option<&str>, grammar: Option<&str>) -> Option<Form> {
+    let is_schema = |text: &str| text.starts_with('{') || ["true", "false"].contains(&text);
+    match (schema, grammar) {
+        (Some(schema), _) => Some(Form::Schema(constraint::source(schema, is_schema))),
+        (None, Some(grammar)) => Some(Form::Grammar(constraint::source(grammar, |text| text.contains("::=")))),
+        (None, None) => json.then_some(Form::Json),
+    }
 }
 
 fn predict(n: i64) -> Result<Predict> {

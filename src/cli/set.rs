@@ -43,6 +43,9 @@ pub const SETTABLE: &[&str] = &[
     "adaptive-target",
     "adaptive-decay",
     "predict",
+    "json",
+    "json-schema",
+    "grammar",
     "draft",
     "stop",
     "prune",
@@ -69,8 +72,17 @@ pub const SETTABLE: &[&str] = &[
 ];
 
 /// Flags of texts and lists, which an empty value takes back.
-const TEXTS: &[&str] =
-    &["stop", "in-prefix", "in-suffix", "logit-bias", "dry-sequence-breaker", "samplers", "sampler-seq"];
+const TEXTS: &[&str] = &[
+    "stop",
+    "in-prefix",
+    "in-suffix",
+    "logit-bias",
+    "dry-sequence-breaker",
+    "json-schema",
+    "grammar",
+    "samplers",
+    "sampler-seq",
+];
 
 /// The options `base` with other values for some flags of [`SETTABLE`], and the long names of these flags. A flag can be named as on the
 /// command line, with or without dashes, or as ollama names it. The value `off` takes back a flag that has no value, and ends pruning. An
@@ -97,6 +109,7 @@ pub fn set(base: &Options, settings: &[(&str, &str)]) -> Result<(Options, Vec<&'
             (true, "off") if name == "prune" => {
                 args.retain(|a| a.to_str().is_none_or(|a| !a.starts_with("--prune")));
             }
+            (true, "off") if ["json-schema", "grammar"].contains(&name) => args.retain(|a| !is_it(a)),
             (true, "") if TEXTS.contains(&name) => args.retain(|a| !is_it(a)),
             (true, "") => return Err(Error::usage(format!("/set {name} wants a value"))),
             (true, _) => args.push(format!("{flag}={value}").into()),

@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 
 use super::run::Options;
 use super::signals::Signals;
+use crate::chat::Template;
+use crate::constraint::{Constraint, Grammar};
 use crate::engine::{Loaded, Report, Session, Timeline};
 use crate::error::{Error, Kind, Result};
-use crate::generate::{Draft, Drafts, Predict, Pull, StopReason};
+use crate::generate::{Draft, Drafts, Guide, Predict, Pull, StopReason};
 use crate::log::Log;
 use crate::sampler::Sampler;
 use crate::stats::{Stats, logits_hash};
-use crate::tokenizer::{Token, Tokenizer};
+use crate::tokenizer::{REASONING, Token, Tokenizer};
 
 /// How often the bar of a prompt moves.
 const TICK: Duration = Duration::from_millis(100);
@@ -25,6 +27,8 @@ pub struct Run<'a> {
     pub signals: Signals,
     pub model: &'a Loaded,
     pub tokenizer: &'a Tokenizer,
+    /// The form that answers are to have, if any
+    pub grammar: Option<Grammar>,
     /// When the load began.
     pub start: Instant,
     /// How the file wants answers to be drawn, for the first statistics.
@@ -36,6 +40,8 @@ pub struct Answer {
     pub text: String,
     pub tokens: Vec<Token>,
     pub stop: StopReason,
+    /// Whether it has the form that it was to have; `None` if it was to have none
+    pub is_whole: Option<bool>,
     pub stats: Stats,
 }
 
@@ -48,11 +54,33 @@ pub fn sampler(run: &Run, session: &dyn Timeline) -> Result<Sampler> {
     Ok(Sampler::new(sampling, n_vocab, session.n_ctx(), &run.tokenizer.eog_tokens(), Some(run.tokenizer)))
 }
 
+/// What holds answers to their form, if they are to have one.
+pub fn constraint(run: &Run) -> Result<Option<Constraint>> {
+    run.grammar.as_ref().map(|grammar| Constraint::new(grammar, run.tokenizer)).transpose()
+}
+
+/// The marks around what a model thinks, if its template knows any.
+pub fn marks(template: &Template) -> Option<[&'static str; 2]> {
+    REASONING.iter().find(|[_, close]| template.source().contains(close)).copied()
+}
+
+/// Says that an answer was cut before it had its form.
+pub fn warn_if_cut(run: &Run, answer: &Answer) {
+    if answer.is_whole == Some(false) {
+        run.log.warn(&format!(
+            "the answer was cut after {} tokens ({}), before it had its form: it is a beginning only",
+            answer.tokens.len(),
+            answer.stop.name()
+        ));
+    }
+}
+
 /// Processes the prompt and generates an answer; `show` is given the text as it comes. An interruption ends the answer and is no error.
 pub fn answer(
     run: &Run,
     session: &mut dyn Timeline,
     sampler: &mut Sampler,
+    mut guide: Guide,
     prompt: &[Token],
     show: &mut dyn FnMut(&str) -> Result<()>,
 ) -> Result<Answer> {
@@ -77,7 +105,8 @@ pub fn answer(
         Err(e) if e.kind() == Kind::Interrupted => {
             let stop = StopReason::Interrupted;
             stats.stop_reason = stop.name();
-            return Ok(Answer { text: String::new(), tokens: Vec::new(), stop, stats });
+            let is_whole = guide.constraint.is_some().then_some(false);
+            return Ok(Answer { text: String::new(), tokens: Vec::new(), stop, is_whole, stats });
         }
         result => result?,
     };
@@ -92,7 +121,11 @@ pub fn answer(
     });
     let mut text = String::new();
     let (limits, drafts) = (run.options.limits.clone(), drafts(run, session));
-    let mut pull = Pull::new(session, run.tokenizer, sampler, limits, drafts, run.signals.interrupt.clone());
+    if let Some(constraint) = &mut guide.constraint {
+        constraint.begin()?;
+    }
+    let interrupt = run.signals.interrupt.clone();
+    let mut pull = Pull::new(session, run.tokenizer, sampler, limits, guide, drafts, interrupt);
     for piece in pull.by_ref() {
         let piece = piece?;
         show(&piece)?;
@@ -101,6 +134,7 @@ pub fn answer(
     let total = start.elapsed();
     let first = pull.first_token().map(|at| at - start);
     stats.drafted = pull.drafted();
+    let is_whole = pull.is_whole();
     let (tokens, stop) = pull.finish();
     stats.generated_tokens = tokens.len();
     stats.first_token_time = first;
@@ -112,7 +146,7 @@ pub fn answer(
     stats.prune_in_short = session.prune_report().map(Report::in_short);
     stats.threads = session.take_fewer_threads().map(|fewer| fewer.to_string());
     stats.stop_reason = stop.name();
-    Ok(Answer { text, tokens, stop, stats })
+    Ok(Answer { text, tokens, stop, is_whole, stats })
 }
 
 /// What makes drafts. Unless the user asks for them, they are made only where they change nothing but the time.

@@ -332,7 +332,7 @@ mod tests {
             ("-nlg", "'-ngl'"),
             ("--ctx", "'--ctx-size'"),
             ("benhc", "'bench'"),
-            ("--grammar", "does not have constrained output yet"),
+            ("--mmproj", "does not have images yet"),
         ];
         for (typed, expected) in table {
             let error = run(&[typed]).unwrap_err().to_string();

@@ -73,10 +73,6 @@ pub const IGNORED: &[(&str, bool)] = &[
 
 /// Flags of llama.cpp that pp-run does not have yet, and what it lacks.
 pub const NOT_YET: &[(&str, &str)] = &[
-    ("--grammar", "constrained output"),
-    ("--grammar-file", "constrained output"),
-    ("--json-schema", "constrained output"),
-    ("--json-schema-file", "constrained output"),
     ("--lora", "adapters"),
     ("--lora-scaled", "adapters"),
     ("--control-vector", "control vectors"),
@@ -125,4 +121,5 @@ pub const OPPOSITES: &[&[&str]] = &[
     &["system-prompt", "system-prompt-file"],
     &["context-full", "context-shift"],
     &["samplers", "sampler-seq"],
+    &["json", "json-schema", "grammar"],
 ];

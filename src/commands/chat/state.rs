@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use super::keep::Keep;
 use super::parameters::how;
 use crate::chat::{Conversation, Editor, Input, Style, Template, Watch};
-use crate::commands::answer::{Answer, Run, answer, sampler};
+use crate::commands::answer::{Answer, Run, answer, constraint, marks, sampler};
 use crate::commands::output::Printer;
 use crate::commands::pruning;
 use crate::commands::run::Options;
+use crate::constraint::{Constraint, Grammar};
 use crate::engine::Timeline;
 use crate::error::Result;
+use crate::generate::Guide;
 use crate::sampler::Sampler;
 use crate::stats::Stats;
 
@@ -24,6 +26,8 @@ pub struct Chat<'a> {
     pub style: Style,
     pub session: Box<dyn Timeline<'a> + 'a>,
     pub sampler: Sampler,
+    /// What holds answers to their form, if they are to have one
+    pub constraint: Option<Constraint>,
     pub conversation: Conversation<'a>,
     /// The conversations that `/push` remembers
     pub marks: Vec<Conversation<'a>>,
@@ -77,6 +81,7 @@ impl<'a> Chat<'a> {
             initial: String::new(),
             replaces: false,
             sampler: sampler(&run, session.as_ref())?,
+            constraint: constraint(&run)?,
             conversation: Conversation::new(template, run.tokenizer, system, options.parse_special),
             verbose: options.log.verbosity > 3,
             keep: Keep::new(&run, template),
@@ -116,6 +121,11 @@ impl<'a> Chat<'a> {
         if before.is_none_or(|b| b.sampling != options.sampling) {
             self.sampler = sampler(&self.run, self.session.as_ref())?;
         }
+        if before.is_none_or(|b| b.form != options.form) {
+            self.run.grammar = options.form.as_ref().map(Grammar::new).transpose()?;
+            self.constraint = constraint(&self.run)?;
+        }
+        let options = &self.run.options;
         if before.is_none_or(|b| b.prune != options.prune) {
             let n_threads = options.context.n_threads_batch;
             pruning::apply_to(self.session.as_mut(), self.run.model, options.prune.as_ref(), n_threads, &self.run.log)?;
@@ -136,7 +146,12 @@ impl<'a> Chat<'a> {
         let mut printer = Printer::new(&self.style, &self.run.options.look, self.conversation.opens_reasoning());
         let (mut part, mut since) = (String::new(), Instant::now());
         let (keep, log) = (&mut self.keep, &self.run.log);
-        let answer = answer(&self.run, self.session.as_mut(), &mut self.sampler, tokens, &mut |text| {
+        let guide = Guide {
+            constraint: self.constraint.as_mut(),
+            marks: marks(self.conversation.template()),
+            opened: self.conversation.opens_reasoning(),
+        };
+        let answer = answer(&self.run, self.session.as_mut(), &mut self.sampler, guide, tokens, &mut |text| {
             part.push_str(text);
             if since.elapsed() >= PART {
                 keep.part(&std::mem::take(&mut part), log);

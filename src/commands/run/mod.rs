@@ -15,6 +15,7 @@ use super::load::load;
 use super::signals::Signals;
 use crate::chat::Template;
 use crate::chat::terminal::Tristate;
+use crate::constraint::Grammar;
 use crate::engine::Loaded;
 use crate::error::{Error, Result};
 use crate::generate::Draft;
@@ -59,6 +60,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
         return Err(Error::usage("--trace is of one answer, not of a chat: give a prompt with -p or -f"));
     }
 
+    let grammar = options.form.as_ref().map(Grammar::new).transpose()?;
     let start = Instant::now();
     let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
     if options.draft == Some(Draft::Ngram) && model.own().is_none() {
@@ -72,6 +74,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
         signals,
         model: &model,
         tokenizer: &tokenizer,
+        grammar,
         start,
         sampling: Cell::new(sampling.clone()),
     };

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use super::options::{Options, OutputFormat};
 use crate::chat::terminal::Tristate;
 use crate::chat::{Conversation, Message, Role, Style, Template};
-use crate::commands::answer::{Answer, Run, answer, sampler};
+use crate::commands::answer::{Answer, Run, answer, constraint, marks, sampler, warn_if_cut};
 use crate::commands::output::{Printer, print, write_conversation};
 use crate::commands::{prompt_cache, pruning, trace};
 use crate::engine;
 use crate::error::{Error, Result};
-use crate::generate::{Predict, StopReason};
+use crate::generate::{Guide, Predict, StopReason};
 use crate::system::memory;
 use crate::tokenizer::Token;
 
@@ -30,13 +30,15 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
     }
     let mut held = prompt_cache::restore(run, session)?;
     let mut sampler = sampler(run, session)?;
+    let mut constraint = constraint(run)?;
     let json = options.output_format == OutputFormat::Json;
     let load_time = run.start.elapsed();
     if options.display_prompt && !json {
         print(prompt)?;
     }
     let mut printer = Printer::new(&Style::new(&options.look), &options.look, reasoning);
-    let answer = answer(run, session, &mut sampler, &tokens, &mut |text| {
+    let guide = Guide { constraint: constraint.as_mut(), marks: template.and_then(marks), opened: reasoning };
+    let answer = answer(run, session, &mut sampler, guide, &tokens, &mut |text| {
         if json { Ok(()) } else { printer.show(text) }
     });
     if !json && answer.is_ok() {
@@ -50,6 +52,7 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
     if options.show_timings {
         run.log.note(&answer.stats.line());
     }
+    warn_if_cut(run, &answer);
     prompt_cache::taken(run, answer.stats.cached_tokens, &held);
     // If this fails, it is reported when everything else is done.
     let stored = prompt_cache::store(run, session, tokens.len(), &mut held);
@@ -143,6 +146,7 @@ fn as_json(options: &Options, answer: &Answer, load_time: Duration) -> Value {
     json!({
         "model": options.model.path.display().to_string(),
         "text": answer.text,
+        "complete": answer.is_whole,
         "stop_reason": answer.stop.name(),
         "stop_string": if let StopReason::StopString(t) = &answer.stop { Some(t) } else { None },
         "prompt_tokens": s.prompt_tokens,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::chat::template::Source;
 use crate::chat::terminal::{self, Tristate};
+use crate::constraint::Form;
 use crate::error::Result;
 use crate::generate::{Draft, Limits};
 use crate::{engine, log, model, prune, sampler};
@@ -28,6 +29,8 @@ pub struct Options {
     pub system_file: Option<PathBuf>,
     /// When an answer ends
     pub limits: Limits,
+    /// `--json`, `--json-schema`, `--grammar`: the form that answers are to have
+    pub form: Option<Form>,
     /// `--draft`; `None`: drafts where they change nothing but the time
     pub draft: Option<Draft>,
     /// Whether a prompt is a turn in a chat template (`-cnv`) or raw text (`-no-cnv`); `Auto`: a turn if the model has a template
