@@ -165,7 +165,7 @@ fn what_a_model_thinks_has_no_form() {
         (None, Some("</think>"), format!("Seven? {}7{}", end(1), end(9)), "Seven? </think>"),
     ] {
         constraint.begin().unwrap();
-        let guide = Guide { constraint: Some(&mut constraint), marks, opened };
+        let guide = Guide { constraint: Some(&mut constraint), marks, opened, ..Guide::default() };
         let (got, _, stop, whole) = answer(&tokenizer, guide, 60, 1, says(&text));
         // Where the text does not fit, any other token may come that does.
         assert!(got.starts_with(want) || opened.is_some(), "{got}");
@@ -175,7 +175,7 @@ fn what_a_model_thinks_has_no_form() {
     }
     // Cut within a thought.
     constraint.begin().unwrap();
-    let guide = Guide { constraint: Some(&mut constraint), marks, opened: Some("</think>") };
+    let guide = Guide { constraint: Some(&mut constraint), marks, opened: Some("</think>"), ..Guide::default() };
     let (_, _, stop, whole) = answer(&tokenizer, guide, 3, 1, says("one two three four five"));
     assert_eq!((stop, whole), (StopReason::Limit, Some(false)));
 }

@@ -217,9 +217,9 @@ fn every_command() {
     let asked = home.asked();
     // The system prompt made "One?" anew.
     assert_eq!(asked.len(), 8, "{asked:?}");
-    assert_eq!(asked[6], "/help");
+    assert_eq!(asked[7], "/help");
     assert!(
-        asked[5].contains("zebra") && asked[5].contains("yak") && asked[5].ends_with("/etc is a path"),
+        asked[6].contains("zebra") && asked[6].contains("yak") && asked[6].ends_with("/etc is a path"),
         "{asked:?}"
     );
     // Other programs' words for leaving work too.
@@ -411,6 +411,54 @@ fn markdown_on_a_terminal() {
     let mut t = home.chat(&[]);
     ask(&mut t, "?");
     assert_eq!((t.look("hm").map(|l| l.1), t.look("Yes").map(|l| l.1)), (Some(true), Some(false)));
+    leave(t);
+}
+
+#[test]
+fn thoughts_are_under_control() {
+    let pieces = ["<think>", "\nhm,", " so\n", "</think>", "\n\n", "Yes"].map(str::to_owned).to_vec();
+    let home = Home::new(&Script { answers: vec![pieces], endless: false });
+    let pipe = |args: &[&str]| {
+        let mut c = home.command(&[&["-p", "x", "-q"], args].concat());
+        c.env_remove("CLICOLOR_FORCE");
+        String::from_utf8(c.stdin(std::process::Stdio::null()).output().unwrap().stdout).unwrap()
+    };
+    for how in [&[][..], &["--reasoning", "hide"], &["--reasoning", "auto"]] {
+        assert_eq!(pipe(how), "Yes\n", "{how:?}");
+    }
+    assert_eq!(pipe(&["--reasoning", "show"]), "<think>\nhm, so\n</think>\n\nYes\n");
+    let json: serde_json::Value = serde_json::from_str(&pipe(&["--output-format", "json"])).unwrap();
+    assert_eq!((&json["text"], &json["reasoning"]), (&"Yes".into(), &"hm, so".into()));
+    // This model has nothing to say but its script, so that what comes after a mark that it did not write is nothing.
+    for how in [&["--reasoning", "off"], &["--reasoning-budget", "0"]] {
+        let json = pipe(&[&["--output-format", "json", "-n", "40"], &how[..]].concat());
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert!(json["reasoning"].is_null(), "{json}");
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&pipe(&["--output-format", "json", "-n", "40", "--reasoning-budget", "1"])).unwrap();
+    assert!("hm, so".starts_with(json["reasoning"].as_str().unwrap()), "{json}");
+
+    let mut t = home.chat(&["--no-show-timings"]);
+    command(&mut t, "/think", &["is dimmed"]);
+    command(&mut t, "/think hide", &["is left out"]);
+    t.line("?");
+    t.prompt();
+    assert!(t.screen().ends_with("> ?\nYes\n>"), "{}", t.screen());
+    command(&mut t, "/think 7", &["left out, and ends after 7 tokens"]);
+    command(&mut t, "/think maybe", &["is not one of: show, dim"]);
+    command(&mut t, "/think off", &["without thinking"]);
+    leave(t);
+
+    // Ctrl-\\ ends thoughts that would never end.
+    let home = Home::new(&Script { endless: true, ..Script::saying(&["<think> so and so "]) });
+    let mut t = home.chat(&["-n", "3000", "--markdown", "off", "--reasoning", "show"]);
+    t.line("?");
+    t.expect("<think> so and so ");
+    t.send("\x1c");
+    t.expect("</think>");
+    t.expect("wrote 3000");
+    t.prompt();
     leave(t);
 }
 

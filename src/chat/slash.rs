@@ -55,6 +55,12 @@ pub const SLASHES: &[Slash] = &[
         "leave out this share of heads and channels from the next turn on; off",
         Words(&["off", "0.2", "0.4"]),
     ),
+    slash(
+        "/think",
+        "HOW",
+        "what the model thinks: show, dim, hide or off; a number: tokens that it may take, -1 for any",
+        Words(&["show", "dim", "hide", "off", "auto"]),
+    ),
     slash("/read", "FILE", "a text file goes with your next message; - takes it back", Files),
     slash("/glob", "PATTERN", "so do all text files of this pattern", Files),
     slash(

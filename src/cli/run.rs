@@ -10,6 +10,7 @@ use super::model::{self, ModelArgs};
 use super::prune::{self, PruneArgs};
 use super::sampling::{self, SamplingArgs};
 use super::value::{not_one_of, out_of_range, tristate, unescape};
+use crate::chat::Reasoning;
 use crate::chat::template::Source;
 use crate::chat::terminal::{self, Tristate};
 use crate::commands::run::{ContextFull, Options, OutputFormat, Resume, Settings};
@@ -46,6 +47,17 @@ pub struct RunArgs {
     /// The text itself is no part of the answer.
     #[arg(long, alias = "reverse-prompt", short = 'r', value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true)]
     pub stop: Vec<String>,
+    /// What a model thinks before it answers: show, dim, hide, off, auto
+    ///
+    /// auto is dim on a terminal; a pipe gets the answer alone, and the object of --output-format json has it as reasoning. off lets
+    /// the model answer at once: its template is told (enable_thinking), and thoughts that begin anyway end where they begin.
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub reasoning: String,
+    /// Tokens that a model may think before it answers; -1 = any number
+    ///
+    /// Then the mark comes that ends the thoughts, and the answer begins. Ctrl-\\ does that at any time.
+    #[arg(long, value_name = "N", default_value_t = -1, allow_hyphen_values = true)]
+    pub reasoning_budget: i64,
     /// The answer is JSON: an object or an array
     ///
     /// What a model thinks before it answers is no part of that. The prompt should ask for JSON, too: only tokens that fit are drawn,
@@ -269,7 +281,22 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
         (None, Some(f)) => Some(Source::File(f)),
         (None, None) => None,
     };
-    let template_kwargs = a.chat_template_kwargs.as_deref().map(object).transpose()?;
+    let mut template_kwargs = a.chat_template_kwargs.as_deref().map(object).transpose()?;
+    let reasoning = match a.reasoning.as_str() {
+        "auto" | "on" => None,
+        "show" => Some(Reasoning::Show),
+        "dim" => Some(Reasoning::Dim),
+        "hide" | "off" => Some(Reasoning::Hide),
+        other => return Err(not_one_of("--reasoning", other, "show, dim, hide, off, auto")),
+    };
+    let reasoning_budget = match a.reasoning_budget {
+        _ if a.reasoning == "off" => Some(0),
+        -1 => None,
+        n => Some(u64::try_from(n).map_err(|_| out_of_range("--reasoning-budget", n, "-1 or more"))?),
+    };
+    if a.reasoning == "off" {
+        template_kwargs.get_or_insert_default().entry("enable_thinking").or_insert(false.into());
+    }
     let output_format = match a.output_format.as_str() {
         "text" => OutputFormat::Text,
         "json" => OutputFormat::Json,
@@ -304,6 +331,7 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
             stop: a.stop.into_iter().map(text).filter(|s| !s.is_empty()).collect(),
             special: a.special,
         },
+        reasoning_budget,
         form: form(a.json, a.json_schema.as_deref(), a.grammar.as_deref()),
         draft: a.draft.as_deref().map(draft).transpose()?,
         conversation,
@@ -315,6 +343,7 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
         strict_utf8: a.strict_utf8,
         multiline_input: a.multiline_input,
         look: terminal::Options {
+            reasoning,
             color: tristate("--color", &a.color)?,
             markdown: tristate("--markdown", &a.markdown)?,
             wrap: tristate("--wrap", &a.wrap)?,

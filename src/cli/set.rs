@@ -43,6 +43,8 @@ pub const SETTABLE: &[&str] = &[
     "adaptive-target",
     "adaptive-decay",
     "predict",
+    "reasoning",
+    "reasoning-budget",
     "json",
     "json-schema",
     "grammar",

@@ -121,6 +121,9 @@ pub fn answer(
     });
     let mut text = String::new();
     let (limits, drafts) = (run.options.limits.clone(), drafts(run, session));
+    guide.budget = run.options.reasoning_budget;
+    guide.answer_now = run.signals.answer_now.clone();
+    guide.answer_now.store(false, Ordering::Relaxed);
     if let Some(constraint) = &mut guide.constraint {
         constraint.begin()?;
     }

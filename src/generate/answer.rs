@@ -1,6 +1,8 @@
 //! One answer in the making: logits go in, text and the next token come out. It never sees a model.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::stop::{Limits, Predict, StopReason, StopStrings};
@@ -20,6 +22,10 @@ pub struct Guide<'a> {
     pub marks: Option<[&'static str; 2]>,
     /// The prompt has begun the thoughts, which this mark ends.
     pub opened: Option<&'static str>,
+    /// Tokens that the model may think, if there is a limit; then the mark comes that ends the thoughts
+    pub budget: Option<u64>,
+    /// That mark is to come now. It is taken back when it was seen.
+    pub answer_now: Arc<AtomicBool>,
 }
 
 /// An answer so far.
@@ -36,6 +42,8 @@ pub struct Answer<'a> {
     first_token: Option<Instant>,
     guide: Guide<'a>,
     thoughts: Thoughts,
+    /// Tokens that the model thought
+    n_thought: u64,
     /// Tokens that come next, whatever the logits are
     forced: VecDeque<Token>,
     utf8: Utf8Stream,
@@ -71,6 +79,7 @@ impl<'a> Answer<'a> {
         Answer {
             thoughts: Thoughts::new(guide.opened),
             guide,
+            n_thought: 0,
             forced: VecDeque::new(),
             tokenizer,
             sampler,
@@ -133,6 +142,13 @@ impl<'a> Answer<'a> {
 
     /// The next token: one that is forced, or one that is drawn, of those that fit the form where there is one.
     fn draw(&mut self, logits: &[f32]) -> Result<Token> {
+        let asked = self.guide.answer_now.swap(false, Ordering::Relaxed);
+        if self.thoughts.is_thinking() && self.forced.is_empty() {
+            if asked || self.guide.budget.is_some_and(|most| self.n_thought >= most) {
+                self.end_thoughts()?;
+            }
+            self.n_thought += 1;
+        }
         if let Some(token) = self.forced.pop_front() {
             self.sampler.accept(token);
             return Ok(token);

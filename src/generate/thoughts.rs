@@ -107,18 +107,16 @@ impl Thoughts {
 /// What a whole answer has thought, if it has, and what it answers, without the marks and the empty lines around them.
 pub fn parted(text: &str, opened: Option<&'static str>) -> (Option<String>, String) {
     let mut thoughts = Thoughts::new(opened);
-    let (mut thought, mut answer) = (None, String::new());
+    let (mut thought, mut answer, mut is_marked) = (String::new(), String::new(), opened.is_some());
     for (part, text) in thoughts.push(text).into_iter().chain(thoughts.finish()) {
         match part {
-            Part::Mark => {}
-            Part::Thought => thought.get_or_insert_with(String::new).push_str(&text),
+            Part::Mark => is_marked = true,
+            Part::Thought => thought.push_str(&text),
             Part::Answer => answer.push_str(&text),
         }
     }
-    match thought {
-        Some(thought) => (Some(thought.trim().to_owned()), answer.trim_start().to_owned()),
-        None => (None, answer),
-    }
+    let thought = Some(thought.trim().to_owned()).filter(|t| !t.is_empty());
+    (thought, if is_marked { answer.trim_start().to_owned() } else { answer })
 }
 
 #[cfg(test)]
@@ -166,6 +164,7 @@ mod tests {
         assert_eq!(parted("<think>\nhm\n</think>\n\nYes\n", None), (Some("hm".into()), "Yes\n".into()));
         assert_eq!(parted("hm</think>Yes", Some("</think>")), (Some("hm".into()), "Yes".into()));
         assert_eq!(parted(" Yes", None), (None, " Yes".into()));
+        assert_eq!(parted("<think>\n</think>\n Yes", None), (None, "Yes".into()));
         assert_eq!(parted("<think>", None), (None, String::new()));
     }
 }

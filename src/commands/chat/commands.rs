@@ -5,7 +5,7 @@ use super::keep::{directory, listing, open};
 use super::parameters::parameters;
 use super::picture;
 use super::state::Chat;
-use crate::chat::{Role, SLASHES, parse_slash, width};
+use crate::chat::{Reasoning, Role, SLASHES, parse_slash, width};
 use crate::commands::output::print;
 use crate::commands::run::{Options, Resume};
 use crate::commands::show;
@@ -63,6 +63,12 @@ impl Chat<'_> {
                 self.change("prune", rest)?;
                 self.run.log.note(&self.pruned());
             }
+            "/think" if rest.is_empty() => self.run.log.note(&self.thinking()),
+            "/think" => {
+                let name = if rest.parse::<i64>().is_ok() { "reasoning-budget" } else { "reasoning" };
+                self.change(name, rest)?;
+                self.run.log.note(&self.thinking());
+            }
             "/read" | "/glob" if rest == "-" => {
                 self.attached.clear();
                 self.run.log.note("no file goes with your next message");
@@ -100,6 +106,7 @@ impl Chat<'_> {
         add("Ctrl-G", "go on in your editor (VISUAL, EDITOR)");
         add("Tab", "complete commands, files, settings and chats; Ctrl-R searches in the history");
         add("Ctrl-C", "stop the answer; what came is kept");
+        add("Ctrl-\\", "end what the model thinks, and let it answer");
         print(&out)
     }
 
@@ -191,6 +198,20 @@ impl Chat<'_> {
                 format!("{of_reading}{of_answers} from the next turn on")
             }
             _ => "nothing is left out".to_owned(),
+        }
+    }
+
+    fn thinking(&self) -> String {
+        let options = &self.run.options;
+        let shown = match options.look.reasoning {
+            Some(Reasoning::Show) => "shown",
+            Some(Reasoning::Hide) => "left out",
+            Some(Reasoning::Dim) | None => "dimmed",
+        };
+        match options.reasoning_budget {
+            Some(0) => "the model answers without thinking, from the next turn on".to_owned(),
+            Some(n) => format!("what the model thinks is {shown}, and ends after {n} tokens, from the next turn on"),
+            None => format!("what the model thinks is {shown}, from the next turn on"),
         }
     }
 

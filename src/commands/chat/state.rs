@@ -150,6 +150,7 @@ impl<'a> Chat<'a> {
             constraint: self.constraint.as_mut(),
             marks: marks(self.conversation.template()),
             opened: self.conversation.opens_reasoning(),
+            ..Guide::default()
         };
         let answer = answer(&self.run, self.session.as_mut(), &mut self.sampler, guide, tokens, &mut |text| {
             part.push_str(text);

@@ -66,6 +66,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
     if options.draft == Some(Draft::Ngram) && model.own().is_none() {
         log.note("--draft has no effect: libllama writes this model's answers");
     }
+    signals.catch_answer_now()?;
     let (options, sampling) = &sampling_of_file(options, model.gguf())?;
     let template = template(options, &model, &tokenizer)?;
     let run = Run {

@@ -12,7 +12,7 @@ use crate::commands::output::{Printer, print, write_conversation};
 use crate::commands::{prompt_cache, pruning, trace};
 use crate::engine;
 use crate::error::{Error, Result};
-use crate::generate::{Guide, Predict, StopReason};
+use crate::generate::{Guide, Predict, StopReason, parted};
 use crate::system::memory;
 use crate::tokenizer::Token;
 
@@ -37,7 +37,12 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
         print(prompt)?;
     }
     let mut printer = Printer::new(&Style::new(&options.look), &options.look, reasoning);
-    let guide = Guide { constraint: constraint.as_mut(), marks: template.and_then(marks), opened: reasoning };
+    let guide = Guide {
+        constraint: constraint.as_mut(),
+        marks: template.and_then(marks),
+        opened: reasoning,
+        ..Guide::default()
+    };
     let answer = answer(run, session, &mut sampler, guide, &tokens, &mut |text| {
         if json { Ok(()) } else { printer.show(text) }
     });
@@ -47,7 +52,7 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
     let answer = answer?;
     pruning::write_dump_of(session, run.model)?;
     if json {
-        print(&format!("{}\n", as_json(options, &answer, load_time)))?;
+        print(&format!("{}\n", as_json(options, &answer, reasoning, load_time)))?;
     }
     if options.show_timings {
         run.log.note(&answer.stats.line());
@@ -141,11 +146,13 @@ fn context(run: &Run, n_tokens: usize) -> engine::Options {
 }
 
 /// `--output-format json`: the answer and its numbers.
-fn as_json(options: &Options, answer: &Answer, load_time: Duration) -> Value {
+fn as_json(options: &Options, answer: &Answer, opened: Option<&'static str>, load_time: Duration) -> Value {
+    let (reasoning, text) = parted(&answer.text, opened);
     let s = &answer.stats;
     json!({
         "model": options.model.path.display().to_string(),
-        "text": answer.text,
+        "text": text,
+        "reasoning": reasoning,
         "complete": answer.is_whole,
         "stop_reason": answer.stop.name(),
         "stop_string": if let StopReason::StopString(t) = &answer.stop { Some(t) } else { None },

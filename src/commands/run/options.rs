@@ -31,6 +31,8 @@ pub struct Options {
     pub limits: Limits,
     /// `--json`, `--json-schema`, `--grammar`: the form that answers are to have
     pub form: Option<Form>,
+    /// `--reasoning-budget`: tokens that the model may think; `None`: any number
+    pub reasoning_budget: Option<u64>,
     /// `--draft`; `None`: drafts where they change nothing but the time
     pub draft: Option<Draft>,
     /// Whether a prompt is a turn in a chat template (`-cnv`) or raw text (`-no-cnv`); `Auto`: a turn if the model has a template
