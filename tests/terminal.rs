@@ -134,6 +134,8 @@ fn every_command() {
     command(&mut t, "/undo", &["nothing to take back"]);
     command(&mut t, "/pop", &["no point is remembered"]);
     command(&mut t, "/map", &["/prune 0.2 leaves out"]);
+    command(&mut t, "/why", &["there was no answer yet"]);
+    command(&mut t, "/show prompt", &["there was no answer yet"]);
     command(&mut t, "/save", &["is not kept yet"]);
     ask(&mut t, "One?");
     command(&mut t, "/push", &["is remembered"]);
@@ -156,6 +158,21 @@ fn every_command() {
     command(&mut t, "/show", &["architecture", "llama"]);
     command(&mut t, "/show template", &["namespace"]);
     command(&mut t, "/show prunable", &["heads"]);
+    command(&mut t, "/show prompt", &["[<|user|>]", "'One?'"]);
+    command(
+        &mut t,
+        "/why",
+        &[
+            "prompt     ",
+            "from the cache",
+            "pruning    none",
+            "ended by end of text",
+            "drafts ",
+            "kernels ",
+            "keys in f16, values in f16",
+            "seed ",
+        ],
+    );
     command(&mut t, "/show nothing", &["not one of: info"]);
     command(&mut t, "/set", &["temp 0", "top-k 40"]);
     command(&mut t, "/set temp 0.5", &["temp is 0.5"]);

@@ -136,6 +136,11 @@ pub struct RunArgs {
     /// Take them literally
     #[arg(long)]
     pub no_escape: bool,
+    /// Print the prompt on stderr as the model gets it, token by token
+    ///
+    /// Each line has a token's number and its text, that of special tokens in [brackets]. In a chat, /show prompt does that.
+    #[arg(long)]
+    pub verbose_prompt: bool,
     /// Print special tokens too [-sp]
     #[arg(long)]
     pub special: bool,
@@ -339,6 +344,7 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
         template,
         template_kwargs,
         display_prompt: a.display_prompt,
+        verbose_prompt: a.verbose_prompt,
         parse_special: a.parse_special,
         strict_utf8: a.strict_utf8,
         multiline_input: a.multiline_input,

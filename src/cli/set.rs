@@ -69,6 +69,7 @@ pub const SETTABLE: &[&str] = &[
     "wrap",
     "raw",
     "special",
+    "verbose-prompt",
     "in-prefix",
     "in-suffix",
 ];

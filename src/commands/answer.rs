@@ -10,7 +10,7 @@ use super::signals::Signals;
 use crate::chat::Template;
 use crate::constraint::{Constraint, Grammar};
 use crate::engine::{Loaded, Report, Session, Timeline};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, escape};
 use crate::generate::{Draft, Drafts, Guide, Predict, Pull, StopReason};
 use crate::log::Log;
 use crate::sampler::Sampler;
@@ -85,6 +85,10 @@ pub fn answer(
     show: &mut dyn FnMut(&str) -> Result<()>,
 ) -> Result<Answer> {
     run.model.gguf().check_unchanged()?;
+    if run.options.verbose_prompt {
+        run.log.note(&format!("the prompt has {} tokens; those in [brackets] are special:", prompt.len()));
+        tokens_in_lines(run.tokenizer, prompt).iter().for_each(|line| run.log.status(line, false));
+    }
     let start = Instant::now();
     let (synced, processed) = read(run, session, prompt);
     let mut stats = Stats {
@@ -137,6 +141,7 @@ pub fn answer(
     let total = start.elapsed();
     let first = pull.first_token().map(|at| at - start);
     stats.drafted = pull.drafted();
+    (stats.drawing_time, stats.thought_tokens) = pull.drawn();
     let is_whole = pull.is_whole();
     let (tokens, stop) = pull.finish();
     stats.generated_tokens = tokens.len();
@@ -150,6 +155,19 @@ pub fn answer(
     stats.threads = session.take_fewer_threads().map(|fewer| fewer.to_string());
     stats.stop_reason = stop.name();
     Ok(Answer { text, tokens, stop, is_whole, stats })
+}
+
+/// Tokens as the model gets them, one in a line: number and text, that of special ones in brackets.
+pub fn tokens_in_lines(tokenizer: &Tokenizer, tokens: &[Token]) -> Vec<String> {
+    let line = |&token: &Token| {
+        let text = tokenizer.piece(token, false);
+        let is_special = text.is_empty();
+        let text = if is_special { tokenizer.piece(token, true) } else { text };
+        // Spaces are seen between quotes, and a line break does not break the line.
+        let text = String::from_utf8_lossy(&text).replace('\\', "\\\\").replace('\n', "\\n").replace('\t', "\\t");
+        escape(&if is_special { format!("{token:>7} [{text}]") } else { format!("{token:>7} '{text}'") })
+    };
+    tokens.iter().map(line).collect()
 }
 
 /// What makes drafts. Unless the user asks for them, they are made only where they change nothing but the time.

@@ -107,6 +107,11 @@ impl<'m> Session<'m> {
         self.engine.n_ctx
     }
 
+    /// Bytes of the KV cache.
+    pub fn cache_bytes(&self) -> u64 {
+        self.engine.cache.params().bytes(&self.engine.model.dims())
+    }
+
     /// Tokens of a prompt that are computed at once, at most.
     pub fn n_ubatch(&self) -> usize {
         self.engine.n_ubatch

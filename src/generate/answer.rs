@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::stop::{Limits, Predict, StopReason, StopStrings};
 use super::thoughts::{Part, Thoughts};
@@ -40,6 +40,8 @@ pub struct Answer<'a> {
     room: usize,
     tokens: Vec<Token>,
     first_token: Option<Instant>,
+    /// Time that choosing tokens took
+    drawing: Duration,
     guide: Guide<'a>,
     thoughts: Thoughts,
     /// Tokens that the model thought
@@ -80,6 +82,7 @@ impl<'a> Answer<'a> {
             thoughts: Thoughts::new(guide.opened),
             guide,
             n_thought: 0,
+            drawing: Duration::ZERO,
             forced: VecDeque::new(),
             tokenizer,
             sampler,
@@ -113,10 +116,17 @@ impl<'a> Answer<'a> {
         self.first_token
     }
 
+    /// Time that choosing tokens took, and how many of them the model thought.
+    pub fn drawn(&self) -> (Duration, u64) {
+        (self.drawing, self.n_thought)
+    }
+
     /// Draws a token from the logits `[n_vocab]` after the prompt, or after the token that was decoded last.
     pub fn push(&mut self, logits: &[f32]) -> Result<Step> {
         assert!(self.stop.is_none(), "the answer has not ended");
+        let start = Instant::now();
         let token = self.draw(logits)?;
+        self.drawing += start.elapsed();
         self.first_token.get_or_insert_with(Instant::now);
         self.tokens.push(token);
         let bytes = if self.special { self.tokenizer.piece(token, true) } else { self.tokenizer.shown(token) };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::answer::{Answer, Guide, Next, Step};
 use super::draft::Drafts;
@@ -43,6 +43,11 @@ impl<'a, 'm> Pull<'a, 'm> {
     /// When the first token was drawn.
     pub fn first_token(&self) -> Option<Instant> {
         self.answer.first_token()
+    }
+
+    /// Time that choosing tokens took, and how many of them the model thought.
+    pub fn drawn(&self) -> (Duration, u64) {
+        self.answer.drawn()
     }
 
     /// What became of drafts, if there could be any.

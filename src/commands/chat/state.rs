@@ -17,6 +17,7 @@ use crate::error::Result;
 use crate::generate::Guide;
 use crate::sampler::Sampler;
 use crate::stats::Stats;
+use crate::tokenizer::Token;
 
 /// How often the beginning of a long answer is written to disk.
 const PART: Duration = Duration::from_secs(1);
@@ -42,6 +43,8 @@ pub struct Chat<'a> {
     pub start: Options,
     pub watch: Watch,
     pub totals: Totals,
+    /// The last prompt, and the numbers of its answer
+    pub last: Option<(Vec<Token>, Stats)>,
     /// The user knows that the context is nearly full.
     pub told: bool,
     /// All numbers are shown after an answer.
@@ -90,6 +93,7 @@ impl<'a> Chat<'a> {
             marks: Vec::new(),
             attached: String::new(),
             totals: Totals::default(),
+            last: None,
             told: false,
             editor: None,
             once,
@@ -142,7 +146,7 @@ impl<'a> Chat<'a> {
     }
 
     /// An answer, shown as it comes, and kept on disk if it takes long.
-    pub fn generate(&mut self, tokens: &[i32]) -> Result<Answer> {
+    pub fn generate(&mut self, tokens: &[Token]) -> Result<Answer> {
         let mut printer = Printer::new(&self.style, &self.run.options.look, self.conversation.opens_reasoning());
         let (mut part, mut since) = (String::new(), Instant::now());
         let (keep, log) = (&mut self.keep, &self.run.log);
@@ -164,6 +168,7 @@ impl<'a> Chat<'a> {
         let came = answer.as_ref().is_ok_and(|a| !a.tokens.is_empty());
         let ended = if came || printer.begun { printer.end() } else { Ok(()) };
         let answer = answer?;
+        self.last = Some((tokens.to_vec(), answer.stats.clone()));
         ended.map(|()| answer)
     }
 

@@ -45,6 +45,8 @@ pub struct Options {
     pub template_kwargs: Option<serde_json::Map<String, serde_json::Value>>,
     /// Echo the prompt on stdout.
     pub display_prompt: bool,
+    /// `--verbose-prompt`: the prompt's tokens on stderr
+    pub verbose_prompt: bool,
     /// Text of the user may name special tokens (`--parse-special`).
     pub parse_special: bool,
     /// Prompts must be UTF-8.
