@@ -76,7 +76,7 @@ fn tokens_of_a_draft_are_computed_as_one_by_one_and_wrong_ones_leave_nothing() {
     for (name, forge) in of_each_kind() {
         forge.write(&path);
         let model = load_native(&path);
-        for cache in [CacheType::F16, CacheType::F32, CacheType::Q8_0] {
+        for cache in [CacheType::F16, CacheType::F32, CacheType::Q8_0, CacheType::Q4_1] {
             let options =
                 ContextOptions { n_ctx: Some(512), cache_type_k: cache, cache_type_v: cache, ..ContextOptions::new(1) };
             let (worst, is_same) = compare(&model, &options);
@@ -86,7 +86,7 @@ fn tokens_of_a_draft_are_computed_as_one_by_one_and_wrong_ones_leave_nothing() {
         }
     }
     // All but a type that our kernels do not read in place, floats, and models of experts.
-    assert_eq!(n_exact, 13 * 3);
+    assert_eq!(n_exact, 13 * 4);
 }
 
 /// Answers to the same prompt.

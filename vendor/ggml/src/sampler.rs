@@ -144,11 +144,8 @@ impl Sampler {
             // SAFETY: takes numbers.
             S::AdaptiveP { target, decay, seed } => unsafe { sys::llama_sampler_init_adaptive_p(target, decay, seed) },
         };
-        let wants_possible = match step {
-            S::Typical(_) | S::Greedy | S::Dist { .. } => true,
-            S::MirostatV1 { .. } | S::MirostatV2 { .. } | S::AdaptiveP { .. } => true,
-            _ => false,
-        };
+        let draws_itself = matches!(step, S::MirostatV1 { .. } | S::MirostatV2 { .. } | S::AdaptiveP { .. });
+        let wants_possible = draws_itself || matches!(step, S::Typical(_) | S::Greedy | S::Dist { .. });
         Sampler { ptr: NonNull::new(ptr).expect("memory for samplers"), wants_possible }
     }
 }
