@@ -21,10 +21,11 @@
 //! kernels   (vendor) our CPU kernels
 //! ```
 //!
-//! `sampler`, `stats`, `tokenizer` and `error` are leaves.
+//! `sampler`, `constraint`, `stats`, `tokenizer` and `error` are leaves.
 pub mod chat;
 pub mod cli;
 pub mod commands;
+pub mod constraint;
 pub mod engine;
 pub mod error;
 pub mod eval;

@@ -2,10 +2,10 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use ggml::{SamplerChain, SamplerParams};
+use ggml::{SamplerChain, SamplerStep};
 
 use crate::error::{Error, Result};
-use crate::tokenizer::Token;
+use crate::tokenizer::{Token, Tokenizer};
 
 /// llama.cpp's name for "choose a seed".
 const RANDOM_SEED: u32 = u32::MAX;
@@ -33,6 +33,98 @@ pub struct Options {
     pub frequency_penalty: f32,
     /// Never draw an end-of-generation token.
     pub ignore_eos: bool,
+    /// What is added to logits of tokens; minus infinity bans one
+    pub logit_bias: Vec<(Token, f32)>,
+    /// Penalties on tokens that go on with a repetition (DRY)
+    pub dry: Dry,
+    /// -1; standard deviations of logits below the best one, at which they are cut; at most 0 = off
+    pub top_n_sigma: f32,
+    /// 1; probability of the tokens that are drawn from, those whose surprise is nearest to the entropy; 1 = off
+    pub typical_p: f32,
+    /// 0; probability that the best tokens are left out (XTC); 0 = off
+    pub xtc_probability: f32,
+    /// 0.1; how likely those are, but for the last of them; more than 0.5 = off
+    pub xtc_threshold: f32,
+    /// 0; the temperature is so much lower for the surest and higher for the most open choice; at most 0 = off
+    pub dynatemp_range: f32,
+    /// 1; the exponent with which it depends on the entropy
+    pub dynatemp_exponent: f32,
+    /// Mirostat in the place of all other steps but biases and the temperature
+    pub mirostat: Mirostat,
+    /// 5; mirostat's surprise to aim at, in bits
+    pub mirostat_tau: f32,
+    /// 0.1; mirostat's learning rate
+    pub mirostat_eta: f32,
+    /// -1; probability that drawn tokens are to have (adaptive-p), in the place of the plain draw; less than 0 = off
+    pub adaptive_target: f32,
+    /// 0.9; how far back adaptive-p looks: 1 / (1 - decay) tokens
+    pub adaptive_decay: f32,
+    /// What is done to logits before the draw, in this order; what is not in the list is left out.
+    pub steps: Vec<Step>,
+}
+
+/// DRY: a token is penalised by `multiplier * base ^ (length of the repetition - allowed length)`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dry {
+    /// 0 = off
+    pub multiplier: f32,
+    /// 1.75; at least 1
+    pub base: f32,
+    /// 2; repetitions of fewer tokens are not penalised
+    pub allowed_length: i32,
+    /// 64; 0 = off, -1 = whole context
+    pub last_n: i32,
+    /// Texts that no repetition reaches over, of 40 bytes at most
+    pub breakers: Vec<String>,
+}
+
+/// Which mirostat, if any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mirostat {
+    /// No
+    Off,
+    /// The paper's, which estimates how many of the best tokens to draw from
+    One,
+    /// Version 2, which draws from tokens below a surprise
+    Two,
+}
+
+/// What is done to logits before the draw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Repetition, presence, frequency
+    Penalties,
+    /// DRY
+    Dry,
+    /// Cut below the best by standard deviations
+    TopNSigma,
+    /// The K best
+    TopK,
+    /// Locally typical ones
+    TypicalP,
+    /// The best that make up a probability
+    TopP,
+    /// Those of a probability relative to the best
+    MinP,
+    /// Leave out the best
+    Xtc,
+    /// Temperature, which may be dynamic
+    Temperature,
+}
+
+impl Step {
+    /// All of them in llama.cpp's order, with llama.cpp's name and letter.
+    pub const ALL: [(Step, &'static str, char); 9] = [
+        (Step::Penalties, "penalties", 'e'),
+        (Step::Dry, "dry", 'd'),
+        (Step::TopNSigma, "top_n_sigma", 's'),
+        (Step::TopK, "top_k", 'k'),
+        (Step::TypicalP, "typ_p", 'y'),
+        (Step::TopP, "top_p", 'p'),
+        (Step::MinP, "min_p", 'm'),
+        (Step::Xtc, "xtc", 'x'),
+        (Step::Temperature, "temperature", 't'),
+    ];
 }
 
 impl Default for Options {
@@ -48,7 +140,98 @@ impl Default for Options {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             ignore_eos: false,
+            logit_bias: Vec::new(),
+            dry: Dry {
+                multiplier: 0.0,
+                base: 1.75,
+                allowed_length: 2,
+                last_n: 64,
+                breakers: ["\n", ":", "\"", "*"].map(str::to_owned).to_vec(),
+            },
+            top_n_sigma: -1.0,
+            typical_p: 1.0,
+            xtc_probability: 0.0,
+            xtc_threshold: 0.1,
+            dynatemp_range: 0.0,
+            dynatemp_exponent: 1.0,
+            mirostat: Mirostat::Off,
+            mirostat_tau: 5.0,
+            mirostat_eta: 0.1,
+            adaptive_target: -1.0,
+            adaptive_decay: 0.9,
+            steps: Step::ALL.map(|s| s.0).to_vec(),
         }
+    }
+}
+
+impl Options {
+    /// The steps of libllama that these options ask for: only those that are on, and one at the end that draws.
+    fn steps(&self, seed: u32, n_ctx: i32, eog_tokens: &[Token]) -> Vec<SamplerStep> {
+        let mut biases = self.logit_bias.clone();
+        if self.ignore_eos {
+            biases.extend(eog_tokens.iter().map(|&t| (t, f32::NEG_INFINITY)));
+        }
+        let mut steps: Vec<SamplerStep> =
+            (!biases.is_empty()).then_some(SamplerStep::LogitBias(biases)).into_iter().collect();
+        let temperature =
+            |range| SamplerStep::Temperature { temperature: self.temperature, range, exponent: self.dynatemp_exponent };
+        let (tau, eta) = (self.mirostat_tau, self.mirostat_eta);
+        match self.mirostat {
+            Mirostat::Off => {}
+            Mirostat::One => {
+                steps.extend([temperature(0.0), SamplerStep::MirostatV1 { tau, eta, seed }]);
+                return steps;
+            }
+            Mirostat::Two => {
+                steps.extend([temperature(0.0), SamplerStep::MirostatV2 { tau, eta, seed }]);
+                return steps;
+            }
+        }
+        let last_n = |n: i32| if n < 0 { n_ctx } else { n.min(n_ctx) };
+        let step = |step: &Step| {
+            let (is_on, with) = match step {
+                Step::Penalties => {
+                    let (repeat, freq, present) = (self.repeat_penalty, self.frequency_penalty, self.presence_penalty);
+                    let last_n = last_n(self.repeat_last_n);
+                    let is_on = last_n != 0 && (repeat, freq, present) != (1.0, 0.0, 0.0);
+                    (is_on, SamplerStep::Penalties { last_n, repeat, freq, present })
+                }
+                Step::Dry => {
+                    let Dry { multiplier, base, allowed_length, ref breakers, .. } = self.dry;
+                    let (last_n, breakers) = (last_n(self.dry.last_n), breakers.clone());
+                    let is_on = multiplier != 0.0 && last_n != 0;
+                    (is_on, SamplerStep::Dry { multiplier, base, allowed_length, last_n, breakers })
+                }
+                Step::TopNSigma => (self.top_n_sigma > 0.0, SamplerStep::TopNSigma(self.top_n_sigma)),
+                Step::TopK => (self.top_k > 0, SamplerStep::TopK(self.top_k)),
+                Step::TypicalP => (self.typical_p < 1.0, SamplerStep::Typical(self.typical_p)),
+                Step::TopP => (self.top_p < 1.0, SamplerStep::TopP(self.top_p)),
+                Step::MinP => (self.min_p > 0.0, SamplerStep::MinP(self.min_p)),
+                Step::Xtc => {
+                    let (probability, threshold) = (self.xtc_probability, self.xtc_threshold);
+                    let is_on = probability > 0.0 && threshold <= 0.5;
+                    (is_on, SamplerStep::Xtc { probability, threshold, seed })
+                }
+                Step::Temperature => (true, temperature(self.dynatemp_range)),
+            };
+            is_on.then_some(with)
+        };
+        steps.extend(self.steps.iter().filter_map(step));
+        let is_cold = |s: &SamplerStep| matches!(s, SamplerStep::Temperature { temperature, range, .. } if *temperature <= 0.0 && *range <= 0.0);
+        if self.adaptive_target >= 0.0 {
+            steps.push(SamplerStep::AdaptiveP { target: self.adaptive_target, decay: self.adaptive_decay, seed });
+        } else if steps.iter().any(is_cold) {
+            // Only these can make another token the most likely one, or leave that out; what comes behind them changes nothing.
+            let counts = |s: &SamplerStep| {
+                use SamplerStep::{Dry, LogitBias, Penalties, Typical, Xtc};
+                matches!(s, LogitBias(_) | Penalties { .. } | Dry { .. } | Typical(_) | Xtc { .. })
+            };
+            steps.truncate(steps.iter().rposition(counts).map_or(0, |i| i + 1));
+            steps.push(SamplerStep::Greedy);
+        } else {
+            steps.push(SamplerStep::Dist { seed });
+        }
+        steps
     }
 }
 
@@ -63,25 +246,18 @@ pub struct Sampler {
 
 impl Sampler {
     /// A sampler for `n_vocab` tokens. `eog_tokens` are the ones that `ignore_eos` bans; `n_ctx` is what a penalty over the
-    /// whole context looks back at.
-    pub fn new(options: &Options, n_vocab: usize, n_ctx: usize, eog_tokens: &[Token]) -> Sampler {
+    /// whole context looks back at; the breakers of DRY are texts of the tokenizer's, and without one there are none.
+    pub fn new(
+        options: &Options,
+        n_vocab: usize,
+        n_ctx: usize,
+        eog_tokens: &[Token],
+        tokenizer: Option<&Tokenizer>,
+    ) -> Sampler {
         let seed = options.seed.filter(|&s| s != RANDOM_SEED).unwrap_or_else(random_seed);
-        let n_ctx = i32::try_from(n_ctx).unwrap_or(i32::MAX);
-        let params = SamplerParams {
-            banned: if options.ignore_eos { eog_tokens.to_vec() } else { Vec::new() },
-            penalty_last_n: if options.repeat_last_n < 0 { n_ctx } else { options.repeat_last_n.min(n_ctx) },
-            penalty_repeat: options.repeat_penalty,
-            penalty_freq: options.frequency_penalty,
-            penalty_present: options.presence_penalty,
-            top_k: options.top_k,
-            top_p: options.top_p,
-            min_p: options.min_p,
-            temperature: options.temperature,
-            seed,
-        };
-        let penalties = (params.penalty_repeat, params.penalty_freq, params.penalty_present) != (1.0, 0.0, 0.0);
-        let plain_greedy = options.temperature <= 0.0 && params.banned.is_empty() && !penalties;
-        Sampler { chain: SamplerChain::new(&params, n_vocab), seed, plain_greedy }
+        let steps = options.steps(seed, i32::try_from(n_ctx).unwrap_or(i32::MAX), eog_tokens);
+        let plain_greedy = steps == [SamplerStep::Greedy];
+        Sampler { chain: SamplerChain::new(&steps, n_vocab, tokenizer.map(Tokenizer::vocab)), seed, plain_greedy }
     }
 
     /// The seed in use.
@@ -91,17 +267,22 @@ impl Sampler {
 
     /// Draws a token from `logits` `[n_vocab]` and remembers it for penalties.
     pub fn sample(&mut self, logits: &[f32]) -> Result<Token> {
-        let token = if self.plain_greedy { argmax(logits) } else { self.chain.sample(logits) };
-        let token = token.ok_or_else(|| {
-            Error::failed(
-                "the model computed no usable logits (NaN or infinity): the file may be damaged; try --check-tensors",
-            )
-        })?;
+        let token = self.draw(logits)?;
         self.accept(token);
         Ok(token)
     }
 
-    /// Remembers a token of the prompt for penalties.
+    /// Draws a token from `logits` `[n_vocab]`.
+    pub fn draw(&mut self, logits: &[f32]) -> Result<Token> {
+        let token = if self.plain_greedy { argmax(logits) } else { self.chain.sample(logits) };
+        token.ok_or_else(|| {
+            Error::failed(
+                "the model computed no usable logits (NaN or infinity): the file may be damaged; try --check-tensors",
+            )
+        })
+    }
+
+    /// Remembers a token for penalties.
     pub fn accept(&mut self, token: Token) {
         if !self.plain_greedy {
             self.chain.accept(token);
@@ -135,7 +316,7 @@ mod tests {
     const LOGITS: [f32; 6] = [0.0, 2.0, 1.9, 1.8, -3.0, 1.7];
 
     fn sampler(options: Options) -> Sampler {
-        Sampler::new(&options, LOGITS.len(), 64, &[1])
+        Sampler::new(&options, LOGITS.len(), 64, &[1], None)
     }
 
     #[test]

@@ -21,8 +21,12 @@ pub struct Stats {
     pub pack_time: Duration,
     /// Tokens drawn.
     pub generated_tokens: usize,
+    /// Of these, what the model thought before it answered.
+    pub thought_tokens: u64,
     /// Time from the first token to the last.
     pub generation_time: Duration,
+    /// Time that choosing tokens took: samplers, and the form of the answer.
+    pub drawing_time: Duration,
     /// Time from the prompt to the first token; `None` if there is none.
     pub first_token_time: Option<Duration>,
     /// Tokens in the context.
@@ -49,6 +53,19 @@ pub struct Stats {
     pub stop_reason: &'static str,
     /// `-n` ended the answer.
     pub is_cut: bool,
+}
+
+/// What holds for all answers of a run, in words.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Why there are no drafts, if there are none.
+    pub no_drafts: String,
+    /// How many threads compute.
+    pub threads: String,
+    /// Whose kernels multiply what.
+    pub kernels: String,
+    /// Types and bytes of the KV cache.
+    pub cache: String,
 }
 
 /// What became of an answer's drafts.
@@ -128,6 +145,47 @@ impl Stats {
     /// How full the context is.
     pub fn context_share(&self) -> f64 {
         self.context_used as f64 / self.context_size.max(1) as f64
+    }
+
+    /// How the answer came about, part by part, as names and what there is to say of them. `facts` are those that numbers do not tell.
+    pub fn parts(&self, facts: &Facts) -> Vec<(&'static str, String)> {
+        let seconds = |t: Duration| format!("{:.2} s", t.as_secs_f64());
+        let read = match self.processed_tokens {
+            0 => "nothing was left to read".to_owned(),
+            n => {
+                format!("{n} read in {} at {:.0} tok/s{}", seconds(self.prompt_time), self.prompt_speed(), self.split())
+            }
+        };
+        let thought = match self.thought_tokens {
+            0 => String::new(),
+            n => format!(", {n} of them thoughts"),
+        };
+        let drawing = 100.0 * self.drawing_time.as_secs_f64() / self.generation_time.as_secs_f64().max(1e-9);
+        let drafts = match (self.drafted, self.drafts()) {
+            (None, _) => facts.no_drafts.clone(),
+            (_, Some(drafts)) => drafts.trim_start_matches("drafts ").to_owned(),
+            (_, None) => "none were tried: nothing came twice".to_owned(),
+        };
+        vec![
+            ("prompt", format!("{} tokens: {} from the cache, {read}", self.prompt_tokens, self.cached_tokens)),
+            ("pruning", self.prune.clone().unwrap_or_else(|| "none: everything was read with all weights".to_owned())),
+            (
+                "answer",
+                format!(
+                    "{} tokens{thought} in {} at {:.1} tok/s; choosing them took {:.0}% of that; ended by {}",
+                    self.generated_tokens,
+                    seconds(self.generation_time),
+                    self.generation_speed(),
+                    drawing.min(100.0),
+                    self.stop_reason.replace('_', " ")
+                ),
+            ),
+            ("drafts", drafts),
+            ("threads", self.threads.as_ref().map_or(&facts.threads, |t| t).trim_start_matches("threads ").to_owned()),
+            ("kernels", facts.kernels.clone()),
+            ("cache", format!("{} of {} tokens, {}", self.context_used, self.context_size, facts.cache)),
+            ("seed", self.seed.to_string()),
+        ]
     }
 
     /// The closing line; peak memory is that of now.

@@ -78,6 +78,11 @@ impl Tokenizer {
         Ok(Tokenizer { vocab, twins, adds_space })
     }
 
+    /// What libllama knows of the vocabulary.
+    pub fn vocab(&self) -> &Vocab {
+        &self.vocab
+    }
+
     /// Tokens of `text`. `add_special` adds BOS and EOS as the model wants them; `parse_special` reads the names of control
     /// tokens as these tokens.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>> {

@@ -61,7 +61,7 @@ fn usage_errors_are_one_line_with_a_suggestion() {
     fails(&output(&["benhc"]), 2, "did you mean 'bench'?");
     fails(&output(&["-p", "x"]), 2, "no model");
     fails(&output(&["-m", "x.gguf", "-n", "many"]), 2, "many");
-    fails(&output(&["-m", "x.gguf", "--grammar", "g"]), 2, "yet");
+    fails(&output(&["-m", "x.gguf", "--mmproj", "g"]), 2, "yet");
     fails(&output(&["-m", "x.gguf", "--draft", "8"]), 2, "ngram, off");
     fails(&model_run(&[]), 2, "no prompt");
 }
@@ -738,4 +738,26 @@ fn the_file_says_how_answers_are_drawn_unless_the_user_does() {
     assert!(!said.contains("mirostat"), "{said}");
     write(f32::NAN);
     fails(&ask(&[]), 65, "general.sampling of the file cannot be used");
+    let with_order = |order: &str| {
+        let mut doc = Forge::smallest().doc();
+        doc.str("general.sampling.sequence", order);
+        std::fs::write(&path, doc.bytes()).unwrap();
+    };
+    with_order("top_k;temperature");
+    let ordered = text(&ask(&[]).stderr);
+    assert!(ordered.contains("| drawn as the file says: samplers top_k;temperature | seed"), "{ordered}");
+    assert!(!text(&ask(&["--sampler-seq", "kt"]).stderr).contains("as the file says"));
+    with_order("top_q");
+    fails(&ask(&[]), 65, "'top_q' is not one of: penalties, dry");
+    fails(&ask(&["--samplers", "dry", "-l", "999+1"]), 2, "--logit-bias: there is no token 999");
+}
+
+#[test]
+fn the_prompt_is_printed_as_the_model_gets_it() {
+    let said = output(&["-m", smollm2().to_str().unwrap(), "-p", "Hi\n you", "-n", "1", "--verbose-prompt"]);
+    let stderr = text(&said.stderr);
+    for line in ["the prompt has ", "      1 [<|im_start|>]", " '\\n'", " ' you'", "      2 [<|im_end|>]"] {
+        assert!(stderr.contains(line), "{line}: {stderr}");
+    }
+    assert!(!text(&said.stdout).contains("im_start"));
 }

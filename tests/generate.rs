@@ -2,12 +2,15 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use common::forge::{Forge, I32, STRING, string};
 use common::{tokenizer, tokens_of};
-use pp_run::generate::{Answer, Limits, Next, Predict, StopReason};
+use pp_run::generate::{Answer, Guide, Limits, Next, Predict, StopReason};
 use pp_run::gguf::Gguf;
 use pp_run::sampler::{Options as SamplingOptions, Sampler};
-use pp_run::tokenizer::{Token, Tokenizer};
+use pp_run::tokenizer::{REASONING, Token, Tokenizer};
 
 struct Case<'a> {
     says: Vec<Token>,
@@ -28,10 +31,10 @@ impl Case<'_> {
     /// The pieces shown, the tokens drawn and why it ended.
     fn run(self, tokenizer: &Tokenizer) -> (Vec<String>, Vec<Token>, StopReason) {
         let greedy = SamplingOptions { temperature: 0.0, ..Default::default() };
-        let mut sampler = Sampler::new(&greedy, tokenizer.n_vocab(), 4096, &[]);
+        let mut sampler = Sampler::new(&greedy, tokenizer.n_vocab(), 4096, &[], None);
         let stop = self.stop.iter().map(|s| s.to_string()).collect();
         let limits = Limits { predict: self.predict, stop, special: self.special };
-        let mut answer = Answer::new(limits, tokenizer, &mut sampler, self.room);
+        let mut answer = Answer::new(limits, tokenizer, &mut sampler, Guide::default(), self.room);
         let (mut pieces, mut decoded) = (Vec::new(), Vec::new());
         while answer.stop().is_none() {
             if decoded.len() == self.interrupt_after {
@@ -170,4 +173,54 @@ fn marks_of_reasoning_are_shown() {
     let first = (tokenizer.n_vocab() - 4) as Token;
     let says = vec![first, 260, first + 1, first + 2, first + 3, 261, tokenizer.eos().unwrap()];
     assert_eq!(Case::saying(says).run(&tokenizer).0.concat(), "[THINK]word260[/THINK]word261");
+}
+
+/// An answer's text, if its tokens are these but where others are forced; and how many were asked for before it was `now` to answer.
+fn thinking(
+    tokenizer: &Tokenizer,
+    says: &[Token],
+    budget: Option<u64>,
+    opened: Option<&'static str>,
+    now: usize,
+) -> String {
+    let greedy = SamplingOptions { temperature: 0.0, ..Default::default() };
+    let mut sampler = Sampler::new(&greedy, tokenizer.n_vocab(), 4096, &[], None);
+    let limits = Limits { predict: Predict::AtMost(says.len() as u64), stop: Vec::new(), special: false };
+    let answer_now = Arc::new(AtomicBool::new(false));
+    let guide = Guide { budget, opened, answer_now: answer_now.clone(), ..Guide::default() };
+    let mut answer = Answer::new(limits, tokenizer, &mut sampler, guide, 4096);
+    let mut text = String::new();
+    for (i, &token) in says.iter().enumerate() {
+        answer_now.store(i == now, Ordering::Relaxed);
+        let mut logits = vec![0.0; tokenizer.n_vocab()];
+        logits[token as usize] = 1.0;
+        text += &answer.push(&logits).unwrap().text;
+    }
+    text
+}
+
+#[test]
+fn thoughts_end_where_they_are_to_end() {
+    let (_, tokenizer) = tokenizer();
+    let never = usize::MAX;
+    for [open, close] in REASONING {
+        let close = if close.starts_with("<|start|>") { format!("<|end|>{close}") } else { (*close).to_owned() };
+        let [open, a] = [tokens_of(&tokenizer, open), tokens_of(&tokenizer, " a")];
+        let says = [&open[..], &a.repeat(60)].concat();
+        let text = |budget, now| thinking(&tokenizer, &says, budget, None, now);
+        let begun = |n: usize| format!("{}{}{close}", text(None, never).split(" a").next().unwrap(), " a".repeat(n));
+        assert!(!text(None, never).contains(&close));
+        for n in [0, 1, 5] {
+            let got = text(Some(n), never);
+            assert!(got.starts_with(&begun(n as usize)) && got.ends_with(" a a"), "{got}");
+        }
+        let got = text(None, open.len() + 3);
+        assert!(got.starts_with(&begun(3)), "{got}");
+        // What is no thought has no budget, and does not end.
+        assert_eq!(thinking(&tokenizer, &a.repeat(20), Some(3), None, 5), " a".repeat(20));
+    }
+    let a = tokens_of(&tokenizer, " a").repeat(20);
+    let got = thinking(&tokenizer, &a, Some(2), Some("</think>"), never);
+    assert!(got.starts_with(" a a</think> a"), "{got}");
+    assert!(thinking(&tokenizer, &a, Some(0), Some("[/THINK]"), never).starts_with("[/THINK] a"));
 }

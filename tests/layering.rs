@@ -18,6 +18,7 @@ const LAYERS: &[&str] = &[
     "prune",
     "weights",
     "sampler",
+    "constraint",
     "stats",
     "tokenizer",
     "gguf",

@@ -55,7 +55,7 @@ fn bits(logits: &[f32]) -> Vec<u32> {
 
 #[test]
 fn what_is_restored_computes_as_what_was_saved() {
-    use CacheType::{F16, F32, Q8_0};
+    use CacheType::{BF16, F16, F32, Iq4Nl, Q5_1, Q8_0};
     let dir = tempfile::tempdir().unwrap();
     let (path, file) = (dir.path().join("model.gguf"), dir.path().join("cache"));
     // Heads of 64, which a q8_0 cache rotates.
@@ -69,6 +69,8 @@ fn what_is_restored_computes_as_what_was_saved() {
         (Q8_0, Q8_0, true),
         (Q8_0, F16, false),
         (F32, Q8_0, true),
+        (Q5_1, Iq4Nl, true),
+        (BF16, BF16, false),
     ] {
         let what = format!("{type_k:?} {type_v:?} {flash_attn:?}");
         let options = context(type_k, type_v, flash_attn);

@@ -134,6 +134,8 @@ fn every_command() {
     command(&mut t, "/undo", &["nothing to take back"]);
     command(&mut t, "/pop", &["no point is remembered"]);
     command(&mut t, "/map", &["/prune 0.2 leaves out"]);
+    command(&mut t, "/why", &["there was no answer yet"]);
+    command(&mut t, "/show prompt", &["there was no answer yet"]);
     command(&mut t, "/save", &["is not kept yet"]);
     ask(&mut t, "One?");
     command(&mut t, "/push", &["is remembered"]);
@@ -156,6 +158,21 @@ fn every_command() {
     command(&mut t, "/show", &["architecture", "llama"]);
     command(&mut t, "/show template", &["namespace"]);
     command(&mut t, "/show prunable", &["heads"]);
+    command(&mut t, "/show prompt", &["[<|user|>]", "'O'", "[<|go1|>]"]);
+    command(
+        &mut t,
+        "/why",
+        &[
+            "prompt ",
+            "from the cache",
+            "pruning none",
+            "ended by end of text",
+            "drafts none",
+            "kernels ",
+            "keys in f16, values in f16",
+            "seed ",
+        ],
+    );
     command(&mut t, "/show nothing", &["not one of: info"]);
     command(&mut t, "/set", &["temp 0", "top-k 40"]);
     command(&mut t, "/set temp 0.5", &["temp is 0.5"]);
@@ -166,6 +183,20 @@ fn every_command() {
     command(&mut t, "/set num_ctx 1", &["start with it as a flag"]);
     command(&mut t, "/set top-p", &["wants a value"]);
     command(&mut t, "/set ignore-eos maybe", &["on, off"]);
+    command(&mut t, "/set samplers top_q", &["is not one of: penalties"]);
+    command(&mut t, "/set logit-bias 99999999+1", &["there is no token 99999999"]);
+    command(&mut t, "/set logit-bias 1-inf", &["from the next turn on"]);
+    command(&mut t, "/set logit-bias 2-inf", &["from the next turn on"]);
+    command(&mut t, "/set", &["logit-bias 1-inf", "logit-bias 2-inf"]);
+    command(&mut t, "/set logit-bias", &["logit-bias is"]);
+    command(&mut t, "/set json-schema {", &["--json-schema: the schema is not JSON"]);
+    command(&mut t, "/set json-schema none.json", &["cannot be read"]);
+    command(&mut t, "/set grammar root ::= \"XYX\"", &["from the next turn on"]);
+    t.line("Form?");
+    t.expect("XYX");
+    t.prompt();
+    command(&mut t, "/undo", &["left"]);
+    command(&mut t, "/set grammar off", &["grammar is off"]);
     command(&mut t, "/prune 0.5", &["leaves nothing to prune: the model has 1 layers"]);
     command(&mut t, "/prune 2", &["0 to 0.8"]);
     command(&mut t, "/prune", &["nothing is left out"]);
@@ -202,10 +233,10 @@ fn every_command() {
 
     let asked = home.asked();
     // The system prompt made "One?" anew.
-    assert_eq!(asked.len(), 7, "{asked:?}");
-    assert_eq!(asked[6], "/help");
+    assert_eq!(asked.len(), 8, "{asked:?}");
+    assert_eq!(asked[7], "/help");
     assert!(
-        asked[5].contains("zebra") && asked[5].contains("yak") && asked[5].ends_with("/etc is a path"),
+        asked[6].contains("zebra") && asked[6].contains("yak") && asked[6].ends_with("/etc is a path"),
         "{asked:?}"
     );
     // Other programs' words for leaving work too.
@@ -567,6 +598,54 @@ fn markdown_on_a_terminal() {
     ask(&mut t, "?");
     assert_eq!((t.look("hm").map(|l| l.1), t.look("Yes").map(|l| l.1)), (Some(true), Some(false)));
     leave(t);
+}
+
+#[test]
+fn thoughts_are_under_control() {
+    let pieces = ["<think>", "\nhm,", " so\n", "</think>", "\n\n", "Yes"].map(str::to_owned).to_vec();
+    let home = Home::new(&Script { answers: vec![pieces], endless: false });
+    let pipe = |args: &[&str]| {
+        let mut c = home.command(&[&["-p", "x", "-q"], args].concat());
+        c.env_remove("CLICOLOR_FORCE");
+        String::from_utf8(c.stdin(std::process::Stdio::null()).output().unwrap().stdout).unwrap()
+    };
+    for how in [&[][..], &["--reasoning", "hide"], &["--reasoning", "auto"]] {
+        assert_eq!(pipe(how), "Yes\n", "{how:?}");
+    }
+    assert_eq!(pipe(&["--reasoning", "show"]), "<think>\nhm, so\n</think>\n\nYes\n");
+    let json: serde_json::Value = serde_json::from_str(&pipe(&["--output-format", "json"])).unwrap();
+    assert_eq!((&json["text"], &json["reasoning"]), (&"Yes".into(), &"hm, so".into()));
+    // This model has nothing to say but its script, so that what comes after a mark that it did not write is nothing.
+    for how in [&["--reasoning", "off"], &["--reasoning-budget", "0"]] {
+        let json = pipe(&[&["--output-format", "json", "-n", "40"], &how[..]].concat());
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert!(json["reasoning"].is_null(), "{json}");
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&pipe(&["--output-format", "json", "-n", "40", "--reasoning-budget", "1"])).unwrap();
+    assert!("hm, so".starts_with(json["reasoning"].as_str().unwrap()), "{json}");
+
+    let mut t = home.chat(&["--no-show-timings"]);
+    command(&mut t, "/think", &["is dimmed"]);
+    command(&mut t, "/think hide", &["is left out"]);
+    t.line("?");
+    t.prompt();
+    assert!(t.screen().ends_with("> ?\nYes\n>"), "{}", t.screen());
+    command(&mut t, "/think 7", &["left out, and ends after 7 tokens"]);
+    command(&mut t, "/think maybe", &["is not one of: show, dim"]);
+    command(&mut t, "/think off", &["without thinking"]);
+    leave(t);
+
+    // Ctrl-\\ ends thoughts that would never end.
+    let home = Home::new(&Script { endless: true, ..Script::saying(&["<think> so and so "]) });
+    let mut t = home.chat(&["-n", "3000", "--markdown", "off", "--reasoning", "show"]);
+    t.line("?");
+    t.expect("<think> so and so ");
+    t.send("\x1c");
+    t.expect("wrote 3000");
+    t.prompt();
+    leave(t);
+    assert!(home.saved().contains("</think>"), "the mark that ends them came");
 }
 
 #[test]

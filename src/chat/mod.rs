@@ -13,7 +13,7 @@ mod watch;
 
 pub use conversation::Conversation;
 pub use editor::{Around, Editor, Input};
-pub use render::Render;
+pub use render::{Reasoning, Render};
 pub use saved::{How, Listed, Past, Saved, delete, list, newest, read};
 pub use slash::{SLASHES, parse_slash};
 pub use template::Template;

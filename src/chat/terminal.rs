@@ -4,7 +4,7 @@ use std::io::{IsTerminal, stdout};
 
 use crossterm::style::{Attribute, Color, ContentStyle, Stylize};
 
-use super::render::Look;
+use super::render::{Look, Reasoning};
 use crate::system::terminal::columns;
 
 /// `on | off | auto`
@@ -19,6 +19,8 @@ pub enum Tristate {
 /// How the user wants answers to look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Options {
+    /// What becomes of what the model thinks; `None`: a terminal shows it dimmed, and a pipe gets the answer alone.
+    pub reasoning: Option<Reasoning>,
     pub color: Tristate,
     /// Markdown is rendered.
     pub markdown: Tristate,
@@ -64,8 +66,9 @@ impl Style {
     /// How answers look.
     pub fn look(&self, options: &Options) -> Look {
         let terminal = stdout().is_terminal();
+        let reasoning = options.reasoning.unwrap_or(if terminal { Reasoning::Dim } else { Reasoning::Hide });
         if options.raw || !(terminal || self.color) {
-            return Look::PLAIN;
+            return Look::plain(reasoning);
         }
         let markdown = match options.markdown {
             _ if options.simple_io => false,
@@ -74,7 +77,7 @@ impl Style {
             Tristate::Auto => self.color,
         };
         let wrap = self.screen && options.wrap != Tristate::Off;
-        Look { raw: !terminal && !markdown, markdown, width: if wrap { width() } else { None } }
+        Look { raw: !terminal && !markdown, markdown, width: if wrap { width() } else { None }, reasoning }
     }
 
     /// The prompt for the user's turn.

@@ -49,10 +49,10 @@ pub struct ContextArgs {
     /// administrators. If the system does not allow it the priority stays, with a warning.
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub prio: Option<String>,
-    /// Type of cached keys: f16, f32, q8_0 [-ctk] [default: f16]
+    /// Type of cached keys: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, iq4_nl, q4_0 [-ctk] [default: f16]
     #[arg(long, value_name = "TYPE")]
     pub cache_type_k: Option<String>,
-    /// Type of cached values: f16, f32, q8_0 [-ctv] [default: f16]
+    /// Type of cached values: the same [-ctv] [default: f16]
     #[arg(long, value_name = "TYPE")]
     pub cache_type_v: Option<String>,
     /// Flash attention: on, off, auto [-fa]
@@ -129,10 +129,6 @@ fn nice(prio: &str) -> Result<Option<i32>> {
 }
 
 fn cache_type(flag: &str, text: &str) -> Result<CacheType> {
-    match text.to_ascii_lowercase().as_str() {
-        "f32" => Ok(CacheType::F32),
-        "f16" => Ok(CacheType::F16),
-        "q8_0" => Ok(CacheType::Q8_0),
-        _ => Err(not_one_of(flag, text, "f16, f32, q8_0")),
-    }
+    let found = CacheType::ALL.into_iter().find(|ty| ty.name().eq_ignore_ascii_case(text));
+    found.ok_or_else(|| not_one_of(flag, text, &CacheType::ALL.map(CacheType::name).join(", ")))
 }

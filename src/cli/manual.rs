@@ -18,6 +18,8 @@ EXAMPLES
     pp-run -m model.gguf -f long.txt --prune 0.25
     pp-run calibrate -m model.gguf
     pp-run -m model.gguf -f long.txt --prune auto
+  JSON that fits a schema:
+    pp-run -m model.gguf -p \"...\" --json-schema schema.json
   The same text a second time, without processing it again:
     pp-run -m model.gguf -f long.txt --prompt-cache long.cache
   The flags of a command:

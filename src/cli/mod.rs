@@ -172,6 +172,25 @@ mod tests {
     }
 
     #[test]
+    fn samplers_are_llama_cpps() {
+        use sampler::{Mirostat, Step};
+        let sampling = |line: &[&str]| options(line).sampling;
+        let names = sampling(&["--samplers", "Temp;top-k;minp;typical;adaptive_p"]);
+        assert_eq!(names.steps, [Step::Temperature, Step::TopK, Step::MinP, Step::TypicalP]);
+        let letters = sampling(&["--samplers", "dry", "--sampling-seq", "kxa"]);
+        assert_eq!(letters.steps, [Step::TopK, Step::Xtc]);
+        assert_eq!(sampling(&["--sampler-seq", "k", "--samplers", "dry"]).steps, [Step::Dry]);
+        assert_eq!(sampling(&["--sampler-seq", "edskypmxt"]), sampler::Options::default());
+        let o = sampling(&["-l", "5+1.5", "-l", "7-inf", "--top-nsigma", "1", "--mirostat", "2", "--typical-p", "0.5"]);
+        assert_eq!(o.logit_bias, [(5, 1.5), (7, f32::NEG_INFINITY)]);
+        assert_eq!((o.top_n_sigma, o.mirostat, o.typical_p), (1.0, Mirostat::Two, 0.5));
+        let breakers = |line: &[&str]| sampling(line).dry.breakers;
+        assert_eq!(breakers(&["--dry-sequence-breaker", "x", "--dry-sequence-breaker", r"\n"]), ["x", "\n"]);
+        assert_eq!(breakers(&["--dry-sequence-breaker", r"\n", "--no-escape"]), [r"\n"]);
+        assert_eq!(breakers(&["--dry-sequence-breaker", "none"]), [""; 0]);
+    }
+
+    #[test]
     fn bad_values_are_refused_in_one_line() {
         for line in [
             &["-n", "-3"][..],
@@ -189,6 +208,17 @@ mod tests {
             &["--pack", "resident", "--kernels", "ggml"],
             &["--chat-template-kwargs", "[]"],
             &["-p", "a", "-f", "b"],
+            &["--samplers", "top_k;topq"],
+            &["--sampler-seq", "kz"],
+            &["-l", "15043"],
+            &["-l", "a+1"],
+            &["-l", "1++1"],
+            &["-l", "1+inf"],
+            &["--mirostat", "3"],
+            &["--dry-base", "0.5"],
+            &["--dry-sequence-breaker", ""],
+            &["--adaptive-target", "1.5"],
+            &["--typical", "nan"],
             &["-n"],
         ] {
             let all: Vec<&str> = ["-m", "x.gguf"].iter().chain(line).copied().collect();

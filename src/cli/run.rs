@@ -10,9 +10,11 @@ use super::model::{self, ModelArgs};
 use super::prune::{self, PruneArgs};
 use super::sampling::{self, SamplingArgs};
 use super::value::{not_one_of, out_of_range, tristate, unescape};
+use crate::chat::Reasoning;
 use crate::chat::template::Source;
 use crate::chat::terminal::{self, Tristate};
 use crate::commands::run::{ContextFull, Options, OutputFormat, Resume, Settings};
+use crate::constraint::{self, Form};
 use crate::error::{Error, Result};
 use crate::generate::{Draft, Limits, Predict};
 
@@ -45,6 +47,44 @@ pub struct RunArgs {
     /// The text itself is no part of the answer.
     #[arg(long, alias = "reverse-prompt", short = 'r', value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true)]
     pub stop: Vec<String>,
+    /// What a model thinks before it answers: show, dim, hide, off, auto
+    ///
+    /// auto is dim on a terminal; a pipe gets the answer alone, and the object of --output-format json has it as reasoning. off lets
+    /// the model answer at once: its template is told (enable_thinking), and thoughts that begin anyway end where they begin.
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub reasoning: String,
+    /// Tokens that a model may think before it answers; -1 = any number
+    ///
+    /// Then the mark comes that ends the thoughts, and the answer begins. Ctrl-\\ does that at any time.
+    #[arg(long, value_name = "N", default_value_t = -1, allow_hyphen_values = true)]
+    pub reasoning_budget: i64,
+    /// The answer is JSON: an object or an array
+    ///
+    /// What a model thinks before it answers is no part of that. The prompt should ask for JSON, too: only tokens that fit are drawn,
+    /// whatever the model wants to say. An answer that -n or the context cuts is marked as cut on stderr, and in the object of
+    /// --output-format json.
+    #[arg(long, overrides_with_all = ["json_schema", "grammar"])]
+    pub json: bool,
+    /// The answer is JSON that a schema describes: a file, or the schema itself [-j, -jf]
+    ///
+    /// A schema that nothing fits, or that has keywords which cannot be kept, is an error before the model is loaded.
+    #[arg(
+        long,
+        alias = "json-schema-file",
+        value_name = "FILE|SCHEMA",
+        overrides_with_all = ["json", "grammar"],
+        allow_hyphen_values = true
+    )]
+    pub json_schema: Option<String>,
+    /// The answer fits a grammar in llama.cpp's notation (GBNF): a file, or the grammar itself
+    #[arg(
+        long,
+        alias = "grammar-file",
+        value_name = "FILE|GRAMMAR",
+        overrides_with_all = ["json", "json_schema"],
+        allow_hyphen_values = true
+    )]
+    pub grammar: Option<String>,
     /// Guess what comes next from what came before: ngram, off [default: ngram where the answer stays the same]
     ///
     /// Where the last tokens of the text came before, those that followed them are computed along with the next one, up to 7 of them, and
@@ -96,6 +136,11 @@ pub struct RunArgs {
     /// Take them literally
     #[arg(long)]
     pub no_escape: bool,
+    /// Print the prompt on stderr as the model gets it, token by token
+    ///
+    /// Each line has a token's number and its text, that of special tokens in [brackets]. In a chat, /show prompt does that.
+    #[arg(long)]
+    pub verbose_prompt: bool,
     /// Print special tokens too [-sp]
     #[arg(long)]
     pub special: bool,
@@ -246,7 +291,22 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
         (None, Some(f)) => Some(Source::File(f)),
         (None, None) => None,
     };
-    let template_kwargs = a.chat_template_kwargs.as_deref().map(object).transpose()?;
+    let mut template_kwargs = a.chat_template_kwargs.as_deref().map(object).transpose()?;
+    let reasoning = match a.reasoning.as_str() {
+        "auto" | "on" => None,
+        "show" => Some(Reasoning::Show),
+        "dim" => Some(Reasoning::Dim),
+        "hide" | "off" => Some(Reasoning::Hide),
+        other => return Err(not_one_of("--reasoning", other, "show, dim, hide, off, auto")),
+    };
+    let reasoning_budget = match a.reasoning_budget {
+        _ if a.reasoning == "off" => Some(0),
+        -1 => None,
+        n => Some(u64::try_from(n).map_err(|_| out_of_range("--reasoning-budget", n, "-1 or more"))?),
+    };
+    if a.reasoning == "off" {
+        template_kwargs.get_or_insert_default().entry("enable_thinking").or_insert(false.into());
+    }
     let output_format = match a.output_format.as_str() {
         "text" => OutputFormat::Text,
         "json" => OutputFormat::Json,
@@ -273,7 +333,7 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
         log: log::options(a.log),
         model: model::options(model, a.model_args)?,
         context: context::options(a.context)?,
-        sampling: sampling::options(a.sampling)?,
+        sampling: sampling::options(a.sampling, !a.no_escape)?,
         prune: prune::options(a.prune, a.prune_min_tokens)?,
         prompt: a.prompt.map(text),
         prompt_file: a.file,
@@ -284,17 +344,21 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
             stop: a.stop.into_iter().map(text).filter(|s| !s.is_empty()).collect(),
             special: a.special,
         },
+        reasoning_budget,
+        form: form(a.json, a.json_schema.as_deref(), a.grammar.as_deref()),
         draft: a.draft.as_deref().map(draft).transpose()?,
         conversation,
         single_turn: a.single_turn,
         template,
         template_kwargs,
         display_prompt: a.display_prompt,
+        verbose_prompt: a.verbose_prompt,
         parse_special: a.parse_special,
         no_stdin: a.no_stdin,
         strict_utf8: a.strict_utf8,
         multiline_input: a.multiline_input,
         look: terminal::Options {
+            reasoning,
             color: tristate("--color", &a.color)?,
             markdown: tristate("--markdown", &a.markdown)?,
             wrap: tristate("--wrap", &a.wrap)?,
@@ -316,6 +380,16 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
         context_full,
         settings,
     })
+}
+
+/// The form that answers are to have. A schema that is no file is an object, true or false, and a grammar that is none has a rule.
+fn form(json: bool, schema: Option<&str>, grammar: Option<&str>) -> Option<Form> {
+    let is_schema = |text: &str| text.starts_with('{') || ["true", "false"].contains(&text);
+    match (schema, grammar) {
+        (Some(schema), _) => Some(Form::Schema(constraint::source(schema, is_schema))),
+        (None, Some(grammar)) => Some(Form::Grammar(constraint::source(grammar, |text| text.contains("::=")))),
+        (None, None) => json.then_some(Form::Json),
+    }
 }
 
 fn predict(n: i64) -> Result<Predict> {

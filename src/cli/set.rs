@@ -22,7 +22,31 @@ pub const SETTABLE: &[&str] = &[
     "frequency-penalty",
     "seed",
     "ignore-eos",
+    "logit-bias",
+    "samplers",
+    "sampler-seq",
+    "top-n-sigma",
+    "typical",
+    "xtc-probability",
+    "xtc-threshold",
+    "dynatemp-range",
+    "dynatemp-exp",
+    "dry-multiplier",
+    "dry-base",
+    "dry-allowed-length",
+    "dry-penalty-last-n",
+    "dry-sequence-breaker",
+    "mirostat",
+    "mirostat-lr",
+    "mirostat-ent",
+    "adaptive-target",
+    "adaptive-decay",
     "predict",
+    "reasoning",
+    "reasoning-budget",
+    "json",
+    "json-schema",
+    "grammar",
     "draft",
     "stop",
     "prune",
@@ -44,6 +68,7 @@ pub const SETTABLE: &[&str] = &[
     "wrap",
     "raw",
     "special",
+    "verbose-prompt",
     "in-prefix",
     "in-suffix",
 ];
@@ -52,9 +77,22 @@ pub const SETTABLE: &[&str] = &[
 const ALIASES: &[(&str, &str)] =
     &[("temperature", "temp"), ("num-predict", "predict"), ("n-predict", "predict"), ("n", "predict")];
 
+/// Flags of texts and lists, which an empty value takes back.
+const TEXTS: &[&str] = &[
+    "stop",
+    "in-prefix",
+    "in-suffix",
+    "logit-bias",
+    "dry-sequence-breaker",
+    "json-schema",
+    "grammar",
+    "samplers",
+    "sampler-seq",
+];
+
 /// The options `base` with other values for some flags of [`SETTABLE`], and the long names of these flags. A flag can be named as on the
 /// command line, with or without dashes, or as ollama names it. The value `off` takes back a flag that has no value, and ends pruning. An
-/// empty value takes back all texts of `stop`, `in-prefix` and `in-suffix`.
+/// empty value takes back all texts of a flag of [`TEXTS`].
 pub fn set(base: &Options, settings: &[(&str, &str)]) -> Result<(Options, Vec<&'static str>)> {
     let command = Cli::command();
     let mut args = base.settings.args.clone();
@@ -77,7 +115,8 @@ pub fn set(base: &Options, settings: &[(&str, &str)]) -> Result<(Options, Vec<&'
             (true, "off") if name == "prune" => {
                 args.retain(|a| a.to_str().is_none_or(|a| !a.starts_with("--prune")));
             }
-            (true, "") if ["stop", "in-prefix", "in-suffix"].contains(&name) => args.retain(|a| !is_it(a)),
+            (true, "off") if ["json-schema", "grammar"].contains(&name) => args.retain(|a| !is_it(a)),
+            (true, "") if TEXTS.contains(&name) => args.retain(|a| !is_it(a)),
             (true, "") => return Err(Error::usage(format!("/set {name} wants a value"))),
             (true, _) => args.push(format!("{flag}={value}").into()),
         }

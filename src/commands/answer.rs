@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 
 use super::run::Options;
 use super::signals::Signals;
+use crate::chat::Template;
+use crate::constraint::{Constraint, Grammar};
 use crate::engine::{Loaded, Report, Session, Timeline};
-use crate::error::{Kind, Result};
-use crate::generate::{Draft, Drafts, Predict, Pull, StopReason};
+use crate::error::{Error, Kind, Result, escape};
+use crate::generate::{Draft, Drafts, Guide, Predict, Pull, StopReason};
 use crate::log::Log;
 use crate::sampler::Sampler;
 use crate::stats::{Stats, logits_hash};
-use crate::tokenizer::{Token, Tokenizer};
+use crate::tokenizer::{REASONING, Token, Tokenizer};
 
 /// How often the bar of a prompt moves.
 const TICK: Duration = Duration::from_millis(100);
@@ -25,6 +27,8 @@ pub struct Run<'a> {
     pub signals: Signals,
     pub model: &'a Loaded,
     pub tokenizer: &'a Tokenizer,
+    /// The form that answers are to have, if any
+    pub grammar: Option<Grammar>,
     /// When the load began.
     pub start: Instant,
     /// How the file wants answers to be drawn, for the first statistics.
@@ -38,15 +42,41 @@ pub struct Answer {
     pub text: String,
     pub tokens: Vec<Token>,
     pub stop: StopReason,
+    /// Whether it has the form that it was to have; `None` if it was to have none
+    pub is_whole: Option<bool>,
     pub stats: Stats,
 }
 
 /// A sampler for one answer, which is number `attempt` to its prompt, from 0 on: with one seed another attempt draws otherwise. As each
 /// answer has a sampler of its own, what is drawn depends on nothing that came before the prompt.
-pub fn sampler(run: &Run, session: &dyn Timeline, attempt: u32) -> Sampler {
-    let mut options = run.options.sampling.clone();
-    options.seed = options.seed.map(|seed| seed.wrapping_add(attempt));
-    Sampler::new(&options, run.model.n_vocab(), session.n_ctx(), &run.tokenizer.eog_tokens())
+pub fn sampler(run: &Run, session: &dyn Timeline, attempt: u32) -> Result<Sampler> {
+    let (mut sampling, n_vocab) = (run.options.sampling.clone(), run.model.n_vocab());
+    sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(attempt));
+    if let Some((token, _)) = sampling.logit_bias.iter().find(|b| usize::try_from(b.0).is_ok_and(|t| t >= n_vocab)) {
+        return Err(Error::usage(format!("--logit-bias: there is no token {token}: this model has {n_vocab}")));
+    }
+    Ok(Sampler::new(&sampling, n_vocab, session.n_ctx(), &run.tokenizer.eog_tokens(), Some(run.tokenizer)))
+}
+
+/// What holds answers to their form, if they are to have one.
+pub fn constraint(run: &Run) -> Result<Option<Constraint>> {
+    run.grammar.as_ref().map(|grammar| Constraint::new(grammar, run.tokenizer)).transpose()
+}
+
+/// The marks around what a model thinks, if its template knows any.
+pub fn marks(template: &Template) -> Option<[&'static str; 2]> {
+    REASONING.iter().find(|[_, close]| template.source().contains(close)).copied()
+}
+
+/// Says that an answer was cut before it had its form.
+pub fn warn_if_cut(run: &Run, answer: &Answer) {
+    if answer.is_whole == Some(false) {
+        run.log.warn(&format!(
+            "the answer was cut after {} tokens ({}), before it had its form: it is a beginning only",
+            answer.tokens.len(),
+            answer.stop.name()
+        ));
+    }
 }
 
 /// Processes the prompt and generates an answer; `show` is given the text as it comes. An interruption ends the answer and is no error.
@@ -54,6 +84,7 @@ pub fn answer(
     run: &Run,
     session: &mut dyn Timeline,
     sampler: &mut Sampler,
+    mut guide: Guide,
     prompt: &[Token],
     show: &mut dyn FnMut(&str) -> Result<()>,
 ) -> Result<Answer> {
@@ -67,6 +98,10 @@ pub fn answer(
         run.log.warn(
             "the prompt begins with two BOS tokens: the model wants one, which is added, and the text has another",
         );
+    }
+    if run.options.verbose_prompt {
+        run.log.note(&format!("the prompt has {} tokens; those in [brackets] are special:", prompt.len()));
+        tokens_in_lines(run.tokenizer, prompt).iter().for_each(|line| run.log.status(line, false));
     }
     let start = Instant::now();
     let (synced, processed) = read(run, session, prompt);
@@ -88,7 +123,8 @@ pub fn answer(
         Err(e) if e.kind() == Kind::Interrupted => {
             let stop = StopReason::Interrupted;
             stats.stop_reason = stop.name();
-            return Ok(Answer { text: String::new(), tokens: Vec::new(), stop, stats });
+            let is_whole = guide.constraint.is_some().then_some(false);
+            return Ok(Answer { text: String::new(), tokens: Vec::new(), stop, is_whole, stats });
         }
         result => result?,
     };
@@ -103,7 +139,14 @@ pub fn answer(
     });
     let mut text = String::new();
     let (limits, drafts) = (run.options.limits.clone(), drafts(run, session));
-    let mut pull = Pull::new(session, run.tokenizer, sampler, limits, drafts, run.signals.interrupt.clone());
+    guide.budget = run.options.reasoning_budget;
+    guide.answer_now = run.signals.answer_now.clone();
+    guide.answer_now.store(false, Ordering::Relaxed);
+    if let Some(constraint) = &mut guide.constraint {
+        constraint.begin()?;
+    }
+    let interrupt = run.signals.interrupt.clone();
+    let mut pull = Pull::new(session, run.tokenizer, sampler, limits, guide, drafts, interrupt);
     for piece in pull.by_ref() {
         let piece = piece?;
         show(&piece)?;
@@ -112,6 +155,8 @@ pub fn answer(
     let total = start.elapsed();
     let first = pull.first_token().map(|at| at - start);
     stats.drafted = pull.drafted();
+    (stats.drawing_time, stats.thought_tokens) = pull.drawn();
+    let is_whole = pull.is_whole();
     let (tokens, stop) = pull.finish();
     stats.generated_tokens = tokens.len();
     stats.first_token_time = first;
@@ -124,7 +169,20 @@ pub fn answer(
     stats.threads = session.take_fewer_threads().map(|fewer| fewer.to_string());
     stats.stop_reason = stop.name();
     stats.is_cut = stop == StopReason::Limit && !tokens.is_empty();
-    Ok(Answer { text, tokens, stop, stats })
+    Ok(Answer { text, tokens, stop, is_whole, stats })
+}
+
+/// Tokens as the model gets them, one in a line: number and text, that of special ones in brackets.
+pub fn tokens_in_lines(tokenizer: &Tokenizer, tokens: &[Token]) -> Vec<String> {
+    let line = |&token: &Token| {
+        let text = tokenizer.piece(token, false);
+        let is_special = text.is_empty();
+        let text = if is_special { tokenizer.piece(token, true) } else { text };
+        // Spaces are seen between quotes, and a line break does not break the line.
+        let text = String::from_utf8_lossy(&text).replace('\\', "\\\\").replace('\n', "\\n").replace('\t', "\\t");
+        escape(&if is_special { format!("{token:>7} [{text}]") } else { format!("{token:>7} '{text}'") })
+    };
+    tokens.iter().map(line).collect()
 }
 
 /// What makes drafts. Unless the user asks for them, they are made only where they change nothing but the time.

@@ -10,7 +10,6 @@ use super::signals::Signals;
 use crate::engine::{self, Loaded};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::graph::CacheType;
 use crate::log::Log;
 use crate::model::{self, Model, RopeOptions, check_values};
 use crate::system::{memory, priority};
@@ -73,8 +72,8 @@ pub fn load(
         log.note("by libllama: no pruning, no kernels of our own");
     }
     let architecture = loaded.gguf().metadata().architecture();
-    if architecture == "gpt-oss" && context.cache_type_k == CacheType::Q8_0 {
-        log.warn("gpt-oss answers much worse with keys in 8 bits: use -ctk f16");
+    if architecture == "gpt-oss" && context.cache_type_k.is_quantized() {
+        log.warn("gpt-oss answers much worse with keys in 8 bits or fewer: use -ctk f16");
     }
     if let [first, others @ ..] = own.map_or(&[][..], Model::ignored) {
         let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };

@@ -15,6 +15,8 @@ pub struct Signals {
     pub terminate: Arc<AtomicBool>,
     /// In a chat: a Ctrl-C came that nothing has reacted to yet. Another one ends the chat.
     pub impatient: Arc<AtomicBool>,
+    /// Ctrl-\: what the model thinks is to end.
+    pub answer_now: Arc<AtomicBool>,
     /// The handler that ends the process at a second Ctrl-C
     second: signal_hook::SigId,
     exit_code: fn(Kind) -> u8,
@@ -37,9 +39,17 @@ impl Signals {
                 flag::register(signal, terminate.clone())?;
                 flag::register(signal, interrupt.clone())?;
             }
-            Ok(Signals { interrupt, terminate, impatient, second, exit_code })
+            Ok(Signals { interrupt, terminate, impatient, answer_now: Arc::default(), second, exit_code })
         };
         register().map_err(|e| Error::failed(format!("signals cannot be handled: {e}")))
+    }
+
+    /// From now on Ctrl-\ ends what the model thinks, and not the process.
+    pub fn catch_answer_now(&self) -> Result<()> {
+        #[cfg(unix)]
+        signal_hook::flag::register(signal_hook::consts::SIGQUIT, self.answer_now.clone())
+            .map_err(|e| Error::failed(format!("signals cannot be handled: {e}")))?;
+        Ok(())
     }
 
     /// The same for a chat, whose terminal must be put right before the process ends; it may have a `screen`. The terminal is to be as it was

@@ -85,6 +85,11 @@ impl Loaded {
         }
     }
 
+    /// Whose kernels multiply the layers' matrices, in words: how many of each type.
+    pub fn kernels_in_words(&self) -> String {
+        self.own().map_or_else(|| "libllama's".to_owned(), Model::kernels_in_words)
+    }
+
     /// The backends in use as llama-bench names them.
     pub fn backend(&self) -> String {
         self.own().map_or_else(|| "libllama".to_owned(), Model::backend)

@@ -112,6 +112,11 @@ impl<'m> Session<'m> {
         self.engine.cache.params().n_seq
     }
 
+    /// Bytes of the KV cache.
+    pub fn cache_bytes(&self) -> u64 {
+        self.engine.cache.params().bytes(&self.engine.model.dims())
+    }
+
     /// Tokens of a prompt that are computed at once, at most.
     pub fn n_ubatch(&self) -> usize {
         self.engine.n_ubatch

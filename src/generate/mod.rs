@@ -4,10 +4,12 @@ mod answer;
 mod draft;
 mod pull;
 mod stop;
+mod thoughts;
 mod utf8;
 
-pub use answer::{Answer, Next, Step};
+pub use answer::{Answer, Guide, Next, Step};
 pub use draft::{Draft, Drafts};
 pub use pull::Pull;
 pub use stop::{Limits, Predict, StopReason};
+pub use thoughts::{Part, Thoughts, parted};
 pub use utf8::Utf8Stream;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::answer::{Answer, Next, Step};
+use super::answer::{Answer, Guide, Next, Step};
 use super::draft::Drafts;
 use super::stop::{Limits, StopReason};
 use crate::engine::Timeline;
@@ -31,12 +31,13 @@ impl<'a, 'm> Pull<'a, 'm> {
         tokenizer: &'a Tokenizer,
         sampler: &'a mut Sampler,
         limits: Limits,
+        guide: Guide<'a>,
         drafts: Option<Drafts>,
         interrupt: Arc<AtomicBool>,
     ) -> Pull<'a, 'm> {
         let room = session.n_ctx() - session.n_past();
         let drafts = drafts.filter(|_| session.own().is_some_and(|s| s.max_draft() > 0));
-        Pull { answer: Answer::new(limits, tokenizer, sampler, room), session, pending: None, drafts, interrupt }
+        Pull { answer: Answer::new(limits, tokenizer, sampler, guide, room), session, pending: None, drafts, interrupt }
     }
 
     /// When the first token was drawn.
@@ -44,9 +45,19 @@ impl<'a, 'm> Pull<'a, 'm> {
         self.answer.first_token()
     }
 
+    /// Time that choosing tokens took, and how many of them the model thought.
+    pub fn drawn(&self) -> (Duration, u64) {
+        self.answer.drawn()
+    }
+
     /// What became of drafts, if there could be any.
     pub fn drafted(&self) -> Option<Drafted> {
         self.drafts.as_ref().map(Drafts::done)
+    }
+
+    /// Whether the answer has the form that it is to have; `None` if it is to have none.
+    pub fn is_whole(&mut self) -> Option<bool> {
+        self.answer.is_whole()
     }
 
     /// Ends the answer and gives back the tokens that were drawn and why it ended.

@@ -13,7 +13,7 @@ use super::states::States;
 use crate::prune::{Block, BlockKind, GatherHeads, Notes, Pruning, Role, SpreadHeads};
 use crate::weights::{Attention, KeysValues, Linear, Norm, Rotary};
 
-/// From so many cells on ggml's flash attention of a single query gives each thread some of them (ops.cpp), unless they are quantised.
+/// From so many cells on ggml's flash attention of a single query gives each thread some of them (ops.cpp), if they are F16 or F32.
 const DIVIDED_CELLS: usize = 512;
 
 /// Queries `[n_embd_head, n_head, n_tokens]`, keys and values `[n_embd_head, n_head_kv, n_tokens]`, positions embedded.
@@ -465,7 +465,8 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             g.add_sinks(t, kept.map_or(all, |kept| g.reshape(of_kept(kept), [n_head, 1, 1, 1])));
         };
         if self.task.cache.params().flash_attn {
-            if n_tokens == 1 && k.ne()[1] >= DIVIDED_CELLS && k.ty() != Type::Q8_0 {
+            let is_plain = [Type::F16, Type::F32].contains(&k.ty());
+            if n_tokens == 1 && k.ne()[1] >= DIVIDED_CELLS && is_plain {
                 self.divides_by_threads.set(true);
             }
             let out = g.flash_attn(q, k, v, mask, w.scale, w.softcap.unwrap_or(0.0));

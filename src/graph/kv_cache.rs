@@ -70,12 +70,13 @@ impl CacheParams {
 
     /// Why a model cannot have this cache, if so.
     pub fn refusal(&self, dims: &Dims) -> Option<String> {
-        if self.type_v == CacheType::Q8_0 && !self.flash_attn {
-            return Some("a quantised cache of values (-ctv q8_0) needs flash attention (-fa on)".into());
+        if self.type_v.is_quantized() && !self.flash_attn {
+            let name = self.type_v.name();
+            return Some(format!("a quantised cache of values (-ctv {name}) needs flash attention (-fa on)"));
         }
-        let quantised = self.type_k == CacheType::Q8_0 || self.type_v == CacheType::Q8_0;
-        let head = dims.layers.iter().map(|l| l.n_embd_head).find(|n| quantised && !n.is_multiple_of(32))?;
-        Some(format!("a q8_0 cache needs heads of a multiple of 32 in width; this model's have {head}: use f16"))
+        let quantised = [self.type_k, self.type_v].into_iter().find(|ty| ty.is_quantized())?.name();
+        let head = dims.layers.iter().map(|l| l.n_embd_head).find(|n| !n.is_multiple_of(32))?;
+        Some(format!("a {quantised} cache needs heads of a multiple of 32 in width; this model's have {head}: use f16"))
     }
 }
 
@@ -302,7 +303,7 @@ impl KvCache {
 /// Width of the Hadamard rotation of quantised keys and values: as llama.cpp, the largest power of two that divides a
 /// head for keys, 64 for values, and none for heads that are not a multiple of 64.
 fn rotation_width(ty: CacheType, n_embd_head: usize, largest: bool) -> Option<usize> {
-    if ty != CacheType::Q8_0 || !n_embd_head.is_multiple_of(64) {
+    if !ty.is_quantized() || !n_embd_head.is_multiple_of(64) {
         return None;
     }
     Some(if largest { 1 << n_embd_head.trailing_zeros() } else { 64 })

@@ -1,6 +1,6 @@
 //! A model in memory, and the graphs that compute with it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -56,6 +56,22 @@ impl Model {
     pub fn kernels(&self) -> Kernels {
         let is_own = |l: &Layer| l.weights().iter().any(|w| w.kernel != Kernel::Ggml);
         if self.tensors.layers.iter().any(is_own) { Kernels::Native } else { Kernels::Ggml }
+    }
+
+    /// Whose kernels multiply the matrices of the layers, in words: how many of each type.
+    pub fn kernels_in_words(&self) -> String {
+        let mut counts: BTreeMap<(String, &str), usize> = BTreeMap::new();
+        for weight in self.tensors.layers.iter().flat_map(Layer::weights) {
+            let whose = match weight.kernel {
+                Kernel::Own => "our own",
+                Kernel::OwnGemm => "our own for prompts, ggml's for answers",
+                Kernel::Ggml => "ggml's",
+            };
+            *counts.entry((weight.rows.ty().name(), whose)).or_default() += 1;
+        }
+        let parts: Vec<String> =
+            counts.iter().map(|((ty, whose), n)| format!("{n} matrices in {ty}: {whose}")).collect();
+        parts.join("; ")
     }
 
     /// Whether our kernels multiply all weights of the graph, whatever the number of tokens: ggml's round otherwise for several tokens than

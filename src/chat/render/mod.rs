@@ -8,7 +8,7 @@ mod wrap;
 use crossterm::style::{Attribute, Color, ContentStyle, Stylize};
 
 use crate::error::escape;
-use crate::tokenizer::REASONING;
+use crate::generate::{Part, Thoughts};
 use fence::Fence;
 use wrap::Wrap;
 
@@ -21,11 +21,26 @@ pub struct Look {
     pub markdown: bool,
     /// Columns of the terminal; `None`: words are not wrapped, and nothing that was written is written over.
     pub width: Option<usize>,
+    /// What becomes of what the model thinks.
+    pub reasoning: Reasoning,
+}
+
+/// What becomes of what a model thinks before it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reasoning {
+    /// It is shown as the answer is.
+    Show,
+    /// It is dimmed, where Markdown is rendered.
+    Dim,
+    /// It is left out, with its marks.
+    Hide,
 }
 
 impl Look {
     /// Text as it is: for pipes and files.
-    pub const PLAIN: Look = Look { raw: true, markdown: false, width: None };
+    pub fn plain(reasoning: Reasoning) -> Look {
+        Look { raw: true, markdown: false, width: None, reasoning }
+    }
 }
 
 /// An answer on its way to the terminal.
@@ -36,10 +51,9 @@ pub struct Render {
     held: String,
     /// A line begins with what comes next.
     fresh: bool,
-    /// No text came yet: a mark may open reasoning.
-    untouched: bool,
-    /// Inside of reasoning: the mark that ends it.
-    reasoning: Option<&'static str>,
+    thoughts: Thoughts,
+    /// Thoughts were left out, and empty lines behind them go with them.
+    hidden: bool,
     heading: bool,
     fence: Option<Fence>,
     wrap: Wrap,
@@ -55,8 +69,8 @@ impl Render {
             look,
             held: String::new(),
             fresh: true,
-            untouched: true,
-            reasoning,
+            thoughts: Thoughts::new(reasoning),
+            hidden: false,
             heading: false,
             fence: None,
             wrap: Wrap::default(),
@@ -65,22 +79,42 @@ impl Render {
 
     /// The part of the answer that can be shown now that this piece has come. `width`: columns that the terminal has now.
     pub fn push(&mut self, text: &str, width: Option<usize>) -> String {
-        if self.look.raw {
-            return text.to_owned();
-        }
         self.wrap.width = self.look.width.and(width);
-        self.held.push_str(&visible(text));
-        self.parse(false);
+        let parts = self.thoughts.push(text);
+        self.parts(parts);
         self.wrap.settle(false);
         std::mem::take(&mut self.wrap.out)
     }
 
     /// What was held back when no more comes.
     pub fn finish(&mut self) -> String {
+        let parts = self.thoughts.finish();
+        self.parts(parts);
         self.parse(true);
         self.wrap.settle(true);
         self.fence = None;
         std::mem::take(&mut self.wrap.out)
+    }
+
+    fn parts(&mut self, parts: Vec<(Part, String)>) {
+        for (part, text) in parts {
+            match (part, self.look.reasoning) {
+                (Part::Mark | Part::Thought, Reasoning::Hide) => self.hidden = true,
+                (Part::Mark | Part::Thought, Reasoning::Dim) if self.look.markdown && !self.look.raw => {
+                    self.wrap.push(ContentStyle::new().attribute(Attribute::Dim), &visible(&text));
+                }
+                _ => {
+                    let text = if self.hidden { text.trim_start() } else { &text };
+                    self.hidden &= text.is_empty();
+                    if self.look.raw {
+                        self.wrap.out.push_str(text);
+                    } else {
+                        self.held.push_str(&visible(text));
+                        self.parse(false);
+                    }
+                }
+            }
+        }
     }
 
     /// Takes from `held` what is decided; `last` if all of it is.
@@ -90,11 +124,7 @@ impl Render {
             return self.wrap.push(ContentStyle::new(), &text);
         }
         while !self.held.is_empty() {
-            let used = if self.untouched {
-                self.opening(last)
-            } else if let Some(close) = self.reasoning {
-                self.thought(close, last)
-            } else if self.fence.is_some() {
+            let used = if self.fence.is_some() {
                 self.code(last)
             } else if self.fresh {
                 self.line_start(last)
@@ -109,34 +139,6 @@ impl Render {
         if let Some(fence) = self.fence.as_mut().filter(|_| last) {
             fence.end_line(&mut self.wrap, "");
         }
-    }
-
-    /// Whether the answer begins with reasoning.
-    fn opening(&mut self, last: bool) -> Option<usize> {
-        let text = self.held.trim_start();
-        if !last && REASONING.iter().any(|[open, _]| open.starts_with(text)) {
-            return None;
-        }
-        self.untouched = false;
-        let opened = REASONING.iter().find(|[open, _]| text.starts_with(open)).map(|[_, close]| *close);
-        self.reasoning = self.reasoning.or(opened);
-        Some(0)
-    }
-
-    fn thought(&mut self, close: &str, last: bool) -> Option<usize> {
-        let style = ContentStyle::new().attribute(Attribute::Dim);
-        if let Some(at) = self.held.find(close) {
-            let end = at + close.len();
-            self.wrap.push(style, &self.held[..end]);
-            (self.reasoning, self.fresh) = (None, self.held[end..].starts_with('\n') || self.held.len() == end);
-            return Some(end);
-        }
-        // The mark may have begun.
-        let begun = (1..close.len()).rev().find(|&n| self.held.ends_with(&close[..n]));
-        let hold = begun.filter(|_| !last).unwrap_or(0);
-        let n = self.held.len() - hold;
-        self.wrap.push(style, &self.held[..n]);
-        (n > 0).then_some(n)
     }
 
     /// Marks that only count at the beginning of a line.
@@ -304,6 +306,7 @@ fn visible(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tokenizer::REASONING;
 
     /// What comes of a text that comes in pieces of `step` characters.
     fn shown(text: &str, look: Look, step: usize) -> String {
@@ -329,8 +332,8 @@ mod tests {
         }
     }
 
-    const WRAPPED: Look = Look { raw: false, markdown: false, width: Some(10) };
-    const MARKED: Look = Look { raw: false, markdown: true, width: None };
+    const WRAPPED: Look = Look { raw: false, markdown: false, width: Some(10), reasoning: Reasoning::Dim };
+    const MARKED: Look = Look { raw: false, markdown: true, width: None, reasoning: Reasoning::Dim };
 
     #[test]
     fn words_stay_whole() {
@@ -367,6 +370,19 @@ mod tests {
                 &format!("\x1b[2m{open}\nhm **x**{close}Yes \x1b[1mb"),
             );
         }
+    }
+
+    #[test]
+    fn thoughts_are_shown_or_left_out() {
+        for [open, close] in REASONING {
+            let text = format!("{open}\nhm **x**{close}\n\nYes\n\nno");
+            let hide = |look: Look| Look { reasoning: Reasoning::Hide, ..look };
+            check(&text, hide(MARKED), "Yes\n\nno");
+            check(&text, hide(WRAPPED), "Yes\n\nno");
+            check(&text, Look::plain(Reasoning::Hide), "Yes\n\nno");
+            check(&text, Look::plain(Reasoning::Show), &text);
+        }
+        check("\n Yes <think>", Look::plain(Reasoning::Hide), "\n Yes <think>");
     }
 
     #[test]
@@ -412,6 +428,6 @@ mod tests {
     #[test]
     fn plain_is_plain() {
         let text = "a \x1b[1m **b**\r\n\t`c` ```";
-        assert_eq!(shown(text, Look::PLAIN, 2), text);
+        assert_eq!(shown(text, Look::plain(Reasoning::Hide), 2), text);
     }
 }

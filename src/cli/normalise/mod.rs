@@ -416,8 +416,8 @@ mod tests {
             ("-nlg", "'-ngl'"),
             ("--ctx", "'--ctx-size'"),
             ("benhc", "'bench'"),
-            ("--grammar", "does not have constrained output yet"),
-            ("--dry-base", "does not have this sampler yet"),
+            ("--lora-init-without-apply", "does not have adapters yet"),
+            ("--mmproj", "does not have images yet"),
             ("--port", "does not have a server yet"),
             ("--zebra", "see --help"),
         ];

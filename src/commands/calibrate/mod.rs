@@ -225,7 +225,7 @@ fn write(
             ignore_eos: true,
             ..Default::default()
         };
-        Sampler::new(&options, tokenizer.n_vocab(), seq_len, &eog)
+        Sampler::new(&options, tokenizer.n_vocab(), seq_len, &eog, None)
     };
     let mut samplers: Vec<Sampler> = seeds.map(sampler).collect();
     let begin = tokenizer.bos().or(tokenizer.eos()).unwrap_or(0);

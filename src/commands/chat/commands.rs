@@ -5,14 +5,20 @@ use super::keep::{directory, listing, open};
 use super::parameters::parameters;
 use super::picture;
 use super::state::Chat;
-use crate::chat::{Role, SLASHES, parse_slash, width};
+use crate::chat::{Reasoning, Role, SLASHES, parse_slash, width};
+use crate::commands::answer::tokens_in_lines;
 use crate::commands::output::print;
 use crate::commands::run::{Options, Resume};
 use crate::commands::show;
 use crate::error::{Error, Result, escape};
-use crate::stats::per_second;
+use crate::generate::Draft;
+use crate::stats::{Facts, per_second};
 use crate::system::memory;
 use crate::system::terminal::fill;
+
+fn no_answer() -> Error {
+    Error::failed("there was no answer yet")
+}
 
 /// What comes after a turn.
 pub enum Next {
@@ -63,6 +69,12 @@ impl Chat<'_> {
                 self.change("prune", rest)?;
                 self.run.log.note(&self.pruned());
             }
+            "/think" if rest.is_empty() => self.run.log.note(&self.thinking()),
+            "/think" => {
+                let name = if rest.parse::<i64>().is_ok() { "reasoning-budget" } else { "reasoning" };
+                self.change(name, rest)?;
+                self.run.log.note(&self.thinking());
+            }
             "/read" | "/glob" if rest == "-" => {
                 self.attached.clear();
                 self.run.log.note("no file goes with your next message");
@@ -75,6 +87,7 @@ impl Chat<'_> {
             "/show" => self.show(rest)?,
             "/context" => self.context()?,
             "/stats" => self.stats()?,
+            "/why" => self.why()?,
             "/map" => self.map()?,
             "/save" => self.save(rest)?,
             "/load" => self.load(rest)?,
@@ -100,6 +113,7 @@ impl Chat<'_> {
         add("Ctrl-G", "go on in your editor (VISUAL, EDITOR)");
         add("Tab", "complete commands, files, settings and chats; Ctrl-R searches in the history");
         add("Ctrl-C", "stop the answer; what came is kept");
+        add("Ctrl-\\", "end what the model thinks, and let it answer");
         print(&out)
     }
 
@@ -194,6 +208,20 @@ impl Chat<'_> {
         }
     }
 
+    fn thinking(&self) -> String {
+        let options = &self.run.options;
+        let shown = match options.look.reasoning {
+            Some(Reasoning::Show) => "shown",
+            Some(Reasoning::Hide) => "left out",
+            Some(Reasoning::Dim) | None => "dimmed",
+        };
+        match options.reasoning_budget {
+            Some(0) => "the model answers without thinking, from the next turn on".to_owned(),
+            Some(n) => format!("what the model thinks is {shown}, and ends after {n} tokens, from the next turn on"),
+            None => format!("what the model thinks is {shown}, from the next turn on"),
+        }
+    }
+
     fn show(&self, what: &str) -> Result<()> {
         let gguf = self.run.model.gguf();
         match what {
@@ -206,10 +234,14 @@ impl Chat<'_> {
                 let text = self.conversation.template().source();
                 print(&format!("{}\n", text.lines().map(escape).collect::<Vec<_>>().join("\n")))
             }
+            "prompt" => {
+                let (tokens, _) = self.last.as_ref().ok_or_else(no_answer)?;
+                print(&(tokens_in_lines(self.run.tokenizer, tokens).join("\n") + "\n"))
+            }
             "parameters" => print(&(parameters(&self.run.options).join("\n").replace('=', " ") + "\n")),
             "prunable" => print(&show::prunable(gguf)?),
             other => {
-                let known = "info, system, template, parameters, prunable";
+                let known = "info, system, template, prompt, parameters, prunable";
                 Err(Error::usage(format!("/show {other}: not one of: {known}")))
             }
         }
@@ -234,6 +266,33 @@ impl Chat<'_> {
             self.session.prune_report().map_or_else(|| "none".to_owned(), |r| r.line()),
             self.keep.name().unwrap_or("(not kept)"),
         ))
+    }
+
+    /// How the last answer came about.
+    fn why(&self) -> Result<()> {
+        let (_, stats) = self.last.as_ref().ok_or_else(no_answer)?;
+        let (options, own) = (&self.run.options, self.session.own());
+        let no_drafts = match (options.draft, own) {
+            (Some(Draft::Off), _) => "off (--draft off)",
+            (_, None) => "none: libllama writes this model's answers",
+            _ => "none: with these kernels and settings several tokens at once are not computed as one by one",
+        };
+        let context = &options.context;
+        let threads = format!("{} for answers, {} for prompts", context.n_threads, context.n_threads_batch);
+        let (k, v) = (context.cache_type_k.name(), context.cache_type_v.name());
+        let bytes = own.map_or_else(String::new, |s| format!(", {} in all", memory::human(s.cache_bytes())));
+        let facts = Facts {
+            no_drafts: no_drafts.to_owned(),
+            threads,
+            kernels: self.run.model.kernels_in_words(),
+            cache: format!("keys in {k}, values in {v}{bytes}"),
+        };
+        let mut out = String::new();
+        for (name, text) in stats.parts(&facts) {
+            out.push_str(&fill(&format!("{name:<10} {text}"), width(), &" ".repeat(11)));
+            out.push('\n');
+        }
+        print(&out)
     }
 
     fn map(&self) -> Result<()> {

@@ -36,7 +36,7 @@ pub fn chat(run: Run, template: &Template, beginning: Beginning, once: bool) -> 
     let options = &run.options;
     let mut session = run.model.timeline(&options.context, run.signals.interrupt.clone())?;
     pruning::apply_to(session.as_mut(), run.model, options.prune.as_ref(), options.context.n_threads_batch, &run.log)?;
-    let mut chat = Chat::new(run, session, watch, template, system, once);
+    let mut chat = Chat::new(run, session, watch, template, system, once)?;
     if !once {
         chat.make_editor(hush)?;
     }

@@ -12,6 +12,9 @@ pub fn how(options: &Options, stats: &Stats) -> How {
     How { seed: stats.seed, stop: stats.stop_reason.to_owned(), prune, flags: parameters(options) }
 }
 
+/// Flags of which each one counts.
+const REPEATED: [&str; 2] = ["logit-bias", "dry-sequence-breaker"];
+
 /// The settings in force, as flags.
 pub fn parameters(o: &Options) -> Vec<String> {
     let s = &o.sampling;
@@ -42,7 +45,8 @@ pub fn parameters(o: &Options) -> Vec<String> {
     for (i, other) in others.iter().enumerate() {
         // Of a flag that is there several times the last one counts.
         let name = other.split('=').next();
-        if !others[i + 1..].iter().any(|o| o.split('=').next() == name) {
+        if REPEATED.contains(&name.unwrap_or_default()) || !others[i + 1..].iter().any(|o| o.split('=').next() == name)
+        {
             lines.push(other.clone());
         }
     }

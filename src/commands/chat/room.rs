@@ -9,9 +9,8 @@ use crate::commands::answer::{Answer, answer, sampler};
 use crate::commands::output::{Printer, print};
 use crate::commands::run::ContextFull;
 use crate::error::{Error, Result};
-use crate::generate::{Predict, StopReason};
+use crate::generate::{Guide, Predict, StopReason, parted};
 use crate::stats::Stats;
-use crate::tokenizer::REASONING;
 
 /// Share of the context that a shift leaves in use, so that the next shift is some turns away.
 const SHIFTED: f64 = 0.5;
@@ -181,8 +180,10 @@ impl Chat<'_> {
         self.run.log.note(&format!("{kept} of {n} exchanges become a summary:"));
         let predict = std::mem::replace(&mut self.run.options.limits.predict, Predict::AtMost(SUMMARY));
         let mut printer = Printer::new(&self.style, &self.run.options.look, old.opens_reasoning());
-        let mut sampler = sampler(&self.run, self.session.as_ref(), 0);
-        let result = answer(&self.run, self.session.as_mut(), &mut sampler, &tokens, &mut |text| printer.show(text));
+        let mut sampler = sampler(&self.run, self.session.as_ref(), 0)?;
+        let guide = Guide { opened: old.opens_reasoning(), ..Guide::default() };
+        let result =
+            answer(&self.run, self.session.as_mut(), &mut sampler, guide, &tokens, &mut |text| printer.show(text));
         let shown = printer.end();
         self.run.options.limits.predict = predict;
         let Answer { text, stop, .. } = result?;
@@ -193,12 +194,8 @@ impl Chat<'_> {
             return Ok(None);
         }
         // Reasoning is no part of the summary.
-        let thinks = old.opens_reasoning().is_some() || REASONING.iter().any(|[open, _]| text.contains(open));
-        let summary = match REASONING.iter().find_map(|[_, close]| text.rsplit_once(close)) {
-            Some((_, after)) => after.trim(),
-            None if thinks => "",
-            None => text.trim(),
-        };
+        let (_, summary) = parted(&text, old.opens_reasoning());
+        let summary = summary.trim();
         if summary.is_empty() {
             self.run.log.note("no summary came of it: turns are forgotten instead");
             return self.shift(content).map(Some);

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 use super::keep::Keep;
 use super::parameters::how;
 use crate::chat::{Around, Conversation, Editor, Hush, Input, Style, Template, Watch};
-use crate::commands::answer::{Answer, Run, answer, sampler};
+use crate::commands::answer::{Answer, Run, answer, constraint, marks, sampler};
 use crate::commands::output::Printer;
 use crate::commands::pruning;
 use crate::commands::run::Options;
+use crate::constraint::{Constraint, Grammar};
 use crate::engine::Timeline;
 use crate::error::Result;
+use crate::generate::Guide;
 use crate::stats::Stats;
+use crate::tokenizer::Token;
 
 /// How often the beginning of a long answer is written to disk.
 const PART: Duration = Duration::from_secs(1);
@@ -24,6 +27,8 @@ pub struct Chat<'a> {
     pub session: Box<dyn Timeline<'a> + 'a>,
     /// How many answers to the last question there were before
     pub attempt: u32,
+    /// What holds answers to their form, if they are to have one
+    pub constraint: Option<Constraint>,
     pub conversation: Conversation<'a>,
     /// The conversations that `/push` remembers
     pub marks: Vec<Conversation<'a>>,
@@ -38,6 +43,8 @@ pub struct Chat<'a> {
     pub start: Options,
     pub watch: Watch,
     pub totals: Totals,
+    /// The last prompt, and the numbers of its answer
+    pub last: Option<(Vec<Token>, Stats)>,
     /// The user knows that the context is nearly full.
     pub told: bool,
     /// All numbers are shown after an answer.
@@ -70,15 +77,16 @@ impl<'a> Chat<'a> {
         template: &'a Template,
         system: Option<&str>,
         once: bool,
-    ) -> Chat<'a> {
+    ) -> Result<Chat<'a>> {
         let options = &run.options;
-        Chat {
+        Ok(Chat {
             style: Style::new(&options.look),
             start: options.clone(),
             watch,
             initial: String::new(),
             replaces: false,
             attempt: 0,
+            constraint: constraint(&run)?,
             conversation: Conversation::new(template, run.tokenizer, system, options.parse_special),
             verbose: options.log.verbosity > 3,
             keep: Keep::new(&run, template),
@@ -87,10 +95,11 @@ impl<'a> Chat<'a> {
             marks: Vec::new(),
             attached: String::new(),
             totals: Totals::default(),
+            last: None,
             told: false,
             editor: None,
             once,
-        }
+        })
     }
 
     /// What the user types.
@@ -125,6 +134,11 @@ impl<'a> Chat<'a> {
     pub fn apply_settings(&mut self, before: Option<&Options>) -> Result<()> {
         self.style = Style::new(&self.run.options.look);
         let options = &self.run.options;
+        if before.is_none_or(|b| b.form != options.form) {
+            self.run.grammar = options.form.as_ref().map(Grammar::new).transpose()?;
+            self.constraint = constraint(&self.run)?;
+        }
+        let options = &self.run.options;
         if before.is_none_or(|b| b.prune != options.prune) {
             let n_threads = options.context.n_threads_batch;
             pruning::apply_to(self.session.as_mut(), self.run.model, options.prune.as_ref(), n_threads, &self.run.log)?;
@@ -141,12 +155,18 @@ impl<'a> Chat<'a> {
     }
 
     /// An answer, shown as it comes, and kept on disk if it takes long.
-    pub fn generate(&mut self, tokens: &[i32]) -> Result<Answer> {
+    pub fn generate(&mut self, tokens: &[Token]) -> Result<Answer> {
         let mut printer = Printer::new(&self.style, &self.run.options.look, self.conversation.opens_reasoning());
-        let mut sampler = sampler(&self.run, self.session.as_ref(), self.attempt);
+        let mut sampler = sampler(&self.run, self.session.as_ref(), self.attempt)?;
         let (mut part, mut since) = (String::new(), Instant::now());
         let (keep, log) = (&mut self.keep, &self.run.log);
-        let answer = answer(&self.run, self.session.as_mut(), &mut sampler, tokens, &mut |text| {
+        let guide = Guide {
+            constraint: self.constraint.as_mut(),
+            marks: marks(self.conversation.template()),
+            opened: self.conversation.opens_reasoning(),
+            ..Guide::default()
+        };
+        let answer = answer(&self.run, self.session.as_mut(), &mut sampler, guide, tokens, &mut |text| {
             part.push_str(text);
             if since.elapsed() >= PART {
                 keep.part(&std::mem::take(&mut part), log);
@@ -158,6 +178,7 @@ impl<'a> Chat<'a> {
         let came = answer.as_ref().is_ok_and(|a| !a.tokens.is_empty());
         let ended = if came || printer.begun { printer.end() } else { Ok(()) };
         let answer = answer?;
+        self.last = Some((tokens.to_vec(), answer.stats.clone()));
         ended.map(|()| answer)
     }
 

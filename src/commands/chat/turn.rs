@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::state::Chat;
 use crate::chat::{Conversation, Hush, Role};
-use crate::commands::answer::Answer;
+use crate::commands::answer::{Answer, warn_if_cut};
 use crate::error::{Error, Result};
 use crate::generate::StopReason;
 use crate::stats::Stats;
@@ -71,7 +71,7 @@ impl<'a> Chat<'a> {
         };
         let terminated = self.run.signals.terminate.load(Ordering::Relaxed);
         self.run.signals.take_interrupt();
-        let Answer { text, tokens, stop, stats } = match result {
+        let answer = match result {
             Err(e) => {
                 self.conversation = before;
                 self.keep_turns(None);
@@ -79,6 +79,8 @@ impl<'a> Chat<'a> {
             }
             Ok(answer) => answer,
         };
+        warn_if_cut(&self.run, &answer);
+        let Answer { text, tokens, stop, stats, .. } = answer;
         let interrupted = stop == StopReason::Interrupted;
         if interrupted && tokens.is_empty() {
             self.conversation = before;

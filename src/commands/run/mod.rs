@@ -15,6 +15,7 @@ use super::load::load;
 use super::signals::Signals;
 use crate::chat::terminal::Tristate;
 use crate::chat::{Hush, Style, Template};
+use crate::constraint::Grammar;
 use crate::engine::Loaded;
 use crate::error::{Error, Result, shown};
 use crate::generate::Draft;
@@ -60,6 +61,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
         return Err(Error::usage("--trace is of one answer, not of a chat: give a prompt with -p or -f"));
     }
 
+    let grammar = options.form.as_ref().map(Grammar::new).transpose()?;
     let screen = stays && Style::new(&options.look).has_screen();
     let watch = chats.then(|| signals.watch(screen)).transpose()?;
     // What is typed while the model is loaded waits for the first prompt.
@@ -69,6 +71,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
     if options.draft == Some(Draft::Ngram) && model.own().is_none() {
         log.note("--draft has no effect: libllama writes this model's answers");
     }
+    signals.catch_answer_now()?;
     let (options, sampling) = &sampling_of_file(options, model.gguf())?;
     let unknown = unknown_sampling(model.gguf());
     if !unknown.is_empty() {
@@ -81,6 +84,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
         signals,
         model: &model,
         tokenizer: &tokenizer,
+        grammar,
         start,
         sampling: Cell::new(sampling.clone()),
         told_of_bos: Cell::new(false),
@@ -102,13 +106,19 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
 }
 
 /// What the model's author wants answers to be drawn by, by the names that files and flags have for it.
-const SAMPLING: [(&str, &str); 6] = [
+const SAMPLING: [(&str, &str); 12] = [
     ("temp", "temp"),
     ("top_k", "top-k"),
     ("top_p", "top-p"),
     ("min_p", "min-p"),
     ("penalty_repeat", "repeat-penalty"),
     ("penalty_last_n", "repeat-last-n"),
+    ("xtc_probability", "xtc-probability"),
+    ("xtc_threshold", "xtc-threshold"),
+    ("mirostat", "mirostat"),
+    ("mirostat_tau", "mirostat-ent"),
+    ("mirostat_eta", "mirostat-lr"),
+    ("sequence", "samplers"),
 ];
 
 /// The beginning of these keys.
@@ -131,8 +141,13 @@ fn unknown_sampling(gguf: &Gguf) -> Vec<String> {
 /// The options, with the file's settings of sampling where the user has none; and what the statistics say of that, if there are any.
 fn sampling_of_file(options: &Options, gguf: &Gguf) -> Result<(Options, Option<String>)> {
     let is_set = |flag: &str| {
-        let flag = format!("--{flag}=");
-        options.settings.args.iter().any(|a| a.to_str().is_some_and(|a| a.starts_with(&flag)))
+        let sets = |a: &str| a.strip_prefix("--").is_some_and(|a| a.split('=').next() == Some(flag));
+        options
+            .settings
+            .args
+            .iter()
+            .filter_map(|a| a.to_str())
+            .any(|a| sets(a) || (flag == "samplers" && a.starts_with("--sampler-seq=")))
     };
     let mut settings = Vec::new();
     for (name, flag) in SAMPLING.into_iter().filter(|(_, flag)| !is_set(flag)) {
@@ -141,6 +156,7 @@ fn sampling_of_file(options: &Options, gguf: &Gguf) -> Result<(Options, Option<S
             None => continue,
             Some(Value::F32(x)) => x.to_string(),
             Some(Value::F64(x)) => x.to_string(),
+            Some(Value::Str(text)) if name == "sequence" => String::from_utf8_lossy(text.as_ref()).into_owned(),
             Some(value) => value.as_i128().map(|n| n.to_string()).ok_or_else(|| {
                 let message = format!("metadata '{key}' is of type {}, expected f32", value.value_type().name());
                 Error::malformed(message).in_file(gguf.path())

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use super::options::{Options, OutputFormat};
 use crate::chat::terminal::Tristate;
 use crate::chat::{Conversation, Message, Role, Style, Template};
-use crate::commands::answer::{Answer, Run, answer, sampler};
+use crate::commands::answer::{Answer, Run, answer, constraint, marks, sampler, warn_if_cut};
 use crate::commands::output::{Printer, print, write_conversation};
 use crate::commands::{prompt_cache, pruning, trace};
 use crate::engine;
 use crate::error::{Error, Result};
-use crate::generate::{Predict, StopReason};
+use crate::generate::{Guide, Predict, StopReason, parted};
 use crate::system::memory;
 use crate::tokenizer::Token;
 
@@ -29,14 +29,21 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
         session.own_mut().expect("checked above").trace();
     }
     let mut held = prompt_cache::restore(run, session)?;
-    let mut sampler = sampler(run, session, 0);
+    let mut sampler = sampler(run, session, 0)?;
+    let mut constraint = constraint(run)?;
     let json = options.output_format == OutputFormat::Json;
     let load_time = run.start.elapsed();
     if options.display_prompt && !json {
         print(prompt)?;
     }
     let mut printer = Printer::new(&Style::new(&options.look), &options.look, reasoning);
-    let answer = answer(run, session, &mut sampler, &tokens, &mut |text| {
+    let guide = Guide {
+        constraint: constraint.as_mut(),
+        marks: template.and_then(marks),
+        opened: reasoning,
+        ..Guide::default()
+    };
+    let answer = answer(run, session, &mut sampler, guide, &tokens, &mut |text| {
         if json { Ok(()) } else { printer.show(text) }
     });
     if !json && answer.is_ok() {
@@ -45,13 +52,14 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
     let answer = answer?;
     pruning::write_dump_of(session, run.model)?;
     if json {
-        print(&format!("{}\n", as_json(options, &answer, load_time)))?;
+        print(&format!("{}\n", as_json(options, &answer, reasoning, load_time)))?;
     }
     if options.show_timings {
         run.log.note(&answer.stats.line());
     } else if let Some(cut) = answer.stats.cut() {
         run.log.note(&cut);
     }
+    warn_if_cut(run, &answer);
     prompt_cache::taken(run, answer.stats.cached_tokens, &held);
     // If this fails, it is reported when everything else is done.
     let stored = prompt_cache::store(run, session, tokens.len(), &mut held);
@@ -140,15 +148,19 @@ fn context(run: &Run, n_tokens: usize) -> engine::Options {
 }
 
 /// `--output-format json`: the answer and its numbers.
-fn as_json(options: &Options, answer: &Answer, load_time: Duration) -> Value {
+fn as_json(options: &Options, answer: &Answer, opened: Option<&'static str>, load_time: Duration) -> Value {
+    let (reasoning, text) = parted(&answer.text, opened);
     let s = &answer.stats;
     json!({
         "model": options.model.path.display().to_string(),
-        "text": answer.text,
+        "text": text,
+        "reasoning": reasoning,
+        "complete": answer.is_whole,
         "stop_reason": answer.stop.name(),
         "stop_string": if let StopReason::StopString(t) = &answer.stop { Some(t) } else { None },
         "prompt_tokens": s.prompt_tokens,
         "generated_tokens": s.generated_tokens,
+        "reasoning_tokens": s.thought_tokens,
         "context_used": s.context_used,
         "context_size": s.context_size,
         "seed": s.seed,
@@ -165,6 +177,7 @@ fn as_json(options: &Options, answer: &Answer, load_time: Duration) -> Value {
             "prompt_pack_s": s.pack_time.as_secs_f64(),
             "prompt_tokens_per_s": s.prompt_speed(),
             "generation_s": s.generation_time.as_secs_f64(),
+            "drawing_s": s.drawing_time.as_secs_f64(),
             "generated_tokens_per_s": s.generation_speed(),
             "first_token_s": s.first_token_time.map(|t| t.as_secs_f64()),
         },

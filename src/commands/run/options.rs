@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::chat::template::Source;
 use crate::chat::terminal::{self, Tristate};
+use crate::constraint::Form;
 use crate::error::Result;
 use crate::generate::{Draft, Limits};
 use crate::{engine, log, model, prune, sampler};
@@ -28,6 +29,10 @@ pub struct Options {
     pub system_file: Option<PathBuf>,
     /// When an answer ends
     pub limits: Limits,
+    /// `--json`, `--json-schema`, `--grammar`: the form that answers are to have
+    pub form: Option<Form>,
+    /// `--reasoning-budget`: tokens that the model may think; `None`: any number
+    pub reasoning_budget: Option<u64>,
     /// `--draft`; `None`: drafts where they change nothing but the time
     pub draft: Option<Draft>,
     /// Whether a prompt is a turn in a chat template (`-cnv`) or raw text (`-no-cnv`); `Auto`: a turn if the model has a template
@@ -40,6 +45,8 @@ pub struct Options {
     pub template_kwargs: Option<serde_json::Map<String, serde_json::Value>>,
     /// Echo the prompt on stdout.
     pub display_prompt: bool,
+    /// `--verbose-prompt`: the prompt's tokens on stderr
+    pub verbose_prompt: bool,
     /// Text of the user may name special tokens (`--parse-special`).
     pub parse_special: bool,
     /// stdin is not read (`--no-stdin`).

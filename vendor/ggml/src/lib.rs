@@ -46,7 +46,7 @@ pub use exec::{ComputeError, Element, Executor, F16, NodeTime};
 pub use graph::{Builder, Graph, Rope, Slot, Tensor};
 pub use map::{Map, Pages};
 pub use quantize::{can_dequantize, can_quantize, dequantize_row, quantize, quantize_row};
-pub use sampler::{SamplerChain, SamplerParams};
+pub use sampler::{SamplerChain, SamplerStep};
 pub use schedule::Schedule;
 pub use store::{AllocError, MAPPED_ALIGNMENT, Place, Specs, Store, TensorId, TensorSpec};
 pub use types::Type;

@@ -95,7 +95,7 @@ impl Vocab {
         Ok(Vocab { model: NonNull::new(model).ok_or_else(take_error)? })
     }
 
-    fn as_ptr(&self) -> *const sys::llama_vocab {
+    pub(crate) fn as_ptr(&self) -> *const sys::llama_vocab {
         // SAFETY: the model is live.
         unsafe { sys::llama_model_get_vocab(self.model.as_ptr()) }
     }
