@@ -6,7 +6,7 @@
 
 use std::sync::LazyLock;
 
-use ggml::{Device, Type, Usage};
+use ggml::Type;
 use kernels::{Format, Isa, MAX_GEMV_TOKENS};
 
 use super::options::Kernels;
@@ -53,13 +53,13 @@ impl Kernel {
     }
 }
 
-/// A row of `kernels.csv`: what one thread does of a product with a matrix of some type, in billions of operations a second.
+/// A row of `kernels.csv`: what two cores do of a product with a matrix of some type, in billions of operations a second.
 struct Measured {
     /// Instruction set, type
     of: [&'static str; 2],
     /// Ours: of 512 tokens, and of one if we have a kernel for few
     own: [Option<f64>; 2],
-    /// ggml's, with weights as it rearranges them: of 512 tokens, of one
+    /// ggml's: of 512 tokens, of one with weights as it rearranges them
     ggml: [f64; 2],
     /// ggml's of one token, with weights as they are in the file: what it multiplies where many tokens are ours
     ggml_in_file: f64,
@@ -118,9 +118,8 @@ pub fn by_kernel(types: &[Type]) -> Vec<String> {
 
 /// The quantised types that ggml multiplies.
 pub fn quantised_types() -> Vec<Type> {
-    let cpu = Device::cpu();
-    let types = (0..u32::from(u8::MAX)).filter_map(Type::from_id).filter(|ty| ty.is_quantized());
-    types.filter(|ty| cpu.supports(cpu.buffer_type(), *ty, [256, 1, 1], Usage::MulMat)).collect()
+    let types = (0..u32::from(u8::MAX)).filter_map(Type::from_id);
+    types.filter(|ty| ty.is_quantized() && ty.multiplies(Type::F32)).collect()
 }
 
 /// Our kernels' format of a type, if they decode it themselves.

@@ -276,55 +276,54 @@ fn types() -> Vec<(Type, Format<'static>)> {
     Format::ALL.iter().map(|f| (ty(f), *f)).collect()
 }
 
-/// The shortest times of one thread, of runs that alternate.
-fn times(runners: &mut [Runner]) -> Vec<Duration> {
-    let mut best = vec![Duration::MAX; runners.len()];
-    for _ in 0..3 {
-        best.iter_mut().zip(&mut *runners).for_each(|(best, runner)| *best = runner.time(1).min(*best));
-    }
-    best
-}
+/// Bytes of a matrix that is multiplied with one token for the table: like a model, more than processors remember.
+const LARGE: usize = 400 << 20;
 
 /// Writes the rows of the best instruction set into the table: of every quantised type that ggml multiplies, in billions of operations a
-/// second, ours of 512 tokens and of one, ggml's of 512, of one, and of one with weights as they are in a file.
+/// second of all cores, ours of 512 tokens and of one, ggml's of 512, of one, and of one with weights as they are in a file.
 fn write_table(path: &Path) {
-    let (isa, cpu) = (Isa::best(), Device::cpu());
+    let isa = Isa::best();
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let old = fs::read_to_string(path).unwrap_or_default();
     let others = old.lines().filter(|l| !l.starts_with('#') && !l.starts_with(&format!("{isa},")));
     let mut rows: Vec<String> = others.map(str::to_owned).collect();
     let mut random = Random(1);
-    let (n_in, n_out) = (4096, 4096);
-    for ty in (0..u32::from(u8::MAX)).filter_map(Type::from_id).filter(|ty| ty.is_quantized()) {
-        if !cpu.supports(cpu.buffer_type(), ty, [n_in as u64, n_out as u64, 1], Usage::MulMat) {
-            continue;
-        }
+    let n_in = 4096;
+    let types = (0..u32::from(u8::MAX)).filter_map(Type::from_id);
+    for ty in types.filter(|ty| ty.is_quantized() && ty.multiplies(Type::F32)) {
         // The program is at its end before this is needed no more.
         let decode = Box::leak(Box::new(move |bytes: &[u8], out: &mut [f32]| dequantize_row(ty, bytes, out)));
         let format = Format::from_name(&ty.name()).unwrap_or(Format::Other(decode));
-        let bytes = Arc::new(random.matrix(ty, format, n_in, n_out));
-        let mut row = format!("{isa},{ty}");
-        let mut one = Vec::new();
-        for n in [512, 1] {
+        let small = random.matrix(ty, format, n_in, n_in);
+        let large = small.repeat(LARGE / small.len());
+        let mut speeds = Vec::new();
+        for (bytes, n) in [(Arc::new(small), 512), (Arc::new(large), 1)] {
+            let n_out = bytes.len() / ty.row_bytes(n_in).expect("whole blocks");
             let x: Vec<f32> = (0..n_in * n).map(|_| random.next() as f32 / (1 << 23) as f32 - 1.0).collect();
-            let weights = Weights::Rows { bytes: bytes.clone(), format, n_in, n_out, columns: None };
-            let mut runners = vec![Runner::ggml(ty, &bytes, n_in, n_out, &x, true).0];
-            if n == 1 {
-                runners.push(Runner::ggml(ty, &bytes, n_in, n_out, &x, false).0);
+            let ours = (n > 1 || format.has_gemv()).then(|| {
+                let weights = Weights::Rows { bytes: bytes.clone(), format, n_in, n_out, columns: None };
+                Runner::ours(isa, weights, n_in, n_out, &x)
+            });
+            let ggml = [true, false].map(|rearranged| Runner::ggml(ty, &bytes, n_in, n_out, &x, rearranged).0);
+            let mut runners: Vec<Option<Runner>> = std::iter::once(ours).chain(ggml.map(Some)).collect();
+            let mut best = [Duration::MAX; 3];
+            for _ in 0..3 {
+                for (best, runner) in best.iter_mut().zip(&mut runners) {
+                    *best = runner.as_mut().map_or(*best, |r| r.time(n_threads).min(*best));
+                }
             }
-            if n > 1 || format.has_gemv() {
-                runners.push(Runner::ours(isa, weights, n_in, n_out, &x));
-            }
-            let speeds = times(&mut runners).into_iter().map(|t| (2 * n_in * n_out * n) as f64 / t.as_secs_f64() / 1e9);
-            one.push(speeds.map(|s| format!("{s:.1}")).collect::<Vec<_>>());
+            speeds.push(best.map(|t| (2 * n_in * n_out * n) as f64 / t.as_secs_f64() / 1e9));
         }
-        let own_one = one[1].get(2).map_or("", String::as_str);
-        row += &format!(",{},{own_one},{},{},{}", one[0][1], one[0][0], one[1][0], one[1][1]);
+        let [many, one] = [speeds[0], speeds[1]];
+        let own_one = if format.has_gemv() { format!("{:.1}", one[0]) } else { String::new() };
+        // For prompts ggml has the better of its two.
+        let row =
+            format!("{isa},{ty},{:.1},{own_one},{:.1},{:.1},{:.1}", many[0], many[1].max(many[2]), one[1], one[2]);
         println!("{row}");
         rows.push(row);
     }
     rows.sort();
-    let head = "# instruction set, type, and billions of operations a second of one thread (4096 x 4096): ours of 512 tokens, of 1, ggml's of 512, \
-        of 1, of 1 as in the file";
+    let head = "# instruction set, type, and billions of operations a second: ours of 512 tokens, of 1; ggml's of 512, of 1, of 1 as in the file";
     fs::write(path, format!("{head}\n{}\n", rows.join("\n"))).expect("the table is written");
 }
 

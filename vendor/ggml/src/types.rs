@@ -143,7 +143,7 @@ impl Type {
     }
 
     /// Whether ggml's CPU kernels multiply rows of this type with rows of the other.
-    pub(crate) fn multiplies(self, x: Type) -> bool {
+    pub fn multiplies(self, x: Type) -> bool {
         let traits = self.cpu_traits();
         let dot = Type::from_id(traits.vec_dot_type as u32);
         traits.vec_dot.is_some() && (x == Type::F32 || dot == Some(x) || (x == Type::BF16 && dot == Some(Type::F32)))
