@@ -44,9 +44,6 @@ fn usage_errors_are_one_line_with_a_suggestion() {
     fails(&output(&["-m", "x", "--tempp", "1"]), 2, "did you mean '--temp'?");
     // Nothing is better than nonsense, and what llama.cpp has is named.
     fails(&output(&["-m", "x", "--zebra"]), 2, "unknown flag '--zebra': see --help");
-    for flag in ["--dry-base", "--xtc-threshold", "--typical-p", "--top-nsigma", "--mirostat-ent", "--sampler-seq"] {
-        fails(&output(&["-m", "x", flag, "1"]), 2, "sampler");
-    }
     for flag in
         ["--reasoning", "--reasoning-budget", "--verbose-prompt", "--in-prefix-bos", "--prefill-assistant", "-md"]
     {
@@ -730,12 +727,12 @@ fn the_file_says_how_answers_are_drawn_unless_the_user_does() {
     assert_ne!(drawn.stdout, given.stdout);
     // What pp-run does not have is said, if it is more than nothing.
     let mut doc = Forge::smallest().doc();
-    doc.f32("general.sampling.xtc_probability", 0.5);
-    doc.set("general.sampling.mirostat", common::forge::I32, 0i32.to_le_bytes());
+    doc.f32("general.sampling.novelty", 0.5);
+    doc.set("general.sampling.sameness", common::forge::I32, 0i32.to_le_bytes());
     std::fs::write(&path, doc.bytes()).unwrap();
     let said = text(&ask(&[]).stderr);
-    assert!(said.contains("drawn by xtc_probability 0.5 too, which pp-run does not have"), "{said}");
-    assert!(!said.contains("mirostat"), "{said}");
+    assert!(said.contains("drawn by novelty 0.5 too, which pp-run does not have"), "{said}");
+    assert!(!said.contains("sameness"), "{said}");
     write(f32::NAN);
     fails(&ask(&[]), 65, "general.sampling of the file cannot be used");
     let with_order = |order: &str| {
