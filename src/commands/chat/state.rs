@@ -134,6 +134,10 @@ impl<'a> Chat<'a> {
     pub fn apply_settings(&mut self, before: Option<&Options>) -> Result<()> {
         self.style = Style::new(&self.run.options.look);
         let options = &self.run.options;
+        if before.is_none_or(|b| b.sampling != options.sampling) {
+            // Settings that no answer can be drawn by are an error now, not at the next answer.
+            sampler(&self.run, self.session.as_ref(), 0)?;
+        }
         if before.is_none_or(|b| b.form != options.form) {
             self.run.grammar = options.form.as_ref().map(Grammar::new).transpose()?;
             self.constraint = constraint(&self.run)?;
