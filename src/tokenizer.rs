@@ -2,7 +2,7 @@
 
 use ggml::llama::{Vocab, knows};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, escape};
 use crate::gguf::{Gguf, Twins};
 
 /// Id of a token in the vocabulary.
@@ -126,6 +126,16 @@ impl Tokenizer {
             after: &text[end..],
             strips: [self.vocab.strips(first)[0], self.vocab.strips(last)[1]],
         })
+    }
+
+    /// A token's text for the user's eyes, that of control tokens too: a token may be a part of a character, whose bytes are shown as numbers.
+    pub fn in_words(&self, token: Token) -> String {
+        let bytes = self.piece(token, true);
+        let shown = bytes.utf8_chunks().map(|chunk| {
+            let rest: String = chunk.invalid().iter().map(|b| format!("\\x{b:02x}")).collect();
+            escape(chunk.valid()) + &rest
+        });
+        shown.collect()
     }
 
     /// Bytes of a token; control tokens have none unless `special`. Where several tokens have the same text, libllama knows it of the

@@ -751,7 +751,7 @@ fn the_file_says_how_answers_are_drawn_unless_the_user_does() {
 fn the_prompt_is_printed_as_the_model_gets_it() {
     let said = output(&["-m", smollm2().to_str().unwrap(), "-p", "Hi\n you", "-n", "1", "--verbose-prompt"]);
     let stderr = text(&said.stderr);
-    for line in ["the prompt has ", "      1 [<|im_start|>]", " '\\n'", " ' you'", "      2 [<|im_end|>]"] {
+    for line in ["the prompt has ", "      1 [<|im_start|>]", " '\\x0a'", " ' you'", "      2 [<|im_end|>]"] {
         assert!(stderr.contains(line), "{line}: {stderr}");
     }
     assert!(!text(&said.stdout).contains("im_start"));

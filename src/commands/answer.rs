@@ -10,7 +10,7 @@ use super::signals::Signals;
 use crate::chat::Template;
 use crate::constraint::{Constraint, Grammar};
 use crate::engine::{Loaded, Report, Session, Timeline};
-use crate::error::{Error, Kind, Result, escape};
+use crate::error::{Error, Kind, Result};
 use crate::generate::{Draft, Drafts, Guide, Predict, Pull, StopReason};
 use crate::log::Log;
 use crate::sampler::Sampler;
@@ -174,13 +174,10 @@ pub fn answer(
 
 /// Tokens as the model gets them, one in a line: number and text, that of special ones in brackets.
 pub fn tokens_in_lines(tokenizer: &Tokenizer, tokens: &[Token]) -> Vec<String> {
-    let line = |&token: &Token| {
-        let text = tokenizer.piece(token, false);
-        let is_special = text.is_empty();
-        let text = if is_special { tokenizer.piece(token, true) } else { text };
-        // Spaces are seen between quotes, and a line break does not break the line.
-        let text = String::from_utf8_lossy(&text).replace('\\', "\\\\").replace('\n', "\\n").replace('\t', "\\t");
-        escape(&if is_special { format!("{token:>7} [{text}]") } else { format!("{token:>7} '{text}'") })
+    let line = |&token: &Token| match (tokenizer.is_control(token), tokenizer.in_words(token)) {
+        (true, text) => format!("{token:>7} [{text}]"),
+        // Between quotes spaces are seen.
+        (false, text) => format!("{token:>7} '{text}'"),
     };
     tokens.iter().map(line).collect()
 }

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::input::read_text;
 use super::output::print;
-use crate::error::{Error, Result, escape};
+use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::tokenizer::{Token, Tokenizer};
+use crate::tokenizer::Tokenizer;
 
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -43,17 +43,8 @@ pub fn run(options: &Options) -> Result<()> {
         let ids = serde_json::to_string(&tokens).map_err(|e| Error::failed(e.to_string()))?;
         return print(&format!("{ids}\n"));
     }
-    // A token may be a part of a character: its bytes are shown as they are.
-    let piece = |t: Token| {
-        let bytes = tokenizer.piece(t, true);
-        let shown = bytes.utf8_chunks().map(|chunk| {
-            let rest: String = chunk.invalid().iter().map(|b| format!("\\x{b:02x}")).collect();
-            escape(chunk.valid()) + &rest
-        });
-        shown.collect::<String>()
-    };
     let lines = tokens.iter().fold(String::new(), |mut out, &t| {
-        let _ = writeln!(out, "{t:>6} -> '{}'", piece(t));
+        let _ = writeln!(out, "{t:>6} -> '{}'", tokenizer.in_words(t));
         out
     });
     print(&lines)

@@ -62,12 +62,7 @@ impl Model {
     pub fn kernels_in_words(&self) -> String {
         let mut counts: BTreeMap<(String, &str), usize> = BTreeMap::new();
         for weight in self.tensors.layers.iter().flat_map(Layer::weights) {
-            let whose = match weight.kernel {
-                Kernel::Own => "our own",
-                Kernel::OwnGemm => "our own for prompts, ggml's for answers",
-                Kernel::Ggml => "ggml's",
-            };
-            *counts.entry((weight.rows.ty().name(), whose)).or_default() += 1;
+            *counts.entry((weight.rows.ty().name(), weight.kernel.words())).or_default() += 1;
         }
         let parts: Vec<String> =
             counts.iter().map(|((ty, whose), n)| format!("{n} matrices in {ty}: {whose}")).collect();

@@ -33,6 +33,15 @@ impl Kernel {
         }
     }
 
+    /// Whose they are, in words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Kernel::Own => "pp-run's",
+            Kernel::OwnGemm => "pp-run's for prompts and ggml's for answers",
+            Kernel::Ggml => "ggml's",
+        }
+    }
+
     /// The kernel of a matrix on the CPU, `[n_in, n_out]` of type `ty`; `is_head` if it makes logits, of few tokens at a time.
     ///
     /// Our own kernels multiply quantised types only.
@@ -103,17 +112,12 @@ impl Measured {
 
 /// Types by the kernel that `auto` takes for them on the CPU, in words: "pp-run's: Q4_0 Q4_K".
 pub fn by_kernel(types: &[Type]) -> Vec<String> {
-    let words = [
-        (Kernel::Own, "pp-run's"),
-        (Kernel::OwnGemm, "pp-run's for prompts and ggml's for answers"),
-        (Kernel::Ggml, "ggml's"),
-    ];
-    let of = |(kernel, words): (Kernel, &str)| {
+    let of = |kernel: Kernel| {
         let types = types.iter().filter(|ty| Kernel::choose(Kernels::Auto, **ty, false) == kernel);
         let names: Vec<String> = types.map(|ty| ty.name()).collect();
-        (!names.is_empty()).then(|| format!("{words}: {}", names.join(" ")))
+        (!names.is_empty()).then(|| format!("{}: {}", kernel.words(), names.join(" ")))
     };
-    words.into_iter().filter_map(of).collect()
+    [Kernel::Own, Kernel::OwnGemm, Kernel::Ggml].into_iter().filter_map(of).collect()
 }
 
 /// The quantised types that ggml multiplies.

@@ -21,7 +21,7 @@ use ggml::{
     Device, Division, Executor, Graph, Op, Part, Parts, Place, Schedule, Slot, Source, Specs, Store, TensorSpec, Type,
     Usage, dequantize_row,
 };
-use kernels::{Acts, ColumnLayout, Columns, Format, Isa, MAX_GEMV_TOKENS, Out, Panels, Row, token_bytes};
+use kernels::{Acts, ColumnLayout, Columns, Format, Isa, MAX_GEMV_TOKENS, Out, Packed, Row, token_bytes};
 
 const SHAPES: [(usize, usize); 5] = [(576, 1536), (1536, 576), (4096, 4096), (4096, 11008), (11008, 4096)];
 const TOKENS: [usize; 4] = [1, 8, 64, 512];
@@ -155,7 +155,7 @@ impl Op for Product {
                             let (n, columns, mut out) = (range.len(), columns.as_ref(), Tokens(&mut out));
                             panel.resize(n.div_ceil(isa.panel_rows()) * isa.panel_bytes(acts.k()), 0);
                             isa.pack(&row, n, *n_in, columns, &mut panel);
-                            let panels = Panels { bytes: &panel, format: *format, is_kept: columns.is_some() };
+                            let panels = Packed { bytes: &panel, format: *format, is_kept: columns.is_some() };
                             isa.gemm(panels, n, acts, &tokens, &mut out);
                         }
                     }
@@ -279,14 +279,25 @@ fn types() -> Vec<(Type, Format<'static>)> {
 /// Bytes of a matrix that is multiplied with one token for the table: like a model, more than processors remember.
 const LARGE: usize = 400 << 20;
 
+/// The table's first line.
+const HEAD: &str = "# instruction set, type, and billions of operations a second: ours of 512 tokens, of 1; ggml's of 512, of 1, of 1 as in the file";
+
 /// Writes the rows of the best instruction set into the table: of every quantised type that ggml multiplies, in billions of operations a
 /// second of all cores, ours of 512 tokens and of one, ggml's of 512, of one, and of one with weights as they are in a file.
 fn write_table(path: &Path) {
     let isa = Isa::best();
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let old = fs::read_to_string(path).unwrap_or_default();
-    let others = old.lines().filter(|l| !l.starts_with('#') && !l.starts_with(&format!("{isa},")));
-    let mut rows: Vec<String> = others.map(str::to_owned).collect();
+    let is_other =
+        |l: &&str| !l.starts_with(HEAD) && ![format!("{isa},"), format!("# {isa}:")].iter().any(|of| l.starts_with(of));
+    let mut rows: Vec<String> = old.lines().filter(is_other).map(str::to_owned).collect();
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = cpus
+        .lines()
+        .find_map(|l| l.strip_prefix("model name"))
+        .unwrap_or(": unknown")
+        .trim_start_matches([' ', '\t', ':']);
+    rows.push(format!("# {isa}: {n_threads} cores of {name}"));
     let mut random = Random(1);
     let n_in = 4096;
     let types = (0..u32::from(u8::MAX)).filter_map(Type::from_id);
@@ -323,8 +334,7 @@ fn write_table(path: &Path) {
         rows.push(row);
     }
     rows.sort();
-    let head = "# instruction set, type, and billions of operations a second: ours of 512 tokens, of 1; ggml's of 512, of 1, of 1 as in the file";
-    fs::write(path, format!("{head}\n{}\n", rows.join("\n"))).expect("the table is written");
+    fs::write(path, format!("{HEAD}\n{}\n", rows.join("\n"))).expect("the table is written");
 }
 
 fn main() {

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use ggml::{Division, Op, Parts, Source};
-use kernels::{Acts, GemvActs, Isa, MAX_GEMV_TOKENS, Out, Panels, token_bytes};
+use kernels::{Acts, GemvActs, Isa, MAX_GEMV_TOKENS, Out, Packed, token_bytes};
 
 use super::gemv::share;
 use super::operand::{Combine, Operand, Operands};
@@ -270,7 +270,7 @@ impl ExpertProduct {
                     let rows = operands.rows(which);
                     isa.pack(&|i| rows.row(first + start + i, &[]), n, k, None, panels);
                 }
-                let panels = |which: usize| Panels {
+                let panels = |which: usize| Packed {
                     bytes: &panels[which],
                     format: operands.rows(which).format(),
                     is_kept: false,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ggml::{Division, Op, Part, Parts, Source};
-use kernels::{Acts, Columns, Isa, Out, Panels};
+use kernels::{Acts, Columns, Isa, Out, Packed};
 
 use super::clock::Clock;
 use super::operand::{Combine, Operand, Operands};
@@ -143,7 +143,7 @@ impl PanelProduct {
                 if let Some(clock) = &self.clock {
                     clock.add_pack(began.elapsed());
                 }
-                let panels = |which: usize| Panels {
+                let panels = |which: usize| Packed {
                     bytes: packed(which).unwrap_or(&scratch[which]),
                     format: shared.operands.rows(number + which).format(),
                     is_kept: columns.is_some(),

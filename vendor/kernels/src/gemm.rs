@@ -17,7 +17,7 @@ pub trait Out {
 
 /// Rows in panels, as [`crate::Isa::pack`] wrote them.
 #[derive(Debug, Clone, Copy)]
-pub struct Panels<'a> {
+pub struct Packed<'a> {
     /// Panels, one after the other
     pub bytes: &'a [u8],
     /// The rows' format
@@ -145,9 +145,9 @@ fn multiply<S: Simd, const T: usize>(
 
 /// See [`crate::Isa::gemm`] and [`crate::Isa::gemm_gated`].
 pub(crate) struct Gemm<'a> {
-    pub first: Panels<'a>,
+    pub first: Packed<'a>,
     /// With as many others the product is `act(first) * second`.
-    pub second: Option<(Panels<'a>, Activation)>,
+    pub second: Option<(Packed<'a>, Activation)>,
     pub n_rows: usize,
     pub acts: Acts<'a>,
     pub tokens: &'a [usize],

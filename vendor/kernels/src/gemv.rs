@@ -193,16 +193,19 @@ impl Kernel for Gemv<'_, '_> {
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
         let Gemv { acts, row, n_rows, done } = self;
+        let (mut i, mut next) = (0, (n_rows > 0).then(|| row(0)));
         // No closure: it would be without the instructions, see `Simd`.
         macro_rules! run {
             ($t:literal) => {
-                for i in 0..n_rows {
-                    // The processor reads ahead by itself, but not beyond a page of memory.
-                    if i + 1 < n_rows {
-                        s.prefetch(row(i + 1).bytes);
+                while let Some(now) = next {
+                    next = (i + 1 < n_rows).then(|| row(i + 1));
+                    if let Some(next) = next {
+                        // The processor reads ahead by itself, but not beyond a page of memory.
+                        s.prefetch(next.bytes);
                     }
-                    debug_assert_eq!(row(i).format.name(), acts.format, "rows of the format");
-                    done(i, &dot_row::<S, $t>(s, row(i), acts));
+                    debug_assert_eq!(now.format.name(), acts.format, "rows of the format");
+                    done(i, &dot_row::<S, $t>(s, now, acts));
+                    i += 1;
                 }
             };
         }

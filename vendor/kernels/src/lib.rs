@@ -36,7 +36,7 @@ pub use acts::{Acts, GROUP, token_bytes};
 pub use attend::{Cells, Elements, Query, Scores};
 pub use columns::{ColumnActs, ColumnLayout, Columns};
 pub use formats::{Decode, Format, Row};
-pub use gemm::{Out, Panels};
+pub use gemm::{Out, Packed};
 pub use gemv::{GemvActs, MAX_GEMV_TOKENS};
 pub use isa::{Feature, Isa, features};
 pub use math::Activation;
@@ -118,7 +118,7 @@ impl Isa {
     /// # Panics
     /// If panels have another number of inputs than the activations, or there are more or fewer, or a token is beyond them. What panels are said to
     /// be of decides how they are read: if it is something else, products are anything.
-    pub fn gemm(self, panels: Panels, n_rows: usize, acts: Acts, tokens: &[usize], out: &mut dyn Out) {
+    pub fn gemm(self, panels: Packed, n_rows: usize, acts: Acts, tokens: &[usize], out: &mut dyn Out) {
         GEMM_GROUPS.with_borrow_mut(|arranged| {
             self.run(gemm::Gemm { first: panels, second: None, n_rows, acts, tokens, arranged, out });
         })
@@ -131,7 +131,7 @@ impl Isa {
     pub fn gemm_gated(
         self,
         act: Activation,
-        [gate, up]: [Panels; 2],
+        [gate, up]: [Packed; 2],
         n_rows: usize,
         acts: Acts,
         tokens: &[usize],

@@ -7,7 +7,7 @@ use fastrand::Rng;
 use super::{Block, Format, Row, Weight, with_weight};
 use crate::acts::{Acts, token_bytes};
 use crate::columns::Columns;
-use crate::gemm::{Out, Panels};
+use crate::gemm::{Out, Packed};
 use crate::gemv::MAX_GEMV_TOKENS;
 use crate::isa::{Isa, Kernel, Simd};
 
@@ -122,7 +122,7 @@ fn products_are_those_of_decoded_rows() {
             let mut panel = vec![0; isa.panel_bytes(n_in)];
             isa.pack(&row, n_rows, n_in, None, &mut panel);
             let mut by_token = Results(vec![vec![0.0; n_rows]; tokens.len()]);
-            let panels = Panels { bytes: &panel, format, is_kept: false };
+            let panels = Packed { bytes: &panel, format, is_kept: false };
             isa.gemm(panels, n_rows, acts, &(0..tokens.len()).collect::<Vec<_>>(), &mut by_token);
             let out: Vec<_> = (0..n_rows).map(|i| by_token.0.iter().map(|x| x[i]).collect()).collect();
             check(&out, &rows, &tokens, &format!("gemm {isa} {format:?}"));

@@ -33,6 +33,7 @@ macro_rules! op {
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const GEMM_TOKENS: usize = 6;
+    const GEMM_VECS: usize = 2;
     const ATTEND_VECS: usize = 4;
     const OFFSET: i32 = 128;
     type I = __m512i;

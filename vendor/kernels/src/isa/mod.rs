@@ -27,8 +27,6 @@ mod tests;
 use std::fmt;
 use std::sync::OnceLock;
 
-use crate::panel::VECS;
-
 /// An instruction set that the processor has.
 #[derive(Debug, Clone, Copy)]
 pub struct Isa(InstructionSet);
@@ -172,7 +170,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Tokens that a gemm multiplies at once: as many as the registers allow.
     const GEMM_TOKENS: usize;
     /// Vectors of a panel's rows that a gemm multiplies at once: 1 or 2, as the registers allow. It is 1 with [`Simd::SMALL_SUMS`].
-    const GEMM_VECS: usize = VECS;
+    const GEMM_VECS: usize;
     /// Vectors of sums that attention keeps in registers for each of six queries.
     const ATTEND_VECS: usize;
     /// What is added to an 8-bit code of a weight before it is stored: 128 where [`Simd::dot`] takes weights without sign, else 0.

@@ -1,7 +1,7 @@
 //! Products of many tokens with packed rows, or their kept columns.
 
 use fastrand::Rng;
-use kernels::{Activation, Acts, Columns, Format, GROUP, Isa, Out, Panels, Row, token_bytes};
+use kernels::{Activation, Acts, Columns, Format, GROUP, Isa, Out, Packed, Row, token_bytes};
 
 use crate::common::*;
 
@@ -95,7 +95,7 @@ impl<'a> Case<'a> {
         };
         let panels: Vec<Vec<u8>> = (0..1 + usize::from(self.gated.is_some())).map(packed).collect();
         let (n_rows, tokens) = (self.n_rows(), &self.tokens[..]);
-        let of = |which: usize| Panels { bytes: &panels[which], format: self.format, is_kept: columns.is_some() };
+        let of = |which: usize| Packed { bytes: &panels[which], format: self.format, is_kept: columns.is_some() };
         match self.gated {
             None => isa.gemm(of(0), n_rows, acts, tokens, &mut out),
             Some(act) => isa.gemm_gated(act, [of(0), of(1)], n_rows, acts, tokens, &mut out),
