@@ -500,7 +500,7 @@ fn terminals_are_left_as_they_were() {
         shell.expect("ready$ ");
         shell.send("fg\r");
         shell.expect("pp-run -m");
-        std::thread::sleep(Duration::from_millis(200));
+        shell.keeps_enter();
         shell.resize(columns, 10);
         shell.send("hello\r");
         shell.expect("wrote");

@@ -266,12 +266,22 @@ impl Keys {
     /// Stops the program until the shell lets it go on.
     #[cfg(unix)]
     fn suspend(&self) {
+        use std::time::{Duration, Instant};
         let Some(hush) = &self.hush else { return };
+        let continued = Arc::new(AtomicBool::new(false));
+        let handler = signal_hook::flag::register(signal_hook::consts::SIGCONT, continued.clone());
         hush.lend(|| {
             let _ = rustix::process::kill_current_process_group(rustix::process::Signal::TSTP);
-            // Another thread may take the signal, a little later.
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            // Another thread may take the signal later than this one goes on: the editor must not have the terminal by then. Where no shell
+            // could continue the program, the system does not stop it, and so there is an end to the waiting.
+            let end = Instant::now() + Duration::from_secs(1);
+            while handler.is_ok() && !continued.load(Ordering::Relaxed) && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(10));
+            }
         });
+        if let Ok(id) = handler {
+            signal_hook::low_level::unregister(id);
+        }
     }
 
     /// On other systems there is nothing to go back to.
