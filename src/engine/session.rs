@@ -361,7 +361,12 @@ impl<'m> Session<'m> {
         let after = identity(setup.as_ref().map(|s| &s.pruning));
         self.is_mixed |= !self.tokens.is_empty() && before != after;
         self.pruned = None;
-        let Some(Setup { pruning, source, dump, costs }) = setup else { return Ok(()) };
+        let Some(Setup { mut pruning, source, dump, costs }) = setup else { return Ok(()) };
+        // Fixed masks are reduced in advance.
+        if !matches!(source, MaskSource::Fixed(..)) {
+            let model = self.engine.model;
+            pruning.reside(model.layers(), model.placement(), self.engine.n_threads_batch)?;
+        }
         let share = pruning.plan.kept_share(true);
         let of_answers = pruning.options.answer > 0.0;
         let (mut policy, fixed) = match source {

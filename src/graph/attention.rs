@@ -10,7 +10,7 @@ use super::inputs::{Input, Rows};
 use super::matmul::{Ahead, Kept, Part};
 use super::ops::{Temper, attend};
 use super::states::States;
-use crate::prune::{Block, BlockKind, GatherHeads, Notes, Pruning, Role, SpreadHeads};
+use crate::prune::{self, Block, BlockKind, GatherHeads, Notes, Pruning, Role, SpreadHeads};
 use crate::weights::{Attention, KeysValues, Linear, Norm, Rotary};
 
 /// From so many cells on ggml's flash attention of a single query gives each thread some of them (ops.cpp), if they are F16 or F32.
@@ -34,7 +34,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             None => out?,
             Some(rows) => {
                 let of_rows = self.attention_of(&mut States::normalised(x, norm), w, None, Rows::Dense, il);
-                self.with_rows(out, of_rows, rows, x.ne()[1])
+                self.with_rows(out, of_rows, rows, x.ne()[1], il)
             }
         };
         Some(self.name(out, "attn_out", il))
@@ -211,7 +211,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         notes: &mut Notes,
     ) -> Kept<'a, 'g> {
         let g = self.g;
-        self.begin_probe(x);
+        self.begin_probe(x, notes.block.il);
         let mut of_rows = probe.rows.map(|rows| self.rows(states, rows));
         let states = of_rows.as_mut().unwrap_or(states);
         let mut ahead = None;
@@ -376,12 +376,16 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let (g, cache, n_kv) = (self.g, self.task.cache, self.task.layout.n_kv);
         let (mut k, mut v) = (cache.k(g, il, n_kv, seqs.clone()), cache.v(g, il, n_kv, seqs));
         // A kept head has its keys and values copied together, unless the tokens are so few that attention of all heads is
-        // less work than the copies.
+        // less work than the copies, or a GPU attends, which makes little of both.
         let n_head = w.n_head;
-        let spread = kept.filter(|kept| n_each * (n_head - kept.n) <= 2 * kept.n);
+        let is_stock = self.is_stock(il);
+        let spread = kept.filter(|kept| is_stock || n_each * (n_head - kept.n) <= 2 * kept.n);
         if let Some(kept) = spread {
             let [d, _, n, _] = q.ne();
-            q = g.custom(Type::F32, [d, n_head, n, 1], &[q, kept.ids], SpreadHeads { n_head });
+            q = match is_stock {
+                true => prune::stock_spread(g, q, kept.ids, n_head),
+                false => g.custom(Type::F32, [d, n_head, n, 1], &[q, kept.ids], SpreadHeads { n_head }),
+            };
         } else if let Some(kept) = kept {
             [k, v] = [k, v].map(|t| {
                 let [n, _, m, n_seq] = t.ne();
@@ -398,7 +402,10 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let Some(kept) = spread else { return out };
         let (d, n) = (w.n_embd_head, out.ne()[1]);
         let heads = g.reshape(out, [d, n_head, n, 1]);
-        let heads = g.custom(Type::F32, [d, kept.n, n, 1], &[heads, kept.ids], GatherHeads { n_rep: 1 });
+        let heads = match is_stock {
+            true => prune::stock_heads(g, heads, kept.ids),
+            false => g.custom(Type::F32, [d, kept.n, n, 1], &[heads, kept.ids], GatherHeads { n_rep: 1 }),
+        };
         g.reshape(heads, [d * kept.n, n, 1, 1])
     }
 

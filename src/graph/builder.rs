@@ -24,6 +24,8 @@ pub struct Task<'a> {
     pub store: &'a Rc<Store>,
     /// Layers of the model
     pub n_layer: usize,
+    /// From this layer on blocks run on a GPU: the pass takes operations there that every backend has
+    pub stock_from: usize,
     /// The cache that it reads and writes
     pub cache: &'a KvCache,
     /// The batch's layout
@@ -69,6 +71,11 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let inputs = Inputs::new(g, task.layout, task.cache);
         let divides_by_threads = Cell::new(false);
         GraphBuilder { g, task, inputs, notes: Vec::new(), is_probing: false, observed_rows: None, divides_by_threads }
+    }
+
+    /// Whether the pass takes stock operations in a layer.
+    pub(super) fn is_stock(&self, il: usize) -> bool {
+        il >= self.task.stock_from
     }
 
     /// A tensor of the model's weights, or of the reduced ones.

@@ -47,13 +47,13 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
                 Some(0) => Choice::Dropped,
                 Some(n) => {
                     let ids = self.inputs.get(Input::Kept(block, n));
-                    Choice::Kept(Kept { ids, n, width, reduced: None, ahead: None })
+                    Choice::Kept(Kept { ids, n, width, block, reduced: None, ahead: None })
                 }
             },
             Pass::Probe { pruning, observe } => match pruning.plan.kept(block) {
                 None => Choice::Dense,
                 Some(0) => Choice::Dropped,
-                Some(_) => Choice::Probe(pruning, self.probe(x, pruning, observe)),
+                Some(_) => Choice::Probe(pruning, self.probe(x, block.il, pruning, observe)),
             },
         }
     }
@@ -80,7 +80,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         }
     }
 
-    /// What a block adds to `n` rows: `out` `[n_embd, n]`, or nothing, but for the dense `rows` I32 `[n_dense]`, which have `of_rows`
+    /// What a block of layer `il` adds to `n` rows: `out` `[n_embd, n]`, or nothing, but for the dense `rows` I32 `[n_dense]`, which have `of_rows`
     /// `[n_embd, n_dense]`.
     pub(super) fn with_rows(
         &self,
@@ -88,7 +88,12 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         of_rows: Tensor<'g>,
         rows: Tensor<'g>,
         n: usize,
+        il: usize,
     ) -> Tensor<'g> {
+        if self.is_stock(il) {
+            let all = out.unwrap_or_else(|| self.g.zeros([of_rows.ne()[0], n, 1, 1]));
+            return self.g.set_rows(all, of_rows, rows);
+        }
         let sources: Vec<Tensor<'g>> = [of_rows, rows].into_iter().chain(out).collect();
         self.g.custom(Type::F32, [of_rows.ne()[0], n, 1, 1], &sources, PutRows)
     }
@@ -98,7 +103,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             None => Choice::Dense,
             Some(units) => {
                 let (ids, n) = (self.leaf(units.ids), units.n);
-                Choice::Kept(Kept { ids, n, width, reduced: Some((reduced, block)), ahead: None })
+                Choice::Kept(Kept { ids, n, width, block, reduced: Some(reduced), ahead: None })
             }
         }
     }
@@ -118,15 +123,15 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         is_last && layout.n_wanted < layout.n_tokens() && !observes
     }
 
-    /// Stage pick: the probe of a block that gets the residual stream `x`.
-    pub(super) fn probe(&mut self, x: Tensor<'g>, pruning: &Pruning, observe: bool) -> Probe<'g> {
+    /// Stage pick: the probe of a block of layer `il` that gets the residual stream `x`.
+    pub(super) fn probe(&mut self, x: Tensor<'g>, il: usize, pruning: &Pruning, observe: bool) -> Probe<'g> {
         let layout = self.task.layout;
         let (n_seq, n_each) = layout.samples();
         let shape = pruning.probe(n_seq, n_each - layout.n_dense());
         let rows = if pruning.probes_all() && layout.n_dense() == 0 {
             None
         } else if pruning.picks_by_residual() {
-            Some(prune::pick(self.g, x, shape, n_seq, layout.dense))
+            Some(prune::pick(self.g, x, shape, n_seq, layout.dense, self.is_stock(il)))
         } else {
             Some(self.inputs.get(Input::ProbeRows(shape)))
         };
@@ -136,8 +141,8 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
     }
 
     /// From here on what is built is a probe's; its time begins once `x` is computed.
-    pub(super) fn begin_probe(&mut self, x: Tensor<'g>) {
-        self.mark(x, true);
+    pub(super) fn begin_probe(&mut self, x: Tensor<'g>, il: usize) {
+        self.mark(x, il, true);
         self.is_probing = true;
     }
 
@@ -155,8 +160,8 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let text = self.probes_text(probe);
         let ids = prune::choose(self.g, pruning, states, (pos, text), shape, observe, notes);
         self.is_probing = false;
-        self.mark(ids, false);
-        Kept { ids, n: ids.ne()[0], width, reduced: None, ahead: None }
+        self.mark(ids, notes.block.il, false);
+        Kept { ids, n: ids.ne()[0], width, block: notes.block, reduced: None, ahead: None }
     }
 
     /// [`GraphBuilder::text`] of the probe's rows.
@@ -165,8 +170,12 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         Some(probe.rows.map_or(text, |rows| self.g.get_rows(text, rows)))
     }
 
-    /// Starts or ends the time of a probe, once `after` is computed.
-    fn mark(&self, after: Tensor<'g>, is_start: bool) {
+    /// Starts or ends the time of a probe, once `after` is computed. Those of blocks that a GPU computes are not timed: it would wait for the
+    /// host, which has the clock.
+    fn mark(&self, after: Tensor<'g>, il: usize, is_start: bool) {
+        if self.is_stock(il) {
+            return;
+        }
         let op = Mark { clock: self.task.clock.clone(), is_start };
         self.g.expand(self.g.custom(Type::F32, [1, 1, 1, 1], &[after], op));
     }
@@ -198,7 +207,8 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             Pieces::Any(_) => 1,
         };
         let text = self.text();
-        if prune::note(self.g, self.task.pass, (states, text), n_seq, kept.is_some(), &mut notes) {
+        let how = [kept.is_some(), self.is_stock(notes.block.il)];
+        if prune::note(self.g, self.task.pass, (states, text), n_seq, how, &mut notes) {
             self.notes.push(notes);
         }
     }

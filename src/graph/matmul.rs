@@ -9,7 +9,7 @@ use kernels::MAX_GEMV_TOKENS;
 use super::builder::GraphBuilder;
 use super::ops::{self, ColumnProduct, Combine, Operand, PanelProduct, RowProduct};
 use super::states::States;
-use crate::prune::{Block, GatherColumns, GatherRows, Reduced, ReducedLinear, ReducedMatrix, Role, column_type};
+use crate::prune::{self, Block, GatherColumns, GatherRows, Pass, Reduced, ReducedLinear, ReducedMatrix, Role, column_type};
 use crate::weights::{Activation, Kernel, Linear, Norm, Weight, has_gemv};
 
 /// Which part of a matrix is multiplied.
@@ -32,8 +32,10 @@ pub struct Kept<'a, 'g> {
     pub n: usize,
     /// Rows or columns of a unit
     pub width: usize,
-    /// Their weights, if these were reduced in advance, and the block that they are of
-    pub reduced: Option<(&'a Reduced, Block)>,
+    /// The block that they are of
+    pub block: Block,
+    /// Their weights, if these were reduced in advance
+    pub reduced: Option<&'a Reduced>,
     /// What some rows of the batch have of the block's first product already
     pub ahead: Option<Ahead<'g>>,
 }
@@ -50,7 +52,7 @@ pub struct Ahead<'g> {
 impl<'a> Kept<'a, '_> {
     /// A matrix, if it was reduced in advance.
     fn reduced(&self, role: Role) -> Option<&'a ReducedLinear> {
-        self.reduced.and_then(|(reduced, block)| reduced.linear(block, role))
+        self.reduced.and_then(|reduced| reduced.linear(self.block, role))
     }
 }
 
@@ -221,6 +223,11 @@ impl<'g> GraphBuilder<'_, 'g> {
             None => return (self.all_rows_by_ggml(states, &linear.weight), self.rows_of_bias(linear, part)),
             Some((kept, role)) => match kept.reduced(role).map(|r| &r.matrix) {
                 Some(&ReducedMatrix::Ggml(id)) => self.leaf(id),
+                _ if linear.weight.kernel == Kernel::Stock => {
+                    let tensor = self.leaf(linear.weight.id);
+                    let all = linear.weight.among.clone().unwrap_or(0..tensor.ne()[1]);
+                    prune::stock_rows(g, tensor, all, kept.ids, kept.width)
+                }
                 _ => {
                     let (matrix, width) = (linear.weight.rows.clone(), kept.width);
                     let ne = [matrix.n_in(), kept.n * width, 1, 1];
@@ -270,6 +277,10 @@ impl<'g> GraphBuilder<'_, 'g> {
                 let operand = Operand::all(matrix.clone(), None);
                 self.panel_product(states, vec![operand], Combine::Stack, Some(kept), Some(kept.width), matrix.n_out())
             }
+            _ if linear.weight.kernel == Kernel::Stock => {
+                let columns = prune::stock_columns(g, self.columns_of(kept.block), kept.ids, kept.width);
+                g.mul_mat(columns, self.floats(states))
+            }
             _ => {
                 let (n_columns, width) = (kept.n * kept.width, kept.width);
                 let ne = [n_columns, matrix.n_out(), 1, 1];
@@ -284,6 +295,15 @@ impl<'g> GraphBuilder<'_, 'g> {
             None => linear.bias.as_ref().map(|b| self.vector(b)),
         };
         self.biased(product, bias)
+    }
+
+    /// The last matrix of a block that a GPU computes, with its columns as rows.
+    fn columns_of(&self, block: Block) -> Tensor<'g> {
+        let (Pass::Probe { pruning, .. } | Pass::Given(pruning)) = self.task.pass else {
+            unreachable!("units are reduced in advance in other passes")
+        };
+        let (store, resident) = pruning.resident(block).expect("the session has brought it there");
+        self.g.leaf(store, resident.columns)
     }
 
     /// Some rows of a product: a view, unless they are all.
@@ -315,6 +335,6 @@ impl<'g> GraphBuilder<'_, 'g> {
 
     /// Whether our own kernels attend for the queries that a weight makes: where they multiply it at all.
     pub(super) fn attends(&self, q: &Weight) -> bool {
-        q.kernel != Kernel::Ggml && self.task.cache.params().flash_attn
+        q.kernel.is_ever_own() && self.task.cache.params().flash_attn
     }
 }

@@ -6,7 +6,7 @@ use super::builder::GraphBuilder;
 use super::choice::{Choice, Probe};
 use super::matmul::{Ahead, Kept, Part};
 use super::states::States;
-use crate::prune::{Block, BlockKind, MeanLeftOut, Notes, Pass, Role};
+use crate::prune::{self, Block, BlockKind, MeanLeftOut, Notes, Pass, Role};
 use crate::weights::{Mlp, Norm};
 
 impl<'g> GraphBuilder<'_, 'g> {
@@ -24,7 +24,7 @@ impl<'g> GraphBuilder<'_, 'g> {
                 let inside = self.inside(&mut states, w, None);
                 self.note_dense_rows(inside, block);
                 let of_rows = self.matmul(&mut States::new(inside), w.last(), Part::All);
-                self.with_rows(out, of_rows, rows, x.ne()[1])
+                self.with_rows(out, of_rows, rows, x.ne()[1], il)
             }
         };
         Some(self.name(out, "ffn_out", il))
@@ -43,17 +43,17 @@ impl<'g> GraphBuilder<'_, 'g> {
                 if let Pass::Given(pruning) = self.task.pass
                     && pruning.fills_in()
                 {
-                    let probe = self.probe(x, pruning, false);
+                    let probe = self.probe(x, block.il, pruning, false);
                     let (inside, _) = self.probe_inside(&mut states, w, probe);
-                    left_out = Some(self.left_out(inside, &kept));
+                    left_out = Some(self.left_out(inside, &kept, block.il));
                 }
                 Some(kept)
             }
             Choice::Probe(pruning, probe) => {
-                self.begin_probe(x);
+                self.begin_probe(x, block.il);
                 let (inside, ahead) = self.probe_inside(&mut states, w, probe);
                 let kept = Kept { ahead, ..self.end_probe(pruning, probe, inside, 1, &mut notes) };
-                left_out = pruning.fills_in().then(|| self.left_out(inside, &kept));
+                left_out = pruning.fills_in().then(|| self.left_out(inside, &kept, block.il));
                 Some(kept)
             }
         };
@@ -93,7 +93,10 @@ impl<'g> GraphBuilder<'_, 'g> {
     }
 
     /// What stands in for the channels that are left out: their means over the probe's states `[n_ff, n_rows]`, F32 `[n_ff, 1]`.
-    fn left_out(&self, states: Tensor<'g>, kept: &Kept<'_, 'g>) -> Tensor<'g> {
+    fn left_out(&self, states: Tensor<'g>, kept: &Kept<'_, 'g>, il: usize) -> Tensor<'g> {
+        if self.is_stock(il) {
+            return prune::stock_left_out(self.g, states, kept.ids);
+        }
         self.g.custom(Type::F32, [states.ne()[0], 1, 1, 1], &[states, kept.ids], MeanLeftOut)
     }
 

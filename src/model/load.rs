@@ -54,7 +54,7 @@ impl Model {
 
     /// Whether our kernels multiply any weight of the layers; never [`Kernels::Auto`].
     pub fn kernels(&self) -> Kernels {
-        let is_own = |l: &Layer| l.weights().iter().any(|w| w.kernel != Kernel::Ggml);
+        let is_own = |l: &Layer| l.weights().iter().any(|w| w.kernel.is_ever_own());
         if self.tensors.layers.iter().any(is_own) { Kernels::Native } else { Kernels::Ggml }
     }
 
@@ -156,7 +156,9 @@ impl Model {
     }
 
     fn task<'a>(&'a self, cache: &'a KvCache, layout: &'a Layout, pass: Pass<'a>, clock: &'a Arc<Clock>) -> Task<'a> {
-        Task { store: &self.store, n_layer: self.hparams.n_layer, cache, layout, pass, clock }
+        let is_stock = |l: &Layer| l.attn.q.weight.kernel == Kernel::Stock;
+        let stock_from = self.tensors.layers.iter().position(is_stock).unwrap_or(usize::MAX);
+        Task { store: &self.store, n_layer: self.hparams.n_layer, stock_from, cache, layout, pass, clock }
     }
 
     /// The graph of a micro-batch.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::weights::Dims;
+use crate::weights::{Dims, Layer, Linear};
 
 /// One of the two blocks of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,6 +65,14 @@ impl Block {
         match self.kind {
             BlockKind::Attn => dims.layers[self.il].n_embd_head,
             BlockKind::Mlp => 1,
+        }
+    }
+
+    /// The matrix that makes its output.
+    pub fn last(self, layers: &[Layer]) -> &Linear {
+        match self.kind {
+            BlockKind::Attn => &layers[self.il].attn.output,
+            BlockKind::Mlp => layers[self.il].mlp.last(),
         }
     }
 

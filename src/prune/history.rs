@@ -23,6 +23,11 @@ impl History {
         &self.h[start..start + self.n_channels]
     }
 
+    /// All means, position by position.
+    pub fn means(&self) -> &[f32] {
+        &self.h
+    }
+
     /// Takes in a batch's full inference by an exponential moving average: only the channels that were computed change.
     /// `energy` holds means of squares over the batch, `[n_rows, channels.len()]`, for the rows from `first` on.
     pub fn update(&mut self, momentum: f32, first: usize, channels: &[usize], energy: &[f32]) {

@@ -24,6 +24,7 @@ mod calibration;
 mod cost;
 mod history;
 mod left_out;
+mod made;
 mod observed;
 mod options;
 mod pass;
@@ -33,9 +34,11 @@ mod pruning;
 mod record;
 mod reduce;
 mod reduced;
+mod resident;
 mod score;
 mod select;
 mod setup;
+mod stock;
 
 pub use block::{Block, BlockKind, Masks, all_blocks};
 pub use budget::{Curve, Shares, between, parse as parse_plan, saved};
@@ -53,3 +56,7 @@ pub use reduce::{GatherColumns, GatherHeads, GatherRows, OwnColumns, SpreadHeads
 pub use reduced::{LeftOut, Reduced, ReducedLinear, ReducedMatrix, Role};
 pub use score::Formula;
 pub use setup::{MaskSource, Setup, Sources, prepare};
+pub use stock::{
+    gather_columns as stock_columns, gather_heads as stock_heads, gather_rows as stock_rows, mean_left_out as stock_left_out,
+    spread_heads as stock_spread,
+};

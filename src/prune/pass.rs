@@ -9,6 +9,7 @@ use super::pruning::Pruning;
 use super::reduced::Reduced;
 use super::score::{Energy, EnergyByPosition, Formula, Moments, Score};
 use super::select::Select;
+use super::stock::{self, Scoring};
 
 /// What a batch does about pruning, with what it needs for it.
 #[derive(Debug, Clone, Copy)]
@@ -91,9 +92,20 @@ impl Notes {
 }
 
 /// Stage pick: row numbers I32 `[n_rows]` of the probe of largest residual importance, of the residual stream `x` `[n_embd, n_tokens]`
-/// of `n_seq` samples; but for so many rows at its beginning and its end, which run dense.
-pub fn pick<'g>(g: &Builder<'g>, x: Tensor<'g>, probe: ProbeShape, n_seq: usize, dense: [usize; 2]) -> Tensor<'g> {
+/// of `n_seq` samples; but for so many rows at its beginning and its end, which run dense. A block that a GPU computes `is_stock`.
+pub fn pick<'g>(
+    g: &Builder<'g>,
+    x: Tensor<'g>,
+    probe: ProbeShape,
+    n_seq: usize,
+    dense: [usize; 2],
+    is_stock: bool,
+) -> Tensor<'g> {
     let n_tokens = x.ne()[1];
+    if is_stock {
+        let n_each = (n_tokens - dense[0] - dense[1]) / n_seq;
+        return stock::pick(g, x, probe, dense[0], [n_seq, n_each]);
+    }
     let squares = g.custom(Type::F32, [1, n_tokens, 1, 1], &[x], SquaredNorms);
     let [first, last] = dense;
     let pick = PickByResidual { probe, first, n_seq, n_each: (n_tokens - first - last) / n_seq };
@@ -114,63 +126,86 @@ pub fn choose<'g>(
 ) -> Tensor<'g> {
     let block = notes.block;
     let state = pruning.block(block);
+    let resident = pruning.resident(block);
     let is_normalised = pruning.formula == Formula::Normalised;
     let normalised = (is_normalised || observe).then(|| normalise(g, states));
     let dims = pruning.plan.dims();
-    let op = Score {
-        formula: pruning.formula,
-        width: block.width(dims),
-        n_each: probe.n_each,
-        constants: state.constants.clone(),
-        prior: state.prior.clone(),
-        history: state.history.clone(),
-        by_position: state.history.is_some() && pruning.options.history == HistoryKind::Position,
-    };
+    let width = block.width(dims);
+    let by_position = state.history.is_some() && pruning.options.history == HistoryKind::Position;
     let scored = normalised.filter(|_| is_normalised).unwrap_or(states);
-    let sources: Vec<Tensor<'g>> = [scored, pos].into_iter().chain(text).collect();
-    let scores = g.custom(Type::F32, [1, block.units(dims), 1, 1], &sources, op);
+    let scores = match resident {
+        Some((store, block)) => {
+            let by_position = by_position.then_some((probe.n_each, pos));
+            let how = Scoring { formula: pruning.formula, width, block, by_position, text };
+            stock::scores(g, scored, how, &|id| g.leaf(store, id))
+        }
+        None => {
+            let op = Score {
+                formula: pruning.formula,
+                width,
+                n_each: probe.n_each,
+                constants: state.constants.clone(),
+                prior: state.prior.clone(),
+                history: state.history.clone(),
+                by_position,
+            };
+            let sources: Vec<Tensor<'g>> = [scored, pos].into_iter().chain(text).collect();
+            g.custom(Type::F32, [1, block.units(dims), 1, 1], &sources, op)
+        }
+    };
     g.name(scores, &format!("prune_scores_{}-{}", block.kind.name(), block.il));
     notes.scores = Some(g.output(scores));
     let n = pruning.plan.kept(block).expect("a block that is pruned");
-    let kept = g.custom(Type::I32, [n, 1, 1, 1], &[scores], Select);
+    let kept = match resident {
+        Some(_) => stock::select(g, scores, n),
+        None => g.custom(Type::I32, [n, 1, 1, 1], &[scores], Select),
+    };
     g.name(kept, &format!("prune_kept_{}-{}", block.kind.name(), block.il));
     notes.kept = Some(g.output(kept));
     if let (true, Some(normalised)) = (observe && pruning.answers_keep(block), normalised) {
-        notes.observed = Some(energy(g, &[normalised]));
+        notes.observed = Some(energy(g, normalised, None, resident.is_some()));
     }
     kept
 }
 
 /// Notes what the pass wants to know of the inputs `states` `[n_channels, n_rows]` of a block's last matrix, of `n_seq` samples; of kept
-/// channels, if the block `is_reduced`. `text` F32 `[1, n_rows]` is 0 for rows that fill up a sample, if some do. Returns whether anything was noted of the block.
+/// channels, if the block `is_reduced`. `text` F32 `[1, n_rows]` is 0 for rows that fill up a sample, if some do. A block that a GPU computes
+/// `is_stock`. Returns whether anything was noted of the block.
 pub fn note<'g>(
     g: &Builder<'g>,
     pass: Pass,
     (states, text): (Tensor<'g>, Option<Tensor<'g>>),
     n_seq: usize,
-    is_reduced: bool,
+    [is_reduced, is_stock]: [bool; 2],
     notes: &mut Notes,
 ) -> bool {
     let [n_channels, n_rows, ..] = states.ne();
-    let with_text: Vec<Tensor<'g>> = [states].into_iter().chain(text).collect();
     let by_position = || {
+        if is_stock {
+            return g.output(stock::energy_by_position(g, states, text, n_seq));
+        }
+        let with_text: Vec<Tensor<'g>> = [states].into_iter().chain(text).collect();
         let op = EnergyByPosition { n_seq };
         g.output(g.custom(Type::F32, [n_channels, n_rows / n_seq, 1, 1], &with_text, op))
     };
     match pass {
         Pass::Calibrate { positions } => {
-            notes.moments = Some(g.output(g.custom(Type::F32, [2, n_channels, 1, 1], &[states], Moments)));
-            notes.observed = Some(energy(g, &[normalise(g, states)]));
+            let moments = match is_stock {
+                true => stock::moments(g, states),
+                false => g.custom(Type::F32, [2, n_channels, 1, 1], &[states], Moments),
+            };
+            notes.moments = Some(g.output(moments));
+            notes.observed = Some(energy(g, normalise(g, states), None, is_stock));
             notes.energy = positions.then(by_position);
         }
         Pass::Probe { pruning, .. } if is_reduced => {
             notes.energy = pruning.keeps_history().map(|positions| match positions {
                 true => by_position(),
-                false => energy(g, &with_text).0,
+                false => energy(g, states, text, is_stock).0,
             });
         }
         Pass::Observe(pruning) | Pass::Probe { pruning, observe: true } if pruning.answers_keep(notes.block) => {
-            notes.observed = Some(energy(g, &[normalise(g, states)]));
+            notes.observed = Some(energy(g, normalise(g, states), None, is_stock));
         }
         _ => return false,
     }
@@ -182,9 +217,15 @@ fn normalise<'g>(g: &Builder<'g>, states: Tensor<'g>) -> Tensor<'g> {
     g.rms_norm(states, f32::MIN_POSITIVE)
 }
 
-/// Energy of each channel of states, with the number of rows that it is a mean of; after the states comes which of them are text, if some are
-/// not.
-fn energy<'g>(g: &Builder<'g>, states: &[Tensor<'g>]) -> (Slot, usize) {
-    let [n_channels, n_rows, ..] = states[0].ne();
-    (g.output(g.custom(Type::F32, [1, n_channels, 1, 1], states, Energy)), n_rows)
+/// Energy of each channel of states, with the number of rows that it is a mean of; `text` says which of them are text, if some are not.
+fn energy<'g>(g: &Builder<'g>, states: Tensor<'g>, text: Option<Tensor<'g>>, is_stock: bool) -> (Slot, usize) {
+    let [n_channels, n_rows, ..] = states.ne();
+    let energy = match is_stock {
+        true => stock::energy(g, states, text),
+        false => {
+            let sources: Vec<Tensor<'g>> = [states].into_iter().chain(text).collect();
+            g.custom(Type::F32, [1, n_channels, 1, 1], &sources, Energy)
+        }
+    };
+    (g.output(energy), n_rows)
 }

@@ -1,7 +1,10 @@
 //! The state of pruning between batches: how many units each block keeps, the constants of their weights, the history.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::{Arc, RwLock};
+
+use ggml::Store;
 
 use super::block::{Block, Masks};
 use super::calibration::BlockStats;
@@ -11,8 +14,11 @@ use super::options::{HistoryKind, Method, Options, Picker, Spread};
 use super::plan::Plan;
 use super::probe::ProbeShape;
 use super::reduced::LeftOut;
+use super::resident::{Resident, ResidentBlock};
 use super::score::{self, Formula};
 use super::select;
+use crate::error::Result;
+use crate::weights::{Kernel, Layer, Placement};
 
 /// Bytes of [`Pruning::identity`].
 pub const IDENTITY_BYTES: usize = 120;
@@ -43,6 +49,8 @@ pub struct Pruning {
     pub observed: Observed,
     /// What tells the statistics that it began with from others; 0 if there were none
     pub statistics: u64,
+    /// What blocks that a GPU computes have there, if any are
+    resident: Option<Resident>,
     blocks: BTreeMap<Block, BlockState>,
 }
 
@@ -73,7 +81,7 @@ impl Pruning {
             (block, BlockState { constants: constants.into(), prior: prior(block), history: history(block) })
         };
         let blocks = constants.into_iter().map(state).collect();
-        Pruning { formula, blocks, observed: Observed::default(), statistics: 0, plan, answer_plan, options }
+        Pruning { formula, blocks, observed: Observed::default(), statistics: 0, resident: None, plan, answer_plan, options }
     }
 
     /// The masks of a method that never looks at a batch, and what stands in for what they leave out (FLAP). `n_tokens` is the length
@@ -142,6 +150,25 @@ impl Pruning {
         &self.blocks[&block]
     }
 
+    /// Brings what the stages need of those of the `layers` that a GPU computes to where they lie, on `n_threads` threads.
+    /// [`crate::error::Kind::Memory`] if it does not fit.
+    pub fn reside(&mut self, layers: &[Layer], placement: &Placement, n_threads: usize) -> Result<()> {
+        let is_stock = |&b: &Block| b.last(layers).weight.kernel == Kernel::Stock;
+        let is_pruned = |&b: &Block| self.plan.kept(b).is_some_and(|n| n > 0) || self.blocks.contains_key(&b);
+        let blocks: Vec<Block> = self.plan.blocks().filter(is_stock).filter(is_pruned).collect();
+        if !blocks.is_empty() {
+            let blocks = blocks.into_iter().map(|b| (b, b.last(layers), self.blocks.get(&b)));
+            self.resident = Some(Resident::new(placement, blocks, n_threads)?);
+        }
+        Ok(())
+    }
+
+    /// What a block that a GPU computes has there, and where: `None` if the CPU computes it.
+    pub fn resident(&self, block: Block) -> Option<(&Rc<Store>, &ResidentBlock)> {
+        let resident = self.resident.as_ref()?;
+        Some((resident.store(), resident.block(block)?))
+    }
+
     /// Rows of the probe of a batch of `n_seq` samples of `n_each` tokens.
     pub fn probe(&self, n_seq: usize, n_each: usize) -> ProbeShape {
         ProbeShape::of(&self.options, n_seq, n_each)
@@ -171,10 +198,17 @@ impl Pruning {
     /// Tells the history what a batch's full inference computed; `first` is the first position.
     pub fn update_history(&self, block: Block, first: usize, kept: &[i32], energy: &[f32]) {
         let Some(history) = &self.blocks[&block].history else { return };
+        // A history that tells no positions apart has one row.
+        let first = if self.options.history == HistoryKind::Position { first } else { 0 };
         let width = block.width(self.plan.dims());
         let channels: Vec<usize> = kept.iter().flat_map(|&u| u as usize * width..(u as usize + 1) * width).collect();
         let mut history = history.write().expect("no reader panics");
         history.update(self.options.momentum as f32, first, &channels, energy);
+        if let Some(resident) = &self.resident {
+            let n = block.channels(self.plan.dims());
+            let changed = first * n..first * n + energy.len() / channels.len() * n;
+            resident.write_history(block, changed.start, &history.means()[changed]);
+        }
     }
 }
 

@@ -42,6 +42,19 @@ pub fn gather_columns(matrix: &Matrix, kept: &[i32], width: usize, range: Range<
     }
 }
 
+/// Writes the columns in `range` of a matrix as rows of type `ty`.
+pub fn transpose(matrix: &Matrix, ty: Type, range: Range<usize>, out: &mut [u8]) {
+    let n_out = matrix.n_out();
+    let mut row = vec![0.0f32; matrix.n_in()];
+    let mut columns = vec![0.0f32; range.len() * n_out];
+    for j in 0..n_out {
+        dequantize_row(matrix.ty(), matrix.row(j), &mut row);
+        columns.chunks_exact_mut(n_out).zip(&row[range.clone()]).for_each(|(column, &w)| column[j] = w);
+    }
+    let bytes = ty.row_bytes(n_out).expect("whole blocks");
+    out.chunks_exact_mut(bytes).zip(columns.chunks_exact(n_out)).for_each(|(out, column)| quantize_row(ty, column, out));
+}
+
 /// The columns of kept units of a matrix in the layout of our own kernels, made for many products with few tokens.
 #[derive(Debug, Clone)]
 pub struct OwnColumns {
@@ -179,5 +192,8 @@ mod tests {
         assert_eq!(floats(&out), [4.0, 7.0, 8.0, 11.0]);
         gather_columns(&m, &[1], 2, 0..2, &mut out);
         assert_eq!(floats(&out), [2.0, 3.0, 6.0, 7.0]);
+        let mut out = vec![0; 2 * 4 * 4];
+        transpose(&m, Type::F32, 1..3, &mut out);
+        assert_eq!(floats(&out), [1.0, 5.0, 9.0, 12.0, 2.0, 6.0, 10.0, 12.0]);
     }
 }

@@ -1,22 +1,19 @@
 //! Reduced weights: the kept rows and columns of a model's matrices, made once, for masks that do not change with the batch.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ggml::{Place, Specs, Store, TensorId, TensorSpec, Type, Usage};
+use ggml::{Store, TensorId, Type, Usage};
 use kernels::ColumnLayout;
 
 use super::block::{Block, BlockKind, Masks};
-use super::reduce::{OwnColumns, column_layout, column_type, gather_columns, gather_rows, reduce_columns};
+use super::made::{ADVICE, Fill, Gathered, Made};
+use super::reduce::{OwnColumns, column_layout, reduce_columns};
 use super::score::multiply;
-use crate::error::{Error, Result};
-use crate::system::{memory, parallel};
+use crate::error::Result;
+use crate::system::parallel;
 use crate::weights::{Kernel, Layer, Linear, Matrix, Mlp, Placement, Weight};
-
-/// What to do when reduced weights do not fit.
-const ADVICE: &str = "prune without them (/prune off), or use a smaller model";
 
 /// What a matrix does in its block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,26 +108,26 @@ impl Reduced {
         n_threads: usize,
     ) -> Result<Reduced> {
         let (mut own, own_bytes) = own_matrices(layers, masks, n_threads)?;
-        let mut tensors = Tensors { placement, specs: Specs::new(), fills: Vec::new() };
+        let mut tensors = Made::new(placement, "the reduced weights");
         let (mut units, mut linears) = (BTreeMap::new(), BTreeMap::new());
         for (&block, kept) in masks {
             let layer = &layers[block.il];
             let width = unit_width(layer, block.kind);
             let ids: Vec<u8> = kept.iter().flat_map(|k| k.to_le_bytes()).collect();
-            let ids = tensors.push("ids", Type::I32, [kept.len(), 1], Usage::Add, block.il, Fill::Bytes(ids))?;
+            let ids = tensors.push("ids", Type::I32, [kept.len(), 1], Usage::GetRows, block.il, Fill::Bytes(ids))?;
             units.insert(block, ReducedUnits { ids, n: kept.len() });
             for (role, linear) in Role::of_block(layer, block.kind) {
                 let source = &linear.weight.rows;
                 let gathered = Gathered { source, kept, width };
                 let matrix = match own.remove(&(block, role)) {
                     Some(matrix) => matrix,
-                    None => ReducedMatrix::Ggml(tensors.push_matrix(role, gathered, block.il)?),
+                    None => ReducedMatrix::Ggml(tensors.push_gathered(gathered, role.keeps_rows(), block.il)?),
                 };
                 let bias = match role.keeps_rows() {
                     true => linear.bias.as_ref().map(|b| rows_of_bias(&b.values(), kept, width)),
                     false => bias_of_columns(linear, left_out.get(&block)),
                 };
-                let bias = bias.map(|b| tensors.push_floats("bias", &b, block.il)).transpose()?;
+                let bias = bias.map(|b| tensors.push_floats("bias", &b, [b.len(), 1], block.il)).transpose()?;
                 linears.insert((block, role), ReducedLinear { matrix, bias });
             }
         }
@@ -181,95 +178,6 @@ fn bias_of_columns(linear: &Linear, left_out: Option<&Vec<f32>>) -> Option<Vec<f
     Some(sum)
 }
 
-/// Kept units of a matrix, `width` rows or columns each.
-#[derive(Clone, Copy)]
-struct Gathered<'a> {
-    source: &'a Matrix,
-    kept: &'a [i32],
-    width: usize,
-}
-
-/// What goes into a tensor.
-enum Fill<'a> {
-    Bytes(Vec<u8>),
-    Rows(Gathered<'a>),
-    Columns(Gathered<'a>),
-}
-
-/// Tensors for ggml's kernels that are to be made.
-struct Tensors<'a> {
-    placement: &'a Placement,
-    specs: Specs,
-    fills: Vec<(TensorId, Fill<'a>)>,
-}
-
-impl<'a> Tensors<'a> {
-    fn push(
-        &mut self,
-        name: &str,
-        ty: Type,
-        ne: [usize; 2],
-        usage: Usage,
-        il: usize,
-        fill: Fill<'a>,
-    ) -> Result<TensorId> {
-        let ne = [ne[0] as u64, ne[1] as u64, 1];
-        let (_, memory) = self
-            .placement
-            .memory(ty, ne, usage, il, false)
-            .ok_or_else(|| Error::unsupported(format!("no device can compute with reduced weights of type {ty}")))?;
-        let name = format!("reduced_{name}-{il}");
-        let id = self.specs.push(TensorSpec { name, ty, ne: [ne[0], ne[1], ne[2], 1], place: Place::Buffer(memory) });
-        self.fills.push((id, fill));
-        Ok(id)
-    }
-
-    fn push_matrix(&mut self, role: Role, gathered: Gathered<'a>, il: usize) -> Result<TensorId> {
-        let Gathered { source, kept, width } = gathered;
-        let n = kept.len() * width;
-        match role.keeps_rows() {
-            true => self.push("rows", source.ty(), [source.n_in(), n], Usage::MulMat, il, Fill::Rows(gathered)),
-            false => {
-                let ne = [n, source.n_out()];
-                self.push("columns", column_type(source, n), ne, Usage::MulMat, il, Fill::Columns(gathered))
-            }
-        }
-    }
-
-    fn push_floats(&mut self, name: &str, values: &[f32], il: usize) -> Result<TensorId> {
-        let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        self.push(name, Type::F32, [values.len(), 1], Usage::Add, il, Fill::Bytes(bytes))
-    }
-
-    /// Makes them; with their bytes.
-    fn make(self, n_threads: usize) -> Result<(Store, u64)> {
-        let row = |s: &TensorSpec| s.ty.row_bytes(s.ne[0] as usize).expect("whole blocks");
-        let sizes: Vec<(usize, usize)> = self.specs.iter().map(|s| (s.ne[1] as usize, row(s))).collect();
-        let n_bytes = sizes.iter().map(|&(n_rows, row)| (n_rows * row) as u64).sum();
-        memory::require(n_bytes, "the reduced weights", ADVICE)?;
-        let mut store = Store::new(self.specs, Vec::new()).map_err(|e| {
-            Error::memory(format!("{} for the reduced weights could not be had", memory::human(e.bytes as u64)))
-        })?;
-        store.set_weights();
-        // One tensor after the other: what was gathered of a tensor is given back before the next.
-        for ((id, fill), (n_rows, row)) in self.fills.into_iter().zip(sizes) {
-            let data = match fill {
-                Fill::Bytes(bytes) => bytes,
-                Fill::Rows(Gathered { source, kept, width }) => parallel::rows(n_rows, row, n_threads, |range, out| {
-                    gather_rows(source, kept, width, range, out);
-                }),
-                Fill::Columns(Gathered { source, kept, width }) => {
-                    parallel::rows(n_rows, row, n_threads, |range, out| {
-                        gather_columns(source, kept, width, range, out);
-                    })
-                }
-            };
-            store.fill(&[(id, &data)], 1, &mut |_| ControlFlow::Continue(()));
-        }
-        Ok((store, n_bytes))
-    }
-}
-
 /// A matrix to be made for our own kernels.
 struct OwnJob<'a> {
     role: (Block, Role),
@@ -295,7 +203,7 @@ impl OwnJob<'_> {
 fn is_own(role: Role, weight: &Weight) -> bool {
     match role.keeps_rows() {
         true => weight.kernel == Kernel::Own,
-        false => weight.kernel != Kernel::Ggml,
+        false => weight.kernel.is_ever_own(),
     }
 }
 

@@ -56,11 +56,7 @@ pub fn prepare(options: &Options, dims: Dims, layers: &[Layer], sources: Sources
     let answer_plan = (options.answer > 0.0).then(|| Plan::new(&of_answers, None, dims)).transpose()?;
     let (calibration, statistics) = sources.calibration.map_or((None, 0), |(c, sum)| (Some(c), sum));
     let formula = Formula::of(options);
-    let last = |block: Block| match block.kind {
-        BlockKind::Attn => &layers[block.il].attn.output,
-        BlockKind::Mlp => layers[block.il].mlp.last(),
-    };
-    let constants = |block| (block, formula.constants(&last(block).weight.rows, n_threads));
+    let constants = |block: Block| (block, formula.constants(&block.last(layers).weight.rows, n_threads));
     // A method that never looks at the batch scores all blocks before it knows what they keep.
     // And a guard may change what is kept.
     let may_be_scored =

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
+use ggml::Device;
+
 use crate::error::{Error, Result};
 
 /// Bytes of memory that a process can still take without swapping: what the kernel estimates, or what the control group
@@ -94,6 +96,23 @@ pub fn human(n: u64) -> String {
         value /= 1024.0;
     }
     unreachable!("the last unit returns")
+}
+
+/// [`require`] of a device's own memory: a GPU's, or the machine's.
+pub fn require_of(device: Device, bytes: u64, what: &str, advice: &str) -> Result<()> {
+    if device == Device::cpu() {
+        return require(bytes, what, advice);
+    }
+    let left = device.memory().0 as u64;
+    match bytes > left {
+        true => Err(Error::memory(format!(
+            "{what} would take {} of {}, of which only {} are free: {advice}",
+            human(bytes),
+            device.name(),
+            human(left)
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// Refuses what cannot fit: `bytes` for `what`; `advice` is what the user can do.

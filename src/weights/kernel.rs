@@ -21,16 +21,23 @@ pub enum Kernel {
     OwnGemm,
     /// Our own, for any number of tokens
     Own,
+    /// That of the GPU that the weight is on: what the pass does with it is made of ggml's operations alone
+    Stock,
 }
 
 impl Kernel {
     /// Whether it is our own that multiplies `n_tokens`.
     pub fn is_own(self, n_tokens: usize) -> bool {
         match self {
-            Kernel::Ggml => false,
+            Kernel::Ggml | Kernel::Stock => false,
             Kernel::OwnGemm => n_tokens > MAX_GEMV_TOKENS,
             Kernel::Own => true,
         }
+    }
+
+    /// Whether it is our own for any number of tokens.
+    pub fn is_ever_own(self) -> bool {
+        self.is_own(usize::MAX)
     }
 
     /// Whose they are, in words.
@@ -39,6 +46,7 @@ impl Kernel {
             Kernel::Own => "pp-run's",
             Kernel::OwnGemm => "pp-run's for prompts and ggml's for answers",
             Kernel::Ggml => "ggml's",
+            Kernel::Stock => "ggml's on the GPU",
         }
     }
 
@@ -48,6 +56,7 @@ impl Kernel {
     pub fn choose(wanted: Kernels, ty: Type, is_head: bool) -> Kernel {
         let own = if has_gemv(ty) { Kernel::Own } else { Kernel::OwnGemm };
         let kernel = match wanted {
+            Kernels::Stock => Kernel::Stock,
             _ if !ty.is_quantized() => Kernel::Ggml,
             Kernels::Ggml => Kernel::Ggml,
             Kernels::Native => own,

@@ -204,7 +204,7 @@ impl<'a> Loader<'a> {
     fn kernel(&self, ty: Type, il: usize) -> Kernel {
         let Options { kernels, no_mmap, .. } = *self.options;
         if self.placement.device(il) != Device::cpu() {
-            return Kernel::Ggml;
+            return Kernel::Stock;
         }
         // Our kernels read the file: a copy of the weights in memory is for ggml's, unless ours are asked for.
         let kernels = if no_mmap && kernels == Kernels::Auto { Kernels::Ggml } else { kernels };

@@ -26,6 +26,8 @@ pub enum Kernels {
     Ggml,
     /// Our own, on 8-bit integers.
     Native,
+    /// ggml's, and the pass takes the operations that it takes on a GPU: for tests that both forms of its stages compute the same.
+    Stock,
 }
 
 impl Kernels {
@@ -35,6 +37,7 @@ impl Kernels {
             Kernels::Auto => "auto",
             Kernels::Ggml => "ggml",
             Kernels::Native => "native",
+            Kernels::Stock => "stock",
         }
     }
 }

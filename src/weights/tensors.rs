@@ -436,7 +436,7 @@ impl LayerDims {
 
 /// Packs those of the weights that our kernels multiply, on `n_threads` threads. [`crate::error::Kind::Memory`] if they do not fit.
 pub fn pack_all(weights: Vec<&mut Weight>, n_threads: usize) -> Result<()> {
-    let mut weights: Vec<&mut Weight> = weights.into_iter().filter(|w| w.kernel != Kernel::Ggml).collect();
+    let mut weights: Vec<&mut Weight> = weights.into_iter().filter(|w| w.kernel.is_ever_own()).collect();
     let matrices: Vec<Matrix> = weights.iter().map(|w| w.rows.clone()).collect();
     for (weight, panels) in weights.iter_mut().zip(Panels::of_all(&matrices, n_threads)?) {
         weight.packed = Some(panels);

@@ -285,6 +285,21 @@ impl<'g> Tensor<'g> {
         unsafe { sys::ggml_nbytes(self.as_ptr()) }
     }
 
+    /// Whether the memory that a tensor of a store is in wants more bytes for it than it has, which kernels read beyond its end (CUDA's, of
+    /// rows that are no multiple of 512 elements). `false` of a tensor without memory.
+    pub fn is_padded(&self) -> bool {
+        let root = self.root();
+        if root.buffer.is_null() {
+            return false;
+        }
+        // SAFETY: the buffer is live with its tensor.
+        let kind = unsafe { sys::ggml_backend_buffer_get_type(root.buffer) };
+        // SAFETY: buffer type and tensor are live.
+        let wanted = unsafe { sys::ggml_backend_buft_get_alloc_size(kind, std::ptr::from_ref(root)) };
+        // SAFETY: the tensor is live.
+        wanted > unsafe { sys::ggml_nbytes(root) }
+    }
+
     fn is_contiguous(&self) -> bool {
         // SAFETY: the tensor is live.
         unsafe { sys::ggml_is_contiguous(self.as_ptr()) }
@@ -556,6 +571,20 @@ impl<'g> Builder<'g> {
         self.wrap(unsafe { sys::ggml_mul(self.ctx(), a.as_ptr(), b.as_ptr()) })
     }
 
+    /// `a - b` element by element, of tensors as [`Builder::mul`] takes them.
+    pub fn sub(&self, a: Tensor<'g>, b: Tensor<'g>) -> Tensor<'g> {
+        assert_elementwise("sub", a, b);
+        // SAFETY: b repeats to a's shape, and ggml has a kernel for the types.
+        self.wrap(unsafe { sys::ggml_sub(self.ctx(), a.as_ptr(), b.as_ptr()) })
+    }
+
+    /// `a / b` element by element, of tensors as [`Builder::mul`] takes them.
+    pub fn div(&self, a: Tensor<'g>, b: Tensor<'g>) -> Tensor<'g> {
+        assert_elementwise("div", a, b);
+        // SAFETY: b repeats to a's shape, and ggml has a kernel for the types.
+        self.wrap(unsafe { sys::ggml_div(self.ctx(), a.as_ptr(), b.as_ptr()) })
+    }
+
     /// Each row of `a` (F32) divided by its root mean square: `x / sqrt(mean(x * x) + eps)`.
     pub fn rms_norm(&self, a: Tensor<'g>, eps: f32) -> Tensor<'g> {
         assert!(eps >= 0.0, "rms_norm: eps {eps}");
@@ -581,6 +610,13 @@ impl<'g> Builder<'g> {
         self.wrap(unsafe { sys::ggml_scale(self.ctx(), a.as_ptr(), s) })
     }
 
+    /// `s * a + b`, of a contiguous F32 tensor.
+    pub fn scale_and_shift(&self, a: Tensor<'g>, s: f32, b: f32) -> Tensor<'g> {
+        assert_unary("scale_and_shift", a);
+        // SAFETY: a contiguous F32 tensor of this graph.
+        self.wrap(unsafe { sys::ggml_scale_bias(self.ctx(), a.as_ptr(), s, b) })
+    }
+
     /// `tanh(a)`, of a contiguous F32 tensor.
     pub fn tanh(&self, a: Tensor<'g>) -> Tensor<'g> {
         assert_unary("tanh", a);
@@ -593,6 +629,46 @@ impl<'g> Builder<'g> {
         assert_unary("relu", a);
         // SAFETY: a contiguous F32 tensor of this graph.
         self.wrap(unsafe { sys::ggml_relu(self.ctx(), a.as_ptr()) })
+    }
+
+    /// `a * a`, of a contiguous F32 tensor.
+    pub fn sqr(&self, a: Tensor<'g>) -> Tensor<'g> {
+        assert_unary("sqr", a);
+        // SAFETY: a contiguous F32 tensor of this graph.
+        self.wrap(unsafe { sys::ggml_sqr(self.ctx(), a.as_ptr()) })
+    }
+
+    /// The square root of `a`, of a contiguous F32 tensor.
+    pub fn sqrt(&self, a: Tensor<'g>) -> Tensor<'g> {
+        assert_unary("sqrt", a);
+        // SAFETY: a contiguous F32 tensor of this graph.
+        self.wrap(unsafe { sys::ggml_sqrt(self.ctx(), a.as_ptr()) })
+    }
+
+    /// F32 `[1, ne1, ne2, ne3]`: the sum of each row of a contiguous F32 tensor.
+    pub fn sum_rows(&self, a: Tensor<'g>) -> Tensor<'g> {
+        assert_unary("sum_rows", a);
+        // SAFETY: a contiguous F32 tensor of this graph.
+        self.wrap(unsafe { sys::ggml_sum_rows(self.ctx(), a.as_ptr()) })
+    }
+
+    /// I32 of the shape of `a`, a contiguous F32 tensor: of each row the numbers of its elements, from the smallest element to the largest, or,
+    /// if `largest_first`, the other way round. Of equal elements any may come first.
+    pub fn argsort(&self, a: Tensor<'g>, largest_first: bool) -> Tensor<'g> {
+        assert_unary("argsort", a);
+        let order = if largest_first { sys::GGML_SORT_ORDER_DESC } else { sys::GGML_SORT_ORDER_ASC };
+        // SAFETY: a contiguous F32 tensor of this graph.
+        self.wrap(unsafe { sys::ggml_argsort(self.ctx(), a.as_ptr(), order) })
+    }
+
+    /// F32 of this shape: zeros.
+    pub fn zeros(&self, ne: [usize; 4]) -> Tensor<'g> {
+        assert!(Type::F32.n_bytes(ne).is_some(), "zeros: shape {ne:?}");
+        let ne = ne.map(int);
+        // SAFETY: the context is live and has room; `wrap` counts the tensor.
+        let t = self.wrap(unsafe { sys::ggml_new_tensor(self.ctx(), Type::F32.raw(), 4, ne.as_ptr()) });
+        // SAFETY: an F32 tensor of this graph that nothing else refers to, so that it can be overwritten.
+        self.wrap(unsafe { sys::ggml_fill_inplace(self.ctx(), t.as_ptr(), 0.0) })
     }
 
     /// GELU of `a`, in its form with the hyperbolic tangent, of a contiguous F32 tensor.
@@ -683,6 +759,24 @@ impl<'g> Builder<'g> {
         })
     }
 
+    /// The bytes of `a`, which is contiguous, as a tensor of another type and shape that takes as many. Nothing is copied.
+    pub fn reinterpret(&self, a: Tensor<'g>, ty: Type, ne: [usize; 4]) -> Tensor<'g> {
+        assert!(a.is_contiguous(), "reinterpret: the tensor is not contiguous");
+        assert!(ty.n_bytes(ne) == Some(a.n_bytes()), "reinterpret: {:?} {:?} as {ty:?} {ne:?}", a.ty(), a.ne());
+        let [n0, n1, n2, n3] = a.ne().map(int);
+        let [_, nb1, nb2, nb3] = a.nb();
+        // SAFETY: the view is all of a.
+        let t = self.wrap(unsafe { sys::ggml_view_4d(self.ctx(), a.as_ptr(), n0, n1, n2, n3, nb1, nb2, nb3, 0) });
+        let mut nb = [ty.block_bytes(), ty.row_bytes(ne[0]).expect("checked above"), 0, 0];
+        nb[2] = nb[1] * ne[1];
+        nb[3] = nb[2] * ne[2];
+        let raw = t.as_ptr();
+        // SAFETY: raw is a node of this graph that no other node refers to yet. With the new type, shape and strides it has as many bytes as
+        // before, all of them a's, and ggml reads nothing else of a view.
+        unsafe { ((*raw).type_, (*raw).ne, (*raw).nb) = (ty.raw(), ne.map(int), nb) };
+        t
+    }
+
     /// Part of `a` in place: its shape, the strides of its dimensions 1 to 3 in bytes, and where it begins, in bytes. The rows
     /// are contiguous, and strides and offset are multiples of the size of `a`'s blocks. The view lies within `a`, and has no
     /// more elements than `a` from the offset on.
@@ -761,7 +855,7 @@ impl<'g> Builder<'g> {
         self.wrap(unsafe { sys::ggml_cast(self.ctx(), a.as_ptr(), ty.raw()) })
     }
 
-    /// `a` `[n, m, k, 1]` with its rows `ids` (I64 `[n_ids, 1, 1, 1]`) replaced by `rows` (F32 `[n, n_ids, k, 1]`), in each of
+    /// `a` `[n, m, k, 1]` with its rows `ids` (I64 or I32 `[n_ids, 1, 1, 1]`) replaced by `rows` (F32 `[n, n_ids, k, 1]`), in each of
     /// the `k` matrices. This changes `a` itself, which is no weight, and is of a type that floats can be converted to.
     ///
     /// Numbers that an input holds are checked when it is set. Where the graph computes them, they must be below `m`: ggml
@@ -777,7 +871,8 @@ impl<'g> Builder<'g> {
         assert!(a.ty().takes_floats(), "set_rows: type {:?}", a.ty());
         assert!(rows.ty() == Type::F32, "set_rows: rows of {:?}", rows.ty());
         assert!(a.rows_are_contiguous() && rows.rows_are_contiguous(), "set_rows: the rows are not contiguous");
-        assert!(ids.ty() == Type::I64 && ids.ne() == [n[1], 1, 1, 1], "set_rows: ids {:?} {:?}", ids.ty(), ids.ne());
+        let is_number = [Type::I64, Type::I32].contains(&ids.ty());
+        assert!(is_number && ids.ne() == [n[1], 1, 1, 1], "set_rows: ids {:?} {:?}", ids.ty(), ids.ne());
         self.choose_rows(ids, m[1]);
         // SAFETY: shapes and types are as ggml asks.
         self.wrap(unsafe { sys::ggml_set_rows(self.ctx(), a.as_ptr(), rows.as_ptr(), ids.as_ptr()) })

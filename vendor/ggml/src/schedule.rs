@@ -138,6 +138,13 @@ impl Schedule {
         Ok(())
     }
 
+    /// In how many parts the loaded graph runs, each on one device: at each border results are copied from a device to another.
+    pub fn n_splits(&self) -> usize {
+        // SAFETY: the scheduler is live.
+        let n = unsafe { sys::ggml_backend_sched_get_n_splits(self.sched.as_ptr()) };
+        usize::try_from(n).expect("a count")
+    }
+
     /// Lets go of the loaded graph, if there is one, and of the stores that it refers to.
     pub fn unload(&mut self) {
         // SAFETY: the scheduler is live; it forgets the graph's tensors before they go.

@@ -1,0 +1,93 @@
+//! What the stages need of blocks that a GPU computes, in its memory: constants, what the probe's energy is fused with, and the columns of
+//! the last matrices.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use ggml::{Store, TensorId, Type, Usage};
+
+use super::block::Block;
+use super::made::{Fill, Made};
+use super::pruning::BlockState;
+use crate::error::Result;
+use crate::weights::{Linear, Matrix, Placement};
+
+/// The numbers of one block.
+#[derive(Debug)]
+pub struct ResidentBlock {
+    /// F32 `[n_channels]`; `None` if the block is not probed
+    pub constants: Option<TensorId>,
+    /// F32 `[n_channels]`
+    pub prior: Option<TensorId>,
+    /// F32 `[n_channels, n_pos]`
+    pub history: Option<TensorId>,
+    /// `[n_out, n_channels]`: the last matrix with its columns as rows
+    pub columns: TensorId,
+}
+
+/// Tensors of the blocks that GPUs compute.
+#[derive(Debug)]
+pub struct Resident {
+    store: Rc<Store>,
+    blocks: BTreeMap<Block, ResidentBlock>,
+}
+
+impl Resident {
+    /// Brings there what is known of `blocks`, each with its last matrix, on `n_threads` threads. [`crate::error::Kind::Memory`] if it does not
+    /// fit.
+    pub fn new<'a>(
+        placement: &Placement,
+        blocks: impl Iterator<Item = (Block, &'a Linear, Option<&'a BlockState>)>,
+        n_threads: usize,
+    ) -> Result<Resident> {
+        let mut made = Made::new(placement, "the columns of what is pruned on the GPU");
+        let mut ids = BTreeMap::new();
+        for (block, last, state) in blocks {
+            let il = block.il;
+            let matrix = &last.weight.rows;
+            let ne = [matrix.n_out(), matrix.n_in()];
+            let ty = row_type(matrix);
+            let columns = made.push("columns", ty, ne, Usage::GetRows, il, Fill::Transposed(matrix, ty))?;
+            let mut resident = ResidentBlock { constants: None, prior: None, history: None, columns };
+            if let Some(state) = state {
+                let n = state.constants.len();
+                resident.constants = Some(made.push_floats("constants", &state.constants, [n, 1], il)?);
+                resident.prior = (state.prior.as_ref()).map(|p| made.push_floats("prior", p, [n, 1], il)).transpose()?;
+                if let Some(history) = &state.history {
+                    let history = history.read().expect("no writer panics");
+                    let means = history.means();
+                    resident.history = Some(made.push_floats("history", means, [n, means.len() / n], il)?);
+                }
+            }
+            ids.insert(block, resident);
+        }
+        let (store, _) = made.make(n_threads)?;
+        Ok(Resident { store: Rc::new(store), blocks: ids })
+    }
+
+    /// Where the tensors are.
+    pub fn store(&self) -> &Rc<Store> {
+        &self.store
+    }
+
+    /// Those of a block; `None` if the CPU computes it, or it is not pruned.
+    pub fn block(&self, block: Block) -> Option<&ResidentBlock> {
+        self.blocks.get(&block)
+    }
+
+    /// Takes in rows of a block's history, from `first` on, that have changed.
+    pub fn write_history(&self, block: Block, first: usize, rows: &[f32]) {
+        let Some(id) = self.block(block).and_then(|b| b.history) else { return };
+        let bytes: Vec<u8> = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.store.write(id, 4 * first, &bytes);
+    }
+}
+
+/// Type of a matrix's columns as rows. Those of a quantised type share no scales with each other, so that they are quantised anew, to 8 bits.
+fn row_type(matrix: &Matrix) -> Type {
+    match matrix.ty() {
+        ty if !ty.is_quantized() => ty,
+        _ if Type::Q8_0.row_bytes(matrix.n_out()).is_some() => Type::Q8_0,
+        _ => Type::F16,
+    }
+}

@@ -1,0 +1,202 @@
+//! The stages of the pass have two forms: operations of our own, which the CPU computes, and operations that every backend of ggml has, which
+//! a GPU computes. Both choose the same units and make the same results. On a machine with a GPU that pp-run was built for, the second form
+//! runs there, too.
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use common::forge::{Arch, Forge};
+use common::{load_for, nmse, turn};
+use ggml::{Device, Type};
+use pp_run::engine::{Options as ContextOptions, Session};
+use pp_run::gguf::Gguf;
+use pp_run::model::{Model, Options as ModelOptions, RopeOptions};
+use pp_run::prune::{
+    self, BlockStats, Calibration, HistoryKind, Method, Metric, Options, Picker, Record, Sources, Spread,
+};
+use pp_run::weights::{self, Kernels};
+
+/// Samples of a batch, the last of them shorter than the others.
+const SEQS: [std::ops::Range<i32>; 3] = [300..340, 250..290, 310..341];
+
+fn session<'m>(model: &'m Model, n_seq: usize) -> Session<'m> {
+    let context = ContextOptions { n_ctx: Some(256), ..ContextOptions::new(2) };
+    Session::new(model, &context, n_seq, n_seq * 64, Arc::new(AtomicBool::new(false))).unwrap()
+}
+
+/// What a model does on other texts.
+fn calibration(model: &Model) -> Calibration {
+    let mut session = session(model, 2);
+    let texts: [Vec<i32>; 2] = [(100..236).collect(), (120..256).rev().collect()];
+    let moments = session.moments(&[&texts[0], &texts[1]], true).unwrap();
+    let stats = moments.into_iter().map(|(block, m)| {
+        let variance = m.energy.iter().zip(&m.mean).map(|(e, m)| e - m * m).collect::<Vec<f32>>();
+        let stats = BlockStats {
+            mean_as_coded: m.mean.clone(),
+            variance_as_coded: variance.clone(),
+            variance,
+            mean: m.mean,
+            energy: m.energy,
+            normalised: m.normalised,
+            positions: m.positions,
+        };
+        (block, stats)
+    });
+    Calibration { n_seqs: 2, seq_len: 136, batch: 2, text: String::new(), blocks: stats.collect(), costs: None }
+}
+
+/// What a run did: the records of its two sessions, and all results.
+struct Run {
+    records: [Vec<Record>; 2],
+    results: Vec<f32>,
+}
+
+/// Two batches of texts side by side, then a conversation of two turns; by the masks of `replay`, if it is given.
+fn run(model: &Model, options: &Options, calibration: &Calibration, replay: Option<&[Vec<Record>; 2]>) -> Run {
+    let set = |session: &mut Session, replay: Option<&Vec<Record>>| {
+        let sources = Sources { calibration: Some((calibration, 1)), replay: replay.cloned(), ..Sources::default() };
+        let setup = prune::prepare(options, model.dims(), model.layers(), sources, 2).unwrap();
+        session.set_pruning(Some(setup)).unwrap();
+    };
+    let mut results = Vec::new();
+    let mut texts = session(model, SEQS.len());
+    set(&mut texts, replay.map(|r| &r[0]));
+    for shift in [0, 37] {
+        let seqs = SEQS.map(|s| s.map(|t| t + shift).collect::<Vec<i32>>());
+        results.extend(texts.states(&seqs.each_ref().map(|s| &s[..]), 0, true).unwrap());
+    }
+    let mut turns = session(model, 1);
+    set(&mut turns, replay.map(|r| &r[1]));
+    for first in [300, 310] {
+        let mut text = turns.tokens().to_vec();
+        text.extend((0..60).map(|i| first + i));
+        turns.sync(&text, &mut |_, _| {}).unwrap();
+        results.extend(turns.logits());
+        for i in 0..3 {
+            turns.decode(400 + i).unwrap();
+            results.extend(turns.logits());
+        }
+    }
+    Run { records: [texts, turns].map(|s| s.records().unwrap().to_vec()), results }
+}
+
+/// The settings that stages differ by.
+fn settings() -> Vec<(&'static str, Options)> {
+    let dump = || Some("-".into());
+    let base = || Options { dump: dump(), skip: 1, min_tokens: Some(2), ..Options::new(0.4) };
+    let paper = || Options { dump: dump(), skip: 1, min_tokens: Some(2), ..Options::paper(0.4) };
+    vec![
+        ("new", base()),
+        ("uniform, answers", Options { spread: Spread::Uniform, answer: 0.4, ..base() }),
+        ("calibrated prior", Options { spread: Spread::Paper, metric: Metric::Normalised, ..base() }),
+        ("paper", Options { answer: 0.4, ..paper() }),
+        ("paper, few tokens, two samples", Options { tokens: 0.1, samples: 0.5, ..paper() }),
+        ("paper, even rows", Options { picker: Picker::Even, ..paper() }),
+        ("channels", Options { history: HistoryKind::Channel, ..paper() }),
+        ("no history", Options { history: HistoryKind::None, ..paper() }),
+        ("whole batch", Options { method: Method::FullBatch, ..paper() }),
+        ("wanda-sp", Options { method: Method::WandaSp, ..paper() }),
+        ("flap", Options { method: Method::Flap, ..paper() }),
+        ("MLPs", Options { mlp_only: true, picker: Picker::Residual, ..base() }),
+    ]
+}
+
+/// Share of the units that only one of two runs kept, of those that the first kept.
+fn differing(a: &Run, b: &Run) -> f64 {
+    let (mut all, mut other) = (0, 0);
+    for (a, b) in a.records.iter().flatten().zip(b.records.iter().flatten()) {
+        assert!(a.kept.keys().eq(b.kept.keys()));
+        for (kept, others) in a.kept.values().zip(b.kept.values()) {
+            assert!(kept.len() == others.len() && others.is_sorted());
+            all += kept.len();
+            other += kept.iter().filter(|k| others.binary_search(k).is_err()).count();
+        }
+    }
+    other as f64 / all as f64
+}
+
+/// A model, its layers from `n_gpu_layers` before the end on a GPU.
+fn on_gpu(path: &Path, n_gpu_layers: u32) -> Model {
+    let gguf = Arc::new(Gguf::open(path).unwrap());
+    let weights = weights::Options { n_gpu_layers: Some(n_gpu_layers), ..Default::default() };
+    let options = ModelOptions { weights, ..ModelOptions::new(path) };
+    Model::load(gguf, &options, 2, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+/// Compares a model with the one whose blocks take operations of our own: most units that differ, and the largest error.
+fn compare(name: &str, own: &Model, stock: &Model, most_units: f64, most_error: f64) {
+    let calibration = calibration(own);
+    let of_stock = self::calibration(stock);
+    for (block, stats) in &calibration.blocks {
+        let other = &of_stock.blocks[block];
+        let pairs = [
+            (&stats.energy, &other.energy),
+            (&stats.mean, &other.mean),
+            (&stats.normalised, &other.normalised),
+            (&stats.positions, &other.positions),
+        ];
+        for (i, (a, b)) in pairs.into_iter().enumerate() {
+            let error = nmse(b, a);
+            assert!(error < most_error, "{name}: {block:?}: moments {i} differ by {error:e}");
+        }
+    }
+    for (setting, options) in settings() {
+        let a = run(own, &options, &calibration, None);
+        let units = differing(&a, &run(stock, &options, &calibration, None));
+        // What both kept in one run decides about the next layer: results are of the same units.
+        let replayed = Options { method: Method::Pp, history: HistoryKind::None, ..options.clone() };
+        let again = |model| run(model, &replayed, &calibration, Some(&a.records));
+        let error = nmse(&again(stock).results, &again(own).results);
+        eprintln!("{name}, {setting}: {units:.5} of units, NMSE {error:.2e}");
+        assert!(!a.records[0][0].kept.is_empty(), "{name}, {setting}");
+        assert!(units <= most_units && error < most_error, "{name}, {setting}: {units} of units, NMSE {error:e}");
+    }
+}
+
+/// The models: several heads to a key or one, widths that no word of 32 bits divides a row of, and types of weights.
+fn models() -> Vec<(String, Forge)> {
+    let mut models = Vec::new();
+    for (ty, n_head_kv) in [(Type::F32, 8), (Type::F32, 2), (Type::Q4_0, 8), (Type::Q4_K, 2), (Type::Q6_K, 2), (Type::Q8_0, 2)] {
+        let forge = Forge { n_layer: 3, biases: n_head_kv == 2, ..Forge::tiny(ty, 8, n_head_kv) };
+        models.push((format!("{} {n_head_kv}", ty.name()), forge));
+    }
+    let odd = Forge { n_embd: 96, n_ff: 160, n_layer: 3, ..Forge::tiny(Type::Q4_0, 6, 3) };
+    models.push(("odd".to_owned(), odd));
+    models.push(("opt".to_owned(), Forge { arch: Arch::Opt, n_layer: 3, ..Forge::tiny(Type::F32, 8, 8) }));
+    models.push(("gemma3".to_owned(), Forge { arch: Arch::Gemma3, n_layer: 3, ..Forge::tiny(Type::F32, 8, 2) }));
+    models
+}
+
+#[test]
+fn both_forms_compute_the_same() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    for (name, forge) in models() {
+        let path = dir.path().join("model.gguf");
+        forge.write(&path);
+        let load = |kernels| load_for(&path, kernels, RopeOptions::default());
+        let (units, error) = if forge.ty == Type::F32 { (0.0, 1e-6) } else { (0.1, 1e-2) };
+        compare(&name, &load(Kernels::Ggml), &load(Kernels::Stock), units, error);
+    }
+}
+
+#[test]
+fn a_gpu_computes_the_same() {
+    let _turn = turn();
+    if Device::gpus().is_empty() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for (name, forge) in models() {
+        let path = dir.path().join("model.gguf");
+        forge.write(&path);
+        let own = load_for(&path, Kernels::Ggml, RopeOptions::default());
+        for n in [forge.n_layer as u32 + 1, 2, 1] {
+            compare(&format!("{name}, {n} on the GPU"), &own, &on_gpu(&path, n), 0.1, 1e-2);
+        }
+    }
+}
