@@ -62,6 +62,17 @@ fn usage_errors_are_one_line_with_a_suggestion() {
 }
 
 #[test]
+fn gpus_are_listed_and_chosen() {
+    let o = output(&["--list-devices"]);
+    assert!(o.status.success() && text(&o.stdout).starts_with("Available devices:\n  "), "{}", text(&o.stderr));
+    let o = model_run(&["-p", "x", "-n", "1", "-dev", "none", "-mg", "0", "-ts", "3,1"]);
+    assert!(o.status.success(), "{}", text(&o.stderr));
+    fails(&model_run(&["-p", "x", "-dev", "Abacus0"]), 2, "--device: 'Abacus0' is not there");
+    fails(&model_run(&["-p", "x", "-ts", "3,one"]), 2, "--tensor-split: 'one' is no share");
+    fails(&model_run(&["-p", "x", "-ts", "0,0"]), 2, "--tensor-split is 0, expected more than 0 in all");
+}
+
+#[test]
 fn the_doctor_says_what_it_sees() {
     let o = output(&["doctor"]);
     assert!(o.status.success() && o.stderr.is_empty(), "{}", text(&o.stderr));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use common::forge::{Arch, Forge, RopeKind, mxfp4, of_each_kind};
-use common::{argmax, gemma3, load, nmse, session, smollm2, tokenizer, turn};
+use common::{argmax, gemma3, load, n_gpu_layers, nmse, session, smollm2, tokenizer, turn};
 use ggml::Type;
 use ggml::llama::{Context, ContextParams, Model as LlamaModel};
 use pp_run::engine::Options as ContextOptions;
@@ -42,7 +42,7 @@ fn llama_params(options: &ContextOptions, n_seq_max: u32) -> ContextParams {
 fn compare(path: &Path, options: &ContextOptions, prompts: &[Vec<i32>], n_decode: usize) {
     let model = load(path);
     let mut ours = session(&model, options);
-    let llama = LlamaModel::load(path, 0).unwrap();
+    let llama = LlamaModel::load(path, n_gpu_layers()).unwrap();
     let mut theirs = Context::new(&llama, &llama_params(options, 1)).unwrap();
     for (number, prompt) in prompts.iter().enumerate() {
         theirs.clear();
@@ -287,7 +287,7 @@ fn sequences_side_by_side_agree_with_libllama() {
         let options = ContextOptions { n_ctx: Some(512), n_ubatch: 512, flash_attn, ..ContextOptions::new(2) };
         let model = load(&path);
         let mut ours = Session::new(&model, &options, 4, 512, Arc::new(AtomicBool::new(false))).unwrap();
-        let llama = LlamaModel::load(&path, 0).unwrap();
+        let llama = LlamaModel::load(&path, n_gpu_layers()).unwrap();
         let mut theirs = Context::new(&llama, &llama_params(&options, 1)).unwrap();
         let first = 150;
         let mut want = Vec::new();

@@ -10,15 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use common::forge::{Arch, Forge};
-use common::{load_for, nmse, turn};
+use common::{nmse, turn};
 use ggml::{Device, Type};
 use pp_run::engine::{Options as ContextOptions, Session};
 use pp_run::gguf::Gguf;
-use pp_run::model::{Model, Options as ModelOptions, RopeOptions};
+use pp_run::model::{Model, Options as ModelOptions};
 use pp_run::prune::{
     self, BlockStats, Calibration, HistoryKind, Method, Metric, Options, Picker, Record, Sources, Spread,
 };
-use pp_run::weights::{self, Kernels};
+use pp_run::weights::{self, GpuOptions, Kernels};
 
 /// Samples of a batch, the last of them shorter than the others.
 const SEQS: [std::ops::Range<i32>; 3] = [300..340, 250..290, 310..341];
@@ -90,7 +90,6 @@ fn settings() -> Vec<(&'static str, Options)> {
     let base = || Options { dump: dump(), skip: 1, min_tokens: Some(2), ..Options::new(0.4) };
     let paper = || Options { dump: dump(), skip: 1, min_tokens: Some(2), ..Options::paper(0.4) };
     vec![
-        ("new", base()),
         ("uniform, answers", Options { spread: Spread::Uniform, answer: 0.4, ..base() }),
         ("calibrated prior", Options { spread: Spread::Paper, metric: Metric::Normalised, ..base() }),
         ("paper", Options { answer: 0.4, ..paper() }),
@@ -105,30 +104,33 @@ fn settings() -> Vec<(&'static str, Options)> {
     ]
 }
 
-/// Share of the units that only one of two runs kept, of those that the first kept.
-fn differing(a: &Run, b: &Run) -> f64 {
-    let (mut all, mut other) = (0, 0);
-    for (a, b) in a.records.iter().flatten().zip(b.records.iter().flatten()) {
-        assert!(a.kept.keys().eq(b.kept.keys()));
-        for (kept, others) in a.kept.values().zip(b.kept.values()) {
-            assert!(kept.len() == others.len() && others.is_sorted());
-            all += kept.len();
-            other += kept.iter().filter(|k| others.binary_search(k).is_err()).count();
-        }
-    }
-    other as f64 / all as f64
+/// The first block of each session of which two runs kept other units: how many, and of how many. From there on they compute other things.
+fn first_difference(a: &Run, b: &Run) -> Vec<[usize; 2]> {
+    let of_session = |(a, b): (&Vec<Record>, &Vec<Record>)| {
+        a.iter().zip(b).find_map(|(a, b)| {
+            assert!(a.kept.keys().eq(b.kept.keys()));
+            a.kept.values().zip(b.kept.values()).find_map(|(kept, others)| {
+                assert!(kept.len() == others.len() && others.is_sorted());
+                let n = kept.iter().filter(|k| others.binary_search(k).is_err()).count();
+                (n > 0).then_some([n, kept.len()])
+            })
+        })
+    };
+    a.records.iter().zip(&b.records).filter_map(of_session).collect()
 }
 
-/// A model, its layers from `n_gpu_layers` before the end on a GPU.
-fn on_gpu(path: &Path, n_gpu_layers: u32) -> Model {
+/// A model with so many layers on a GPU.
+fn load(path: &Path, kernels: Kernels, n_gpu_layers: u32) -> Model {
     let gguf = Arc::new(Gguf::open(path).unwrap());
-    let weights = weights::Options { n_gpu_layers: Some(n_gpu_layers), ..Default::default() };
+    let gpu = GpuOptions { n_layers: Some(n_gpu_layers), ..GpuOptions::default() };
+    let weights = weights::Options { gpu, kernels, ..Default::default() };
     let options = ModelOptions { weights, ..ModelOptions::new(path) };
     Model::load(gguf, &options, 2, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
-/// Compares a model with the one whose blocks take operations of our own: most units that differ, and the largest error.
-fn compare(name: &str, own: &Model, stock: &Model, most_units: f64, most_error: f64) {
+/// Compares a model with the one whose blocks take operations of our own: the largest share of a block's units that may differ, where it may
+/// be one in any case, and the largest error.
+fn compare(name: &str, own: &Model, stock: &Model, most_units: Option<f64>, most_error: f64) {
     let calibration = calibration(own);
     let of_stock = self::calibration(stock);
     for (block, stats) in &calibration.blocks {
@@ -144,23 +146,28 @@ fn compare(name: &str, own: &Model, stock: &Model, most_units: f64, most_error: 
             assert!(error < most_error, "{name}: {block:?}: moments {i} differ by {error:e}");
         }
     }
-    for (setting, options) in settings() {
+    // Types of weights differ in how rows and columns are gathered, which a few settings show.
+    let step = if own.layers()[0].attn.q.weight.rows.ty() == Type::F32 { 1 } else { 4 };
+    for (setting, options) in settings().into_iter().step_by(step) {
         let a = run(own, &options, &calibration, None);
-        let units = differing(&a, &run(stock, &options, &calibration, None));
+        let differ = first_difference(&a, &run(stock, &options, &calibration, None));
         // What both kept in one run decides about the next layer: results are of the same units.
         let replayed = Options { method: Method::Pp, history: HistoryKind::None, ..options.clone() };
         let again = |model| run(model, &replayed, &calibration, Some(&a.records));
         let error = nmse(&again(stock).results, &again(own).results);
-        eprintln!("{name}, {setting}: {units:.5} of units, NMSE {error:.2e}");
+        eprintln!("{name}, {setting}: {differ:?} units differ, NMSE {error:.2e}");
         assert!(!a.records[0][0].kept.is_empty(), "{name}, {setting}");
-        assert!(units <= most_units && error < most_error, "{name}, {setting}: {units} of units, NMSE {error:e}");
+        let may = |&[n, of]: &[usize; 2]| most_units.is_some_and(|most| n == 1 || n as f64 <= most * of as f64);
+        assert!(differ.iter().all(may) && error < most_error, "{name}, {setting}: {differ:?}, NMSE {error:e}");
     }
 }
 
 /// The models: several heads to a key or one, widths that no word of 32 bits divides a row of, and types of weights.
 fn models() -> Vec<(String, Forge)> {
     let mut models = Vec::new();
-    for (ty, n_head_kv) in [(Type::F32, 8), (Type::F32, 2), (Type::Q4_0, 8), (Type::Q4_K, 2), (Type::Q6_K, 2), (Type::Q8_0, 2)] {
+    for (ty, n_head_kv) in
+        [(Type::F32, 8), (Type::F32, 2), (Type::Q4_0, 8), (Type::Q4_K, 2), (Type::Q6_K, 2), (Type::Q8_0, 2)]
+    {
         let forge = Forge { n_layer: 3, biases: n_head_kv == 2, ..Forge::tiny(ty, 8, n_head_kv) };
         models.push((format!("{} {n_head_kv}", ty.name()), forge));
     }
@@ -171,6 +178,17 @@ fn models() -> Vec<(String, Forge)> {
     models
 }
 
+/// In how many parts, each on one device, the graph of a prompt runs, pruned or dense.
+fn parts(model: &Model, options: Option<&Options>, calibration: &Calibration) -> usize {
+    let mut session = session(model, 1);
+    let sources = Sources { calibration: Some((calibration, 1)), ..Sources::default() };
+    let prepare = |options| prune::prepare(options, model.dims(), model.layers(), sources, 2).unwrap();
+    session.set_pruning(options.map(prepare)).unwrap();
+    session.trace();
+    session.sync(&(300..360).collect::<Vec<i32>>(), &mut |_, _| {}).unwrap();
+    session.traced().last().unwrap().n_parts
+}
+
 #[test]
 fn both_forms_compute_the_same() {
     let _turn = turn();
@@ -178,9 +196,10 @@ fn both_forms_compute_the_same() {
     for (name, forge) in models() {
         let path = dir.path().join("model.gguf");
         forge.write(&path);
-        let load = |kernels| load_for(&path, kernels, RopeOptions::default());
-        let (units, error) = if forge.ty == Type::F32 { (0.0, 1e-6) } else { (0.1, 1e-2) };
-        compare(&name, &load(Kernels::Ggml), &load(Kernels::Stock), units, error);
+        // Quantised weights are multiplied with activations in 8 bits, but columns with floats; and what rounding decides in one layer
+        // changes the next one's scores.
+        let (units, error) = if forge.ty == Type::F32 { (None, 1e-6) } else { (Some(0.03), 1e-3) };
+        compare(&name, &load(&path, Kernels::Ggml, 0), &load(&path, Kernels::Stock, 0), units, error);
     }
 }
 
@@ -194,9 +213,14 @@ fn a_gpu_computes_the_same() {
     for (name, forge) in models() {
         let path = dir.path().join("model.gguf");
         forge.write(&path);
-        let own = load_for(&path, Kernels::Ggml, RopeOptions::default());
+        let own = load(&path, Kernels::Ggml, 0);
+        let (all, stats) = (load(&path, Kernels::Auto, u32::MAX), calibration(&own));
+        let dense = parts(&all, None, &stats);
+        for (setting, options) in settings().iter().filter(|(_, o)| o.method.looks_at_batch()) {
+            assert_eq!(parts(&all, Some(options), &stats), dense, "{name}, {setting}: parts of a graph");
+        }
         for n in [forge.n_layer as u32 + 1, 2, 1] {
-            compare(&format!("{name}, {n} on the GPU"), &own, &on_gpu(&path, n), 0.1, 1e-2);
+            compare(&format!("{name}, {n} on the GPU"), &own, &load(&path, Kernels::Auto, n), Some(0.03), 1e-3);
         }
     }
 }

@@ -81,6 +81,7 @@ fn options(
     };
     let mut cli = Cli::from_arg_matches(&matches).map_err(usage)?;
     let command = match cli.command {
+        None if cli.run.list_devices => return Ok(Parsed::Text(help::devices(), warnings)),
         None => {
             // A saved chat knows its model.
             let model = cli.run.model.take().or_else(|| cli.run.resume.is_some().then(PathBuf::new));
@@ -161,7 +162,7 @@ mod tests {
         assert_eq!(o.prompt.as_deref(), Some(r"a\n"));
         assert_eq!(o.limits.stop, ["x", "y"]);
         assert_eq!(o.conversation, Tristate::Off);
-        assert_eq!(o.model.weights.n_gpu_layers, Some(u32::MAX));
+        assert_eq!(o.model.weights.gpu.n_layers, Some(u32::MAX));
         assert_eq!(o.model.weights.kernels, Kernels::Auto);
         assert_eq!(options(&["--kernels", "native"]).model.weights.kernels, Kernels::Native);
         let o = options(&["--override-kv", "a.b=int:3,c=str:x"]);

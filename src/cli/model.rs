@@ -8,17 +8,26 @@ use super::value::{not_one_of, out_of_range, size};
 use crate::error::{Error, Result};
 use crate::gguf::OverrideValue;
 use crate::model::{Options, RopeOptions, RopeScaling, RunBy};
-use crate::weights::{self, Kernels, Pack};
+use crate::weights::{self, GpuOptions, Kernels, Pack};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
     /// Layers on the GPU: a number, 'all' or 'auto' [-ngl]
     ///
-    /// They are counted from the last layer, the output as one more, and go to the first GPU; auto takes as many as fit in its
-    /// free memory. Needs a build with the cargo feature cuda, metal or vulkan.
+    /// They are counted from the last layer, the output as one more; auto takes as many as fit in the free memory of the GPUs. Needs a
+    /// build with the cargo feature cuda, metal or vulkan.
     #[arg(long, alias = "gpu-layers", value_name = "N", allow_hyphen_values = true)]
     pub n_gpu_layers: Option<String>,
+    /// GPUs to use, by their names in --list-devices, with commas between them; none [-dev]
+    #[arg(long, value_name = "NAMES")]
+    pub device: Option<String>,
+    /// Shares of the layers for each GPU, such as 3,1; without it by their free memory [-ts]
+    #[arg(long, value_name = "SHARES")]
+    pub tensor_split: Option<String>,
+    /// The number of the only GPU to use, from 0 [-mg]
+    #[arg(long, value_name = "N")]
+    pub main_gpu: Option<usize>,
     /// How the file is read: auto, mmap, none, mlock, mmap+mlock [-lm]
     #[arg(long, value_name = "MODE")]
     pub load_mode: Option<String>,
@@ -100,11 +109,22 @@ pub struct RopeArgs {
 }
 
 pub fn options(path: PathBuf, a: ModelArgs) -> Result<Options> {
-    let n_gpu_layers = match a.n_gpu_layers.as_deref() {
+    let n_layers = match a.n_gpu_layers.as_deref() {
         None | Some("auto" | "-1") => None,
         Some("all" | "-2") => Some(u32::MAX),
         Some(n) => Some(n.parse().map_err(|_| not_one_of("-ngl", n, "a number, all, auto"))?),
     };
+    let devices = a.device.map(|names| match names.trim() {
+        "none" => Vec::new(),
+        names => names.split(',').map(|name| name.trim().to_owned()).collect(),
+    });
+    // llama.cpp takes slashes, too.
+    let split = a.tensor_split.as_deref().map(|list| list.split([',', '/']).map(share).collect::<Result<Vec<f64>>>());
+    let split = split.transpose()?.unwrap_or_default();
+    if !split.is_empty() && split.iter().sum::<f64>() == 0.0 {
+        return Err(out_of_range("--tensor-split", 0, "more than 0 in all"));
+    }
+    let gpu = GpuOptions { n_layers, devices, split, only: a.main_gpu };
     let (no_mmap, mlock) = match a.load_mode.as_deref() {
         None | Some("auto") => (a.no_mmap || a.direct_io, a.mlock),
         Some("mmap") => (false, a.mlock),
@@ -139,10 +159,16 @@ pub fn options(path: PathBuf, a: ModelArgs) -> Result<Options> {
         mlock,
         check_tensors: a.check_tensors,
         override_kv: overrides,
-        weights: weights::Options { n_gpu_layers, no_mmap, kernels, pack },
+        weights: weights::Options { gpu, no_mmap, kernels, pack },
         rope: rope_options(a.rope)?,
         run_by,
     })
+}
+
+/// A GPU's share of the layers.
+fn share(text: &str) -> Result<f64> {
+    let number = text.trim().parse().ok().filter(|x: &f64| x.is_finite() && *x >= 0.0);
+    number.ok_or_else(|| Error::usage(format!("--tensor-split: '{text}' is no share: expected numbers such as 3,1")))
 }
 
 /// `key=type:value`

@@ -25,6 +25,9 @@ pub struct RunArgs {
     /// A model in several files, as llama-gguf-split makes them, is given by its first.
     #[arg(long, short = 'm', value_name = "FILE", allow_hyphen_values = true)]
     pub model: Option<PathBuf>,
+    /// Lists the GPUs that this build knows, and ends
+    #[arg(long)]
+    pub list_devices: bool,
     /// The prompt; text on stdin is added below it
     ///
     /// It goes through the model's chat template, if there is one; --no-conversation completes it as it is.

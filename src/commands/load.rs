@@ -85,7 +85,7 @@ pub fn load(
             "the model was trained for {trained} tokens: beyond, of {n_ctx}, it may talk nonsense (see --rope-scaling)"
         ));
     }
-    if model.weights.n_gpu_layers.is_some_and(|n| n > 0) && own.is_some_and(|m| m.gpus().is_empty()) {
+    if model.weights.gpu.n_layers.is_some_and(|n| n > 0) && own.is_some_and(|m| m.gpus().is_empty()) {
         log.note("-ngl has no effect: there is no GPU, or this build has no support for it (cargo features cuda, metal, vulkan)");
     }
     if model.mlock && own.is_some_and(|m| !m.lock()) {

@@ -27,7 +27,7 @@ pub fn write(path: &Path, start: Instant, load: Duration, batches: &[TracedBatch
     };
     let mut events = vec![event("load", "load", start, load, json!({}))];
     for batch in batches {
-        let args = json!({ "first": batch.first, "n_tokens": batch.n_tokens });
+        let args = json!({ "first": batch.first, "n_tokens": batch.n_tokens, "n_parts": batch.n_parts });
         events.push(event("micro-batch", "batch", batch.start, batch.duration, args));
         let nodes = batch.nodes.iter();
         events.extend(nodes.map(|n| event(&n.name, &n.op, n.start, n.duration, json!({ "shape": n.ne }))));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use ggml::{ComputeError, Element, Executor, Graph, NodeTime, Schedule, Slot};
+use ggml::{ComputeError, Device, Element, Executor, Graph, NodeTime, Schedule, Slot};
 use kernels::MAX_GEMV_TOKENS;
 
 use super::options::Options;
@@ -272,6 +272,11 @@ impl<'m> Engine<'m> {
         schedule.get(slots.result.expect("a batch with results"), out);
     }
 
+    /// In how many parts, each on one device, that batch was computed.
+    pub fn n_parts(&self) -> usize {
+        self.last().0.n_splits()
+    }
+
     /// What that batch noted about blocks.
     pub fn notes(&self) -> &[Notes] {
         &self.last().1.notes
@@ -333,6 +338,28 @@ impl<'m> Engine<'m> {
     }
 }
 
+/// Bytes that are needed of each device's memory.
+#[derive(Debug, Default)]
+struct Needs(Vec<(Device, u64)>);
+
+impl Needs {
+    fn add(&mut self, device: Device, bytes: u64) {
+        match self.0.iter_mut().find(|n| n.0 == device) {
+            Some((_, sum)) => *sum = sum.saturating_add(bytes),
+            None => self.0.push((device, bytes)),
+        }
+    }
+
+    fn total(&self) -> u64 {
+        self.0.iter().fold(0, |sum, n| sum.saturating_add(n.1))
+    }
+
+    /// [`Kind::Memory`] if a device has not as much left.
+    fn require(&self, what: &str, advice: &str) -> Result<()> {
+        self.0.iter().try_for_each(|&(device, bytes)| memory::require_of(device, bytes, what, advice))
+    }
+}
+
 /// Takes the memory, or says how much is missing before anything is taken.
 fn reserve(
     model: &Model,
@@ -345,8 +372,11 @@ fn reserve(
     let advice = "use a smaller -c, -ub, or -ctk q8_0 -ctv q8_0";
     let n_seq = params.n_seq;
     let what = format!("a context of {} tokens", params.n_cells * n_seq);
-    let cache_bytes = params.bytes(&model.dims());
-    memory::require(cache_bytes, &what, advice)?;
+    let mut needs = Needs::default();
+    for (il, bytes) in params.bytes(&model.dims()).into_iter().enumerate() {
+        needs.add(model.placement().device(il), bytes);
+    }
+    needs.require(&what, advice)?;
     let out_of_memory = |bytes: u64| {
         Error::memory(format!("{what} would take {}, which could not be had: {advice}", memory::human(bytes)))
     };
@@ -364,11 +394,13 @@ fn reserve(
     let mut few_bytes = few.schedule.measure(&few_tokens);
     let head = (results == Results::States).then(|| model.logits_graph(&cache, OUTPUT_ROWS.min(n_wanted), clock).0);
     if let Some(head) = &head {
-        few_bytes = few_bytes.max(few.schedule.measure(head));
+        few_bytes.iter_mut().zip(few.schedule.measure(head)).for_each(|(few, head)| few.1 = few.1.max(head.1));
     }
-    let compute_bytes = (many.schedule.measure(&largest) + few_bytes + one.schedule.measure(&one_token)) as u64;
-    memory::require(cache_bytes + compute_bytes, &what, advice)?;
-    let out_of_memory = |_| out_of_memory(cache_bytes + compute_bytes);
+    for (device, bytes) in [few_bytes, many.schedule.measure(&largest), one.schedule.measure(&one_token)].concat() {
+        needs.add(device, bytes as u64);
+    }
+    needs.require(&what, advice)?;
+    let out_of_memory = |_| out_of_memory(needs.total());
     many.schedule.reserve(&largest).map_err(out_of_memory)?;
     one.schedule.reserve(&one_token).map_err(out_of_memory)?;
     few.schedule.reserve(&few_tokens).map_err(out_of_memory)?;

@@ -57,7 +57,7 @@ impl Model {
         let mut load = || {
             require_file(&gguf)?;
             require_own_settings(options)?;
-            let n_gpu_layers = options.weights.n_gpu_layers.unwrap_or(u32::MAX);
+            let n_gpu_layers = options.weights.gpu.n_layers.unwrap_or(u32::MAX);
             llama::Model::blame_its_file();
             let mut stopped = false;
             let mut watch = |share| {

@@ -66,6 +66,8 @@ pub struct TracedBatch {
     pub start: Instant,
     /// How long it took: building the graph and reading the logits included
     pub duration: Duration,
+    /// Parts of its graph, each on one device: what lies between two of them is copied
+    pub n_parts: usize,
     /// The nodes of its graph that compute something
     pub nodes: Vec<NodeTime>,
 }
@@ -114,7 +116,7 @@ impl<'m> Session<'m> {
 
     /// Bytes of the KV cache.
     pub fn cache_bytes(&self) -> u64 {
-        self.engine.cache.params().bytes(&self.engine.model.dims())
+        self.engine.cache.params().bytes(&self.engine.model.dims()).into_iter().fold(0, u64::saturating_add)
     }
 
     /// Tokens of a prompt that are computed at once, at most.
@@ -206,8 +208,8 @@ impl<'m> Session<'m> {
             false => self.logits.clear(),
         }
         if let Some(trace) = &mut self.trace {
-            let (n_tokens, duration) = (piece.len(), began.elapsed());
-            trace.push(TracedBatch { first, n_tokens, start: began, duration, nodes });
+            let (n_tokens, duration, n_parts) = (piece.len(), began.elapsed(), self.engine.n_parts());
+            trace.push(TracedBatch { first, n_tokens, start: began, duration, n_parts, nodes });
         }
         self.tokens.extend_from_slice(piece);
         self.prompt.probe += self.engine.clock.probe().saturating_sub(probe);

@@ -59,13 +59,18 @@ struct LayerCache {
 }
 
 impl CacheParams {
-    /// Bytes of the cache of a model.
-    pub fn bytes(&self, dims: &Dims) -> u64 {
+    /// Bytes of the cache of each layer of a model.
+    pub fn bytes(&self, dims: &Dims) -> Vec<u64> {
         let row = |ty: CacheType, n: usize| ty.tensor_type().row_bytes(n).unwrap_or(0) as u64;
-        let of_layer = |l: &LayerDims| row(self.type_k, l.n_embd_gqa()) + row(self.type_v, l.n_embd_gqa());
-        let cell: u64 = dims.layers.iter().filter(|l| l.shares_kv_of.is_none()).map(of_layer).sum();
-        // What does not fit in 64 bits is refused as too large like anything else that does not fit in memory.
-        cell.saturating_mul(self.n_cells as u64).saturating_mul(self.n_seq as u64)
+        let of_layer = |l: &LayerDims| match l.shares_kv_of {
+            Some(_) => 0,
+            None => {
+                let cell = row(self.type_k, l.n_embd_gqa()) + row(self.type_v, l.n_embd_gqa());
+                // What does not fit in 64 bits is refused as too large like anything else that does not fit in memory.
+                cell.saturating_mul(self.n_cells as u64).saturating_mul(self.n_seq as u64)
+            }
+        };
+        dims.layers.iter().map(of_layer).collect()
     }
 
     /// Why a model cannot have this cache, if so.

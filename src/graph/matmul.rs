@@ -9,7 +9,9 @@ use kernels::MAX_GEMV_TOKENS;
 use super::builder::GraphBuilder;
 use super::ops::{self, ColumnProduct, Combine, Operand, PanelProduct, RowProduct};
 use super::states::States;
-use crate::prune::{self, Block, GatherColumns, GatherRows, Pass, Reduced, ReducedLinear, ReducedMatrix, Role, column_type};
+use crate::prune::{
+    self, Block, GatherColumns, GatherRows, Pass, Reduced, ReducedLinear, ReducedMatrix, Role, column_type,
+};
 use crate::weights::{Activation, Kernel, Linear, Norm, Weight, has_gemv};
 
 /// Which part of a matrix is multiplied.

@@ -39,7 +39,7 @@ impl Model {
         progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send),
     ) -> Result<Model> {
         let (architecture, hparams) = arch::read(&gguf, &options.rope)?;
-        let placement = Placement::new(&gguf, hparams.n_layer, options.weights.n_gpu_layers);
+        let placement = Placement::new(&gguf, hparams.n_layer, &options.weights.gpu)?;
         let load = |progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send)| {
             let mut loader = Loader::new(&gguf, &placement, &options.weights, hparams.n_layer);
             let tensors = (architecture.tensors)(&mut loader, &hparams)?;
@@ -132,15 +132,15 @@ impl Model {
 
     /// The backends in use as llama-bench names them: `CPU`, or `Vulkan,CPU`.
     pub fn backend(&self) -> String {
-        match self.placement.gpu {
-            Some(gpu) => format!("{},CPU", gpu.backend_name()),
-            None => "CPU".to_owned(),
-        }
+        let mut names: Vec<String> = self.gpus().into_iter().map(|gpu| gpu.backend_name()).collect();
+        names.dedup();
+        names.push("CPU".to_owned());
+        names.join(",")
     }
 
     /// The GPUs that layers are on.
     pub fn gpus(&self) -> Vec<Device> {
-        self.placement.gpu.into_iter().collect()
+        self.placement.gpus()
     }
 
     /// The memory of each layer's cache.

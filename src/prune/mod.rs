@@ -57,6 +57,6 @@ pub use reduced::{LeftOut, Reduced, ReducedLinear, ReducedMatrix, Role};
 pub use score::Formula;
 pub use setup::{MaskSource, Setup, Sources, prepare};
 pub use stock::{
-    gather_columns as stock_columns, gather_heads as stock_heads, gather_rows as stock_rows, mean_left_out as stock_left_out,
-    spread_heads as stock_spread,
+    gather_columns as stock_columns, gather_heads as stock_heads, gather_rows as stock_rows,
+    mean_left_out as stock_left_out, spread_heads as stock_spread,
 };

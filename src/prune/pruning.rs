@@ -81,7 +81,16 @@ impl Pruning {
             (block, BlockState { constants: constants.into(), prior: prior(block), history: history(block) })
         };
         let blocks = constants.into_iter().map(state).collect();
-        Pruning { formula, blocks, observed: Observed::default(), statistics: 0, resident: None, plan, answer_plan, options }
+        Pruning {
+            formula,
+            blocks,
+            observed: Observed::default(),
+            statistics: 0,
+            resident: None,
+            plan,
+            answer_plan,
+            options,
+        }
     }
 
     /// The masks of a method that never looks at a batch, and what stands in for what they leave out (FLAP). `n_tokens` is the length

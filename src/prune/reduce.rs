@@ -52,7 +52,9 @@ pub fn transpose(matrix: &Matrix, ty: Type, range: Range<usize>, out: &mut [u8])
         columns.chunks_exact_mut(n_out).zip(&row[range.clone()]).for_each(|(column, &w)| column[j] = w);
     }
     let bytes = ty.row_bytes(n_out).expect("whole blocks");
-    out.chunks_exact_mut(bytes).zip(columns.chunks_exact(n_out)).for_each(|(out, column)| quantize_row(ty, column, out));
+    out.chunks_exact_mut(bytes)
+        .zip(columns.chunks_exact(n_out))
+        .for_each(|(out, column)| quantize_row(ty, column, out));
 }
 
 /// The columns of kept units of a matrix in the layout of our own kernels, made for many products with few tokens.

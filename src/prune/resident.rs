@@ -52,7 +52,8 @@ impl Resident {
             if let Some(state) = state {
                 let n = state.constants.len();
                 resident.constants = Some(made.push_floats("constants", &state.constants, [n, 1], il)?);
-                resident.prior = (state.prior.as_ref()).map(|p| made.push_floats("prior", p, [n, 1], il)).transpose()?;
+                resident.prior =
+                    (state.prior.as_ref()).map(|p| made.push_floats("prior", p, [n, 1], il)).transpose()?;
                 if let Some(history) = &state.history {
                     let history = history.read().expect("no writer panics");
                     let means = history.means();

@@ -85,7 +85,8 @@ pub fn pick<'g>(
 ) -> Tensor<'g> {
     let squares = g.sum_rows(g.sqr(x));
     let row = squares.nb()[1];
-    let squares = g.view(squares, [1, n_seq * n_each, 1, 1], [row, row * n_seq * n_each, row * n_seq * n_each], row * first);
+    let squares =
+        g.view(squares, [1, n_seq * n_each, 1, 1], [row, row * n_seq * n_each, row * n_seq * n_each], row * first);
     let by_sample = g.reshape(squares, [n_each, n_seq, 1, 1]);
     let mut tokens = ascending(g, largest(g, sum_columns(g, by_sample), probe.n_each));
     if probe.n_each <= FIRST_IS_IN {
@@ -151,9 +152,7 @@ pub fn scores<'g>(
             let h = g.get_rows(history, g.view(pos, [n_each, 1, 1, 1], [row; 3], 0));
             sum_columns(g, fuse(g, p, h))
         }
-        (Some(history), None) => {
-            fuse(g, energy_of(g, states, how.text), g.reshape(history, [n_channels, 1, 1, 1]))
-        }
+        (Some(history), None) => fuse(g, energy_of(g, states, how.text), g.reshape(history, [n_channels, 1, 1, 1])),
         (None, _) => energy_of(g, states, how.text),
     };
     if let Some(prior) = how.block.prior {
@@ -236,7 +235,8 @@ pub fn gather_rows<'g>(
     let floats = g.reshape(floats, [n_in, n, 1, 1]);
     match ty {
         Type::F32 => floats,
-        _ => g.cast(floats, Type::F16),
+        _ if ty.is_quantized() => g.cast(floats, Type::F16),
+        _ => g.cast(floats, ty),
     }
 }
 
@@ -250,7 +250,8 @@ pub fn gather_columns<'g>(g: &Builder<'g>, columns: Tensor<'g>, kept: Tensor<'g>
     let across = g.permute(gathered, [1, 0, 2, 3]);
     match columns.ty() {
         Type::F32 => g.cont(across, [n, n_out, 1, 1]),
-        _ => g.cast(across, Type::F16),
+        ty if ty.is_quantized() => g.cast(across, Type::F16),
+        ty => g.cast(across, ty),
     }
 }
 

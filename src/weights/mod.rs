@@ -14,9 +14,9 @@ pub use kernel::{Kernel, by_kernel, format, has_gemv, quantised_types};
 pub use kernels::Activation;
 pub use loader::{Loaded, Loader};
 pub use matrix::Matrix;
-pub use options::{Kernels, Options, Pack};
+pub use options::{GpuOptions, Kernels, Options, Pack};
 pub use packed::Panels;
-pub use placement::{INPUT, Placement};
+pub use placement::{INPUT, Placement, device_lines};
 pub use tensors::{
     Attention, Dims, Experts, Factors, Gating, Head, KeysValues, Layer, LayerDims, Linear, Mlp, Norm, PerLayer,
     PerLayerEmbeddings, Rotary, Stack, Temperature, Vector, Weight, pack_all,

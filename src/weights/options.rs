@@ -3,8 +3,8 @@
 /// How the weights are brought into memory.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Layers on the GPU; `None` = as many as fit; counted from the last layer, the output counts as one more.
-    pub n_gpu_layers: Option<u32>,
+    /// What goes to GPUs.
+    pub gpu: GpuOptions,
     /// Copy the weights instead of using the mapped file in place.
     pub no_mmap: bool,
     pub kernels: Kernels,
@@ -13,8 +13,21 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { n_gpu_layers: None, no_mmap: false, kernels: Kernels::Auto, pack: Pack::Batch }
+        Options { gpu: GpuOptions::default(), no_mmap: false, kernels: Kernels::Auto, pack: Pack::Batch }
     }
+}
+
+/// Which layers GPUs compute, and which GPUs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GpuOptions {
+    /// Layers on GPUs; `None` = as many as fit; counted from the last layer, the output counts as one more.
+    pub n_layers: Option<u32>,
+    /// Names of the GPUs; `None` = all.
+    pub devices: Option<Vec<String>>,
+    /// How much of the layers goes to each, in any unit; empty = in proportion to their free memory.
+    pub split: Vec<f64>,
+    /// The number of the only one to use.
+    pub only: Option<usize>,
 }
 
 /// Whose kernels multiply weights on the CPU.

@@ -2,68 +2,82 @@
 
 use ggml::{BufferType, Device, Type, Usage};
 
+use super::options::GpuOptions;
+use crate::error::{Error, Result, escape};
 use crate::gguf::Gguf;
+use crate::system::memory::human;
 
 /// Which device computes each layer.
 #[derive(Debug, Clone)]
 pub struct Placement {
-    /// The GPU in use, if any.
-    pub gpu: Option<Device>,
-    /// First layer on the GPU; layer `n_layer` is the output.
-    first_gpu_layer: usize,
+    /// The GPU of each layer, and of the output, which comes after them; `None` for the CPU
+    layers: Vec<Option<Device>>,
 }
 
 /// The layer number of what comes before the layers: always on the CPU, as in llama.cpp.
 pub const INPUT: usize = usize::MAX;
 
+/// Share of a GPU's free memory that weights may take where as many layers go there as fit: the rest is for the cache and for intermediate
+/// results.
+const SHARE: f64 = 0.8;
+
 impl Placement {
-    /// `n_gpu_layers` layers, counted from the last, on the first GPU; `None` = as many as fit in its free memory.
-    pub fn new(gguf: &Gguf, n_layer: usize, n_gpu_layers: Option<u32>) -> Placement {
-        let Some(gpu) = Device::gpus().into_iter().next() else {
-            return Placement { gpu: None, first_gpu_layer: n_layer + 1 };
+    /// Puts layers of a file, counted from the last, on the GPUs that are asked for: on one after the other, each in proportion to its free
+    /// memory or to the shares that are given. [`crate::error::Kind::Usage`] for a device that is not there.
+    pub fn new(gguf: &Gguf, n_layer: usize, options: &GpuOptions) -> Result<Placement> {
+        let gpus = chosen(options)?;
+        let room = |gpu: &Device| gpu.memory().0 as f64;
+        let shares: Vec<f64> = match options.split.is_empty() {
+            true => gpus.iter().map(room).collect(),
+            false => (0..gpus.len()).map(|i| options.split.get(i).copied().unwrap_or(0.0)).collect(),
         };
-        let n = match n_gpu_layers {
-            Some(n) => n as usize,
-            None => {
-                // A fifth is left to the cache and to intermediate results.
-                let mut room = gpu.memory().0 as u64 / 5 * 4;
-                (0..=n_layer)
-                    .rev()
-                    .take_while(|&il| {
-                        room = room.saturating_sub(layer_bytes(gguf, il, n_layer));
-                        room > 0
-                    })
-                    .count()
+        let place = |n: usize| place(n_layer, n.min(n_layer + 1), &gpus, &shares);
+        let fits = |layers: &Vec<Option<Device>>| {
+            gpus.iter().all(|gpu| {
+                let of_gpu = layers.iter().enumerate().filter(|(_, on)| **on == Some(*gpu));
+                let bytes: u64 = of_gpu.map(|(il, _)| layer_bytes(gguf, il, n_layer)).sum();
+                bytes as f64 <= room(gpu) * SHARE
+            })
+        };
+        let layers = match options.n_layers {
+            Some(n) => place(n as usize),
+            None => (0..=n_layer + 1).rev().map(place).find(fits).unwrap_or_else(|| place(0)),
+        };
+        Ok(Placement { layers })
+    }
+
+    /// The GPUs in use.
+    pub fn gpus(&self) -> Vec<Device> {
+        let mut gpus: Vec<Device> = Vec::new();
+        for gpu in self.layers.iter().flatten() {
+            if !gpus.contains(gpu) {
+                gpus.push(*gpu);
             }
-        };
-        let first_gpu_layer = (n_layer + 1).saturating_sub(n);
-        Placement { gpu: (n > 0).then_some(gpu), first_gpu_layer }
+        }
+        gpus
     }
 
     /// The device of a layer.
     pub fn device(&self, il: usize) -> Device {
-        match self.gpu {
-            Some(gpu) if il >= self.first_gpu_layer && il != INPUT => gpu,
-            _ => Device::cpu(),
-        }
+        self.layers.get(il).copied().flatten().unwrap_or_else(Device::cpu)
     }
 
     /// The best memory for a tensor `[ne0, ne1, ne2]` of layer `il`, in llama.cpp's order: the device's own, then the layouts that ggml's
-    /// CPU kernels prefer, unless our own kernels (`is_own`) are to read it, then plain memory. `None` if nothing can compute with it.
+    /// CPU kernels prefer, unless the tensor `is_read` by others, too, then plain memory. `None` if nothing can compute with it.
     pub fn memory(
         &self,
         ty: Type,
         ne: [u64; 3],
         usage: Usage,
         il: usize,
-        is_own: bool,
+        is_read: bool,
     ) -> Option<(Device, BufferType)> {
         let (cpu, device) = (Device::cpu(), self.device(il));
         let mut candidates: Vec<(Device, BufferType)> = Vec::new();
         if device != cpu {
             candidates.push((device, device.buffer_type()));
         }
-        if !is_own {
+        if !is_read {
             candidates.extend(cpu.extra_buffer_types().into_iter().map(|b| (cpu, b)));
         }
         candidates.push((cpu, cpu.buffer_type()));
@@ -71,7 +85,79 @@ impl Placement {
     }
 }
 
+/// The GPUs that options name, or all.
+fn chosen(options: &GpuOptions) -> Result<Vec<Device>> {
+    let all = Device::gpus();
+    let of_name = |name: &String| {
+        let found = all.iter().find(|d| d.name().eq_ignore_ascii_case(name)).copied();
+        found.ok_or_else(|| {
+            let there: Vec<String> = all.iter().map(|d| d.name()).collect();
+            let there = if there.is_empty() { "no GPU is there".to_owned() } else { there.join(", ") };
+            Error::usage(format!("--device: '{}' is not there ({there}): see --list-devices", escape(name)))
+        })
+    };
+    let gpus: Vec<Device> = match &options.devices {
+        None => all.clone(),
+        Some(names) => names.iter().map(of_name).collect::<Result<_>>()?,
+    };
+    match options.only {
+        None => Ok(gpus),
+        // As llama.cpp's: without a GPU the number means nothing.
+        Some(_) if gpus.is_empty() => Ok(gpus),
+        Some(i) => gpus.get(i).map(|&gpu| vec![gpu]).ok_or_else(|| {
+            Error::usage(format!("--main-gpu: {i} is not the number of a GPU; there are {} (from 0)", gpus.len()))
+        }),
+    }
+}
+
+/// The GPU of each of `n_layer` layers and of the output, if the last `n` go to `gpus` in these shares.
+fn place(n_layer: usize, n: usize, gpus: &[Device], shares: &[f64]) -> Vec<Option<Device>> {
+    let all: f64 = shares.iter().sum();
+    let first = n_layer + 1 - n;
+    let of_layer = |il: usize| {
+        // The part of these layers that comes before this one, as llama.cpp counts it.
+        let before = il.checked_sub(first)? as f64 / n as f64 * all;
+        let mut end = 0.0;
+        let upper = shares.iter().position(|share| {
+            end += share;
+            before < end
+        });
+        gpus.get(upper?).copied()
+    };
+    (0..=n_layer).map(of_layer).collect()
+}
+
 fn layer_bytes(gguf: &Gguf, il: usize, n_layer: usize) -> u64 {
     let prefix = if il < n_layer { format!("blk.{il}.") } else { "output".to_owned() };
     gguf.tensors().iter().filter(|t| t.name.starts_with(&prefix)).map(|t| t.n_bytes).sum()
+}
+
+/// A line for each GPU that can be named with `--device`, as llama.cpp has it.
+pub fn device_lines() -> Vec<String> {
+    let line = |d: Device| {
+        let (free, total) = d.memory();
+        format!("{}: {} ({}, {} free)", d.name(), escape(&d.description()), human(total as u64), human(free as u64))
+    };
+    Device::gpus().into_iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_shared_out() {
+        // Any devices do: only their order counts.
+        let cpu = Device::cpu();
+        let count = |n, shares: &[f64]| {
+            let gpus = vec![cpu; shares.len()];
+            place(4, n, &gpus, shares).iter().map(Option::is_some).collect::<Vec<_>>()
+        };
+        assert_eq!(count(0, &[1.0]), [false; 5]);
+        assert_eq!(count(2, &[1.0]), [false, false, false, true, true]);
+        assert_eq!(count(5, &[1.0, 3.0]), [true; 5]);
+        assert_eq!(count(5, &[]), [false; 5]);
+        assert_eq!(count(5, &[0.0, 1.0]), [true; 5]);
+        assert_eq!(count(5, &[0.0, 0.0]), [false; 5]);
+    }
 }

@@ -18,7 +18,7 @@ use pp_run::engine::Session;
 use pp_run::gguf::Gguf;
 use pp_run::model::{Model, Options as ModelOptions, RopeOptions};
 use pp_run::tokenizer::{Token, Tokenizer};
-use pp_run::weights::{self, Kernels};
+use pp_run::weights::{self, GpuOptions, Kernels};
 
 /// SmolLM2-135M-Instruct, which `models/get` fetches.
 pub fn smollm2() -> PathBuf {
@@ -107,10 +107,20 @@ pub fn load(path: &Path) -> Model {
     load_for(path, Kernels::Ggml, RopeOptions::default())
 }
 
+/// Layers on the GPU in a build for one: as tests/gpu says.
+pub fn n_gpu_layers() -> u32 {
+    match std::env::var("PP_ARG_N_GPU_LAYERS").as_deref() {
+        Ok("all") => u32::MAX,
+        Ok(n) => n.parse().unwrap(),
+        Err(_) => 0,
+    }
+}
+
 /// A model with two threads.
 pub fn load_for(path: &Path, kernels: Kernels, rope: RopeOptions) -> Model {
     let gguf = Arc::new(Gguf::open(path).unwrap());
-    let weights = weights::Options { kernels, ..Default::default() };
+    let gpu = GpuOptions { n_layers: Some(n_gpu_layers()), ..GpuOptions::default() };
+    let weights = weights::Options { kernels, gpu, ..Default::default() };
     let options = ModelOptions { weights, rope, ..ModelOptions::new(path) };
     Model::load(gguf, &options, 2, &mut |_| ControlFlow::Continue(())).unwrap()
 }

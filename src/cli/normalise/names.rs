@@ -73,9 +73,6 @@ pub const SHORT: &[(&str, &str)] = &[
 /// Flags without a meaning here, and whether they take a value.
 pub const IGNORED: &[(&str, bool)] = &[
     ("--split-mode", true),
-    ("--tensor-split", true),
-    ("--main-gpu", true),
-    ("--device", true),
     ("--no-kv-offload", false),
     ("--kv-offload", false),
     ("--fit", true),
@@ -151,7 +148,6 @@ pub const NOT_YET: &[(&str, &str)] = &[
     ("--binary-file", "prompts that are no text"),
     ("--grp-attn-*", "contexts that are stretched so"),
     ("--rpc", "computing on other machines"),
-    ("--list-devices", "a list of devices of its own (pp-run doctor has one)"),
     ("--host", "a server"),
     ("--port", "a server"),
     ("--api-*", "a server"),

@@ -153,7 +153,7 @@ impl<'m> Way<'m> {
             "cache_v": c.cache_type_v.tensor_type().id(),
             "flash_attn": c.flash_attn,
             "kernels": options.model.weights.kernels.name(),
-            "n_gpu_layers": options.model.weights.n_gpu_layers,
+            "n_gpu_layers": options.model.weights.gpu.n_layers,
             "pruning": pruning.iter().map(|b| format!("{b:02x}")).collect::<String>(),
         })
     }

@@ -70,6 +70,10 @@ impl Device {
         self.ptr.as_ptr()
     }
 
+    pub(crate) fn from_ptr(ptr: NonNull<sys::ggml_backend_device>) -> Device {
+        Device { ptr }
+    }
+
     /// ggml's name of the device, such as `CPU` or `Vulkan0`.
     pub fn name(self) -> String {
         // SAFETY: the device is registered; its name is a C string that lives as long.

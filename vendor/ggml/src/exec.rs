@@ -147,6 +147,16 @@ impl Backends {
         self.list.iter().map(|b| b.ptr.as_ptr()).collect()
     }
 
+    /// The devices, in the order of [`Backends::pointers`].
+    pub(crate) fn devices(&self) -> Vec<Device> {
+        let device = |b: &Backend| {
+            // SAFETY: the backend is live.
+            let ptr = unsafe { sys::ggml_backend_get_device(b.ptr.as_ptr()) };
+            Device::from_ptr(NonNull::new(ptr).expect("a backend is of a device"))
+        };
+        self.list.iter().map(device).collect()
+    }
+
     fn cpu(&self) -> *mut sys::ggml_backend {
         self.list.last().expect("the CPU is always there").ptr.as_ptr()
     }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use llama_cpp_sys_2 as sys;
 
+use crate::device::Device;
 use crate::exec::{Backends, ComputeError, Element};
 use crate::graph::{Graph, Slot};
 
@@ -78,9 +79,9 @@ impl Schedule {
         self.n_operations
     }
 
-    /// Bytes of memory for intermediate results that `graph` needs, summed over the devices. Reserves nothing, gives back what
-    /// is reserved and too small, and unloads the loaded graph.
-    pub fn measure(&mut self, graph: &Graph) -> usize {
+    /// Bytes of memory for intermediate results that `graph` needs on each device. Reserves nothing, gives back what is reserved and too
+    /// small, and unloads the loaded graph.
+    pub fn measure(&mut self, graph: &Graph) -> Vec<(Device, usize)> {
         self.make_ready_for(graph);
         self.has_memory = false;
         let mut sizes = vec![0usize; self.backends.pointers().len()];
@@ -90,7 +91,7 @@ impl Schedule {
         });
         // SAFETY: the scheduler is live.
         unsafe { sys::ggml_backend_sched_reset(self.sched.as_ptr()) };
-        sizes.iter().sum()
+        self.backends.devices().into_iter().zip(sizes).collect()
     }
 
     /// Reserves the memory that `graph` needs, so that loading a graph that needs no more cannot fail. Unloads the loaded

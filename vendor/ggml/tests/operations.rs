@@ -156,6 +156,14 @@ fn elementwise_operations_refuse() {
         ("scale: the tensor", |b| ignore(b.scale(transposed(b, Type::F32, [4, 3]), 2.0))),
         ("tanh: type I32", |b| ignore(b.tanh(input(b, Type::I32, [4, 1, 1, 1])))),
         ("relu: the tensor", |b| ignore(b.relu(transposed(b, Type::F32, [4, 3])))),
+        ("sub: [3", |b| ignore(b.sub(f32s(b, [4, 4, 1, 1]), f32s(b, [3, 4, 1, 1])))),
+        ("div: types", |b| ignore(b.div(f32s(b, [4, 4, 1, 1]), input(b, Type::F16, [4, 4, 1, 1])))),
+        ("scale_and_shift: the tensor", |b| ignore(b.scale_and_shift(transposed(b, Type::F32, [4, 3]), 2.0, 1.0))),
+        ("sqr: type F16", |b| ignore(b.sqr(input(b, Type::F16, [4, 1, 1, 1])))),
+        ("sqrt: the tensor", |b| ignore(b.sqrt(transposed(b, Type::F32, [4, 3])))),
+        ("sum_rows: the tensor", |b| ignore(b.sum_rows(transposed(b, Type::F32, [4, 3])))),
+        ("argsort: type I32", |b| ignore(b.argsort(input(b, Type::I32, [4, 1, 1, 1]), true))),
+        ("zeros: shape", |b| ignore(b.zeros([4, 0, 1, 1]))),
     ]);
 }
 
@@ -198,6 +206,13 @@ fn operations_in_place_refuse() {
         ("reshape: [4, 4", |b| ignore(b.reshape(f32s(b, [4, 4, 1, 1]), [1 << 33, 1 << 33, 1 << 2, 0]))),
         ("reshape: the tensor", |b| ignore(b.reshape(transposed(b, Type::F32, [4, 3]), [12, 1, 1, 1]))),
         ("reshape: [32, 4", |b| ignore(b.reshape(input(b, Type::Q4_0, [32, 4, 1, 1]), [16, 8, 1, 1]))),
+        ("reinterpret: F32", |b| ignore(b.reinterpret(f32s(b, [4, 4, 1, 1]), Type::I32, [4, 5, 1, 1]))),
+        ("reinterpret: Q4_0", |b| {
+            ignore(b.reinterpret(input(b, Type::Q4_0, [32, 1, 1, 1]), Type::I32, [4, 1, 1, 1]));
+        }),
+        ("reinterpret: the tensor", |b| {
+            ignore(b.reinterpret(transposed(b, Type::F32, [4, 3]), Type::I32, [4, 3, 1, 1]))
+        }),
         ("permute: axes", |b| ignore(b.permute(f32s(b, [4, 4, 1, 1]), [0, 0, 1, 2]))),
         ("permute: axes", |b| ignore(b.permute(f32s(b, [4, 4, 1, 1]), [0, 1, 2, 4]))),
         ("permute: blocks", |b| ignore(b.permute(input(b, Type::Q8_0, [32, 32, 1, 1]), [1, 0, 2, 3]))),
@@ -244,7 +259,7 @@ fn set_rows_refuses() {
         ("set_rows: shapes", |b| set(b, A, (Type::F32, [4, 3, 1, 1]), IDS)),
         ("set_rows: shapes", |b| set(b, (Type::F32, [4, 8, 2, 2]), (Type::F32, [4, 3, 2, 2]), IDS)),
         ("set_rows: rows of F16", |b| set(b, A, (Type::F16, ROWS.1), IDS)),
-        ("set_rows: ids", |b| set(b, A, ROWS, (Type::I32, IDS.1))),
+        ("set_rows: ids", |b| set(b, A, ROWS, (Type::F32, IDS.1))),
         ("set_rows: ids", |b| set(b, A, ROWS, (Type::I64, [4, 1, 1, 1]))),
         ("set_rows: ids", |b| set(b, A, ROWS, (Type::I64, [3, 2, 1, 1]))),
         ("set_rows: type I32", |b| set(b, (Type::I32, A.1), ROWS, IDS)),
@@ -566,6 +581,7 @@ fn operations_compute() {
         let (a, a_slot) = b.input("a", Type::F32, [2, 3, 1, 1]);
         let (x, x_slot) = b.input("x", Type::F32, [2, 2, 1, 1]);
         let (ids, ids_slot) = b.input("ids", Type::I32, [2, 1, 1, 1]);
+        let ids_as_floats = b.cast(ids, Type::F32);
         let outputs = [
             b.mul_mat(a, x),
             b.concat(x, x, 0),
@@ -573,6 +589,13 @@ fn operations_compute() {
             b.get_rows(a, ids),
             b.mul_mat_hadamard(x, f32s(b, [2, 2, 1, 1])),
             b.cont(b.permute(x, [1, 0, 2, 3]), [4, 1, 1, 1]),
+            b.sub(a, b.reshape(ids_as_floats, [2, 1, 1, 1])),
+            b.div(b.scale_and_shift(x, 2.0, 1.0), b.sqr(b.scale_and_shift(x, 0.0, 2.0))),
+            b.sqrt(b.sum_rows(b.sqr(a))),
+            b.cast(b.argsort(b.reshape(a, [6, 1, 1, 1]), false), Type::F32),
+            b.cast(b.argsort(b.reshape(a, [6, 1, 1, 1]), true), Type::F32),
+            b.set_rows(b.zeros([2, 3, 1, 1]), x, ids),
+            b.reinterpret(b.get_rows(b.reinterpret(a, Type::I32, [2, 3, 1, 1]), ids), Type::F32, [4, 1, 1, 1]),
         ];
         ([a_slot, x_slot, ids_slot], outputs.map(|t| (b.output(t), t.n_elements())))
     });
@@ -581,13 +604,20 @@ fn operations_compute() {
     schedule.set(inputs[1], &[1.0f32, 0.0, 10.0, 1.0]);
     schedule.set(inputs[2], &[2i32, 0]);
     executor.compute(&mut schedule, 2).unwrap();
-    let expected: [&[f32]; 6] = [
+    let expected: [&[f32]; 13] = [
         &[1.0, 3.0, 5.0, 12.0, 34.0, 56.0],
         &[1.0, 0.0, 1.0, 0.0, 10.0, 1.0, 10.0, 1.0],
         &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1.0, 0.0, 10.0, 1.0],
         &[5.0, 6.0, 1.0, 2.0],
         &[1.0, 1.0, 11.0, 9.0].map(|v: f32| v / 2f32.sqrt()),
         &[1.0, 10.0, 0.0, 1.0],
+        &[-1.0, 2.0, 1.0, 4.0, 3.0, 6.0],
+        &[0.75, 0.25, 5.25, 0.75],
+        &[5f32.sqrt(), 5.0, 61f32.sqrt()],
+        &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0],
+        &[5.0, 4.0, 3.0, 2.0, 1.0, 0.0],
+        &[10.0, 1.0, 0.0, 0.0, 1.0, 0.0],
+        &[5.0, 6.0, 1.0, 2.0],
     ];
     for ((slot, n), expected) in outputs.into_iter().zip(expected) {
         let mut got = vec![0.0f32; n];
