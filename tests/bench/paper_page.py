@@ -214,13 +214,6 @@ def numbers(rows, wanted):
     return f"Commands: {links}."
 
 
-def processor():
-    try:
-        return re.search(r"model name\s*:\s*(.*)", pathlib.Path("/proc/cpuinfo").read_text())[1]
-    except (OSError, TypeError):
-        return "a processor of unknown name"
-
-
 def page(shown, head, tables, notes, commands):
     """The page of a model that `pp-run show` describes; tables are of rows as text and as numbers."""
     metadata = shown["metadata"]
@@ -280,7 +273,7 @@ def page(shown, head, tables, notes, commands):
 </head>
 <body>
 <h1>{html.escape(name)}</h1>
-<p class="soft">What pruning costs and saves. {html.escape(about)}. Times are of {html.escape(processor())}.</p>
+<p class="soft">What pruning costs and saves. {html.escape(about)}.</p>
 {body}<p class="soft">{html.escape(notes[2])}</p>
 <h2>Commands</h2>
 <ol class="commands">
