@@ -75,7 +75,8 @@ a { color: inherit; }
 @media (max-width: 45rem) { .wide svg { min-width: 40rem; } }
 @page { margin: 14mm; }
 @media print { body { max-width: none; padding: 0; font-size: 9.5pt; } table { font-size: 6.6pt; } th, td { padding: .12rem .2rem; }
-  .wide { overflow: visible; } figure, tr { break-inside: avoid; } h2 { break-after: avoid; } code { font-size: 7pt; } a { text-decoration: none; } }
+  .wide { overflow: visible; } figure, tr { break-inside: avoid; } h2 { break-after: avoid; }
+  .pair { grid-template-columns: 1fr 1fr; } code { font-size: 6.5pt; line-height: 1.3; } ol.commands li { margin-bottom: .1rem; } a { text-decoration: none; } }
 """
 
 
@@ -128,9 +129,11 @@ def pair(rows, name, colours):
 
 
 def kept_map(rows, units):
-    """What each layer keeps, a line of cells for each way of pruning: heads and channels, means over the tasks."""
-    rows = [r for r in rows if r["kept"]]
+    """What each layer keeps, a line of cells for each way of pruning: heads and channels, means over the tasks whose last batch was pruned."""
     n_layer = len(rows[0]["kept"][0])
+    is_pruned = lambda task: any(tuple(task[il]) != units(il) for il in range(n_layer))  # noqa: E731
+    rows = [{**r, "kept": [task for task in r["kept"] if is_pruned(task)]} for r in rows]
+    rows = [r for r in rows if r["kept"]]
     figure, axes = pyplot.subplots(2, 1, figsize=(9.2, 1.1 + 0.44 * len(rows)), layout="constrained", sharex=True)
     for kind, (axis, title) in enumerate(zip(axes, ["Heads kept", "MLP channels kept"])):
         for y, r in enumerate(rows):
@@ -170,7 +173,6 @@ QUANTILES = [("Minimum", 0), ("0.1%", 0.001), ("1.0%", 0.01), ("5.0%", 0.05), ("
 
 def histograms(rows, scale, colours):
     """How divergences are distributed over the tokens, a histogram for each way of pruning, with quantisations' means."""
-    rows = [r for r in rows if r["kl"]]
     figure, axis = pyplot.subplots(figsize=(9.2, 1.5 + 0.42 * len(rows)), layout="constrained")
     least, most = 1e-5, max(r["kl"]["Maximum"] for r in rows)
     for y, r in enumerate(rows):
@@ -207,11 +209,16 @@ def table(head, rows):
     return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
-def numbers(rows, wanted):
-    """Numbers of the commands of some rows, in words."""
-    all_of_them = sorted({n for r in rows if wanted(r) for n in r["runs"]})
-    links = ", ".join(f'<a href="#command-{n}">{n}</a>' for n in all_of_them)
-    return f"Commands: {links}."
+def numbers(rows):
+    """Numbers of the commands of some rows, in words: those that follow each other as a range."""
+    links = []
+    for n in sorted({n for r in rows for n in r["runs"]}):
+        if links and links[-1][1] == n - 1:
+            links[-1][1] = n
+        else:
+            links.append([n, n])
+    link = lambda n: f'<a href="#command-{n}">{n}</a>'  # noqa: E731
+    return "Commands: " + ", ".join(link(a) if a == b else f"{link(a)} to {link(b)}" for a, b in links) + "."
 
 
 def page(shown, head, tables, notes, commands):
@@ -236,26 +243,26 @@ def page(shown, head, tables, notes, commands):
             (
                 "Accuracy and perplexity against time saved",
                 pair(paper, "by the paper's rules", colours),
-                "Each point is a method at a ratio; bars are the standard error of the questions drawn. " + numbers(paper, lambda r: True),
+                "Each point is a method at a ratio; bars are the standard error of the questions drawn. " + numbers(paper),
             ),
             ("Pruned reading", table(head, reading_cells), html.escape(notes[1])),
             (
                 "Pruned reading: accuracy and perplexity against time saved",
                 pair(reading, "of pruned reading", colours),
-                "By lm-evaluation-harness's rules; the time is that of reading. " + numbers(reading, lambda r: True),
+                "By lm-evaluation-harness's rules; the time is that of reading. " + numbers(reading),
             ),
             (
                 "What is kept, by layer",
-                wide(svg(kept_map([*paper, *reading], units), "kept heads and channels by layer")),
-                "Share of each layer's heads and channels in the last batch of a task, means over the tasks. "
-                + numbers(divergences, lambda r: r["kept"]),
+                wide(svg(kept_map(divergences, units), "kept heads and channels by layer")),
+                "Share of each layer's heads and channels in the last batch of a task that was pruned, means over the tasks. "
+                + numbers(divergences),
             ),
             (
                 "KL divergence on the scale of quantisations",
                 wide(svg(histograms(divergences, scale, colours), "KL divergence on the scale of quantisations")),
                 f"Dashed lines are means of quantisations of {html.escape(whose)}; a histogram's bars end at the quantiles that pp-run perplexity prints, "
                 f"and its area is all tokens. Rows of reading are of the tokens after what was read, the others of all tokens. "
-                + numbers(divergences, lambda r: r["kl"]),
+                + numbers(divergences),
             ),
         ]
     body = "".join(f"<h2>{title}</h2>\n<figure>{content}<figcaption>{text}</figcaption></figure>\n" for title, content, text in parts)
