@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("svg")
 from matplotlib import pyplot
+from matplotlib.colors import to_rgba
 from matplotlib.patches import Rectangle
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -139,8 +140,8 @@ def kept_map(rows, units):
         for y, r in enumerate(rows):
             for il in range(n_layer):
                 share = sum(task[il][kind] for task in r["kept"]) / len(r["kept"]) / units(il)[kind]
-                axis.add_patch(Rectangle((il - 0.46, y - 0.42), 0.92, 0.84, facecolor=SHARE, alpha=share, linewidth=0))
-                axis.add_patch(Rectangle((il - 0.46, y - 0.42), 0.92, 0.84, fill=False, edgecolor=GRID, linewidth=0.5))
+                look = {"facecolor": to_rgba(SHARE, share), "edgecolor": GRID, "linewidth": 0.5, "clip_on": False}
+                axis.add_patch(Rectangle((il - 0.46, y - 0.42), 0.92, 0.84, **look))
         axis.set(title=title, xlim=(-0.6, n_layer - 0.4), ylim=(len(rows) - 0.4, -0.6))
         axis.set_yticks(range(len(rows)), [f"{r['method']} {r['ratio']}" for r in rows], fontsize=8)
         axis.grid(False)
@@ -148,7 +149,7 @@ def kept_map(rows, units):
         axis.tick_params(length=0)
     axes[1].set_xticks(range(0, n_layer, max(1, n_layer // 15)))
     axes[1].set_xlabel("layer")
-    handles = [Rectangle((0, 0), 1, 1, facecolor=SHARE, alpha=a, edgecolor=GRID) for a in (0, 0.25, 0.5, 0.75, 1)]
+    handles = [Rectangle((0, 0), 1, 1, facecolor=to_rgba(SHARE, a), edgecolor=GRID, linewidth=0.5) for a in (0, 0.25, 0.5, 0.75, 1)]
     figure.legend(handles, ["0%", "25%", "50%", "75%", "100%"], loc="outside lower center", ncols=5, handlelength=1.2, handleheight=1.2)
     return figure
 
