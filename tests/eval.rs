@@ -2,6 +2,9 @@
 //! interrupted goes on.
 
 mod common;
+#[allow(dead_code, reason = "its main is an example's")]
+#[path = "tools/requantise.rs"]
+mod requantise;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,6 +17,7 @@ use common::{check, load, smollm2, tokenizer, turn};
 use pp_run::engine::{Likelihood, LlamaSession, Options as ContextOptions, Request, Session, libllama};
 use pp_run::eval::{Answer, Rules, Task, estimate, hashes_of, sample};
 use pp_run::gguf::Gguf;
+use pp_run::graph::CacheType;
 use pp_run::model::Options as ModelOptions;
 use pp_run::tokenizer::Tokenizer;
 use serde_json::{Value, json};
@@ -123,6 +127,33 @@ fn likelihoods_are_those_of_each_text_by_itself() {
             for (other, who) in [(alone, "alone"), (read, "read"), (reference, "libllama")] {
                 assert!((found.sum - other.sum).abs() < 1e-3, "{who}: {found:?} {other:?}");
                 assert_eq!(found.is_greedy, other.is_greedy, "{who}");
+            }
+        }
+    }
+}
+
+/// The harness with Hugging Face's model, of the same weights in 32 bits, made what is stored (tests/golden/hf_eval).
+#[test]
+fn likelihoods_are_those_of_hugging_faces_model() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("f32.gguf");
+    requantise::requantise(&smollm2(), &whole, ggml::Type::F32);
+    let (_, tokenizer) = tokenizer();
+    let model = load(&whole);
+    let mut context = ContextOptions { n_ctx: Some(512), exact: true, ..ContextOptions::new(2) };
+    (context.cache_type_k, context.cache_type_v) = (CacheType::F32, CacheType::F32);
+    let mut session = Session::new(&model, &context, 1, 512, Arc::new(AtomicBool::new(false))).unwrap();
+    for (name, stored) in golden("hf_eval.json").as_object().unwrap() {
+        // Some of each task, so that it takes seconds.
+        let task = Task::parse(Path::new("rows"), name.clone(), &rows(name), Rules::LmEval, 2).unwrap();
+        for (i, question) in requests(&tokenizer, &task, Rules::LmEval, 8192).iter().enumerate() {
+            let found = session.likelihoods(&[question]).unwrap().remove(0);
+            let stored: Vec<(f64, bool)> = serde_json::from_value(stored[i].clone()).unwrap();
+            assert_eq!(found.len(), stored.len());
+            for (found, stored) in found.iter().zip(stored) {
+                assert!((found.sum - stored.0).abs() < 1e-3, "{name} {i}: {found:?} {stored:?}");
+                assert_eq!(found.is_greedy, stored.1, "{name} {i}");
             }
         }
     }

@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use std::sync::LazyLock;
 
 use common::forge::{Arch, Forge, golden};
-use common::{ppl, smollm2, turn};
+use common::{gemma3, load, ppl, smollm2, turn};
 use ggml::Type;
 use pp_run::engine::{Options as ContextOptions, Session};
 use pp_run::prune::{
@@ -690,6 +690,8 @@ fn a_model_has_a_plan_of_its_own() {
     let object: Value = serde_json::from_str(&out).unwrap();
     let line = object["prune"].as_str().unwrap();
     assert!(object["prune_expected_kl"].is_f64() && line.contains("at an expected KL of"), "{object} {err}");
+    // It was not measured how quantisations of it diverge.
+    assert!(line.contains(" of Llama-3-8B") && table.contains(" of Llama-3-8B\n"), "{line}\n{table}");
     // 60% is the end of the curve.
     let (_, err) = run(&["--prune", "auto:1000", "--prune-guard", "1e-12"]);
     assert!(err.contains("guard: KL ") && !err.contains("60% left out of the rest"), "{err}");
@@ -711,6 +713,13 @@ fn a_model_has_a_plan_of_its_own() {
         let line = refused(&[&base[..], more].concat(), 2);
         assert!(line.contains(reason), "{line}");
     }
+}
+
+#[test]
+fn a_model_whose_quantisations_were_measured_has_a_scale_of_its_own() {
+    let words = |path: &Path| load(path).scale().in_words(0.0042);
+    assert_eq!(words(&smollm2()), "as Q8_0 of this model");
+    assert_eq!(words(&gemma3()), "between Q8_0 and Q6_K of Llama-3-8B");
 }
 
 /// Rows of different lengths side by side: the tokens that fill up the shorter ones have no part in what is kept. Of the first pruned block,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::core::UNEQUAL;
 use super::report::{BreakEven, Guarded, Report};
 use crate::error::{Error, Result};
-use crate::prune::{Masks, Plan, Record};
+use crate::prune::{Masks, Plan, Record, Scale};
 
 /// Tokens of an answer that are looked at again, so that masks follow it.
 pub const REFRESH: usize = 64;
@@ -175,6 +175,11 @@ impl Policy {
     /// The share of the blocks' weights that batches run on from now on.
     pub fn set_kept_share(&mut self, share: f64) {
         self.report.kept = share;
+    }
+
+    /// Divergences are put in words by this scale from now on.
+    pub fn set_scale(&mut self, scale: Scale) {
+        self.report.scale = scale;
     }
 
     /// Hears what the guard found in a prompt's first tokens, and what the rest is expected to cost.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::prune::in_words;
+use crate::prune::Scale;
 use crate::system::memory;
 
 /// From how many tokens on pruning pays.
@@ -53,6 +53,8 @@ pub struct Report {
     /// KL divergence of what follows from what follows a dense reading, in nats per token, as it was measured for this share on other
     /// texts
     pub expected_kl: Option<f64>,
+    /// By which that is put in words
+    pub scale: Scale,
     /// What the guard found out, if there was one and the prompt was long enough
     pub guarded: Option<Guarded>,
     /// Masks are the same for all batches
@@ -66,8 +68,8 @@ pub struct Report {
 impl Report {
     /// The same before the next prompt: what holds for all prompts stays.
     pub fn next(&self) -> Report {
-        let &Report { break_even, kept, is_fixed, .. } = self;
-        Report { break_even, kept, is_fixed, ..Default::default() }
+        let &Report { break_even, kept, is_fixed, scale, .. } = self;
+        Report { break_even, kept, is_fixed, scale, ..Default::default() }
     }
 
     /// How prompt and answer were run, as the statistics say it.
@@ -112,7 +114,8 @@ impl Report {
 
     /// What reading is expected to cost, in words.
     fn expected_cost(&self) -> String {
-        self.expected_kl.map_or(String::new(), |kl| format!(" at an expected KL of {kl:.4}, {}", in_words(kl)))
+        let in_words = |kl| format!(" at an expected KL of {kl:.4}, {}", self.scale.in_words(kl));
+        self.expected_kl.map_or(String::new(), in_words)
     }
 
     /// The same in a few words.

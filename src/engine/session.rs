@@ -388,6 +388,7 @@ impl<'m> Session<'m> {
             MaskSource::Replay(records) => (Policy::replay(records, share), None),
             MaskSource::Fixed(masks, left_out) => (Policy::fixed(of_answers, share), Some((masks, left_out))),
         };
+        policy.set_scale(self.engine.model.scale());
         if dump {
             policy.keep_records();
         }

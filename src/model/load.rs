@@ -13,7 +13,7 @@ use super::options::Options;
 use crate::error::Result;
 use crate::gguf::Gguf;
 use crate::graph::{Clock, GraphBuilder, GraphSlots, KvCache, Layout, Pieces, Results, Task};
-use crate::prune::Pass;
+use crate::prune::{Pass, Scale};
 use crate::weights::{Dims, Factors, Kernel, Kernels, Layer, Loaded, Loader, Mlp, Pack, Placement, pack_all};
 
 /// A model in memory, ready to compute.
@@ -67,6 +67,12 @@ impl Model {
         let parts: Vec<String> =
             counts.iter().map(|((ty, whose), n)| format!("{n} matrices in {ty}: {whose}")).collect();
         parts.join("; ")
+    }
+
+    /// By which KL divergences of this model are put in words: it is recognised by its name, architecture and number of parameters.
+    pub fn scale(&self) -> Scale {
+        let name = self.gguf.metadata().lossy("general.name").unwrap_or_default();
+        Scale::of(&name, self.gguf.metadata().architecture(), self.gguf.n_params())
     }
 
     /// Whether our kernels multiply all weights of the graph, whatever the number of tokens: ggml's round otherwise for several tokens than

@@ -19,23 +19,6 @@ pub struct Measured {
     pub perplexity: f64,
 }
 
-/// Mean KL divergence of a quantised Llama-3-8B from the same in 16 bits, in nats per token, as llama.cpp's `quantize` documents it.
-const QUANTISATIONS: [(&str, f64); 5] =
-    [("Q8_0", 0.0014), ("Q6_K", 0.0055), ("Q5_K_M", 0.011), ("Q4_K_M", 0.031), ("Q3_K_M", 0.10)];
-
-/// Where a divergence lies on the scale of quantisations.
-pub fn in_words(kl: f64) -> String {
-    let near = |&&(_, of): &&(&str, f64)| (kl / of).ln().abs() < 0.15;
-    if let Some((name, _)) = QUANTISATIONS.iter().find(near) {
-        return format!("as {name}");
-    }
-    match QUANTISATIONS.iter().position(|q| q.1 > kl) {
-        Some(0) => format!("less than {}", QUANTISATIONS[0].0),
-        Some(i) => format!("between {} and {}", QUANTISATIONS[i - 1].0, QUANTISATIONS[i].0),
-        None => format!("more than {}", QUANTISATIONS[QUANTISATIONS.len() - 1].0),
-    }
-}
-
 /// Less is not worth it.
 const LEAST_RATIO: f64 = 0.05;
 
@@ -239,21 +222,6 @@ mod tests {
         assert_eq!(expected(&curve, 0.05), 0.002);
         assert!((expected(&curve, 0.3) - 0.012).abs() < 1e-12);
         assert_eq!(expected(&curve, 0.5), 0.02);
-    }
-
-    #[test]
-    fn words() {
-        let words = [0.0, 0.001, 0.0055, 0.008, 0.01, 0.05, 0.5].map(in_words);
-        let expected = [
-            "less than Q8_0",
-            "less than Q8_0",
-            "as Q6_K",
-            "between Q6_K and Q5_K_M",
-            "as Q5_K_M",
-            "between Q4_K_M and Q3_K_M",
-            "more than Q3_K_M",
-        ];
-        assert_eq!(words, expected);
     }
 
     #[test]

@@ -7,9 +7,9 @@
 //!
 //! In reading order: `options` and `block` (what can be asked for, and what can be left out), `cost`, `budget` and `plan` (what it costs to
 //! leave out a share of a block, which share is left out, and how many units that keeps), `probe` (which rows run ahead), `history`, `score` and `select` (from their states to
-//! kept units), `left_out` (what stands in for the others), `pass` (these stages as operations of a graph), `reduce` (tensors of kept units,
-//! made in a batch's graph) and `reduced` (made once), `observed` (what masks for answers are chosen by), `pruning` (the state between
-//! batches), `record` (dumps and replays), `calibration` (statistics in a file), `setup` (all of it from options and files).
+//! kept units), `left_out` (what stands in for the others), `pass` (these stages as operations of a graph), `stock` and `resident` (the same in ggml's own operations, and what a GPU has of them in its memory),
+//! `reduce` (tensors of kept units, made in a batch's graph), `made` (tensors that are made and kept) and `reduced` (made once), `observed` (what masks for answers are chosen by), `pruning` (the state between
+//! batches), `record` (dumps and replays), `calibration` (statistics in a file), `scale` (divergences in words), `setup` (all of it from options and files).
 //!
 //! To add a **method**: a variant of [`Method`] with its name, its formula in `score` ([`Formula::of`], constants and scores), and, if it does
 //! not look at the batch, its statistics in [`Pruning::fixed`]; then a column in `tests/golden/make`, which makes the figures of the reference
@@ -35,6 +35,7 @@ mod record;
 mod reduce;
 mod reduced;
 mod resident;
+mod scale;
 mod score;
 mod select;
 mod setup;
@@ -43,7 +44,7 @@ mod stock;
 pub use block::{Block, BlockKind, Masks, all_blocks};
 pub use budget::{Curve, Shares, between, parse as parse_plan, saved};
 pub use calibration::{BlockStats, Calibration, path_for};
-pub use cost::{Costs, LayerCosts, Measured, cheapest, expected, in_words, largest, measurements};
+pub use cost::{Costs, LayerCosts, Measured, cheapest, expected, largest, measurements};
 pub use left_out::MeanLeftOut;
 pub use observed::Observed;
 pub use options::{HistoryKind, MAX_RATIO, Method, Metric, Options, Picker, Spread};
@@ -54,6 +55,7 @@ pub use pruning::{IDENTITY_BYTES, Pruning};
 pub use record::{Record, Summary, parse as parse_dump, to_text as dump_text};
 pub use reduce::{GatherColumns, GatherHeads, GatherRows, OwnColumns, SpreadHeads, column_type};
 pub use reduced::{LeftOut, Reduced, ReducedLinear, ReducedMatrix, Role};
+pub use scale::Scale;
 pub use score::Formula;
 pub use setup::{MaskSource, Setup, Sources, prepare};
 pub use stock::{

@@ -16,19 +16,32 @@ struct Args {
     model: PathBuf,
     /// The copy
     out: PathBuf,
-    /// Type of the matrices whose rows it divides; those of others keep theirs, and vectors are F32
+    /// Type of the matrices; where it does not divide their rows, the one that llama.cpp takes in its place. Vectors are F32
     #[arg(long = "type", default_value = "F32")]
     ty: String,
 }
 
-/// Writes the copy.
+/// What llama.cpp's quantisation takes where rows are not whole blocks of 256.
+fn instead(ty: Type) -> Option<Type> {
+    Some(match ty {
+        Type::Q2_K | Type::Q3_K => Type::Q4_0,
+        Type::Q4_K => Type::Q5_0,
+        Type::Q5_K => Type::Q5_1,
+        Type::Q6_K => Type::Q8_0,
+        _ => return None,
+    })
+}
+
+/// Writes the copy. A matrix keeps its type if neither `ty` nor what is taken in its place divides its rows.
 pub fn requantise(model: &Path, out: &Path, ty: Type) {
     const ALIGNMENT: u64 = 32;
     let gguf = Gguf::open(model).unwrap();
-    let type_of = |t: &TensorInfo| match (t.n_dims, ty.row_bytes(t.ne[0] as usize)) {
-        (1, _) => Type::F32,
-        (_, Some(_)) => ty,
-        (_, None) => t.ty,
+    let type_of = |t: &TensorInfo| {
+        let fits = |ty: &Type| ty.row_bytes(t.ne[0] as usize).is_some();
+        match t.n_dims {
+            1 => Type::F32,
+            _ => Some(ty).filter(fits).or(instead(ty).filter(fits)).unwrap_or(t.ty),
+        }
     };
     let bytes_of = |t: &TensorInfo| {
         let rows = t.n_elements() / t.ne[0];
@@ -70,8 +83,9 @@ pub fn requantise(model: &Path, out: &Path, ty: Type) {
 #[allow(dead_code, reason = "tests use the function alone")]
 fn main() {
     let args = Args::parse();
-    let known = [Type::F32, Type::F16, Type::Q8_0, Type::Q5_0, Type::Q4_0, Type::Q3_K, Type::Q2_K];
-    let Some(ty) = known.into_iter().find(|t| t.name() == args.ty) else {
+    let plain = [Type::F32, Type::F16, Type::Q8_0, Type::Q5_0, Type::Q4_0];
+    let mut known = plain.into_iter().chain([Type::Q6_K, Type::Q5_K, Type::Q4_K, Type::Q3_K, Type::Q2_K]);
+    let Some(ty) = known.find(|t| t.name() == args.ty) else {
         eprintln!("requantise: unknown type '{}'", args.ty);
         std::process::exit(2);
     };

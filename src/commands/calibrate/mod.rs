@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::graph::CacheType;
 use crate::log::{self, Log};
 use crate::model::Model;
-use crate::prune::{Block, BlockStats, Calibration, Costs, all_blocks, in_words, path_for};
+use crate::prune::{Block, BlockStats, Calibration, Costs, Scale, all_blocks, path_for};
 use crate::sampler::{self, Sampler};
 use crate::system::memory;
 use crate::tokenizer::{Token, Tokenizer};
@@ -154,7 +154,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     if let Some(costs) = &calibration.costs {
         // Nothing is lost if it stays.
         let _ = std::fs::remove_file(&part);
-        print(&table(costs))?;
+        print(&table(costs, model.scale()))?;
     }
     log.note(&format!(
         "{n_seqs} windows of {seq_len} tokens, {batch} at a time: {} in {}",
@@ -165,7 +165,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
 }
 
 /// The curve for people to read.
-fn table(costs: &Costs) -> String {
+fn table(costs: &Costs, scale: Scale) -> String {
     let mut text = "left out  time   KL       perplexity\n".to_owned();
     for p in &costs.curve {
         let perplexity = 100.0 * (p.perplexity - 1.0);
@@ -174,7 +174,7 @@ fn table(costs: &Costs) -> String {
             100.0 * p.ratio,
             p.time,
             p.kl,
-            in_words(p.kl)
+            scale.in_words(p.kl)
         );
     }
     text
