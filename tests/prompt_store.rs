@@ -122,14 +122,14 @@ fn the_least_recently_used_go_first() {
     let large = Store { dir: folder.clone(), limit: 10 * n_bytes };
     assert_eq!((ask(&large, &long), names()), ((300, Some(300 + LEAST)), 3));
     // What is in common with several is taken from where there is most of it.
-    assert_eq!(store.take(&mut new(), &[&long[..400], &vec![9; 20]].concat()).n, 400);
+    assert_eq!(store.take(&mut new(), &[&long[..400], &[9; 20][..]].concat()).n, 400);
     // Nothing that is larger than all that may be there, or that is short.
     let little = Store { dir: dir.path().join("little"), limit: n_bytes - 1 };
     assert_eq!((ask(&little, &text(300, 5)), little.dir.exists()), ((0, None), false));
     assert_eq!(ask(&store, &text(LEAST - 1, 5)), (0, None));
     // A context that is smaller than what is kept.
     let mut small = session(&model, &ContextOptions { n_ctx: Some(512), ..options.clone() });
-    assert_eq!(store.take(&mut small, &[&long[..400], &vec![9; 20]].concat()).n, 400);
+    assert_eq!(store.take(&mut small, &[&long[..400], &[9; 20][..]].concat()).n, 400);
     assert_eq!(store.take(&mut session(&model, &ContextOptions { n_ctx: Some(256), ..options.clone() }), &long).n, 0);
 }
 

@@ -92,7 +92,7 @@ pub fn newest<'d>(chats: &'d Path, answers: &'d Path, folder: &Path) -> Result<(
     for dir in [chats, answers] {
         all.extend(names(dir)?.into_iter().map(|(name, modified)| (modified, dir, name)));
     }
-    all.sort_by(|a, b| b.0.cmp(&a.0));
+    all.sort_by_key(|chat| std::cmp::Reverse(chat.0));
     let folder = as_text(folder);
     let of_folder = all.iter().find(|(_, dir, name)| begun_in(dir, name).as_ref() == Some(&folder));
     let last = of_folder.or_else(|| all.iter().find(|c| c.1 == chats));

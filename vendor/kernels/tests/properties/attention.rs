@@ -123,7 +123,7 @@ fn attend() {
             let of_many = attended(isa, &queries, &keys, &values, kind, scores, true);
             for (i, together) in of_many.iter().enumerate() {
                 let alone = attended(isa, &queries[i..=i], &keys, &values, kind, scores, true);
-                assert_eq!(alone, [together.clone()], "{isa} d {d}, query {i} of {n_queries}");
+                assert_eq!(alone, std::slice::from_ref(together), "{isa} d {d}, query {i} of {n_queries}");
             }
             let out = attended(isa, &queries, &keys, &values, kind, scores, false);
             assert_eq!(out.len(), n_queries);
