@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use common::script::Script;
 use common::{check, smollm2, tokenizer, tokens_of, turn};
