@@ -202,13 +202,13 @@ fn a_second_question_is_answered_as_without() {
     let dir = tempfile::tempdir().unwrap();
     let home = Home { dir, model: smollm2() };
     let story = home.dir.path().join("story.txt");
-    fs::write(&story, "The river rose in the night and took the bridge with it. ".repeat(35)).unwrap();
+    fs::write(&story, "The river rose in the night and took the bridge with it. ".repeat(26)).unwrap();
     let file = ["-f", story.to_str().unwrap()];
     for (more, least) in [
-        (&["-ub", "128"][..], 420),
-        (&["-ctk", "q8_0", "-ctv", "q8_0", "-ub", "128"], 420),
-        (&["--kernels", "ggml", "-ub", "128"], 384),
-        (&["-fa", "off", "-ub", "128"], 384),
+        (&["-ub", "64"][..], 300),
+        (&["-ctk", "q8_0", "-ctv", "q8_0", "-ub", "64"], 300),
+        (&["--kernels", "ggml", "-ub", "64"], 256),
+        (&["-fa", "off", "-ub", "64"], 256),
     ] {
         let more = [&file[..], more].concat();
         let without = home.ask("Who took the bridge?", &[&more[..], &["--no-prompt-cache"]].concat());
