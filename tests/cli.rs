@@ -10,7 +10,7 @@ use common::smollm2;
 use ggml::Type;
 
 fn pp_run(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+    let mut command = common::pp_run();
     // One thread: tests run side by side, and threads that wait for each other by spinning starve.
     command.args(args).stdin(Stdio::null()).env("PP_ARG_THREADS", "1");
     command
@@ -91,13 +91,16 @@ fn without_a_model_those_that_are_there_are_listed() {
     let home = dir.path().canonicalize().unwrap();
     let bare = |args: &[&str]| {
         let mut command = pp_run(args);
-        for variable in ["PP_ARG_MODEL", "LLAMA_ARG_MODEL", "XDG_DATA_HOME", "OLLAMA_MODELS"] {
+        let of_others =
+            ["OLLAMA_MODELS", "LLAMA_CACHE", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"];
+        for variable in ["PP_ARG_MODEL", "LLAMA_ARG_MODEL", "XDG_DATA_HOME"].into_iter().chain(of_others) {
             command.env_remove(variable);
         }
         command.current_dir(&home).env("HOME", &home).output().unwrap()
     };
     let none = bare(&[]);
     assert!(none.status.success() && text(&none.stdout).contains("No models were found"), "{}", text(&none.stdout));
+    assert_eq!(text(&none.stdout).lines().count(), 4);
     fails(&bare(&["-p", "x"]), 2, "no model: pp-run -m MODEL.gguf -p");
 
     let models = home.join("models");
@@ -304,7 +307,7 @@ fn files_from_windows_are_texts() {
 fn a_closed_stdout_is_an_error() {
     let model = smollm2();
     for args in ["show \"$1\"", "-m \"$1\" -p x -n 1", "--help"] {
-        let o = Command::new("sh")
+        let o = common::apart(&mut Command::new("sh"))
             .args(["-c", &format!("\"$0\" {args} >&-"), env!("CARGO_BIN_EXE_pp-run"), model.to_str().unwrap()])
             .stdin(Stdio::null())
             .output()
@@ -417,7 +420,11 @@ kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 print(json.dumps({'stdout': run.stdout, 'stderr': run.stderr, 'bytes': kib * 1024}))";
     let model = smollm2();
     let args = ["-m", model.to_str().unwrap(), "-p", "x", "-n", "4", "-c", "256", "--output-format", "json"];
-    let o = Command::new("python3").args(["-c", MEASURE, env!("CARGO_BIN_EXE_pp-run")]).args(args).output().unwrap();
+    let o = common::apart(&mut Command::new("python3"))
+        .args(["-c", MEASURE, env!("CARGO_BIN_EXE_pp-run")])
+        .args(args)
+        .output()
+        .unwrap();
     assert!(o.status.success(), "{}", text(&o.stderr));
     let value: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
     let counted = value["bytes"].as_f64().unwrap();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use common::script::Script;
 use common::{check, smollm2, tokenizer, tokens_of, turn};
@@ -182,7 +182,7 @@ fn what_a_model_thinks_has_no_form() {
 
 fn pp_run(args: &[&str]) -> Output {
     let model = smollm2();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+    let mut command = common::pp_run();
     command.args(["-m", model.to_str().unwrap(), "--seed", "1"]).args(args).stdin(Stdio::null()).output().unwrap()
 }
 

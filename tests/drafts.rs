@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -302,7 +302,7 @@ fn smollm2_says_the_same() {
 
 fn pp_run(args: &[&str]) -> Output {
     let model = smollm2();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+    let mut command = common::pp_run();
     command.args(["-m", model.to_str().unwrap(), "--temp", "0", "--kernels", "native"]).args(args);
     command.stdin(Stdio::null()).env("PP_ARG_THREADS", "1").output().unwrap()
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use common::{check, load, smollm2, tokenizer, turn};
+use common::{check, load, pp_run, smollm2, tokenizer, turn};
 use pp_run::engine::{Likelihood, LlamaSession, Options as ContextOptions, Request, Session, libllama};
 use pp_run::eval::{Answer, Rules, Task, estimate, hashes_of, sample};
 use pp_run::gguf::Gguf;
@@ -167,7 +167,7 @@ fn folder(tasks: &[&str]) -> tempfile::TempDir {
 }
 
 fn command(dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+    let mut command = pp_run();
     command.arg("eval").args(args).current_dir(dir).stdin(Stdio::null());
     command
 }

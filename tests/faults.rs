@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 
 use common::forge::Forge;
 use common::term::Term;
-use common::{check, finished, shim, smollm2, started};
+use common::{apart, check, finished, pp_run, shim, smollm2, started};
 
 fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+    let mut command = pp_run();
     command.env("PP_ARG_THREADS", "1").stdin(Stdio::null());
     command
 }
@@ -141,7 +141,7 @@ const CLOSE: &str = "for f in /proc/$$/fd/*; do n=${f##*/}; [ $n -gt 2 ] && eval
 fn shell(model: &Path, before: &str, after: &str) -> Output {
     let line =
         format!("{CLOSE}{before}exec {} -m {} -p hi -n 1 -q {after}", env!("CARGO_BIN_EXE_pp-run"), model.display());
-    finished(started(Command::new("bash").args(["-c", &line]).stdin(Stdio::null())))
+    finished(started(apart(&mut Command::new("bash")).args(["-c", &line]).stdin(Stdio::null())))
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn little_memory_few_files_and_closed_streams() {
         ("R49", "env RUST_BACKTRACE=full"),
     ] {
         let line = format!("{environment} {} -m {} -p hi -n 1 -q", env!("CARGO_BIN_EXE_pp-run"), model.display());
-        let output = finished(started(Command::new("bash").args(["-c", &line]).stdin(Stdio::null())));
+        let output = finished(started(apart(&mut Command::new("bash")).args(["-c", &line]).stdin(Stdio::null())));
         check(id, &output, 0, "");
     }
 }
@@ -325,7 +325,7 @@ fn models_that_change_while_they_are_in_use() {
     }
     // D04: written to between two turns of a chat.
     let (dir, model) = folder();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+    let mut command = pp_run();
     command.arg("-m").arg(&model).args(["--chat-template", "chatml", "-n", "4", "--simple-io"]);
     command.env("PP_ARG_THREADS", "1").env("PP_ARG_NO_HISTORY", "1").env("PP_ARG_NO_SAVE", "1").current_dir(dir.path());
     let mut chat = Term::new(command, 80, 24);
@@ -352,7 +352,7 @@ fn whoever_is_to_outlive_the_terminal_does() {
         env!("CARGO_BIN_EXE_pp-run"),
         model.display()
     );
-    let mut child = started(Command::new("bash").args(["-c", &run]).stdin(Stdio::null()));
+    let mut child = started(apart(&mut Command::new("bash")).args(["-c", &run]).stdin(Stdio::null()));
     // The answer has begun.
     child.stdout.as_mut().unwrap().read_exact(&mut [0; 1]).unwrap();
     Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap();
@@ -447,7 +447,7 @@ fn signals_at_any_moment() {
 fn histories_that_are_no_histories() {
     let (_dir, model) = folder();
     let chat = |state: &Path| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+        let mut command = pp_run();
         command.arg("-m").arg(&model).args(["--chat-template", "chatml", "-n", "2", "--simple-io"]);
         command.env("PP_ARG_THREADS", "1").env("PP_ARG_NO_SAVE", "1").env("XDG_STATE_HOME", state).env("TERM", "dumb");
         Term::with(command, 80, 24)
@@ -485,7 +485,7 @@ fn histories_that_are_no_histories() {
 fn terminals_are_left_as_they_were() {
     let (_dir, model) = folder();
     let mut command = Command::new("bash");
-    command.args(["--norc", "--noprofile", "-i"]).env("PS1", "ready$ ").env("PP_ARG_THREADS", "1");
+    apart(&mut command).args(["--norc", "--noprofile", "-i"]).env("PS1", "ready$ ").env("PP_ARG_THREADS", "1");
     command.env("PP_ARG_NO_HISTORY", "1").env("PP_ARG_NO_SAVE", "1").env_remove("PROMPT_COMMAND");
     let mut shell = Term::new(command, 80, 24);
     let chat = format!("{} -m {} --chat-template chatml --ignore-eos", env!("CARGO_BIN_EXE_pp-run"), model.display());
@@ -526,4 +526,57 @@ fn terminals_are_left_as_they_were() {
     // Without anybody to chat with.
     let output = finished(started(program().arg("-m").arg(&model)));
     check("R31", &output, 2, "no prompt");
+}
+
+/// An end that no destructor sees: the terminal of a chat echoes again what is typed.
+#[test]
+fn a_terminal_echoes_again_after_an_end_at_once() {
+    let (dir, model) = folder();
+    let bomb = dir.path().join("bomb");
+    let double =
+        "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
+    fs::write(&bomb, double).unwrap();
+    let mut command = Command::new("bash");
+    apart(&mut command).args(["--norc", "--noprofile", "-i"]).env("PS1", "ready$ ").env("PP_ARG_THREADS", "1");
+    command.env("PP_ARG_NO_HISTORY", "1").env("PP_ARG_NO_SAVE", "1").env_remove("PROMPT_COMMAND");
+    let mut shell = Term::new(command, 200, 24);
+    let chat = |model: &Path, more: &str| {
+        format!("{} -m {} --chat-template chatml -n 4 {more}", env!("CARGO_BIN_EXE_pp-run"), model.display())
+    };
+    shell.expect("ready$ ");
+    shell.send(&format!("stty -g >{}.before\r", model.display()));
+    shell.expect("ready$ ");
+    let same = |shell: &mut Term| {
+        shell.send(&format!("stty -g | cmp - {}.before && echo sa''me\r", model.display()));
+        shell.expect("same");
+        shell.expect("ready$ ");
+    };
+    // Memory ends while a model is loaded, at one place or another. Where it does not, the chat finds the line that leaves it.
+    for kib in [200_000, 250_000, 300_000, 350_000, 400_000] {
+        shell.send(&format!("(ulimit -v {kib}; {}); echo en''ded $?\r", chat(&smollm2(), "")));
+        shell.send("/exit\r");
+        shell.expect("ended ");
+        shell.send("echo he''re\r");
+        shell.expect("here");
+        shell.expect("ready$ ");
+        same(&mut shell);
+    }
+    // A template takes more than it may.
+    shell.send(&format!(
+        "{}; echo en''ded $?\r",
+        chat(&model, "").replace("template chatml", &format!("template-file {}", bomb.display()))
+    ));
+    shell.expect("Ctrl-D leaves");
+    shell.send("hello\r");
+    shell.expect("ended 65");
+    shell.expect("ready$ ");
+    same(&mut shell);
+    // The model is cut short behind what is read of it before it is used.
+    shell.send(&format!("{}; echo en''ded $?\r", chat(&model, "")));
+    shell.expect("Ctrl-D leaves");
+    fs::OpenOptions::new().write(true).open(&model).unwrap().set_len(4096).unwrap();
+    shell.send("hello\r");
+    shell.expect("ended 74");
+    shell.expect("ready$ ");
+    same(&mut shell);
 }

@@ -105,7 +105,7 @@ fn used(pid: u32) -> Option<(u64, Duration)> {
 
 /// Runs the program; one that takes too long is ended, and has no code.
 fn run(args: &[&str]) -> Ran {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+    let mut command = common::pp_run();
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.env("PP_ARG_THREADS", "1").spawn().unwrap();
     let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
@@ -1196,12 +1196,7 @@ fn paths() {
     {
         let path = dir.path().join(std::ffi::OsStr::from_bytes(name));
         fs::copy(at("good.gguf"), &path).unwrap();
-        let output = Command::new(env!("CARGO_BIN_EXE_pp-run"))
-            .arg("-m")
-            .arg(&path)
-            .args(["-p", "hi", "-n", "1", "-q"])
-            .output()
-            .unwrap();
+        let output = common::pp_run().arg("-m").arg(&path).args(["-p", "hi", "-n", "1", "-q"]).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{id}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::forge::Forge;
 use common::term::Term;
-use common::{check, finished, shim, smollm2, started};
+use common::{apart, check, finished, pp_run, shim, smollm2, started};
 use pp_run::chat::template::Source as TemplateSource;
 use pp_run::chat::{Past, Role, Template, read};
 use pp_run::gguf::Gguf;
@@ -46,7 +46,7 @@ impl Home {
     }
 
     fn program(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+        let mut command = pp_run();
         command.env("PP_ARG_THREADS", "1").env("XDG_DATA_HOME", self.data()).stdin(Stdio::null());
         command
     }
@@ -536,9 +536,123 @@ fn chats_are_listed_shown_and_deleted() {
     assert!(outside.exists() && inside.join("x.jsonl").exists());
 }
 
+/// A single answer, asked for in a folder.
+fn answer_in(home: &Home, folder: &Path, args: &[&str]) -> Output {
+    let mut command = home.program();
+    command.arg("-m").arg(&home.model).args(["--chat-template", "chatml", "-n", "4", "--temp", "0"]).args(args);
+    finished(started(command.current_dir(folder)))
+}
+
+fn continue_in(home: &Home, folder: &Path, args: &[&str]) -> Output {
+    finished(started(home.go_on(args).current_dir(folder)))
+}
+
+#[test]
+fn a_single_answer_goes_on() {
+    let home = Home::new();
+    let answers = home.data().join("pp-run/answers");
+    let [here, there, nowhere] = ["here", "there", "nowhere"].map(|name| home.dir.path().join(name));
+    [&here, &there, &nowhere].into_iter().for_each(|folder| fs::create_dir(folder).unwrap());
+    let kept = || {
+        let entries = fs::read_dir(&answers).into_iter().flatten();
+        entries.map(|e| e.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect::<Vec<String>>()
+    };
+    for args in [&["-p", "x", "--no-save"][..], &["-p", "x", "-no-cnv"]] {
+        check("not kept", &answer_in(&home, &here, args), 0, "");
+        assert!(!answers.exists(), "{args:?}");
+    }
+    let first = answer_in(&home, &here, &["-p", "hello", "-sys", "Be brief."]);
+    check("here", &first, 0, "generated 4");
+    let name = kept().remove(0);
+    check("there", &answer_in(&home, &there, &["-p", "elsewhere"]), 0, "generated 4");
+    assert_eq!((fs::metadata(&answers).unwrap().mode() & 0o777, kept().len(), home.names().len()), (0o700, 2, 0));
+    assert!(kept().iter().all(|n| fs::metadata(answers.join(format!("{n}.jsonl"))).unwrap().mode() & 0o777 == 0o600));
+    // The last one of another folder is nobody's business here.
+    check("nowhere", &continue_in(&home, &nowhere, &["-p", "and"]), 66, "no chat is saved");
+    // Without a trace, and so that it counts.
+    let untouched = continue_in(&home, &here, &["-p", "and", "--no-save"]);
+    check("no trace", &untouched, 0, &format!("going on with {name}: 1 question"));
+    assert_eq!((kept().len(), home.names().len()), (2, 0));
+    let second = continue_in(&home, &here, &["-p", "and"]);
+    check("goes on", &second, 0, &format!("going on with {name}: 1 question"));
+    assert!(second.stdout == untouched.stdout && !stderr(&second).contains("read anew"), "{}", stderr(&second));
+    assert_eq!((kept().len(), home.names()), (1, vec![format!("{name}.jsonl")]));
+    let said = home.said(&name);
+    assert_eq!([&said[0].1, &said[1].1, &said[3].1], ["Be brief.", "hello", "and"]);
+    assert_eq!(format!("{}\n", said[2].1), String::from_utf8(first.stdout).unwrap());
+    // Now it is a chat, and the last one of all.
+    check("chat", &continue_in(&home, &nowhere, &["-p", "more"]), 0, "2 questions");
+    // By its name, from anywhere.
+    let other = kept().remove(0);
+    check("by name", &continue_in(&home, &nowhere, &[&other, "-p", "and"]), 0, &format!("going on with {other}"));
+    assert_eq!((kept().len(), home.names().len()), (0, 2));
+    check("words", &continue_in(&home, &here, &["and of Italy?"]), 2, "a question goes behind -p");
+
+    // They are listed, shown and deleted as chats are; and they are few.
+    for i in 0..22 {
+        check("many", &answer_in(&home, &here, &["-p", &format!("number {i}"), "-q"]), 0, "");
+    }
+    assert_eq!(kept().len(), 20);
+    let chats = |args: &[&str]| {
+        let output = finished(started(home.program().arg("chats").args(args)));
+        check("chats", &output, 0, "");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let list = chats(&[]);
+    assert!(list.lines().count() == 23 && list.contains("number 21") && !list.contains("number 1\n"), "{list}");
+    let name = kept().remove(0);
+    assert!(chats(&["--show", &name]).starts_with("User:\nnumber "));
+    chats(&["--delete", &name]);
+    assert_eq!(kept().len(), 19);
+    chats(&["--delete-all"]);
+    assert_eq!((kept().len(), home.names().len()), (0, 0));
+
+    // Where nothing can be kept, and of a model whose path is no text.
+    fs::remove_dir(&answers).unwrap();
+    fs::write(&answers, "").unwrap();
+    let output = answer_in(&home, &here, &["-p", "x"]);
+    check("no folder", &output, 0, "generated 4");
+    assert!(!stderr(&output).contains("warning"), "{}", stderr(&output));
+    fs::remove_file(&answers).unwrap();
+    let odd = home.dir.path().join(std::ffi::OsStr::new("odd")).join("m.gguf");
+    let odd = PathBuf::from(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(
+        &[odd.parent().unwrap().as_os_str().as_encoded_bytes(), b"\xff.gguf"].concat(),
+    ));
+    fs::copy(&home.model, &odd).unwrap();
+    let mut command = home.program();
+    command.arg("-m").arg(&odd).args(["--chat-template", "chatml", "-n", "4", "-p", "x"]);
+    check("odd", &finished(started(&mut command)), 0, "generated 4");
+    assert_eq!(kept().len(), 1);
+}
+
+#[test]
+fn a_chat_begins_in_a_pipe_and_goes_on_at_the_terminal() {
+    let home = Home::new();
+    let mut command = home.program();
+    command.arg("-m").arg(&home.model).args(["--chat-template", "chatml", "-n", "4", "--temp", "0"]);
+    command.current_dir(home.dir.path()).stdin(Stdio::piped());
+    let mut child = started(&mut command);
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"from a pipe\n").unwrap();
+    check("pipe", &finished(child), 0, "generated 4");
+    let mut command = home.go_on(&["--simple-io", "--no-history"]);
+    command.env("TERM", "dumb").current_dir(home.dir.path());
+    let mut chat = Term::with(command, 80, 24);
+    chat.expect("1 question");
+    chat.expect("from a pipe");
+    chat.prompt();
+    chat.line("and more");
+    chat.expect("wrote ");
+    chat.prompt();
+    chat.line("/exit");
+    assert_eq!(chat.end(), 0);
+    let name = home.names().remove(0);
+    assert_eq!(home.said(name.strip_suffix(".jsonl").unwrap()).len(), 4);
+}
+
 /// A chat on a terminal, with some variables of the environment.
 fn terminal(home: &Home, more: &[(&str, &str)]) -> Term {
     let mut command = Command::new("bash");
+    apart(&mut command);
     let line = "umask 0; exec \"$0\" \"$@\"";
     command.args(["-c", line, env!("CARGO_BIN_EXE_pp-run"), "-m"]).arg(&home.model);
     command.args(["--chat-template", "chatml", "-n", "4", "--simple-io"]).envs(more.iter().copied());
@@ -665,7 +779,7 @@ fn an_answer_starts_no_other_program() {
     fs::set_permissions(&tput, fs::Permissions::from_mode(0o755)).unwrap();
     // In a session of its own there is no terminal at all.
     let mut command = Command::new("setsid");
-    command.args([
+    apart(&mut command).args([
         "-w",
         env!("CARGO_BIN_EXE_pp-run"),
         "--continue",

@@ -3,13 +3,12 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::forge::{Arch, Forge};
-use common::turn;
+use common::{pp_run, turn};
 use ggml::Type;
 use pp_run::engine::prompt_cache::Found;
 use pp_run::engine::{LlamaSession, Options, Timeline, libllama::Model};
@@ -61,7 +60,7 @@ fn they_answer_are_scored_and_timed() {
         let model = forged(dir.path(), arch);
         let (model, text) = (model.to_str().unwrap(), text.to_str().unwrap());
         let run = |args: &[&str]| {
-            let out = Command::new(env!("CARGO_BIN_EXE_pp-run")).args(args).output().unwrap();
+            let out = pp_run().args(args).output().unwrap();
             let [stdout, stderr] = [&out.stdout, &out.stderr].map(|b| String::from_utf8_lossy(b).into_owned());
             (out.status.code(), stdout, stderr)
         };
@@ -131,7 +130,7 @@ fn what_was_read_is_not_read_again() {
 
 /// An answer to a text with a prompt cache: exit code, stdout, stderr.
 fn answer(model: &Path, text: &str, file: &Path, more: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+    let mut command = pp_run();
     command.arg("-m").arg(model).args(["-p", text, "-n", "8", "--temp", "0", "-no-cnv", "-v", "--prompt-cache"]);
     let out = command.arg(file).args(["--engine", "libllama"]).args(more).output().unwrap();
     let [stdout, stderr] = [&out.stdout, &out.stderr].map(|b| String::from_utf8_lossy(b).into_owned());

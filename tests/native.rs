@@ -6,12 +6,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::forge::{Arch, Forge, mxfp4};
-use common::{load_for, nmse, ppl, session, smollm2, tokenizer, turn};
+use common::{load_for, nmse, pp_run, ppl, session, smollm2, tokenizer, turn};
 use ggml::Type;
 use pp_run::engine::Options as ContextOptions;
 use pp_run::gguf::Gguf;
@@ -119,7 +119,7 @@ fn kept(kernels: &str, dir: &Path) -> Vec<(String, BTreeSet<u64>)> {
         vec!["-m", model.to_str().unwrap(), "-f", text.to_str().unwrap(), "-n", "2", "-no-cnv", "-c", "4096"];
     args.extend(["--prune", "0.4", "--prune-min-tokens", "2", "--kernels", kernels]);
     args.extend(["--prune-dump", dump.to_str().unwrap()]);
-    let out = Command::new(env!("CARGO_BIN_EXE_pp-run")).args(args).stdin(Stdio::null()).output().unwrap();
+    let out = pp_run().args(args).stdin(Stdio::null()).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let dump: Value = serde_json::from_str(&fs::read_to_string(dump).unwrap()).unwrap();
     let blocks = dump["batches"].as_array().unwrap().iter().flat_map(|b| b["blocks"].as_array().unwrap());
@@ -153,7 +153,7 @@ fn perplexity(kernels: &str, more: &[&str]) -> f64 {
     let mut args = vec!["perplexity", "-m", model.to_str().unwrap(), "-f", text.to_str().unwrap()];
     args.extend(["-c", "256", "--chunks", "3", "--kernels", kernels]);
     args.extend(more);
-    let out = Command::new(env!("CARGO_BIN_EXE_pp-run")).args(args).stdin(Stdio::null()).output().unwrap();
+    let out = pp_run().args(args).stdin(Stdio::null()).output().unwrap();
     assert!(out.status.success());
     ppl(&String::from_utf8(out.stdout).unwrap())
 }

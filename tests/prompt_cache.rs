@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use common::forge::Forge;
-use common::{load, load_for, session, smollm2};
+use common::{load, load_for, pp_run, session, smollm2};
 use ggml::Type;
 use pp_run::engine::Options as ContextOptions;
 use pp_run::engine::Session;
@@ -355,7 +355,7 @@ fn a_pruned_session_takes_over_what_it_pruned_so() {
 
 /// The built program, for an answer of some tokens.
 fn program(model: &Path, prompt: &str, file: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+    let mut command = pp_run();
     command.arg("-m").arg(model).args(["-p", prompt, "--temp", "0", "--kernels", "ggml", "--prompt-cache"]).arg(file);
     command.env("PP_ARG_THREADS", "1").stdin(Stdio::null());
     command
@@ -464,7 +464,7 @@ fn what_is_no_prompt_cache_is_left_alone() {
         (&["--prompt-cache-ro"], "--prompt-cache <FILE>"),
         (&["--prompt-cache", "x", "--prompt-cache-all", "--prompt-cache-ro"], "cannot be used with"),
     ] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+        let mut command = pp_run();
         let (code, stderr) = output(command.arg("-m").arg(&model).args(["-p", "x"]).args(args).stdin(Stdio::null()));
         assert!(code == 2 && stderr.contains(part), "{stderr}");
     }

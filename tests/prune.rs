@@ -29,7 +29,7 @@ fn here(path: &str) -> PathBuf {
 static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
 
 fn pp_run(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_pp-run")).args(args).stdin(std::process::Stdio::null()).output().unwrap()
+    common::pp_run().args(args).stdin(std::process::Stdio::null()).output().unwrap()
 }
 
 fn ok(args: &[&str]) -> (String, String) {
@@ -673,7 +673,7 @@ fn a_model_has_a_plan_of_its_own() {
 
     let calibrate = ["calibrate", "-m", &model, "--seqs", "4", "--seq-len", "32", "--no-positions"];
     // One that is ended in the middle keeps what it has, and the next one goes on with that.
-    let mut child = Command::new(env!("CARGO_BIN_EXE_pp-run")).args(calibrate).spawn().unwrap();
+    let mut child = common::pp_run().args(calibrate).spawn().unwrap();
     while !part.exists() {
         assert_eq!(child.try_wait().unwrap(), None, "it has ended without a part");
         std::thread::sleep(std::time::Duration::from_millis(5));

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::script::Script;
 use common::term::Term;
-use common::{PATIENCE, smollm2};
+use common::{PATIENCE, pp_run, smollm2};
 use ptyprocess::Signal;
 
 const UP: &str = "\u{1b}[A";
@@ -49,7 +49,7 @@ impl Home {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+        let mut command = pp_run();
         command.arg("-m").arg(&self.model).args(["--temp", "0"]).args(args);
         self.at_home(&mut command);
         command
@@ -849,7 +849,7 @@ fn a_chat_goes_on_where_it_was_without_reading_anything_again() {
     // Without -m, and by its name.
     let name = std::fs::read_dir(home.chats()).unwrap().next().unwrap().unwrap().path();
     let name = name.file_stem().unwrap().to_str().unwrap().to_owned();
-    let mut c = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+    let mut c = pp_run();
     c.args(["--continue", &name, "-n", "8", "-c", "2048"]);
     home.at_home(&mut c);
     let mut t = Term::new(c, 80, 24);
@@ -947,7 +947,7 @@ fn a_configuration_sets_what_flags_do() {
     let model = home.model.display();
     std::fs::write(&config, format!("model = \"{model}\"\ntop_k = 3\nno-save = true\ncontext-full = \"shift\"\n"))
         .unwrap();
-    let mut c = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+    let mut c = pp_run();
     home.at_home(&mut c);
     c.env("LLAMA_ARG_TOP_K", "4").env("PP_ARG_MIN_P", "0.5");
     let mut t = Term::new(c, 80, 24);

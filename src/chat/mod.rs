@@ -14,7 +14,7 @@ mod watch;
 pub use conversation::Conversation;
 pub use editor::{Around, Editor, Input};
 pub use render::{Reasoning, Render};
-pub use saved::{How, Listed, Past, Saved, delete, list, newest, read};
+pub use saved::{How, Listed, Past, Saved, delete, exists, keep_last, list, move_to, newest, read};
 pub use slash::{SLASHES, parse_slash};
 pub use template::Template;
 pub use terminal::{Hush, Style, width};

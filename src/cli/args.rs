@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use super::bench::BenchArgs;
+use super::cache::CacheArgs;
 use super::calibrate::CalibrateArgs;
 use super::chats::ChatsArgs;
 use super::eval::EvalArgs;
@@ -113,6 +114,10 @@ EXAMPLES
     ///
     /// pp-run --continue CHAT goes on with one.
     Chats(ChatsArgs),
+    /// Long prompts that are kept so that none is processed twice: lists them, or deletes them
+    ///
+    /// See --no-prompt-cache and --prompt-cache-limit.
+    Cache(CacheArgs),
     /// What pp-run sees of this machine and makes of it, and what would make it faster
     Doctor,
     /// Shell completions on stdout

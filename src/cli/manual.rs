@@ -13,6 +13,8 @@ EXAMPLES
   A chat, in which /help lists the commands; the last one once more:
     pp-run -m model.gguf
     pp-run --continue
+  One more question behind the last answer or chat of this folder:
+    pp-run --continue -p \"and of Italy?\"
   A long text, read with a quarter of the weights left out; or, once
   that is measured, with as much as costs next to nothing:
     pp-run -m model.gguf -f long.txt --prune 0.25
@@ -20,8 +22,9 @@ EXAMPLES
     pp-run -m model.gguf -f long.txt --prune auto
   JSON that fits a schema:
     pp-run -m model.gguf -p \"...\" --json-schema schema.json
-  The same text a second time, without processing it again:
-    pp-run -m model.gguf -f long.txt --prompt-cache long.cache
+  A second question to the same text, which is not processed again:
+    pp-run -m model.gguf -f long.txt -p \"What is it about?\"
+    pp-run -m model.gguf -f long.txt -p \"Who is Ann?\"
   The flags of a command:
     pp-run help bench
 
@@ -47,7 +50,7 @@ STATISTICS
           answer was cut),
           context_full, interrupted
 
-  Tokens out of --prompt-cache or of earlier turns are counted as
+  Tokens that were kept of earlier runs or turns are counted as
   cached. A chat has a shorter line; /set verbose shows all numbers.
 
 ENVIRONMENT
@@ -63,7 +66,8 @@ ENVIRONMENT
       no colours; colours; no colours and no cursor control
   VISUAL, EDITOR
       the editor of Ctrl-G and /edit in a chat
-  HOME, XDG_CONFIG_HOME, XDG_DATA_HOME, XDG_STATE_HOME
+  HOME, XDG_CONFIG_HOME, XDG_DATA_HOME, XDG_STATE_HOME,
+  XDG_CACHE_HOME
       where the files below are
 
 CONFIGURATION
@@ -79,7 +83,11 @@ CONFIGURATION
 FILES
   ~/.config/pp-run/config.toml   the configuration
   ~/.local/share/pp-run/chats/   saved chats, one file each
+  ~/.local/share/pp-run/answers/ the last 20 single answers, for
+                                 --continue
   ~/.local/state/pp-run/history  what was typed in chats
+  ~/.cache/pp-run/prompts/       long prompts, so that none is
+                                 processed twice
   MODEL.ppcal                    what pp-run calibrate found, beside
                                  MODEL.gguf
   Models are looked for in ./models, ., ~/models,

@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod cache;
 mod calibrate;
 mod chats;
 mod context;
@@ -99,6 +100,7 @@ fn options(
         Some(Sub::Calibrate(a)) => Command::Calibrate(calibrate::options(a)?),
         Some(Sub::Bench(a)) => Command::Bench(bench::options(a)?),
         Some(Sub::Chats(a)) => Command::Chats(chats::options(a)),
+        Some(Sub::Cache(a)) => Command::Cache(cache::options(&a)),
         Some(Sub::Doctor) => Command::Doctor,
         Some(Sub::Completions { shell }) => return Ok(Parsed::Text(help::completions(shell)?, warnings)),
         Some(Sub::Man) => return Ok(Parsed::Text(help::manual()?, warnings)),
@@ -208,7 +210,6 @@ mod tests {
             &["--pack", "never"],
             &["--pack", "resident", "--kernels", "ggml"],
             &["--chat-template-kwargs", "[]"],
-            &["-p", "a", "-f", "b"],
             &["--samplers", "top_k;topq"],
             &["--sampler-seq", "kz"],
             &["-l", "15043"],

@@ -9,7 +9,7 @@ use super::log::{self, LogArgs};
 use super::model::{self, ModelArgs};
 use super::prune::{self, PruneArgs};
 use super::sampling::{self, SamplingArgs};
-use super::value::{not_one_of, out_of_range, tristate, unescape};
+use super::value::{bytes, not_one_of, out_of_range, tristate, unescape};
 use crate::chat::Reasoning;
 use crate::chat::template::Source;
 use crate::chat::terminal::{self, Tristate};
@@ -34,6 +34,8 @@ pub struct RunArgs {
     #[arg(long, short = 'p', value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
     /// The prompt from a file, less one final line break; '-' = stdin
+    ///
+    /// With -p too, which comes below it: a question to a text. Other questions to the same text are answered without reading it again.
     #[arg(long, short = 'f', value_name = "FILE", allow_hyphen_values = true)]
     pub file: Option<PathBuf>,
     /// System prompt [-sys]
@@ -187,6 +189,17 @@ pub struct RunArgs {
     /// Copy the conversation to a file
     #[arg(long, short = 'o', value_name = "FILE", allow_hyphen_values = true)]
     pub output_file: Option<PathBuf>,
+    /// Neither keep long prompts nor look them up
+    ///
+    /// Otherwise keys and values of prompts, from 256 tokens on that were read, are kept in ~/.cache/pp-run, for your eyes only, and a
+    /// prompt that begins as one of them goes on from there: a second question to the same text is answered at once. stderr says so
+    /// (811 of 840 tokens from the cache), and the answer is the same, token for token. --no-save keeps none either, and pp-run cache
+    /// --clear deletes them. A chat does this with its first prompt. Models that libllama runs, and --prune, have no such prompts.
+    #[arg(long, alias = "no-cache-prompt")]
+    pub no_prompt_cache: bool,
+    /// What kept prompts may take on disk: 500M, 2G; the least recently used go first
+    #[arg(long, value_name = "SIZE", default_value = "2G", allow_hyphen_values = true)]
+    pub prompt_cache_limit: String,
     /// Keep the prompt's keys and values in this file, for prompts that begin alike
     ///
     /// The next run with it processes only what its prompt does not have in common; the line of statistics says how much that
@@ -219,13 +232,15 @@ pub struct RunArgs {
     /// No line of statistics after an answer
     #[arg(long, alias = "no-perf")]
     pub no_show_timings: bool,
-    /// Go on with the last chat, or with one of those that pp-run chats lists
+    /// Go on with the last chat or answer of this folder, or with one of those that pp-run chats lists
     ///
-    /// The model is the chat's, unless -m names another. A text from a pipe, or -p, is one turn of it. With the same model
-    /// nothing is tokenised anew, and with --prompt-cache nothing is computed again.
+    /// If none was begun in this folder, it is the last chat of all. The model is the chat's, unless -m names another. A text from a pipe,
+    /// or -p, is one turn of it: pp-run --continue -p "and of Italy?". With the same model nothing is tokenised anew, and with
+    /// --prompt-cache nothing is computed again. Of single answers (-p) the last 20 are kept for this, for your eyes only; one that is gone
+    /// on with is a chat from then on. Answers without a chat template are no chats.
     #[arg(long = "continue", value_name = "CHAT", num_args = 0..=1, default_missing_value = "", help_heading = "Chat")]
     pub resume: Option<String>,
-    /// Do not save this chat
+    /// Do not save this chat, answer or prompt
     ///
     /// What is typed still goes to the history, unless --no-history is given too.
     #[arg(long, help_heading = "Chat")]
@@ -315,9 +330,6 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
         "json" => OutputFormat::Json,
         other => return Err(not_one_of("--output-format", other, "text, json")),
     };
-    if a.prompt.is_some() && a.file.is_some() {
-        return Err(Error::usage("-p and -f both give a prompt: use one of them (text on stdin is added to -p)"));
-    }
     if a.no_stdin && a.file.as_deref() == Some(Path::new("-")) {
         return Err(Error::usage("-f - takes the prompt from stdin, which --no-stdin leaves alone: use one of them"));
     }
@@ -332,6 +344,8 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
             "--prune-replay follows all batches of a prompt, of which --prompt-cache leaves out some",
         ));
     }
+    let limit = bytes("--prompt-cache-limit", &a.prompt_cache_limit)?;
+    let keeps = !a.no_prompt_cache && !a.no_save && a.prompt_cache.is_none() && a.trace.is_none();
     Ok(Options {
         log: log::options(a.log),
         model: model::options(model, a.model_args)?,
@@ -373,6 +387,7 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
         prompt_cache: a.prompt_cache,
         prompt_cache_all: a.prompt_cache_all,
         prompt_cache_ro: a.prompt_cache_ro,
+        kept_prompts: keeps.then_some(limit),
         trace: a.trace,
         in_prefix: text(a.in_prefix),
         in_suffix: text(a.in_suffix),

@@ -25,6 +25,21 @@ pub fn size(flag: &str, n: i64) -> Result<u32> {
     u32::try_from(n).ok().filter(|&n| (1..=1 << 24).contains(&n)).ok_or_else(|| out_of_range(flag, n, "1 to 16777216"))
 }
 
+/// A number of bytes: `2G`, `500M`, `1024`.
+pub fn bytes(flag: &str, text: &str) -> Result<u64> {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[number.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => Some(0),
+        "k" | "kb" | "kib" => Some(10),
+        "m" | "mb" | "mib" => Some(20),
+        "g" | "gb" | "gib" => Some(30),
+        "t" | "tb" | "tib" => Some(40),
+        _ => None,
+    };
+    let read = || number.parse::<u64>().ok()?.checked_mul(1 << shift?);
+    read().ok_or_else(|| out_of_range(flag, text, "a number of bytes such as 500M or 2G"))
+}
+
 /// llama.cpp's escapes: `\n \r \t \' \" \\ \xNN`; anything else stays as it is.
 pub fn unescape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

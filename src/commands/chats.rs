@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::chat::{directory, listing};
+use super::chat::{Folders, listing};
 use super::output::print;
 use crate::chat::{Role, delete, list, read};
 use crate::error::{Result, escape};
@@ -21,18 +21,19 @@ pub enum Options {
 
 /// Lists chats, prints one, or deletes some.
 pub fn run(options: &Options) -> Result<()> {
-    let dir = directory()?;
+    let folders = Folders::find()?;
     match options {
         Options::List => {
-            let list = listing(&dir)?;
-            if list.is_empty() {
-                return print(&format!("no chat is saved in {}\n", dir.display()));
+            let (chats, answers) = (listing(&folders.chats)?, listing(&folders.answers)?);
+            match (chats.is_empty(), answers.is_empty()) {
+                (true, true) => print(&format!("no chat is saved in {}\n", folders.chats.display())),
+                (false, true) => print(&chats),
+                (_, false) => print(&format!("{chats}answers, the last of which are kept:\n{answers}")),
             }
-            print(&list)
         }
         Options::Show(name) => {
             let mut out = String::new();
-            for turn in &read(&dir, name)?.turns {
+            for turn in &read(folders.of(name), name)?.turns {
                 let who = match turn.message.role {
                     Role::System => "System",
                     Role::User => "User",
@@ -43,12 +44,15 @@ pub fn run(options: &Options) -> Result<()> {
             }
             print(&out)
         }
-        Options::Delete(names) => delete_each(&dir, names.iter()),
-        Options::DeleteAll => delete_each(&dir, list(&dir)?.iter().map(|chat| &chat.name)),
+        Options::Delete(names) => delete_each(names.iter().map(|name| (folders.of(name), name.clone()))),
+        Options::DeleteAll => {
+            let all = |dir| list(dir).map(|all| all.into_iter().map(move |chat| (dir, chat.name)));
+            delete_each(all(&folders.chats)?.chain(all(&folders.answers)?))
+        }
     }
 }
 
 /// Deletes all chats that can be deleted. The first one that cannot is the error.
-fn delete_each<'a>(dir: &Path, names: impl Iterator<Item = &'a String>) -> Result<()> {
-    names.map(|name| delete(dir, name)).fold(Ok(()), Result::and)
+fn delete_each<'a>(names: impl Iterator<Item = (&'a Path, String)>) -> Result<()> {
+    names.map(|(dir, name)| delete(dir, &name)).fold(Ok(()), Result::and)
 }

@@ -38,6 +38,7 @@ pub fn run() -> Result<()> {
     line("", &gpu_features());
     line("config", &place(places::config(&places::env)));
     line("chats", &place(places::chats(&places::env)));
+    line("prompts", &place(places::prompts(&places::env)));
 
     out.push_str("\nWhat would make it faster:\n");
     let seen = Seen { features: &features, cpus: &cpus, gpus: Device::gpus().len(), available: memory::available() };

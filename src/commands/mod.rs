@@ -2,6 +2,7 @@
 
 mod answer;
 pub mod bench;
+pub mod cache;
 pub mod calibrate;
 mod chat;
 pub mod chats;
@@ -50,6 +51,8 @@ pub enum Command {
     Bench(bench::Options),
     /// `pp-run chats`
     Chats(chats::Options),
+    /// `pp-run cache`
+    Cache(cache::Options),
     /// `pp-run doctor`
     Doctor,
 }
@@ -68,6 +71,7 @@ pub fn run(command: &Command, exit_code: fn(Kind) -> u8) -> Result<()> {
         Command::Calibrate(o) => calibrate::run(o, &signals()?),
         Command::Bench(o) => bench::run(o, &signals()?),
         Command::Chats(o) => chats::run(o),
+        Command::Cache(o) => cache::run(*o),
         Command::Doctor => doctor::run(),
     }
 }

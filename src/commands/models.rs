@@ -30,6 +30,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest path that makes the column of paths wider.
 const MAX_COLUMN: usize = 64;
 
+/// What is said where there is no model.
+const HOW_TO_GET_ONE: &str = "\
+No models were found here. A model is a GGUF file:
+  models/get             in pp-run's source, fetches a small one, of 98 MB
+  https://huggingface.co/models?library=gguf    has others, for ./models or ~/models
+  pp-run FILE \"question\"                      runs one, wherever it is
+";
+
 /// Lists the models.
 pub fn run() -> Result<()> {
     print(&listing(&find(&env)))
@@ -42,8 +50,15 @@ pub fn missing() -> Error {
     let mut paths: Vec<&PathBuf> = found.keys().collect();
     paths.sort_by_key(|p| p.as_os_str().len());
     let mut quick = paths.iter().take(MAX_LISTED).take_while(|_| start.elapsed() < PATIENCE);
-    let model = quick.find(|p| describe(p).is_ok()).map_or("MODEL.gguf".to_owned(), |p| quoted(p));
-    Error::usage(format!("no model: pp-run -m {model} -p \"prompt\" (or PP_ARG_MODEL; see --help)"))
+    match quick.find(|p| describe(p).is_ok()) {
+        Some(path) => {
+            let model = quoted(path);
+            Error::usage(format!("no model: pp-run -m {model} -p \"prompt\" (or PP_ARG_MODEL; see --help)"))
+        }
+        None => Error::usage(
+            "no model: pp-run -m MODEL.gguf -p \"prompt\" (or PP_ARG_MODEL; pp-run alone says how to get a model)",
+        ),
+    }
 }
 
 /// What was found: paths, and names that other programs have for them.
@@ -51,9 +66,7 @@ type Found = BTreeMap<PathBuf, Option<String>>;
 
 fn listing(found: &Found) -> String {
     if found.is_empty() {
-        return "No models were found here. A model is a GGUF file, for example from https://huggingface.co/models?library=gguf:\n\
-                put it in ./models or ~/models, or say where it is.\n\n  pp-run -m FILE.gguf\n"
-            .to_owned();
+        return HOW_TO_GET_ONE.to_owned();
     }
     let start = Instant::now();
     let paths: Vec<String> = found.keys().take(MAX_LISTED).map(|p| quoted(p)).collect();
@@ -149,8 +162,14 @@ fn places(env: Env) -> Vec<PathBuf> {
     let home = env("HOME").map(PathBuf::from);
     places.extend(home.iter().map(|h| h.join("models")));
     places.extend(places::models(env));
+    // Where variables say, and where other programs put them without.
+    let set = |name: &str| env(name).map(PathBuf::from);
+    places.extend(["LLAMA_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"].into_iter().filter_map(set));
+    places.extend(set("HF_HOME").map(|h| h.join("hub")));
+    places.extend(set("XDG_CACHE_HOME").iter().flat_map(|c| ["llama.cpp", "huggingface/hub"].map(|d| c.join(d))));
     let of_others = [
         ".cache/llama.cpp",
+        "Library/Caches/llama.cpp",
         ".cache/huggingface/hub",
         ".lmstudio/models",
         ".cache/lm-studio/models",
@@ -294,8 +313,53 @@ mod tests {
     }
 
     #[test]
-    fn without_models_it_says_how_to_get_one() {
+    fn without_models_it_says_how_to_get_one_in_four_lines() {
         let text = listing(&Found::new());
-        assert!(text.contains("GGUF") && text.contains("./models"), "{text}");
+        assert!(text.contains("models/get") && text.contains("./models") && text.lines().count() == 4, "{text}");
+    }
+
+    #[test]
+    fn where_other_programs_keep_theirs() {
+        let hub = "models--org--name/snapshots/0123abcd/hub.gguf";
+        let cases: [(&str, &str, &str); 11] = [
+            ("HOME", "", ".cache/llama.cpp/a.gguf"),
+            ("HOME", "", ".lmstudio/models/publisher/repository/b.gguf"),
+            ("HOME", "", ".cache/lm-studio/models/publisher/repository/c.gguf"),
+            ("HOME", ".cache/huggingface/hub", hub),
+            ("LLAMA_CACHE", "", "d.gguf"),
+            ("HF_HOME", "hub", hub),
+            ("HF_HUB_CACHE", "", hub),
+            ("HUGGINGFACE_HUB_CACHE", "", hub),
+            ("XDG_CACHE_HOME", "huggingface/hub", hub),
+            ("XDG_DATA_HOME", "pp-run/models", "e.gguf"),
+            ("HOME", "models", "f.gguf"),
+        ];
+        for (variable, folder, file) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join(folder).join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "").unwrap();
+            let env = |name: &str| (name == variable).then(|| dir.path().as_os_str().to_owned());
+            assert!(find(&env).contains_key(&path), "{variable} {folder} {file}");
+        }
+        // ollama's are named by manifests. What is in two places, by a link, is found once.
+        let dir = tempfile::tempdir().unwrap();
+        let blob = dir.path().join("blobs/sha256-ab12");
+        let manifest = dir.path().join("manifests/registry.ollama.ai/library/tiny/latest");
+        for path in [&blob, &manifest] {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+        }
+        fs::write(&blob, "").unwrap();
+        let layer = serde_json::json!({"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:ab12"});
+        fs::write(&manifest, serde_json::json!({ "layers": [layer] }).to_string()).unwrap();
+        let env =
+            |name: &str| ["OLLAMA_MODELS", "LLAMA_CACHE"].contains(&name).then(|| dir.path().as_os_str().to_owned());
+        assert_eq!(find(&env).get(&blob), Some(&Some("ollama's tiny:latest".to_owned())));
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink(&blob, dir.path().join("link.gguf")).unwrap();
+            let found = find(&env);
+            assert!(found.contains_key(&dir.path().join("link.gguf")) && !found.contains_key(&blob), "{found:?}");
+        }
     }
 }

@@ -1,9 +1,12 @@
-//! `--prompt-cache FILE`: what a session takes over from the file, and what is left in it.
+//! Prompts that are not processed twice: `--prompt-cache FILE`, what a session takes over from the file and what is left in it; and the folder
+//! of long prompts, which needs no flag.
 
 use super::answer::Run;
 use crate::engine::prompt_cache::{Found, n_tokens};
+use crate::engine::prompt_store::{LEAST, Store, Taken};
 use crate::engine::{Session, Timeline};
 use crate::error::Result;
+use crate::system::places;
 use crate::tokenizer::Token;
 
 /// The tokens that the file holds.
@@ -53,4 +56,44 @@ pub fn store(run: &Run, session: &mut dyn Timeline, n_prompt: usize, held: &mut 
     held.0 = tokens;
     run.log.trace(&format!("{}: {n} tokens written", path.display()));
     Ok(())
+}
+
+/// A prompt that is to be kept when it is answered.
+#[derive(Debug)]
+pub struct Prompt {
+    store: Store,
+    tokens: Vec<Token>,
+    taken: Taken,
+}
+
+/// Before a prompt: an empty session takes over what the folder of long prompts has of it. `None` if this prompt is neither looked up nor
+/// kept: it is short, or no text's first, or what the model remembers of it depends on more than its tokens.
+pub fn recall(run: &Run, session: &mut dyn Timeline, tokens: &[Token]) -> Option<Prompt> {
+    let (limit, dir) = (run.options.kept_prompts?, places::prompts(&places::env)?);
+    // Which weights a prompt was read with depends on its length, and later on what was seen of it.
+    let session = session.own_mut().filter(|s| s.n_past() == 0 && s.prune_identity().is_none())?;
+    if tokens.len() <= LEAST {
+        return None;
+    }
+    let store = Store { dir, limit };
+    let taken = store.take(session, tokens);
+    if let Some(damaged) = &taken.damaged {
+        run.log.warn(damaged);
+    }
+    if taken.n > 0 {
+        run.log.note(&format!("{} of {} tokens from the cache", taken.n, tokens.len()));
+    }
+    Some(Prompt { store, tokens: tokens.to_vec(), taken })
+}
+
+/// After its answer: keeps the prompt. That it cannot be kept is no failure of the run.
+pub fn keep(run: &Run, session: &dyn Timeline, prompt: Prompt) {
+    let Prompt { store, tokens, taken } = prompt;
+    // A chat may have changed how is pruned.
+    let Some(session) = session.own().filter(|s| s.prune_identity().is_none()) else { return };
+    match store.keep(session, &tokens, &taken) {
+        Ok(None) => {}
+        Ok(Some(n)) => run.log.trace(&format!("{}: {n} tokens kept", store.dir.display())),
+        Err(e) => run.log.trace(&format!("this prompt is not kept: {e}")),
+    }
 }

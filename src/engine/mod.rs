@@ -8,7 +8,8 @@
 //! - `threads`: how many threads compute while others use the processors, a rule that computes nothing either; `pace`: the machine and the
 //!   clock around it, and rests between steps
 //! - `guard`: a prompt's own first piece read both ways; `divergence`: how far apart that is
-//! - `prompt_cache`: tokens and what a model remembers of them in a file
+//! - `prompt_cache`: tokens and what a model remembers of them in a file; `prompt_store`: a folder of these, kept without being asked for;
+//!   `reuse`: what of them a prompt can take over
 //!
 //! This module knows tokens, never text.
 
@@ -22,8 +23,10 @@ mod measure;
 mod options;
 mod pace;
 pub mod prompt_cache;
+pub mod prompt_store;
 mod pruning;
 mod report;
+mod reuse;
 mod score;
 mod session;
 mod threads;

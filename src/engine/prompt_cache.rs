@@ -28,7 +28,7 @@
 //! A symbolic link is followed to read, and replaced itself by what is written.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
 use ggml::{Map, Rope};
@@ -171,6 +171,11 @@ impl Origin {
         parts
     }
 
+    /// The header from the fingerprint on.
+    fn header(&self) -> Vec<u8> {
+        self.parts().into_iter().flat_map(|(part, _)| part).collect()
+    }
+
     /// Passes the memory of `n` tokens.
     fn require(&self, n: usize, memory: &[u8]) -> Result<(), String> {
         let Memory::Cells { layers, .. } = &self.memory else { return Ok(()) };
@@ -240,6 +245,33 @@ pub fn n_tokens(path: &Path) -> u64 {
     read().unwrap_or(0)
 }
 
+/// The tokens of a file of ours whose memory is of `origin`, no more than the first `most`; nothing behind them is read or checked.
+pub fn tokens(path: &Path, origin: &Origin, most: usize) -> Option<Vec<Token>> {
+    let mut file = BufReader::new(look(path).ok()??);
+    let wanted = origin.header();
+    // `look` has read the magic.
+    let mut header = vec![0; COUNTED - MAGIC.len() + wanted.len()];
+    file.read_exact(&mut header).ok()?;
+    let (counted, of) = header.split_at(COUNTED - MAGIC.len());
+    if !counted.starts_with(&VERSION.to_le_bytes()) || of != wanted {
+        return None;
+    }
+    let n = u64_at(counted, 4).min(most as u64);
+    let mut bytes = Vec::new();
+    file.take(4 * n).read_to_end(&mut bytes).ok()?;
+    Some(bytes.chunks_exact(4).map(|t| Token::from_le_bytes(t.try_into().expect("four bytes"))).collect())
+}
+
+/// A hash of an origin, and of `more`.
+pub fn identity(origin: &Origin, more: &str) -> u64 {
+    xxh3_64(&[&origin.header()[..], more.as_bytes()].concat())
+}
+
+/// Bytes of a file of so many tokens, and of what a model remembers of them.
+pub fn file_bytes(origin: &Origin, n_tokens: usize, n_memory: usize) -> u64 {
+    (COUNTED + origin.header().len() + 4 * n_tokens + n_memory + SUM) as u64
+}
+
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
@@ -291,16 +323,14 @@ pub struct Bytes<'a> {
 
 /// Writes the bytes of a file.
 pub fn encode(out: &mut dyn Write, origin: &Origin, tokens: &[Token], memory: Bytes) -> io::Result<()> {
-    let parts = origin.parts();
-    let n_others = COUNTED + parts.iter().map(|(part, _)| part.len()).sum::<usize>() + memory.n + SUM;
+    let header = origin.header();
+    let n_others = COUNTED + header.len() + memory.n + SUM;
     let mut out = Summed { out, sum: Xxh3::new() };
     out.write_all(MAGIC)?;
     out.write_all(&VERSION.to_le_bytes())?;
     out.write_all(&(tokens.len() as u64).to_le_bytes())?;
     out.write_all(&(n_others as u64).to_le_bytes())?;
-    for (part, _) in &parts {
-        out.write_all(part)?;
-    }
+    out.write_all(&header)?;
     for token in tokens {
         out.write_all(&token.to_le_bytes())?;
     }

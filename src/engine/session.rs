@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use ggml::NodeTime;
-use kernels::MAX_GEMV_TOKENS;
+use kernels::{Isa, MAX_GEMV_TOKENS};
 
 use super::core::Engine;
 use super::measure;
@@ -14,6 +14,7 @@ use super::options::Options;
 use super::prompt_cache::{self, Bytes, Found, Origin};
 use super::pruning::{AskAnswer, Policy, READ_WHOLE, REFRESH, Ran, Way, is_worth_a_guard, read_whole};
 use super::report::{BreakEven, Report};
+use super::reuse::Reuse;
 use super::threads::Fewer;
 use crate::error::{Error, Result};
 use crate::graph::{Batch, KV_STEP, Results};
@@ -21,6 +22,7 @@ use crate::model::Model;
 use crate::prune::{
     self, Block, Costs, LeftOut, MaskSource, Masks, Notes, Observed, Pass, Pruning, Record, Reduced, Setup, Summary,
 };
+use crate::system::places;
 use crate::tokenizer::Token;
 use crate::weights::Dims;
 
@@ -248,17 +250,68 @@ impl<'m> Session<'m> {
     ///
     /// What pruning observed is not in the file: the text is as one that ran before there was any pruning.
     pub fn restore_state(&mut self, path: &Path) -> Result<Found> {
+        self.restore(path, self.n_ctx(), |_, saved| saved.len())
+    }
+
+    /// The same with no more tokens than `prompt` [can take over](Session::in_common): reading it then computes the same bits as without.
+    pub fn restore_beginning(&mut self, path: &Path, prompt: &[Token]) -> Result<Found> {
+        self.restore(path, usize::MAX, |session, saved| session.in_common(saved, prompt))
+    }
+
+    /// Restores as many of the first tokens of a file as `n` says, of at most `most`.
+    fn restore(&mut self, path: &Path, most: usize, n: impl Fn(&Self, &[Token]) -> usize) -> Result<Found> {
         let Some(map) = prompt_cache::open(path)? else { return Ok(Found::Nothing) };
-        let saved = match prompt_cache::parse(&map, &self.origin(), self.n_ctx(), self.engine.model.n_vocab()) {
+        let saved = match prompt_cache::parse(&map, &self.origin(), most, self.engine.model.n_vocab()) {
             Ok(saved) => saved,
             Err(why) => return Ok(Found::Unusable(why)),
         };
+        let n = n(self, &saved.tokens);
         self.rewind(0);
         self.begin_text();
-        self.engine.cache.restore(saved.tokens.len(), saved.memory);
+        self.engine.cache.restore(n, saved.tokens.len(), saved.memory);
         self.tokens = saved.tokens;
+        self.tokens.truncate(n);
         self.logits.clear();
         Ok(Found::Restored)
+    }
+
+    /// How many of a text's tokens, which were read from its beginning on, `prompt` can take over.
+    pub fn in_common(&self, tokens: &[Token], prompt: &[Token]) -> usize {
+        let n = tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        // A prompt that does not fit is an error later.
+        if prompt.len() > self.n_ctx() { 0 } else { self.reuse().taken(n, prompt.len()) }
+    }
+
+    /// How many of the tokens of `prompt`, which was read from its beginning on, other prompts can take over.
+    pub fn left_to_others(&self, prompt: &[Token]) -> usize {
+        let n = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        self.reuse().left(n, prompt.len())
+    }
+
+    fn reuse(&self) -> Reuse {
+        let is_own = self.engine.cache.params().flash_attn && self.engine.model.reads_alike();
+        Reuse { n_ubatch: self.engine.n_ubatch, reads_alike: is_own }
+    }
+
+    /// Bytes of a file of the first `n` tokens.
+    pub fn state_bytes(&self, n: usize) -> u64 {
+        prompt_cache::file_bytes(&self.origin(), n, self.engine.cache.n_bytes(n))
+    }
+
+    /// The tokens of a file whose cells depend on the same as the ones here, no more than the first `most`; nothing else of it is read or
+    /// checked.
+    pub fn tokens_in(&self, path: &Path, most: usize) -> Option<Vec<Token>> {
+        prompt_cache::tokens(path, &self.origin(), most)
+    }
+
+    /// What the bits of the cells depend on beside the tokens, as a hash: all that a file says, and what else decides how numbers are rounded.
+    pub fn identity(&self) -> u64 {
+        let Engine { model, n_ubatch, n_threads_batch, .. } = &self.engine;
+        let isa = Isa::best();
+        let (kernels, backend) = (model.kernels_in_words(), model.backend());
+        let exact = self.engine.cache.params().exact;
+        let how = format!("{} | {isa} | {kernels} | {backend} | {n_ubatch} {n_threads_batch} {exact}", places::build());
+        prompt_cache::identity(&self.origin(), &how)
     }
 
     /// Whether tokens were computed with other pruning than is set now.

@@ -202,18 +202,18 @@ impl KvCache {
         Ok(())
     }
 
-    /// Makes the first `n` cells of the first sequence what [`KvCache::save`] wrote.
+    /// Makes the first `n` cells of the first sequence those of the `n_saved` that [`KvCache::save`] wrote.
     ///
     /// # Panics
-    /// If `bytes` are not as many as `n` cells have, or if there are fewer cells.
-    pub fn restore(&mut self, n: usize, bytes: &[u8]) {
-        assert!(n <= self.params.n_cells, "cells of the cache");
+    /// If `bytes` are not as many as `n_saved` cells have, or if there are fewer than `n` cells here or there.
+    pub fn restore(&mut self, n: usize, n_saved: usize, bytes: &[u8]) {
+        assert!(n <= self.params.n_cells && n <= n_saved, "cells of the cache, and of the bytes");
         // What lies beside them must hold numbers too, and is zeroed only once.
         self.prepare(n);
         let mut rest = bytes;
-        for (id, offset, length) in self.spans(n) {
-            let (span, after) = rest.split_at(length);
-            self.store.write(id, offset, span);
+        for ((id, offset, length), (_, _, saved)) in self.spans(n).zip(self.spans(n_saved)) {
+            let (span, after) = rest.split_at(saved);
+            self.store.write(id, offset, &span[..length]);
             rest = after;
         }
         assert!(rest.is_empty(), "as many bytes as the cells have");

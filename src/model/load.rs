@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ggml::{BufferType, Device, Graph, Slot, Store, Type};
+use kernels::MAX_GEMV_TOKENS;
 
 use super::arch::{self, Architecture, Tensors};
 use super::hparams::Hparams;
@@ -82,6 +83,16 @@ impl Model {
         let others = [&head.output].into_iter().chain(per_layer.iter().map(|p| &p.projection));
         let has_experts = layers.iter().any(|l| matches!(l.mlp, Mlp::Experts(_)));
         !has_experts && layers.iter().flat_map(Layer::weights).chain(others).all(|w| w.kernel == Kernel::Own)
+    }
+
+    /// Whether a token of a prompt is computed as the same bits whichever others are computed with it, as long as these are more than
+    /// [`MAX_GEMV_TOKENS`]: so it is with our kernels and, where they multiply, with our attention. ggml's round otherwise for other numbers
+    /// of tokens.
+    pub fn reads_alike(&self) -> bool {
+        let Tensors { layers, per_layer, .. } = &self.tensors;
+        let has_experts = layers.iter().any(|l| matches!(l.mlp, Mlp::Experts(_)));
+        let mut weights = layers.iter().flat_map(Layer::weights).chain(per_layer.iter().map(|p| &p.projection));
+        !has_experts && weights.all(|w| w.kernel.is_own(MAX_GEMV_TOKENS + 1))
     }
 
     /// The model's shape.

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::error::{Error, Kind, Result};
 
@@ -25,6 +26,11 @@ pub fn chats(env: Env) -> Option<PathBuf> {
     Some(directory(env, "XDG_DATA_HOME", ".local/share")?.join("chats"))
 }
 
+/// Single answers, with which `--continue` can go on: `$XDG_DATA_HOME/pp-run/answers`.
+pub fn answers(env: Env) -> Option<PathBuf> {
+    Some(directory(env, "XDG_DATA_HOME", ".local/share")?.join("answers"))
+}
+
 /// Models: `$XDG_DATA_HOME/pp-run/models`.
 pub fn models(env: Env) -> Option<PathBuf> {
     Some(directory(env, "XDG_DATA_HOME", ".local/share")?.join("models"))
@@ -33,6 +39,19 @@ pub fn models(env: Env) -> Option<PathBuf> {
 /// What was typed in chats: `$XDG_STATE_HOME/pp-run/history`.
 pub fn history(env: Env) -> Option<PathBuf> {
     Some(directory(env, "XDG_STATE_HOME", ".local/state")?.join("history"))
+}
+
+/// Long prompts: `$XDG_CACHE_HOME/pp-run/prompts`.
+pub fn prompts(env: Env) -> Option<PathBuf> {
+    Some(directory(env, "XDG_CACHE_HOME", ".cache")?.join("prompts"))
+}
+
+/// What tells this build of the program from others: its version, and length and time of its file.
+pub fn build() -> String {
+    let stat = std::env::current_exe().and_then(fs::metadata);
+    let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let time = stat.as_ref().ok().and_then(|s| s.modified().ok()).map_or(0, since);
+    format!("{} {} {time}", env!("CARGO_PKG_VERSION"), stat.map_or(0, |s| s.len()))
 }
 
 fn directory(env: Env, variable: &str, default: &str) -> Option<PathBuf> {

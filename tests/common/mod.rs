@@ -49,6 +49,23 @@ pub fn tokens_of(tokenizer: &Tokenizer, text: &str) -> Vec<Token> {
     tokenizer.encode(text, false, true).unwrap()
 }
 
+/// The built program, apart from whoever runs the tests: see [`apart`].
+pub fn pp_run() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pp-run"));
+    apart(&mut command);
+    command
+}
+
+/// Lets a command, which starts the program, neither find nor leave anything in the folders of whoever runs the tests: no configuration,
+/// no chats and no models; and no prompt of an earlier run.
+pub fn apart(command: &mut Command) -> &mut Command {
+    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("home");
+    for (name, folder) in [("CONFIG", "config"), ("DATA", "data"), ("STATE", "state"), ("CACHE", "cache")] {
+        command.env(format!("XDG_{name}_HOME"), home.join(folder));
+    }
+    command.env("PP_ARG_NO_PROMPT_CACHE", "1")
+}
+
 /// Tests that hold this compute one after the other: ggml's threads wait by spinning, and two pools of them starve on few cores.
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());

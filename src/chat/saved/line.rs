@@ -1,6 +1,6 @@
 //! The lines of a chat's file.
 //!
-//! The first line says what the file is, which model it was, and when. Then come turns in their order, each with the tokens that it
+//! The first line says what the file is, which model it was, when, and in which folder. Then come turns in their order, each with the tokens that it
 //! became, so that the same model goes on from the very same state; `part` lines hold an answer in the making, which the `turn` of the
 //! whole answer replaces; `keep` says how many of the turns before it still count; `set` notes a setting; `model` says that another model
 //! goes on, for which the tokens before it mean nothing.
@@ -24,7 +24,15 @@ pub const VERSION: u32 = 1;
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Line {
     /// The first
-    Chat { version: u32, created: String, model: PathBuf, fingerprint: String },
+    Chat {
+        version: u32,
+        created: String,
+        model: PathBuf,
+        fingerprint: String,
+        /// Where it was begun
+        #[serde(default, skip_serializing_if = "is_default")]
+        folder: PathBuf,
+    },
     /// A turn that is whole
     Turn {
         role: Role,

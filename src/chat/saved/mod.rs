@@ -4,14 +4,14 @@ mod line;
 mod past;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::turn::Turn;
 use crate::error::{Error, Kind, Result};
 pub use line::How;
-use line::{Line, VERSION, seal};
+use line::{Line, VERSION, seal, unseal};
 use past::MAX_BYTES;
 pub use past::Past;
 
@@ -48,7 +48,8 @@ fn is_name(name: &str) -> bool {
 fn file_of(dir: &Path, name: &str) -> Result<PathBuf> {
     if !is_name(name) {
         return Err(Error::usage(format!(
-            "'{name}' is no name for a chat: letters, digits, '-', '_' and '.', and not '-' or '.' first"
+            "'{name}' is no name for a chat: letters, digits, '-', '_' and '.', and not '-' or '.' first (a question goes \
+             behind -p)"
         )));
     }
     Ok(dir.join(format!("{name}.jsonl")))
@@ -84,10 +85,64 @@ pub fn list(dir: &Path) -> Result<Vec<Listed>> {
     Ok(chats.map(|(name, modified)| Listed { past: read(dir, &name), name, modified }).collect())
 }
 
-/// Name of the chat that was written to last.
-pub fn newest(dir: &Path) -> Result<String> {
-    let none = || Error::input(format!("no chat is saved in {}", dir.display()));
-    names(dir)?.into_iter().next().map(|c| c.0).ok_or_else(none)
+/// The chat or answer that was written to last of those that were begun in a folder, or else the last chat of all: its directory and its
+/// name.
+pub fn newest<'d>(chats: &'d Path, answers: &'d Path, folder: &Path) -> Result<(&'d Path, String)> {
+    let mut all = Vec::new();
+    for dir in [chats, answers] {
+        all.extend(names(dir)?.into_iter().map(|(name, modified)| (modified, dir, name)));
+    }
+    all.sort_by_key(|chat| std::cmp::Reverse(chat.0));
+    let folder = as_text(folder);
+    let of_folder = all.iter().find(|(_, dir, name)| begun_in(dir, name).as_ref() == Some(&folder));
+    let last = of_folder.or_else(|| all.iter().find(|c| c.1 == chats));
+    let none = || Error::input(format!("no chat is saved in {}", chats.display()));
+    last.map(|(_, dir, name)| (*dir, name.clone())).ok_or_else(none)
+}
+
+/// The folder in which a chat was begun, if it says that; of its file no more than the first line is read.
+fn begun_in(dir: &Path, name: &str) -> Option<PathBuf> {
+    /// A line with two paths.
+    const MAX_HEAD: u64 = 64 << 10;
+    let mut line = Vec::new();
+    let file = open(&file_of(dir, name).ok()?, false).ok()?;
+    BufReader::new(file.take(MAX_HEAD)).read_until(b'\n', &mut line).ok()?;
+    let (line, _) = unseal(line.strip_suffix(b"\n")?)?;
+    match serde_json::from_slice(&line).ok()? {
+        Line::Chat { folder, .. } if !folder.as_os_str().is_empty() => Some(folder),
+        _ => None,
+    }
+}
+
+/// Whether there is a chat of this name.
+pub fn exists(dir: &Path, name: &str) -> bool {
+    file_of(dir, name).is_ok_and(|path| fs::symlink_metadata(path).is_ok())
+}
+
+/// Moves a chat to another directory, under its name or, if there is one of that name, another. Returns the name.
+pub fn move_to(from: &Path, to: &Path, name: &str) -> Result<String> {
+    let old = file_of(from, name)?;
+    make_private(to)?;
+    for n in 1..1000 {
+        let new = if n == 1 { name.to_owned() } else { format!("{name}-{n}") };
+        let path = file_of(to, &new)?;
+        match fs::hard_link(&old, &path) {
+            Ok(()) => {
+                fs::remove_file(&old).map_err(|e| cannot_create(e, &old))?;
+                return Ok(new);
+            }
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(cannot_create(e, &path)),
+        }
+    }
+    Err(Error::new(Kind::CannotCreate, "there are a thousand chats of that name").in_file(&old))
+}
+
+/// Deletes all but the last `n` chats that were written to, as far as that goes.
+pub fn keep_last(dir: &Path, n: usize) {
+    for (name, _) in names(dir).unwrap_or_default().into_iter().skip(n) {
+        let _ = delete(dir, &name);
+    }
 }
 
 /// Deletes a chat, unless another process writes to it.
@@ -137,18 +192,31 @@ fn read_file(path: &Path, file: &mut File) -> Result<Past> {
 
 /// Where a model is, wherever the next run starts.
 fn absolute(model: &Path) -> PathBuf {
-    fs::canonicalize(model).unwrap_or_else(|_| model.to_owned())
+    as_text(&fs::canonicalize(model).unwrap_or_else(|_| model.to_owned()))
+}
+
+/// A path as a line can have it, which is text: one that is none is not found again.
+fn as_text(path: &Path) -> PathBuf {
+    path.to_string_lossy().into_owned().into()
+}
+
+fn cannot_create(e: std::io::Error, path: &Path) -> Error {
+    Error::new(Kind::CannotCreate, format!("{e}")).in_file(path)
+}
+
+/// Makes a directory that only its owner can look into.
+fn make_private(dir: &Path) -> Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(dir).map_err(|e| cannot_create(e, dir))
 }
 
 impl Saved {
     /// Begins a chat's file, named by the time, or `name`. [`Kind::CannotCreate`] if there cannot be one, or there is.
     pub fn create(dir: &Path, name: Option<&str>, model: &Path, fingerprint: String) -> Result<Saved> {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true);
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        let cannot = |e: std::io::Error, path: &Path| Error::new(Kind::CannotCreate, format!("{e}")).in_file(path);
-        builder.create(dir).map_err(|e| cannot(e, dir))?;
+        make_private(dir)?;
         let now = jiff::Zoned::now();
         let by_time = now.strftime("%Y-%m-%d-%H%M%S").to_string();
         let mut options = OpenOptions::new();
@@ -164,13 +232,14 @@ impl Saved {
             let file = match options.open(&path) {
                 // Another chat began in the same second.
                 Err(e) if e.kind() == ErrorKind::AlreadyExists && name.is_none() && n < 1000 => continue,
-                other => other.map_err(|e| cannot(e, &path))?,
+                other => other.map_err(|e| cannot_create(e, &path))?,
             };
             // Nobody else knows of it yet.
             let _ = file.try_lock();
             let mut saved = Saved { path, file, written: Vec::new(), pending: None, good: 0 };
             let created = now.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string();
-            let head = Line::Chat { version: VERSION, created, model: absolute(model), fingerprint };
+            let folder = as_text(&std::env::current_dir().unwrap_or_default());
+            let head = Line::Chat { version: VERSION, created, model: absolute(model), fingerprint, folder };
             // What says nothing is no chat.
             saved.append(&[head]).inspect_err(|_| drop(fs::remove_file(&saved.path)))?;
             // The name must be as safe as what it names.

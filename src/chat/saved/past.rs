@@ -50,7 +50,7 @@ impl Past {
                 unseal(&line[..line.len() - 1]).ok_or_else(|| bad("was changed after it was written"))?;
             let line: Line = serde_json::from_slice(&line).map_err(|e| bad(&format!("is no line of a chat: {e}")))?;
             let Some(past) = &mut past else {
-                let Line::Chat { version, created: _, model, fingerprint } = line else {
+                let Line::Chat { version, created: _, model, fingerprint, folder: _ } = line else {
                     return Err(bad("does not say what this file is"));
                 };
                 if version != VERSION {

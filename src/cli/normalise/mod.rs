@@ -175,15 +175,19 @@ impl<'f> Walk<'f> {
             self.given.push("model".to_owned());
         }
         let Some(first) = words.first() else { return Ok(()) };
-        if let Some(other) = self.given.iter().find(|g| ["prompt", "file", "continue"].contains(&g.as_str())) {
+        // `-` is stdin in the place of any file.
+        let is_stdin = words.len() == 1 && first == "-";
+        let others = ["prompt", "continue", "file"];
+        // A question may come below a file's text.
+        let others = if is_stdin { &others[..] } else { &others[..2] };
+        if let Some(other) = self.given.iter().find(|g| others.contains(&g.as_str())) {
             let word = first.to_string_lossy();
             return Err(Error::usage(format!(
                 "'{word}' is no flag and no value of one, and --{other} is there already"
             )));
         }
-        // `-` is stdin in the place of any file.
         let (long, value) = match words.as_slice() {
-            [one] if one == "-" => ("file", one.clone()),
+            [one] if is_stdin => ("file", one.clone()),
             words => ("prompt", prompt(words.join(" ".as_ref()), self.strict, "the prompt", &mut self.warnings)?),
         };
         let mut arg = OsString::from(format!("--{long}="));

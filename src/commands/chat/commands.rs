@@ -1,7 +1,7 @@
 //! The commands of a chat.
 
 use super::attach::file_name;
-use super::keep::{directory, listing, open};
+use super::keep::{Folders, listing, open};
 use super::parameters::parameters;
 use super::picture;
 use super::state::Chat;
@@ -322,13 +322,13 @@ impl Chat<'_> {
 
     fn load(&mut self, name: &str) -> Result<()> {
         if name.is_empty() {
-            let list = listing(&directory()?)?;
+            let list = listing(&Folders::find()?.chats)?;
             return print(if list.is_empty() { "no chat is saved yet\n" } else { &list });
         }
         if self.keep.name() == Some(name) {
             return Err(Error::usage(format!("this is {name}")));
         }
-        let opened = open(&Resume::Named(name.to_owned()))?;
+        let opened = open(&Resume::Named(name.to_owned()), self.run.options.no_save)?;
         self.resume(opened, None)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::chat::{How, Listed, Past, Role, Saved, Template, Turn, list, newest};
+use crate::chat::{How, Listed, Past, Role, Saved, Template, Turn, exists, keep_last, list, move_to, newest};
 use crate::commands::answer::Run;
 use crate::commands::run::Resume;
 use crate::error::{Error, Result, escape};
@@ -17,21 +17,63 @@ pub struct Opened {
     pub past: Past,
 }
 
-/// The folder of chats. The error is of kind [`crate::error::Kind::Input`] if there can be none.
-pub fn directory() -> Result<PathBuf> {
-    places::chats(&places::env)
-        .ok_or_else(|| Error::input("chats have no place: neither HOME nor XDG_DATA_HOME is set"))
+/// Single answers that are kept, so that one can go on with them: enough for a while, few enough to be looked through, and to be forgotten
+/// soon by who never goes on with any.
+const MAX_ANSWERS: usize = 20;
+
+/// Where chats are, and single answers.
+pub struct Folders {
+    pub chats: PathBuf,
+    pub answers: PathBuf,
 }
 
-/// Opens a saved chat.
-pub fn open(resume: &Resume) -> Result<Opened> {
-    let dir = directory()?;
-    let name = match resume {
-        Resume::Last => newest(&dir)?,
-        Resume::Named(name) => name.clone(),
+impl Folders {
+    /// The error is of kind [`crate::error::Kind::Input`] if there can be none.
+    pub fn find() -> Result<Folders> {
+        let env = &places::env;
+        let both = places::chats(env).zip(places::answers(env)).map(|(chats, answers)| Folders { chats, answers });
+        both.ok_or_else(|| Error::input("chats have no place: neither HOME nor XDG_DATA_HOME is set"))
+    }
+
+    /// The folder that a chat is in: that of chats if it is nowhere.
+    pub fn of(&self, name: &str) -> &Path {
+        let is_answer = !exists(&self.chats, name) && exists(&self.answers, name);
+        if is_answer { &self.answers } else { &self.chats }
+    }
+}
+
+/// Opens a saved chat, or a single answer, which is a chat from then on unless nothing is to be saved.
+pub fn open(resume: &Resume, no_save: bool) -> Result<Opened> {
+    let folders = Folders::find()?;
+    let (mut dir, mut name) = match resume {
+        Resume::Last => newest(&folders.chats, &folders.answers, &std::env::current_dir().unwrap_or_default())?,
+        Resume::Named(name) => (folders.of(name), name.clone()),
     };
-    let (saved, past) = Saved::open(&dir, &name)?;
+    // Where it cannot be moved it stays.
+    if dir == folders.answers
+        && !no_save
+        && let Ok(moved) = move_to(dir, &folders.chats, &name)
+    {
+        (dir, name) = (&folders.chats, moved);
+    }
+    let (saved, past) = Saved::open(dir, &name)?;
     Ok(Opened { name, saved, past })
+}
+
+/// Keeps a single answer; `how` it came about. That it cannot be kept is no failure of the run.
+pub fn keep_answer(run: &Run, template: &Template, turns: &[Turn], how: How) {
+    let Some(dir) = places::answers(&places::env).filter(|_| !run.options.no_save) else { return };
+    let kept = Saved::create(&dir, None, &run.options.model.path, fingerprint(run, template))
+        .and_then(|mut saved| saved.sync(turns, Some(how)));
+    match kept {
+        Ok(()) => keep_last(&dir, MAX_ANSWERS),
+        Err(e) => run.log.trace(&format!("this answer is not kept: {e}")),
+    }
+}
+
+/// The model and its template.
+fn fingerprint(run: &Run, template: &Template) -> String {
+    format!("{:016x}-{:016x}", run.model.gguf().fingerprint(), template.fingerprint())
 }
 
 /// The saved chats, one line each.
@@ -72,7 +114,7 @@ impl Keep {
         Keep {
             dir,
             model: run.options.model.path.clone(),
-            fingerprint: format!("{:016x}-{:016x}", run.model.gguf().fingerprint(), template.fingerprint()),
+            fingerprint: fingerprint(run, template),
             saved: None,
             failed: false,
             settings: Vec::new(),
@@ -139,7 +181,7 @@ impl Keep {
     pub fn rename(&mut self, name: &str, turns: &[Turn]) -> Result<()> {
         let dir = match &self.dir {
             Some(dir) => dir.clone(),
-            None => directory()?,
+            None => Folders::find()?.chats,
         };
         match &mut self.saved {
             Some(saved) => saved.rename(&dir, name)?,

@@ -16,7 +16,8 @@ use super::{prompt_cache, pruning};
 use crate::chat::{Hush, Input, Template, Watch};
 use crate::error::{Error, Kind, Result};
 use commands::Next;
-pub use keep::{Opened, directory, listing, open};
+pub use keep::{Folders, Opened, keep_answer, listing, open};
+pub use parameters::how;
 use state::Chat;
 
 /// The terminal of a chat, and how it begins.

@@ -9,8 +9,8 @@ use super::parameters::how;
 use crate::chat::{Around, Conversation, Editor, Hush, Input, Style, Template, Watch};
 use crate::commands::answer::{Answer, Run, answer, constraint, marks, sampler};
 use crate::commands::output::Printer;
-use crate::commands::pruning;
 use crate::commands::run::Options;
+use crate::commands::{prompt_cache, pruning};
 use crate::constraint::{Constraint, Grammar};
 use crate::engine::Timeline;
 use crate::error::Result;
@@ -43,6 +43,8 @@ pub struct Chat<'a> {
     pub start: Options,
     pub watch: Watch,
     pub totals: Totals,
+    /// The prompt that is to be kept, until it is
+    pub kept: Option<prompt_cache::Prompt>,
     /// The last prompt, and the numbers of its answer
     pub last: Option<(Vec<Token>, Stats)>,
     /// The user knows that the context is nearly full.
@@ -95,6 +97,7 @@ impl<'a> Chat<'a> {
             marks: Vec::new(),
             attached: String::new(),
             totals: Totals::default(),
+            kept: None,
             last: None,
             told: false,
             editor: None,
@@ -170,6 +173,7 @@ impl<'a> Chat<'a> {
             opened: self.conversation.opens_reasoning(),
             ..Guide::default()
         };
+        self.kept = prompt_cache::recall(&self.run, self.session.as_mut(), tokens);
         let answer = answer(&self.run, self.session.as_mut(), &mut sampler, guide, tokens, &mut |text| {
             part.push_str(text);
             if since.elapsed() >= PART {
@@ -184,6 +188,13 @@ impl<'a> Chat<'a> {
         let answer = answer?;
         self.last = Some((tokens.to_vec(), answer.stats.clone()));
         ended.map(|()| answer)
+    }
+
+    /// Keeps the prompt that was answered last, if it is to be kept.
+    pub fn keep_prompt(&mut self) {
+        if let Some(prompt) = self.kept.take() {
+            prompt_cache::keep(&self.run, self.session.as_ref(), prompt);
+        }
     }
 
     /// Brings the file of this chat up to date.

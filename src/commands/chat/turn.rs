@@ -31,6 +31,7 @@ impl<'a> Chat<'a> {
                 other.map(|_| false)
             }
         };
+        self.keep_prompt();
         // If no answer came, the attached files go with the next message instead.
         if let Ok(true) = done {
             self.attached.clear();
@@ -47,14 +48,16 @@ impl<'a> Chat<'a> {
         }
         let content = self.conversation.undo().ok_or_else(nothing)?;
         self.attempt = self.attempt.wrapping_add(1);
-        match self.fitting(&content) {
+        let done = match self.fitting(&content) {
             // The chat's file keeps the old answer until there is a new one.
             Ok(Some(tokens)) => self.answer(&tokens, before, false).map(drop),
             other => {
                 self.conversation = before;
                 other.map(drop)
             }
-        }
+        };
+        self.keep_prompt();
+        done
     }
 
     /// Answers the prompt and returns whether anything came; if nothing did, `before` is the conversation again. A `new` question is written to

@@ -30,7 +30,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
     let log = Log::new(&options.log, options.look.simple_io)?;
     let interactive = stdin().is_terminal() && options.output_format == OutputFormat::Text;
     let prompt = prompt(options, &log, &signals)?;
-    let resumed = options.resume.as_ref().map(chat::open).transpose()?;
+    let resumed = options.resume.as_ref().map(|resume| chat::open(resume, options.no_save)).transpose()?;
     let mut options = options.clone();
     // A saved chat says which model it was with, unless the command line names one.
     let known = resumed
@@ -179,14 +179,16 @@ fn reader<'a>(options: &Options, log: &'a Log, signals: &'a Signals) -> Reader<'
     Reader { strict: options.strict_utf8, log, signals }
 }
 
-/// The prompt of `-p` or `-f`, with the text on stdin below it; `None` if there is none at all.
+/// The prompt of `-f` and `-p`, with the text on stdin below it; `None` if there is none at all.
 fn prompt(options: &Options, log: &Log, signals: &Signals) -> Result<Option<String>> {
     let stdin_path = Path::new("-");
     let reader = reader(options, log, signals);
     let from_stdin = options.prompt_file.as_deref() == Some(stdin_path);
-    let mut prompt = match &options.prompt_file {
-        Some(path) => Some(reader.read(path, "")?),
-        None => options.prompt.clone(),
+    let file = options.prompt_file.as_deref().map(|path| reader.read(path, "")).transpose()?;
+    // The question comes last, so that another one to the same text has all of the text in common.
+    let mut prompt = match (file, options.prompt.clone()) {
+        (Some(file), Some(question)) => Some(format!("{file}\n\n{question}")),
+        (file, question) => file.or(question),
     };
     if !from_stdin && !options.no_stdin && !stdin().is_terminal() {
         let way_out = if prompt.is_some() { "; --no-stdin leaves it alone" } else { "" };

@@ -8,6 +8,7 @@ use super::options::{Options, OutputFormat};
 use crate::chat::terminal::Tristate;
 use crate::chat::{Conversation, Message, Role, Style, Template};
 use crate::commands::answer::{Answer, Run, answer, constraint, marks, sampler, warn_if_cut};
+use crate::commands::chat::{how, keep_answer};
 use crate::commands::output::{Printer, print, write_conversation};
 use crate::commands::{prompt_cache, pruning, trace};
 use crate::engine;
@@ -19,7 +20,7 @@ use crate::tokenizer::Token;
 /// One prompt, one answer.
 pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: &str) -> Result<()> {
     let options = &run.options;
-    let Prompt { content, tokens, reasoning } = tokens(run, template, system, prompt)?;
+    let Prompt { content, tokens, reasoning, conversation } = tokens(run, template, system, prompt)?;
     let context = context(run, tokens.len());
     let mut timeline = run.model.timeline(&context, run.signals.interrupt.clone())?;
     let session = timeline.as_mut();
@@ -43,6 +44,7 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
         opened: reasoning,
         ..Guide::default()
     };
+    let kept = prompt_cache::recall(run, session, &tokens);
     let answer = answer(run, session, &mut sampler, guide, &tokens, &mut |text| {
         if json { Ok(()) } else { printer.show(text) }
     });
@@ -61,8 +63,18 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
     }
     warn_if_cut(run, &answer);
     prompt_cache::taken(run, answer.stats.cached_tokens, &held);
+    if let Some(prompt) = kept {
+        prompt_cache::keep(run, session, prompt);
+    }
     // If this fails, it is reported when everything else is done.
     let stored = prompt_cache::store(run, session, tokens.len(), &mut held);
+    let interrupted = answer.stop == StopReason::Interrupted;
+    if let (Some(template), Some(mut conversation)) = (template, conversation)
+        && !(interrupted && answer.tokens.is_empty())
+        && conversation.answer(&answer.text, &answer.tokens, interrupted).is_ok()
+    {
+        keep_answer(run, template, conversation.turns(), how(options, &answer.stats));
+    }
     if let Some(path) = &options.trace {
         trace::write(path, run.start, load_time, session.own().expect("checked above").traced())?;
     }
@@ -94,7 +106,9 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
 }
 
 /// A prompt as the model gets it.
-struct Prompt {
+struct Prompt<'a> {
+    /// What it ends, if there is a template
+    conversation: Option<Conversation<'a>>,
     /// The user's text
     content: String,
     tokens: Vec<Token>,
@@ -103,7 +117,7 @@ struct Prompt {
 }
 
 /// The tokens of the prompt, in the chat template if there is one.
-fn tokens(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: &str) -> Result<Prompt> {
+fn tokens<'a>(run: &Run<'a>, template: Option<&'a Template>, system: Option<&str>, prompt: &str) -> Result<Prompt<'a>> {
     let options = &run.options;
     let content = format!("{}{prompt}{}", options.in_prefix, options.in_suffix);
     let n_ctx = options.context.n_ctx.filter(|&n| n > 0).unwrap_or(run.model.n_ctx_train()) as usize;
@@ -113,12 +127,13 @@ fn tokens(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: 
             content.len()
         )));
     }
-    let mut reasoning = None;
+    let (mut reasoning, mut begun) = (None, None);
     let tokens = match template {
         Some(template) => {
             let mut conversation = Conversation::new(template, run.tokenizer, system, options.parse_special);
             let tokens = conversation.ask(&content)?;
             reasoning = conversation.opens_reasoning();
+            begun = Some(conversation);
             tokens
         }
         None => {
@@ -131,7 +146,7 @@ fn tokens(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: 
             run.tokenizer.encode(&text, true, true)?
         }
     };
-    Ok(Prompt { content, tokens, reasoning })
+    Ok(Prompt { content, tokens, reasoning, conversation: begun })
 }
 
 /// The options of the session; its context is no larger than the prompt and the answer need, if that is known.

@@ -67,6 +67,8 @@ pub struct Options {
     pub prompt_cache_all: bool,
     /// `--prompt-cache-ro`: the file is only read
     pub prompt_cache_ro: bool,
+    /// Bytes that the folder of long prompts may take; `None`: prompts are neither kept nor looked up
+    pub kept_prompts: Option<u64>,
     /// `--trace`: times of the prompt's nodes
     pub trace: Option<PathBuf>,
     /// `--in-prefix`: text before each input

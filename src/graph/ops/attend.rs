@@ -24,7 +24,7 @@ pub fn attend<'g>(
 ) -> Tensor<'g> {
     let ([d, n_head, n, _], n_cells) = (sources[0].ne(), sources[1].ne()[2]);
     let n_pieces = if n <= MAX_GEMV_TOKENS { n_cells.div_ceil(PIECE) } else { 1 };
-    let op = Attend { scores, n_rep, d, has_sinks, n_pieces };
+    let op = Attend { scores, n_rep, d, has_sinks, n_pieces, has_many: n > MAX_GEMV_TOKENS };
     if n_pieces == 1 {
         return g.custom(Type::F32, [d * n_head, n, 1, 1], sources, op);
     }
@@ -46,6 +46,8 @@ struct Attend {
     has_sinks: bool,
     /// Pieces of [`PIECE`] cells
     n_pieces: usize,
+    /// There are more than [`MAX_GEMV_TOKENS`] tokens: each is computed as the same bits, whichever others come with it
+    has_many: bool,
 }
 
 /// The cells of a piece that a token looks at.
@@ -115,12 +117,19 @@ impl Op for Attend {
                     let (decode_k, decode_v) = (decode(k.ty()), decode(v.ty()));
                     let keys = cells(&k, head, seq, &decode_k);
                     let values = cells(&v, head, seq, &decode_v);
-                    Isa::best().attend(&queries, &keys, &values, self.scores, &mut |i, x, log_sum_exp| {
-                        let (row, h) = rows[i];
-                        let out = &mut out.row::<f32>(row)[h * width - columns.start..][..width];
-                        out[..d].copy_from_slice(x);
-                        out[d..].fill(log_sum_exp);
-                    });
+                    Isa::best().attend(
+                        &queries,
+                        &keys,
+                        &values,
+                        self.scores,
+                        self.has_many,
+                        &mut |i, x, log_sum_exp| {
+                            let (row, h) = rows[i];
+                            let out = &mut out.row::<f32>(row)[h * width - columns.start..][..width];
+                            out[..d].copy_from_slice(x);
+                            out[d..].fill(log_sum_exp);
+                        },
+                    );
                 }
             }
         }

@@ -8,8 +8,6 @@ use std::ffi::{CStr, c_char};
 use std::ffi::{c_int, c_void};
 use std::sync::Once;
 #[cfg(unix)]
-use std::sync::OnceLock;
-#[cfg(unix)]
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -35,11 +33,7 @@ pub(crate) fn watch() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         #[cfg(unix)]
-        {
-            // Before handlers that read it.
-            let _ = terminal();
-            catch_bus_errors();
-        }
+        catch_bus_errors();
         // SAFETY: the callback is a function of the right type that lives as long as the process.
         unsafe { sys::ggml_set_abort_callback(Some(on_abort)) };
         // SAFETY: as above.
@@ -77,36 +71,8 @@ extern "C" fn on_terminate() {
 
 /// Writes a line and ends the process, with nothing but calls that a signal handler may make.
 fn end(parts: &[&[u8]], code: i32) -> ! {
-    #[cfg(unix)]
-    if let Some(settings) = TERMINAL.get().and_then(Option::as_ref) {
-        // SAFETY: the settings are what tcgetattr wrote; a failure changes nothing.
-        unsafe { libc::tcsetattr(0, libc::TCSANOW, settings) };
-    }
-    let write = |bytes: &[u8]| {
-        // SAFETY: pointer and length are of one live slice; a failure changes nothing.
-        unsafe { libc::write(2, bytes.as_ptr().cast(), bytes.len() as _) };
-    };
-    write(b"pp-run: error: ");
-    parts.iter().for_each(|part| write(part));
-    write(b"\n");
-    // SAFETY: ends the process at once, and needs nothing of it.
-    unsafe { libc::_exit(code) }
-}
-
-#[cfg(unix)]
-static TERMINAL: OnceLock<Option<libc::termios>> = OnceLock::new();
-
-/// The terminal's settings when the process began; none if stdin is no terminal.
-#[cfg(unix)]
-fn terminal() -> Option<&'static libc::termios> {
-    let read = || {
-        let mut settings = std::mem::MaybeUninit::uninit();
-        // SAFETY: there is room for the settings.
-        let status = unsafe { libc::tcgetattr(0, settings.as_mut_ptr()) };
-        // SAFETY: on success they were written.
-        (status == 0).then(|| unsafe { settings.assume_init() })
-    };
-    TERMINAL.get_or_init(read).as_ref()
+    let [a, b] = [0, 1].map(|i| parts.get(i).copied().unwrap_or_default());
+    limit::end(&[b"pp-run: error: ", a, b, b"\n"], code)
 }
 
 /// Where files are mapped, as start and end: more files than models have parts. A free place is 0.

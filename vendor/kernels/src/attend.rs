@@ -140,6 +140,7 @@ pub(crate) struct Attend<'a, 'c> {
     pub keys: &'a Cells<'c>,
     pub values: &'a Cells<'c>,
     pub scores: Scores,
+    pub is_part: bool,
     pub done: &'a mut dyn FnMut(usize, &[f32], f32),
     pub buffers: &'a mut Buffers,
 }
@@ -313,7 +314,7 @@ impl Attend<'_, '_> {
     /// Any number of queries, each with cells of its own that it sees.
     #[inline(always)]
     fn by_blocks<S: Simd>(self, s: S) {
-        let Attend { queries, keys, values, scores, done, buffers } = self;
+        let Attend { queries, keys, values, scores, done, buffers, .. } = self;
         let (d, n) = (queries[0].q.len(), queries.len());
         let width = d.next_multiple_of(S::LANES);
         buffers.q.resize(n * width, 0.0);
@@ -536,7 +537,7 @@ impl Kernel for Attend<'_, '_> {
     #[inline(always)]
     fn call<S: Simd>(mut self, s: S) {
         let d = self.queries[0].q.len();
-        if self.queries.len() > MAX_IN_PLACE_QUERIES || !d.is_multiple_of(S::LANES) {
+        if self.is_part || self.queries.len() > MAX_IN_PLACE_QUERIES || !d.is_multiple_of(S::LANES) {
             return self.by_blocks(s);
         }
         let mut i = 0;

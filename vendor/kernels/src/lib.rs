@@ -191,6 +191,9 @@ impl Isa {
     /// [`Query::visible`]. `done(i, result, log_sum_exp)` gets the result of query `i`, query by query, and the logarithm of the sum of
     /// `e^score` over these cells (and the sink), by which results of parts of the cells are put together.
     ///
+    /// A few queries are computed in another way than many, with other rounding. If they are a part (`is_part`) of many, they are computed
+    /// as those: so a query's result is the same bits whichever others come with it.
+    ///
     /// # Panics
     /// If there are no queries, or a query sees more cells than there are.
     pub fn attend<'c>(
@@ -199,9 +202,11 @@ impl Isa {
         keys: &Cells<'c>,
         values: &Cells<'c>,
         scores: Scores,
+        is_part: bool,
         done: &mut dyn FnMut(usize, &[f32], f32),
     ) {
-        ATTEND_BUFFERS
-            .with_borrow_mut(|buffers| self.run(attend::Attend { queries, keys, values, scores, done, buffers }));
+        ATTEND_BUFFERS.with_borrow_mut(|buffers| {
+            self.run(attend::Attend { queries, keys, values, scores, is_part, done, buffers })
+        });
     }
 }

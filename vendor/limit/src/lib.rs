@@ -1,4 +1,4 @@
-//! What a process can only say of its memory and its files from outside of Rust.
+//! What a process can only say of its memory, its files and its terminal from outside of Rust, and its end at once.
 //!
 //! The program's allocator: the system's, but memory that cannot be had ends the process with one line and an exit code, where Rust
 //! would abort it; and a piece of code can be limited in what it takes ([`within`]).
@@ -8,6 +8,8 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+#[cfg(unix)]
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Exit code for data that a limit forbids.
@@ -49,12 +51,22 @@ pub fn stdout_was_closed() -> bool {
     STDOUT_WAS_CLOSED.load(Ordering::Relaxed)
 }
 
-/// Looks at stdout before Rust begins.
+/// The terminal's settings when the process began; none if stdin is no terminal. (Known where [`stdout_was_closed`] is.)
+#[cfg(unix)]
+static TERMINAL: OnceLock<libc::termios> = OnceLock::new();
+
+/// Looks at stdout and at the terminal before Rust begins.
 #[cfg(any(target_os = "linux", target_os = "macos"))]
-extern "C" fn look_at_stdout() {
+extern "C" fn look_around() {
     // SAFETY: asks for a flag of a number that may or may not be a file's; nothing is changed.
     let closed = unsafe { libc::fcntl(1, libc::F_GETFD) } == -1;
     STDOUT_WAS_CLOSED.store(closed, Ordering::Relaxed);
+    let mut settings = std::mem::MaybeUninit::uninit();
+    // SAFETY: there is room for the settings.
+    if unsafe { libc::tcgetattr(0, settings.as_mut_ptr()) } == 0 {
+        // SAFETY: on success they were written.
+        let _ = TERMINAL.set(unsafe { settings.assume_init() });
+    }
 }
 
 #[used]
@@ -62,7 +74,7 @@ extern "C" fn look_at_stdout() {
 // SAFETY: the section is a list of functions without arguments, which the loader calls before `main`; this one needs nothing of Rust's runtime.
 #[cfg_attr(target_os = "linux", unsafe(link_section = ".init_array"))]
 #[cfg_attr(target_os = "macos", unsafe(link_section = "__DATA,__mod_init_func"))]
-static BEFORE_MAIN: extern "C" fn() = look_at_stdout;
+static BEFORE_MAIN: extern "C" fn() = look_around;
 
 /// The allocator.
 #[derive(Debug)]
@@ -72,7 +84,7 @@ fn take(bytes: usize) {
     let Some(limit) = LIMIT.get() else { return };
     match limit.left.checked_sub(bytes) {
         Some(left) => LIMIT.set(Some(Limit { left, ..limit })),
-        None => end(limit.line, MALFORMED),
+        None => end(&[limit.line.as_bytes()], MALFORMED),
     }
 }
 
@@ -84,16 +96,31 @@ fn give_back(bytes: usize) {
 
 fn had(memory: *mut u8) -> *mut u8 {
     if memory.is_null() {
-        end("pp-run: error: out of memory: the operating system has no more for this process\n", OUT_OF_MEMORY);
+        end(&[b"pp-run: error: out of memory: the operating system has no more for this process\n"], OUT_OF_MEMORY);
     }
     memory
 }
 
-/// Ends the process without taking any memory: no handlers run and nothing is flushed.
+/// Writes the parts of a line to stderr and ends the process, with nothing but calls that a signal handler may make, and without taking any
+/// memory: no handlers run and nothing is flushed. The terminal gets back the settings that it had when the process began.
 #[cold]
-fn end(line: &str, code: i32) -> ! {
-    // SAFETY: the pointer and the length are of one live string; a failure changes nothing.
-    unsafe { libc::write(2, line.as_ptr().cast(), line.len() as _) };
+pub fn end(line: &[&[u8]], code: i32) -> ! {
+    #[cfg(unix)]
+    if let Some(settings) = TERMINAL.get() {
+        // SAFETY: asks for a number.
+        let of_terminal = unsafe { libc::tcgetpgrp(0) };
+        // SAFETY: as above.
+        let own = unsafe { libc::getpgrp() };
+        // A process in the background would be stopped, and the settings are those of whoever is in front.
+        if of_terminal == own {
+            // SAFETY: the settings are what tcgetattr wrote; a failure changes nothing.
+            unsafe { libc::tcsetattr(0, libc::TCSANOW, settings) };
+        }
+    }
+    for part in line {
+        // SAFETY: the pointer and the length are of one live slice; a failure changes nothing.
+        unsafe { libc::write(2, part.as_ptr().cast(), part.len() as _) };
+    }
     // SAFETY: ends the process at once, and needs nothing of it.
     unsafe { libc::_exit(code) }
 }

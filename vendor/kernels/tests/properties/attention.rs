@@ -73,6 +73,7 @@ fn attended(
     values: &[Vec<u8>],
     kind: Kind,
     scores: Scores,
+    is_part: bool,
 ) -> Vec<(Vec<f32>, f32)> {
     let elements = match kind {
         Kind::Halves => Elements::F16,
@@ -84,7 +85,7 @@ fn attended(
     let keys = Cells { bytes: &keys, stride: k_stride, len, elements };
     let values = Cells { bytes: &values, stride: v_stride, len, elements };
     let mut results = Vec::new();
-    isa.attend(queries, &keys, &values, scores, &mut |i, out, log_sum_exp| {
+    isa.attend(queries, &keys, &values, scores, is_part, &mut |i, out, log_sum_exp| {
         assert_eq!(i, results.len(), "query by query");
         results.push((out.to_vec(), log_sum_exp));
     });
@@ -119,7 +120,12 @@ fn attend() {
         let scale = rng.choice([1.0 / (d as f32).sqrt(), 3.0]).unwrap();
         let scores = Scores { scale, softcap: (number % 7 < 3).then_some(5.0) };
         for isa in isas() {
-            let out = attended(isa, &queries, &keys, &values, kind, scores);
+            let of_many = attended(isa, &queries, &keys, &values, kind, scores, true);
+            for (i, together) in of_many.iter().enumerate() {
+                let alone = attended(isa, &queries[i..=i], &keys, &values, kind, scores, true);
+                assert_eq!(alone, std::slice::from_ref(together), "{isa} d {d}, query {i} of {n_queries}");
+            }
+            let out = attended(isa, &queries, &keys, &values, kind, scores, false);
             assert_eq!(out.len(), n_queries);
             for (query, (out, log_sum_exp)) in queries.iter().zip(out) {
                 let n = query.visible.clone();
@@ -147,7 +153,7 @@ fn nan_stays() {
                 let capped = Some(2.0).filter(|_| k.is_nan() || k.is_finite());
                 for softcap in [None, capped] {
                     let scores = Scores { scale: 1.0, softcap };
-                    let out = attended(isa, &queries, &cells(k), &cells(v), Kind::Floats, scores);
+                    let out = attended(isa, &queries, &cells(k), &cells(v), Kind::Floats, scores, false);
                     assert!(
                         out.iter().all(|(x, sum)| x.iter().all(|x| x.is_nan()) && (sum.is_nan() || v.is_nan())),
                         "{isa} {q:?} {k} {v}: {out:?}"
