@@ -37,7 +37,7 @@ pub use loaded::{Loaded, runs_on_own};
 pub use options::Options;
 pub use pruning::READ_WHOLE;
 pub use report::Report;
-pub use score::Moments;
+pub use score::{Moments, Next};
 pub use session::{PromptTimes, Session, TracedBatch, are_usable};
 pub use threads::Fewer;
 pub use timeline::Timeline;

@@ -213,9 +213,8 @@ fn template(options: &Options, model: &Loaded, tokenizer: &Tokenizer) -> Result<
         return Ok(None);
     }
     let text = |token: Option<Token>| token.map(|t| String::from_utf8_lossy(&tokenizer.piece(t, true)).into_owned());
-    let kwargs = options.template_kwargs.clone().unwrap_or_default();
     let template =
-        Template::load(options.template.as_ref(), model.gguf(), text(tokenizer.bos()), text(tokenizer.eos()), kwargs)?;
+        Template::load(options.template.as_ref(), model.gguf(), text(tokenizer.bos()), text(tokenizer.eos()))?;
     if template.is_none() && options.conversation == Tristate::On {
         return Err(Error::malformed(
             "this model has no chat template: give one with --chat-template NAME or --chat-template-file FILE",

@@ -29,8 +29,8 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
         session.own_mut().expect("checked above").trace();
     }
     let mut held = prompt_cache::restore(run, session)?;
-    let mut sampler = sampler(run, session, 0)?;
-    let mut constraint = constraint(run)?;
+    let sampler = sampler(run, session, 0)?;
+    let constraint = constraint(run)?;
     let json = options.output_format == OutputFormat::Json;
     let load_time = run.start.elapsed();
     if options.display_prompt && !json {
@@ -38,12 +38,12 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
     }
     let mut printer = Printer::new(&Style::new(&options.look), &options.look, reasoning);
     let guide = Guide {
-        constraint: constraint.as_mut(),
+        constraint,
         marks: template.and_then(marks),
         opened: reasoning,
         ..Guide::default()
     };
-    let answer = answer(run, session, &mut sampler, guide, &tokens, &mut |text| {
+    let answer = answer(run, session, sampler, guide, &tokens, &mut |text| {
         if json { Ok(()) } else { printer.show(text) }
     });
     if !json && answer.is_ok() {
@@ -117,6 +117,7 @@ fn tokens(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: 
     let tokens = match template {
         Some(template) => {
             let mut conversation = Conversation::new(template, run.tokenizer, system, options.parse_special);
+            conversation.set_kwargs(options.template_kwargs.as_ref());
             let tokens = conversation.ask(&content)?;
             reasoning = conversation.opens_reasoning();
             tokens
