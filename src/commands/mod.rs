@@ -1,6 +1,7 @@
 //! One file per command. Commands alone write to stdout and say things on stderr.
 
 mod answer;
+pub mod batch;
 pub mod bench;
 pub mod calibrate;
 mod chat;
@@ -32,6 +33,8 @@ use signals::Signals;
 pub enum Command {
     /// Answer a prompt, or chat: `pp-run -m MODEL [-p PROMPT]`.
     Run(Box<run::Options>),
+    /// `pp-run batch -m MODEL -i ROWS -o ANSWERS`
+    Batch(Box<batch::Options>),
     /// `pp-run`: which models are here?
     Models,
     /// A model is to be run, but none is named
@@ -59,6 +62,7 @@ pub fn run(command: &Command, exit_code: fn(Kind) -> u8) -> Result<()> {
     let signals = || Signals::catch(exit_code);
     match command {
         Command::Run(o) => run::run(o, signals()?),
+        Command::Batch(o) => batch::run(o, signals()?),
         Command::Models => models::run(),
         Command::NoModel => Err(models::missing()),
         Command::Show(o) => show::run(o),

@@ -82,6 +82,9 @@ pub struct PromptTimes {
 }
 
 impl<'m> Session<'m> {
+    /// Texts that one step goes on with at the most, so that its results are those of a step for each.
+    pub const SIDE_BY_SIDE: usize = MAX_GEMV_TOKENS;
+
     /// An empty timeline; the cache has room for `n_seq_max` sequences of the context's length, and a batch for `n_wanted_max` results.
     /// `interrupt` stops a running computation soon after it is set. [`crate::error::Kind::Memory`] if there is not enough of it,
     /// [`crate::error::Kind::Usage`] if the model cannot have such a cache.

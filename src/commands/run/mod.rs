@@ -23,6 +23,7 @@ use crate::gguf::{Gguf, Value};
 use crate::log::Log;
 use crate::tokenizer::{Token, Tokenizer};
 use one_shot::one_shot;
+pub use one_shot::{Prompt, as_json, context, tokens};
 pub use options::{ContextFull, Options, OutputFormat, Resume, Settings};
 
 /// Answers, or chats.
@@ -41,11 +42,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
         options.model.path.clone_from(model);
     }
     let options = &options;
-    let system = match (&options.system, &options.system_file) {
-        (Some(text), _) => Some(text.clone()),
-        (None, Some(path)) => Some(reader(options, &log, &signals).read(path, "")?),
-        (None, None) => None,
-    };
+    let system = system(options, &log, &signals)?;
     // -cnv with a prompt is llama.cpp's way to ask for a chat that begins with it. Answers of a chat may go to a pipe, such as tee.
     let begins = options.conversation == Tristate::On && !options.single_turn && stdout().is_terminal();
     let stays = interactive && (prompt.is_none() || begins);
@@ -139,7 +136,7 @@ fn unknown_sampling(gguf: &Gguf) -> Vec<String> {
 }
 
 /// The options, with the file's settings of sampling where the user has none; and what the statistics say of that, if there are any.
-fn sampling_of_file(options: &Options, gguf: &Gguf) -> Result<(Options, Option<String>)> {
+pub fn sampling_of_file(options: &Options, gguf: &Gguf) -> Result<(Options, Option<String>)> {
     let is_set = |flag: &str| {
         let sets = |a: &str| a.strip_prefix("--").is_some_and(|a| a.split('=').next() == Some(flag));
         options
@@ -175,8 +172,17 @@ fn sampling_of_file(options: &Options, gguf: &Gguf) -> Result<(Options, Option<S
     Ok((with, Some(format!("drawn as the file says: {}", all.join(", ")))))
 }
 
-fn reader<'a>(options: &Options, log: &'a Log, signals: &'a Signals) -> Reader<'a> {
+pub fn reader<'a>(options: &Options, log: &'a Log, signals: &'a Signals) -> Reader<'a> {
     Reader { strict: options.strict_utf8, log, signals }
+}
+
+/// The system prompt, if there is one.
+pub fn system(options: &Options, log: &Log, signals: &Signals) -> Result<Option<String>> {
+    match (&options.system, &options.system_file) {
+        (Some(text), _) => Ok(Some(text.clone())),
+        (None, Some(path)) => reader(options, log, signals).read(path, "").map(Some),
+        (None, None) => Ok(None),
+    }
 }
 
 /// The prompt of `-p` or `-f`, with the text on stdin below it; `None` if there is none at all.
@@ -208,7 +214,7 @@ fn prompt(options: &Options, log: &Log, signals: &Signals) -> Result<Option<Stri
 }
 
 /// The template to use; `None` for a raw completion.
-fn template(options: &Options, model: &Loaded, tokenizer: &Tokenizer) -> Result<Option<Template>> {
+pub fn template(options: &Options, model: &Loaded, tokenizer: &Tokenizer) -> Result<Option<Template>> {
     if options.conversation == Tristate::Off {
         return Ok(None);
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::options::{Options, OutputFormat};
 use crate::chat::terminal::Tristate;
-use crate::chat::{Conversation, Message, Role, Style, Template};
+use crate::chat::{Conversation, Message, Role, Style, Template, Turn};
 use crate::commands::answer::{Answer, Run, answer, constraint, marks, sampler, warn_if_cut};
 use crate::commands::output::{Printer, print, write_conversation};
 use crate::commands::{prompt_cache, pruning, trace};
@@ -19,7 +19,12 @@ use crate::tokenizer::Token;
 /// One prompt, one answer.
 pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: &str) -> Result<()> {
     let options = &run.options;
-    let Prompt { content, tokens, reasoning } = tokens(run, template, system, prompt)?;
+    if template.is_none() && options.conversation != Tristate::Off {
+        run.log.note(
+            "this model has no chat template: the prompt is completed as it is (--chat-template NAME gives it one)",
+        );
+    }
+    let Prompt { content, tokens, reasoning } = tokens(run, template, system, Vec::new(), prompt)?;
     let context = context(run, tokens.len());
     let mut timeline = run.model.timeline(&context, run.signals.interrupt.clone())?;
     let session = timeline.as_mut();
@@ -94,16 +99,22 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
 }
 
 /// A prompt as the model gets it.
-struct Prompt {
+pub struct Prompt {
     /// The user's text
-    content: String,
-    tokens: Vec<Token>,
+    pub content: String,
+    pub tokens: Vec<Token>,
     /// The mark that ends the reasoning inside of which the prompt ends.
-    reasoning: Option<&'static str>,
+    pub reasoning: Option<&'static str>,
 }
 
-/// The tokens of the prompt, in the chat template if there is one.
-fn tokens(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: &str) -> Result<Prompt> {
+/// The tokens of the prompt, in the chat template if there is one. What was said `before` is in a template only.
+pub fn tokens(
+    run: &Run,
+    template: Option<&Template>,
+    system: Option<&str>,
+    before: Vec<Turn>,
+    prompt: &str,
+) -> Result<Prompt> {
     let options = &run.options;
     let content = format!("{}{prompt}{}", options.in_prefix, options.in_suffix);
     let n_ctx = options.context.n_ctx.filter(|&n| n > 0).unwrap_or(run.model.n_ctx_train()) as usize;
@@ -117,17 +128,15 @@ fn tokens(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: 
     let tokens = match template {
         Some(template) => {
             let mut conversation = Conversation::new(template, run.tokenizer, system, options.parse_special);
+            if !before.is_empty() {
+                conversation.resume([conversation.turns(), &before].concat(), false);
+            }
             conversation.set_kwargs(options.template_kwargs.as_ref());
             let tokens = conversation.ask(&content)?;
             reasoning = conversation.opens_reasoning();
             tokens
         }
         None => {
-            if options.conversation != Tristate::Off {
-                run.log.note(
-                    "this model has no chat template: the prompt is completed as it is (--chat-template NAME gives it one)",
-                );
-            }
             let text = system.map_or(content.clone(), |s| format!("{s}\n\n{content}"));
             run.tokenizer.encode(&text, true, true)?
         }
@@ -136,7 +145,7 @@ fn tokens(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: 
 }
 
 /// The options of the session; its context is no larger than the prompt and the answer need, if that is known.
-fn context(run: &Run, n_tokens: usize) -> engine::Options {
+pub fn context(run: &Run, n_tokens: usize) -> engine::Options {
     let options = &run.options;
     let mut context = options.context.clone();
     if let (None, Predict::AtMost(n)) = (context.n_ctx, options.limits.predict) {
@@ -149,7 +158,7 @@ fn context(run: &Run, n_tokens: usize) -> engine::Options {
 }
 
 /// `--output-format json`: the answer and its numbers.
-fn as_json(options: &Options, answer: &Answer, opened: Option<&'static str>, load_time: Duration) -> Value {
+pub fn as_json(options: &Options, answer: &Answer, opened: Option<&'static str>, load_time: Duration) -> Value {
     let (reasoning, text) = parted(&answer.text, opened);
     let s = &answer.stats;
     json!({
