@@ -178,9 +178,8 @@ fn a_text_between_special_tokens_is_one_text_whoever_wrote_its_parts() {
     Script::saying(&["yes"]).write(&path, 512);
     let gguf = Gguf::open(&path).unwrap();
     let tokenizer = Tokenizer::load(&gguf).unwrap();
-    let template = |text: &str| {
-        Template::new("t".into(), text.into(), Some("<s>".into()), Some("</s>".into())).unwrap()
-    };
+    let template =
+        |text: &str| Template::new("t".into(), text.into(), Some("<s>".into()), Some("</s>".into())).unwrap();
     let plain = |text: &str| tokenizer.encode(text, true, false).unwrap();
     // Names of special tokens in what the user says are letters like others.
     let around = template("[INST] {{ messages[-1].content | trim }} [/INST]");

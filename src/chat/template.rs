@@ -135,17 +135,13 @@ impl Template {
     }
 
     /// Compiles `text`, which messages call `source_name`.
-    pub fn new(
-        source_name: String,
-        text: String,
-        bos: Option<String>,
-        eos: Option<String>,
-    ) -> Result<Template> {
+    pub fn new(source_name: String, text: String, bos: Option<String>, eos: Option<String>) -> Result<Template> {
         let mut env = jinja::environment();
         limited(|| env.add_template_owned("chat", jinja::source(&text)))
             .map_err(|e| Error::malformed(format!("{source_name} is broken ({e}): {ADVICE}")))?;
         // transformers always gives tools and documents, and special tokens only if there are any.
-        let mut variables = Kwargs::from_iter(["tools", "documents"].map(|name| (name.to_owned(), serde_json::Value::Null)));
+        let mut variables =
+            Kwargs::from_iter(["tools", "documents"].map(|name| (name.to_owned(), serde_json::Value::Null)));
         let special = [("bos_token", bos), ("eos_token", eos)];
         let special = special.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.into())));
         variables.extend(special);
@@ -294,7 +290,7 @@ mod tests {
     /// Where minijinja differs from jinja2, and no filter, test, function or method can change it: templates and snippets that show it.
     const DIFFERENT: &[(&str, &[&str])] = &[
         (
-            "None has no items, instead of being an error",
+            "None has no items, instead of being an error: templates for tools go on without any",
             &[
                 "llama-cpp-python/CohereForAI-c4ai-command-r-plus-tool_use",
                 "llama-cpp-python/CohereForAI-c4ai-command-r7b-12-2024-tool_use",
@@ -310,29 +306,21 @@ mod tests {
         ),
         ("safe + unsafe text is not escaped for HTML", &["llama-cpp-python/meetkai-functionary-medium-v3.1"]),
         (
-            "values of all types can be compared, looked for and left over",
+            "values of all types can be compared, looked for and summed up",
             &[
                 "{{ 'a' < 1 }}",
                 "{{ none < 1 }}",
                 "{{ 1 in 'abc' }}",
                 "{{ none in 'abc' }}",
-                "{{ '%s' % (1, 2) }}",
-                "{{ 'a' % 1 }}",
                 "{{ us|sum(attribute='a') }}",
             ],
         ),
         ("Unicode's properties of digits are not all known", &["{{ '½'.isdigit() }}", "{{ '²'.isdecimal() }}"]),
         (
-            "formats have no repr(), and no floats as integers",
-            &["{{ '%d'|format(3.9) }}", "{{ '%i' % 3.7 }}", "{{ '{!r}'.format('d') }}"],
-        ),
-        (
             "strings have no lone surrogates, and no names of characters",
             &["{{ '\\N{BULLET}' }}", "{{ '\\ud83d' is string }}"],
         ),
-        ("a range is an iterator", &["{{ range(2) is sequence }}", "{{ range(3) }}"]),
         ("the filter attr finds items", &["{{ d|attr('b') }}", "{{ 'a'|attr('upper')() }}"]),
-        ("dict() makes nothing of pairs", &["{{ dict([('x', 1)]) }}"]),
         ("macros have no varargs", &["{% macro m(a, b=2"]),
         ("a macro's arguments are a list", &["{% macro m(x) %} {{ x }}"]),
     ];

@@ -2,15 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, FromArgMatches};
+use clap::Args;
 
 use super::answer::AnswerArgs;
-use super::args::Cli;
 use super::context::ContextArgs;
 use super::log::LogArgs;
 use super::model::ModelArgs;
 use super::prune::{PruneArgs, PruneHowArgs};
-use super::run;
+use super::run::{self, RunArgs};
 use super::sampling::SamplingArgs;
 use crate::commands::batch::Options;
 use crate::commands::run::{Options as RunOptions, Settings};
@@ -47,26 +46,25 @@ pub struct BatchArgs {
     pub log: LogArgs,
 }
 
-pub fn options(a: BatchArgs, settings: Settings) -> Result<Options> {
+/// `run` are the flags of an answer as they are if none is given.
+pub fn options(a: BatchArgs, run: RunArgs, settings: Settings) -> Result<Options> {
     let (input, output) = (a.input.clone(), a.output.clone());
-    Ok(Options { run: run_options(a, settings)?, input, output })
+    Ok(Options { run: run_options(a, run, settings)?, input, output })
 }
 
 /// What each row is answered with, unless it says otherwise.
-pub fn run_options(a: BatchArgs, settings: Settings) -> Result<RunOptions> {
+pub fn run_options(a: BatchArgs, run: RunArgs, settings: Settings) -> Result<RunOptions> {
     if a.how.prune_answer.is_some() {
         return Err(Error::usage("--prune-answer is not for several answers at a time"));
     }
-    let matches = <Cli as clap::CommandFactory>::command().try_get_matches_from(["pp-run"]);
-    let cli = matches.and_then(|m| Cli::from_arg_matches(&m)).expect("no flag of an answer is required");
-    let run = run::RunArgs {
+    let run = RunArgs {
         answer: a.answer,
         prune: PruneArgs { prune: a.prune, how: a.how, prune_dump: None, prune_replay: None },
         sampling: a.sampling,
         context: a.context,
         model_args: a.model_args,
         log: a.log,
-        ..cli.run
+        ..run
     };
     let options = run::options(a.model, run, settings)?;
     if options.prune.as_ref().is_some_and(|p| p.history != HistoryKind::None) {

@@ -7,7 +7,9 @@ EXAMPLES
   One answer; with a text from a pipe below the prompt:
     pp-run -m model.gguf -p \"Why is the sea salty?\"
     git diff | pp-run -m model.gguf -p \"Summarise:\"
-  An answer for each line of a file, which is not to be added:
+  An answer for each row of a file, several at a time; and for each
+  line by a shell, of which none is to be added:
+    pp-run batch -m model.gguf -i prompts.jsonl -o answers.jsonl
     while read -r q; do
       pp-run -m model.gguf -p \"$q\" --no-stdin; done <questions
   A chat, in which /help lists the commands; the last one once more:
@@ -63,7 +65,8 @@ ENVIRONMENT
       no colours; colours; no colours and no cursor control
   VISUAL, EDITOR
       the editor of Ctrl-G and /edit in a chat
-  HOME, XDG_CONFIG_HOME, XDG_DATA_HOME, XDG_STATE_HOME
+  HOME, XDG_CONFIG_HOME, XDG_DATA_HOME, XDG_STATE_HOME,
+  XDG_CACHE_HOME
       where the files below are
 
 CONFIGURATION
@@ -80,6 +83,7 @@ FILES
   ~/.config/pp-run/config.toml   the configuration
   ~/.local/share/pp-run/chats/   saved chats, one file each
   ~/.local/state/pp-run/history  what was typed in chats
+  ~/.cache/pp-run/kv-types       what quantised KV caches cost models
   MODEL.ppcal                    what pp-run calibrate found, beside
                                  MODEL.gguf
   Models are looked for in ./models, ., ~/models,

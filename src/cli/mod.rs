@@ -95,7 +95,7 @@ fn options(
         }
         Some(Sub::Batch(a)) => {
             let settings = Settings { args, given, names: &[], change: set::set_of_row };
-            Command::Batch(Box::new(batch::options(*a, settings)?))
+            Command::Batch(Box::new(batch::options(*a, cli.run, settings)?))
         }
         Some(Sub::Show(a)) => Command::Show(show::options(a)?),
         Some(Sub::Tokenize(a)) => Command::Tokenize(tokenize::options(a)),

@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use clap::{CommandFactory, FromArgMatches};
 
 use super::args::{Cli, Sub};
-use super::{batch, run};
 use super::value::{not_one_of, one_line};
+use super::{batch, run};
 use crate::commands::run::{Options, Settings};
 use crate::error::{Error, Result, nearest};
 
@@ -151,7 +151,7 @@ fn change(
     let cli = Cli::from_arg_matches(&matches).map_err(usage)?;
     let settings = Settings { args, ..base.settings.clone() };
     let options = match cli.command {
-        Some(Sub::Batch(a)) => batch::run_options(*a, settings)?,
+        Some(Sub::Batch(a)) => batch::run_options(*a, cli.run, settings)?,
         _ => run::options(base.model.path.clone(), cli.run, settings)?,
     };
     Ok((options, names))

@@ -10,6 +10,7 @@ mod doctor;
 pub mod eval;
 mod input;
 mod kld;
+mod kv_types;
 mod load;
 mod logits_file;
 mod models;

@@ -8,10 +8,12 @@
 //! - `threads`: how many threads compute while others use the processors, a rule that computes nothing either; `pace`: the machine and the
 //!   clock around it, and rests between steps
 //! - `guard`: a prompt's own first piece read both ways; `divergence`: how far apart that is
+//! - `cache_cost`: what a quantised KV cache costs a model
 //! - `prompt_cache`: tokens and what a model remembers of them in a file
 //!
 //! This module knows tokens, never text.
 
+mod cache_cost;
 mod core;
 mod divergence;
 mod guard;
@@ -29,6 +31,7 @@ mod session;
 mod threads;
 mod timeline;
 
+pub use cache_cost::cache_cost;
 pub use core::{Engine, OUTPUT_ROWS};
 pub use divergence::divergences;
 pub use libllama::LlamaSession;

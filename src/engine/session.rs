@@ -715,6 +715,9 @@ mod tests {
                 assert!(kept <= n && few(prompt - kept) == few(prompt), "{kept} of {n} before {prompt}");
             }
         }
-        assert_eq!([keepable(20, 60, 32), keepable(55, 60, 32), keepable(50, 66, 32), keepable(5, 6, 32)], [19, 51, 32, 0]);
+        assert_eq!(
+            [keepable(20, 60, 32), keepable(55, 60, 32), keepable(50, 66, 32), keepable(5, 6, 32)],
+            [19, 51, 32, 0]
+        );
     }
 }

@@ -71,13 +71,7 @@ pub enum Next {
 
 impl<'a> Answer<'a> {
     /// An answer to a prompt, after which the context has room for so many tokens.
-    pub fn new(
-        limits: Limits,
-        tokenizer: &'a Tokenizer,
-        sampler: Sampler,
-        guide: Guide,
-        room: usize,
-    ) -> Answer<'a> {
+    pub fn new(limits: Limits, tokenizer: &'a Tokenizer, sampler: Sampler, guide: Guide, room: usize) -> Answer<'a> {
         Answer {
             thoughts: Thoughts::new(guide.opened),
             guide,

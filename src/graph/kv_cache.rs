@@ -234,7 +234,9 @@ impl KvCache {
             let cell = self.store.n_bytes(id) / (n_head_kv * n_cells * n_seq);
             let (n_rows, cells, first, cell) = match by_cell {
                 true => (n_head_kv, n_cells * n_seq, seq * n_cells, cell),
-                false => (n_head_kv * n_embd_head, n_cells, seq * n_cells * n_head_kv * n_embd_head, cell / n_embd_head),
+                false => {
+                    (n_head_kv * n_embd_head, n_cells, seq * n_cells * n_head_kv * n_embd_head, cell / n_embd_head)
+                }
             };
             (0..n_rows).map(move |row| (id, (first + row * cells) * cell, n * cell))
         };

@@ -2,6 +2,7 @@
 //! several answers are computed in one step only where that changes no bit.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -10,8 +11,8 @@ use super::results::Held;
 use super::rows::{Row, Rows};
 use crate::chat::Template;
 use crate::commands::answer::{Answer, Run, constraint, marks, sampler};
-use crate::commands::run::{self, Prompt, as_json, context, tokens};
 use crate::commands::pruning;
+use crate::commands::run::{self, Prompt, as_json, context, tokens};
 use crate::constraint::{Constraint, Grammar};
 use crate::engine::{self, Next as NextToken, Report, Session, Timeline, are_usable};
 use crate::error::{Error, Kind, Result};
@@ -88,6 +89,9 @@ impl<'a> Batch<'a> {
     pub fn left(&mut self, rows: &Rows, mut held: Held, output: &Path) -> Result<Vec<Left>> {
         let mut left = Vec::new();
         for i in 0..rows.len() {
+            if self.run.signals.interrupt.load(Ordering::Relaxed) {
+                return Err(self.run.signals.error());
+            }
             let row = rows.get(i);
             let asked = self.asked(row);
             match held.remove(&row.id.to_string()) {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::answer::Run;
+use super::kv_types;
 use super::load::load;
 use super::run::{self, reader, sampling_of_file, template};
 use super::signals::Signals;
@@ -44,7 +45,9 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
     sampling.iter().for_each(|how| log.note(how));
     let template = template(&options_of_rows, &model, &tokenizer)?;
     if template.is_none() && options_of_rows.conversation != Tristate::Off {
-        log.note("this model has no chat template: prompts are completed as they are (--chat-template NAME gives it one)");
+        log.note(
+            "this model has no chat template: prompts are completed as they are (--chat-template NAME gives it one)",
+        );
     }
     let (mut results, held) = Results::open(&options.output)?;
     let run = Run {
@@ -58,6 +61,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
         sampling: Cell::default(),
         told_of_bos: Cell::new(false),
     };
+    kv_types::tell_of_harm(&run);
     let mut batch = Batch::new(run, template.as_ref(), system.as_deref())?;
     let left = batch.left(&rows, held, &options.output)?;
     let (log, n_done) = (&batch.run.log, rows.len() - left.len());

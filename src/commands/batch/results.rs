@@ -1,7 +1,7 @@
 //! Where answers go: a line of JSON for each, in a file that an interrupted run goes on with, or on stdout.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -40,7 +40,8 @@ impl Results {
         }
         let mut kept = Vec::new();
         for (i, line) in bytes.split_inclusive(|&b| b == b'\n').enumerate() {
-            let other = || Error::malformed(format!("line {} is no answer to a row: use another -o", i + 1)).in_file(path);
+            let other =
+                || Error::malformed(format!("line {} is no answer to a row: use another -o", i + 1)).in_file(path);
             if !line.ends_with(b"\n") {
                 let is_torn = line.starts_with(BEGINNING) || BEGINNING.starts_with(line);
                 if is_torn { continue } else { return Err(other()) }
@@ -55,7 +56,9 @@ impl Results {
             }
         }
         if kept != bytes {
-            replace_file(path, 0o666, |mut file| file.write_all(&kept))?;
+            // A link stays one, and what only its owner may read stays so.
+            let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+            replace_file(&real, mode(&file), |mut file| file.write_all(&kept))?;
             file = opened(path)?;
         }
         Ok((Results { file: Some((file, path.to_owned())), n_failed: 0 }, held))
@@ -72,6 +75,16 @@ impl Results {
             other => other.map_err(|e| Error::io(format!("cannot be written: {e}")).in_file(path)),
         }
     }
+}
+
+/// Who may do what with a file.
+fn mode(file: &File) -> u32 {
+    #[cfg(unix)]
+    if let Ok(metadata) = file.metadata() {
+        return std::os::unix::fs::MetadataExt::mode(&metadata) & 0o777;
+    }
+    let _ = file;
+    0o666
 }
 
 /// The file, made if it is not there, for this process alone.

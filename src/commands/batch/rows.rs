@@ -95,7 +95,9 @@ impl Row {
             before.remove(0);
         }
         let system = match (system, first) {
-            (Some(_), Some(_)) => return Err(Error::malformed("'system' and a message of the system: use one of them")),
+            (Some(_), Some(_)) => {
+                return Err(Error::malformed("'system' and a message of the system: use one of them"));
+            }
             (system, first) => system.or(first),
         };
         Ok(Question { options: options(base, &fields)?, system, before, prompt })

@@ -182,8 +182,7 @@ impl Chat<'_> {
         let mut printer = Printer::new(&self.style, &self.run.options.look, old.opens_reasoning());
         let sampler = sampler(&self.run, self.session.as_ref(), 0)?;
         let guide = Guide { opened: old.opens_reasoning(), ..Guide::default() };
-        let result =
-            answer(&self.run, self.session.as_mut(), sampler, guide, &tokens, &mut |text| printer.show(text));
+        let result = answer(&self.run, self.session.as_mut(), sampler, guide, &tokens, &mut |text| printer.show(text));
         let shown = printer.end();
         self.run.options.limits.predict = predict;
         let Answer { text, stop, .. } = result?;

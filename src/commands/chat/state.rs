@@ -158,8 +158,8 @@ impl<'a> Chat<'a> {
         if text.starts_with('/') { format!("/{text}") } else { text.to_owned() }
     }
 
-    /// An answer, shown as it comes, and kept on disk if it takes long.
-    pub fn generate(&mut self, tokens: &[Token]) -> Result<Answer> {
+    /// An answer, shown as it comes, and kept on disk if it takes long and `keeps` says so.
+    pub fn generate(&mut self, tokens: &[Token], keeps: bool) -> Result<Answer> {
         let mut printer = Printer::new(&self.style, &self.run.options.look, self.conversation.opens_reasoning());
         let sampler = sampler(&self.run, self.session.as_ref(), self.attempt)?;
         let (mut part, mut since) = (String::new(), Instant::now());
@@ -172,7 +172,7 @@ impl<'a> Chat<'a> {
         };
         let answer = answer(&self.run, self.session.as_mut(), sampler, guide, tokens, &mut |text| {
             part.push_str(text);
-            if since.elapsed() >= PART {
+            if keeps && since.elapsed() >= PART {
                 keep.part(&std::mem::take(&mut part), log);
                 since = Instant::now();
             }

@@ -69,7 +69,7 @@ impl<'a> Chat<'a> {
             // With keys it is quiet all the time.
             let lines = !self.once && !self.style.has_screen() && stdout().is_terminal();
             let _hush = lines.then(|| Hush::begin(false));
-            self.generate(tokens)
+            self.generate(tokens, true)
         };
         let terminated = self.run.signals.terminate.load(Ordering::Relaxed);
         self.run.signals.take_interrupt();

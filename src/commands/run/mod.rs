@@ -11,6 +11,7 @@ use std::time::Instant;
 use super::answer::Run;
 use super::chat::{self, Beginning};
 use super::input::Reader;
+use super::kv_types;
 use super::load::load;
 use super::signals::Signals;
 use crate::chat::terminal::Tristate;
@@ -86,6 +87,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
         sampling: Cell::new(sampling.clone()),
         told_of_bos: Cell::new(false),
     };
+    kv_types::tell_of_harm(&run);
     match (template, prompt) {
         (Some(template), prompt) if chats => {
             let watch = watch.expect("chats have one");

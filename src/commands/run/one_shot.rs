@@ -42,12 +42,7 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
         print(prompt)?;
     }
     let mut printer = Printer::new(&Style::new(&options.look), &options.look, reasoning);
-    let guide = Guide {
-        constraint,
-        marks: template.and_then(marks),
-        opened: reasoning,
-        ..Guide::default()
-    };
+    let guide = Guide { constraint, marks: template.and_then(marks), opened: reasoning, ..Guide::default() };
     let answer = answer(run, session, sampler, guide, &tokens, &mut |text| {
         if json { Ok(()) } else { printer.show(text) }
     });
@@ -169,6 +164,7 @@ pub fn as_json(options: &Options, answer: &Answer, opened: Option<&'static str>,
         "stop_reason": answer.stop.name(),
         "stop_string": if let StopReason::StopString(t) = &answer.stop { Some(t) } else { None },
         "prompt_tokens": s.prompt_tokens,
+        "cached_tokens": s.cached_tokens,
         "generated_tokens": s.generated_tokens,
         "reasoning_tokens": s.thought_tokens,
         "context_used": s.context_used,
