@@ -58,7 +58,7 @@ impl Home {
     fn at_home(&self, command: &mut Command) {
         // One thread: tests run side by side, and threads that wait for each other by spinning starve.
         command.env("PP_ARG_THREADS", "1").env("HOME", self.dir.path()).current_dir(self.dir.path());
-        for name in ["XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "VISUAL", "EDITOR"] {
+        for name in ["XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "VISUAL", "EDITOR"] {
             command.env_remove(name);
         }
     }

@@ -188,6 +188,11 @@ impl<'a> Batch<'a> {
             let n_ctx = context.n_ctx.or(Some(0));
             match Session::new(model, &engine::Options { n_ctx, ..context.clone() }, n + 1, n + 1, interrupt()) {
                 Ok(mut session) if session.drafts_are_exact() => {
+                    if n < Session::SIDE_BY_SIDE.min(n_rows) {
+                        self.run.log.note(&format!(
+                            "{n} answers at a time, as there is no memory for more: a smaller -n or -c needs less"
+                        ));
+                    }
                     prune(&mut session)?;
                     return Ok((Box::new(session), n));
                 }
@@ -221,8 +226,8 @@ impl<'a> Batch<'a> {
         let mut places: Vec<Option<Writing>> = (0..n).map(|_| None).collect();
         let mut n_tokens = 0;
         loop {
-            for i in 0..n {
-                while places[i].is_none() {
+            for (i, place) in places.iter_mut().enumerate() {
+                while place.is_none() {
                     let Some(left) = waiting.next() else { break };
                     let row = rows.get(left.row);
                     match self.begin(timeline, row, left) {
@@ -232,7 +237,7 @@ impl<'a> Batch<'a> {
                                 if let Some(session) = timeline.own_mut().filter(|_| n > 1) {
                                     session.fork(i + 1);
                                 }
-                                places[i] = Some(writing);
+                                *place = Some(writing);
                             }
                         },
                         Err(e) if is_of_row(&e) => done(&failed(row, &left.asked, &e), true)?,
