@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::answer::Run;
 use crate::engine::cache_cost;
 use crate::error::Result;
+use crate::graph::CacheType;
 use crate::model::Model;
 use crate::prune::in_words;
 use crate::system::places::{self, replace_file};
@@ -54,12 +55,15 @@ pub fn tell_of_harm(run: &Run) {
         return;
     }
     match cost(run, model) {
-        Ok(Some(kl)) if kl > HARMFUL => run.log.warn(&format!(
-            "keys in {}, values in {}: this model's answers suffer, KL {kl:.3} against f16, {} (-ctk q8_0 -ctv q8_0 costs less)",
-            k.name(),
-            v.name(),
-            in_words(kl)
-        )),
+        Ok(Some(kl)) if kl > HARMFUL => {
+            let better = if [k, v] == [CacheType::Q8_0; 2] { CacheType::F16 } else { CacheType::Q8_0 }.name();
+            run.log.warn(&format!(
+                "keys in {}, values in {}: this model's answers suffer, KL {kl:.3} against f16, {} (-ctk {better} -ctv {better} costs less)",
+                k.name(),
+                v.name(),
+                in_words(kl)
+            ));
+        }
         Ok(kl) => run.log.trace(&format!("KL of the cache's types against f16: {kl:?}")),
         Err(e) => run.log.trace(&format!("what the cache's types cost is not known: {e}")),
     }
