@@ -11,7 +11,7 @@ use pp_run::tokenizer::{Token, Tokenizer};
 
 fn chatml(gguf: &Gguf) -> Template {
     let source = TemplateSource::TextOrName("chatml".into());
-    Template::load(Some(&source), gguf, None, None, Default::default()).unwrap().unwrap()
+    Template::load(Some(&source), gguf, None, None).unwrap().unwrap()
 }
 
 /// The tokens as text, control tokens as `[name]`, so that they differ from text that spells their names.
@@ -178,9 +178,8 @@ fn a_text_between_special_tokens_is_one_text_whoever_wrote_its_parts() {
     Script::saying(&["yes"]).write(&path, 512);
     let gguf = Gguf::open(&path).unwrap();
     let tokenizer = Tokenizer::load(&gguf).unwrap();
-    let template = |text: &str| {
-        Template::new("t".into(), text.into(), Some("<s>".into()), Some("</s>".into()), Default::default()).unwrap()
-    };
+    let template =
+        |text: &str| Template::new("t".into(), text.into(), Some("<s>".into()), Some("</s>".into())).unwrap();
     let plain = |text: &str| tokenizer.encode(text, true, false).unwrap();
     // Names of special tokens in what the user says are letters like others.
     let around = template("[INST] {{ messages[-1].content | trim }} [/INST]");

@@ -774,3 +774,58 @@ fn the_prompt_is_printed_as_the_model_gets_it() {
     }
     assert!(!text(&said.stdout).contains("im_start"));
 }
+
+#[test]
+fn a_cache_that_harms_a_model_is_told_of_and_measured_once() {
+    let home = tempfile::tempdir().unwrap();
+    let model = home.path().join("model.gguf");
+    Forge::tiny(Type::Q4_0, 4, 2).write(&model);
+    let run = |types: &str, cache: &std::path::Path| {
+        let args = [
+            "-m",
+            model.to_str().unwrap(),
+            "-no-cnv",
+            "-p",
+            "x",
+            "-n",
+            "1",
+            "--no-stdin",
+            "-ctk",
+            types,
+            "-ctv",
+            types,
+        ];
+        let o = pp_run(&args).env("XDG_CACHE_HOME", cache).output().unwrap();
+        assert!(o.status.success(), "{}", text(&o.stderr));
+        text(&o.stderr)
+    };
+    let kept = || -> Vec<_> {
+        let files = std::fs::read_dir(home.path().join("pp-run/kv-types")).into_iter().flatten();
+        files.map(|f| f.unwrap().path()).collect()
+    };
+    run("f16", home.path());
+    run("bf16", home.path());
+    assert!(kept().is_empty(), "only quantised caches are measured");
+    run("q4_0", home.path());
+    let [file] = &kept()[..] else { panic!("{:?}", kept()) };
+    let kl: f64 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
+    assert!((0.0..5.0).contains(&kl), "{kl}");
+    // What is kept counts.
+    for (kl, part) in [
+        ("0.5", Some("KL 0.500 against f16, more than Q3_K_M")),
+        ("0.04", Some("between Q4_K_M and Q3_K_M")),
+        ("0.03", None),
+    ] {
+        std::fs::write(file, kl).unwrap();
+        let told = run("q4_0", home.path());
+        assert!(part.is_none_or(|p| told.contains(p)) && told.contains("suffer") == part.is_some(), "{told}");
+    }
+    std::fs::write(file, "damaged").unwrap();
+    run("q4_0", home.path());
+    assert_eq!(
+        std::fs::read_to_string(file).unwrap().trim().parse::<f64>().unwrap(),
+        kl,
+        "measured again, with the same result"
+    );
+    run("q4_0", std::path::Path::new("/dev/null"));
+}

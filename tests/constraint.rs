@@ -90,9 +90,9 @@ fn answer(
     mut says: impl FnMut(usize) -> Vec<f32>,
 ) -> (String, Vec<Token>, StopReason, Option<bool>) {
     let sampling = SamplingOptions { seed: Some(seed), top_k: 0, ..Default::default() };
-    let mut sampler = Sampler::new(&sampling, tokenizer.n_vocab(), 4096, &tokenizer.eog_tokens(), None);
+    let sampler = Sampler::new(&sampling, tokenizer.n_vocab(), 4096, &tokenizer.eog_tokens(), None);
     let limits = Limits { predict: Predict::AtMost(most), stop: Vec::new(), special: false };
-    let mut answer = Answer::new(limits, tokenizer, &mut sampler, guide, 4096);
+    let mut answer = Answer::new(limits, tokenizer, sampler, guide, 4096);
     let mut text = String::new();
     for i in 0.. {
         let step = answer.push(&says(i)).unwrap();
@@ -123,9 +123,9 @@ fn what_comes_of_two_hundred_schemas_fits_them() {
     for i in 0..200 {
         let form = random.schema(3);
         let tokenizer = if i % 10 == 0 { &words } else { &letters };
-        let mut constraint = Constraint::new(&schema(&form), tokenizer).unwrap();
+        let constraint = Constraint::new(&schema(&form), tokenizer).unwrap();
         let mut babble = Babble::new(tokenizer, i);
-        let guide = Guide { constraint: Some(&mut constraint), ..Guide::default() };
+        let guide = Guide { constraint: Some(constraint), ..Guide::default() };
         let (text, tokens, stop, whole) = answer(tokenizer, guide, 300, i as u32, |_| babble.logits());
         n += tokens.len();
         let value = serde_json::from_str::<Value>(&text);
@@ -143,7 +143,7 @@ fn what_comes_of_two_hundred_schemas_fits_them() {
 #[test]
 fn what_a_model_thinks_has_no_form() {
     let (_, tokenizer) = tokenizer();
-    let mut constraint = Constraint::new(&schema(&json!({ "type": "integer" })), &tokenizer).unwrap();
+    let constraint = Constraint::new(&schema(&json!({ "type": "integer" })), &tokenizer).unwrap();
     let says = |text: &str| {
         let tokens = tokens_of(&tokenizer, text);
         let n_vocab = tokenizer.n_vocab();
@@ -164,8 +164,7 @@ fn what_a_model_thinks_has_no_form() {
         (marks, None, format!("7{}", end(9)), "7"),
         (None, Some("</think>"), format!("Seven? {}7{}", end(1), end(9)), "Seven? </think>"),
     ] {
-        constraint.begin().unwrap();
-        let guide = Guide { constraint: Some(&mut constraint), marks, opened, ..Guide::default() };
+        let guide = Guide { constraint: Some(constraint.anew().unwrap()), marks, opened, ..Guide::default() };
         let (got, _, stop, whole) = answer(&tokenizer, guide, 60, 1, says(&text));
         // Where the text does not fit, any other token may come that does.
         assert!(got.starts_with(want) || opened.is_some(), "{got}");
@@ -174,8 +173,7 @@ fn what_a_model_thinks_has_no_form() {
         assert!(number.trim().parse::<i128>().is_ok(), "{got}");
     }
     // Cut within a thought.
-    constraint.begin().unwrap();
-    let guide = Guide { constraint: Some(&mut constraint), marks, opened: Some("</think>"), ..Guide::default() };
+    let guide = Guide { constraint: Some(constraint), marks, opened: Some("</think>"), ..Guide::default() };
     let (_, _, stop, whole) = answer(&tokenizer, guide, 3, 1, says("one two three four five"));
     assert_eq!((stop, whole), (StopReason::Limit, Some(false)));
 }

@@ -137,7 +137,7 @@ impl<'a> Case<'a> {
         let interrupt = Arc::new(AtomicBool::new(false));
         let limits = self.limits.clone();
         let mut pull =
-            Pull::new(&mut session, self.tokenizer, &mut sampler, limits, Guide::default(), drafts, interrupt.clone());
+            Pull::new(&mut session, self.tokenizer, sampler, limits, Guide::default(), drafts, interrupt.clone());
         let mut text = String::new();
         for (i, piece) in pull.by_ref().enumerate() {
             text += &piece.unwrap();

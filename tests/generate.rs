@@ -31,10 +31,10 @@ impl Case<'_> {
     /// The pieces shown, the tokens drawn and why it ended.
     fn run(self, tokenizer: &Tokenizer) -> (Vec<String>, Vec<Token>, StopReason) {
         let greedy = SamplingOptions { temperature: 0.0, ..Default::default() };
-        let mut sampler = Sampler::new(&greedy, tokenizer.n_vocab(), 4096, &[], None);
+        let sampler = Sampler::new(&greedy, tokenizer.n_vocab(), 4096, &[], None);
         let stop = self.stop.iter().map(|s| s.to_string()).collect();
         let limits = Limits { predict: self.predict, stop, special: self.special };
-        let mut answer = Answer::new(limits, tokenizer, &mut sampler, Guide::default(), self.room);
+        let mut answer = Answer::new(limits, tokenizer, sampler, Guide::default(), self.room);
         let (mut pieces, mut decoded) = (Vec::new(), Vec::new());
         while answer.stop().is_none() {
             if decoded.len() == self.interrupt_after {
@@ -184,11 +184,11 @@ fn thinking(
     now: usize,
 ) -> String {
     let greedy = SamplingOptions { temperature: 0.0, ..Default::default() };
-    let mut sampler = Sampler::new(&greedy, tokenizer.n_vocab(), 4096, &[], None);
+    let sampler = Sampler::new(&greedy, tokenizer.n_vocab(), 4096, &[], None);
     let limits = Limits { predict: Predict::AtMost(says.len() as u64), stop: Vec::new(), special: false };
     let answer_now = Arc::new(AtomicBool::new(false));
     let guide = Guide { budget, opened, answer_now: answer_now.clone(), ..Guide::default() };
-    let mut answer = Answer::new(limits, tokenizer, &mut sampler, guide, 4096);
+    let mut answer = Answer::new(limits, tokenizer, sampler, guide, 4096);
     let mut text = String::new();
     for (i, &token) in says.iter().enumerate() {
         answer_now.store(i == now, Ordering::Relaxed);

@@ -99,7 +99,7 @@ impl Home {
 fn head(model: &Path) -> String {
     let gguf = Gguf::open(model).unwrap();
     let source = TemplateSource::TextOrName("chatml".into());
-    let template = Template::load(Some(&source), &gguf, None, None, Default::default());
+    let template = Template::load(Some(&source), &gguf, None, None);
     let fingerprint = format!("{:016x}-{:016x}", gguf.fingerprint(), template.unwrap().unwrap().fingerprint());
     let model = model.display();
     format!(

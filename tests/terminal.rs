@@ -58,7 +58,7 @@ impl Home {
     fn at_home(&self, command: &mut Command) {
         // One thread: tests run side by side, and threads that wait for each other by spinning starve.
         command.env("PP_ARG_THREADS", "1").env("HOME", self.dir.path()).current_dir(self.dir.path());
-        for name in ["XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "VISUAL", "EDITOR"] {
+        for name in ["XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "VISUAL", "EDITOR"] {
             command.env_remove(name);
         }
     }
@@ -132,6 +132,7 @@ fn every_command() {
     command(&mut t, "/?", &["/regen"]);
     command(&mut t, "/regen", &["no answer to make again"]);
     command(&mut t, "/undo", &["nothing to take back"]);
+    command(&mut t, "/ab", &["there was no answer yet"]);
     command(&mut t, "/pop", &["no point is remembered"]);
     command(&mut t, "/map", &["/prune 0.2 leaves out"]);
     command(&mut t, "/why", &["there was no answer yet"]);
@@ -249,6 +250,68 @@ fn every_command() {
     let text = std::fs::read_to_string(&history).unwrap();
     assert!(text.contains("One?") && text.contains("/clear"), "{text}");
     assert_eq!(std::fs::metadata(&history).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn two_answers_are_compared() {
+    let home = Home::says(&SAYS);
+    let mut t = home.chat(&["--seed", "3"]);
+    ask(&mut t, "One?");
+    command(
+        &mut t,
+        "/ab predict=9",
+        &[
+            "as it is:",
+            "The first answer",
+            "predict 9:",
+            "the answers part after 5 words: as it is:",
+            "predict 9:",
+            "as it is: read ",
+            "predict 9: read ",
+        ],
+    );
+    command(&mut t, "/ab predict=9 predict 9 predict", &["one setting or two"]);
+    command(&mut t, "/ab temp=0.1 temp=0.2", &["temp 0.1:", "temp 0.2:", "both answers are the same, all 24 words"]);
+    command(&mut t, "/ab", &["leaves nothing to prune"]);
+    command(&mut t, "/ab temprature=1", &["did you mean 'temp'"]);
+    for (choice, told) in [("1", "you chose"), ("=", "you chose neither")] {
+        t.line("/ab predict=9 --blind");
+        t.expect("answer 1:");
+        t.expect("answer 2:");
+        t.expect("which is better?");
+        t.prompt();
+        let shown = t.screen();
+        assert!(!shown.rsplit("--blind").next().unwrap().contains("predict 9"), "{shown}");
+        t.line("what?");
+        t.expect("which is better?");
+        t.prompt();
+        command(&mut t, choice, &["predict 9", told, "read "]);
+    }
+    // The settings and the conversation are as they were.
+    command(&mut t, "/set", &["temp 0", "seed 3"]);
+    ask(&mut t, "Two?");
+    assert!(t.screen().contains("The second answer is short."), "{}", t.screen());
+    leave(t);
+    assert_eq!(home.asked(), ["One?", "Two?"]);
+    assert_eq!(home.saved().matches("The first answer").count(), 1);
+}
+
+#[test]
+fn thoughts_are_turned_off_by_what_the_template_knows() {
+    let home = Home::says(&SAYS);
+    let template = "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}{% if enable_thinking is defined and not enable_thinking %}Q{% endif %}<|go1|>";
+    let mut t = home.chat(&["--chat-template", template]);
+    ask(&mut t, "One?");
+    command(&mut t, "/think off", &["without thinking"]);
+    ask(&mut t, "Two?");
+    command(&mut t, "/show prompt", &["'Q'", "[<|go1|>]"]);
+    command(&mut t, "/think dim", &["dimmed"]);
+    ask(&mut t, "Three?");
+    t.line("/show prompt");
+    t.expect("'T'");
+    t.prompt();
+    assert_eq!(t.text().matches("'Q'").count(), 1, "{}", t.text());
+    leave(t);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A conversation: its turns, their text, and the tokens that the model sees.
 
-use super::template::Template;
+use super::template::{Kwargs, Template};
 use super::turn::{CUT, Message, Role, Turn};
 use crate::error::{Error, Result};
 use crate::tokenizer::{Cut, REASONING, Token, Tokenizer};
@@ -18,6 +18,8 @@ pub struct Conversation<'a> {
     tokenizer: &'a Tokenizer,
     /// The user's text may name special tokens.
     parse_special: bool,
+    /// What the template knows beside the turns
+    kwargs: Kwargs,
     turns: Vec<Turn>,
 }
 
@@ -28,7 +30,13 @@ impl<'a> Conversation<'a> {
     /// An empty conversation, or one with a system prompt.
     pub fn new(template: &'a Template, tokenizer: &'a Tokenizer, system: Option<&str>, parse_special: bool) -> Self {
         let turns = system.filter(|s| !s.is_empty()).map(|s| Turn::new(Role::System, s)).into_iter().collect();
-        Conversation { template, tokenizer, parse_special, turns }
+        Conversation { template, tokenizer, parse_special, kwargs: Kwargs::new(), turns }
+    }
+
+    /// From now on the template knows these variables, and no others that were given before. What was said stays as it was rendered, as far as
+    /// the template renders it so again.
+    pub fn set_kwargs(&mut self, kwargs: Option<&Kwargs>) {
+        self.kwargs = kwargs.cloned().unwrap_or_default();
     }
 
     /// The template that the turns are rendered with.
@@ -257,7 +265,7 @@ impl<'a> Conversation<'a> {
         for &i in hidden {
             messages[i].content = hide(i, &messages[i].content);
         }
-        let text = self.template.render(&messages, true)?;
+        let text = self.template.render(&messages, true, &self.kwargs)?;
         let mut found: Vec<usize> = marks(&text, hidden).map(|(_, i)| i).collect();
         found.sort_unstable();
         match found == hidden {

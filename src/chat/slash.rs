@@ -37,6 +37,12 @@ pub const SLASHES: &[Slash] = &[
     slash("/help", "", "this list", Nothing),
     slash("/exit", "", "leave (also /bye, /quit, Ctrl-D)", Nothing),
     slash("/regen", "", "another answer to the last question", Nothing),
+    slash(
+        "/ab",
+        "NAME=VALUE",
+        "answer the last question again, as it is and with another setting, or with two: dense and pruned without any; --blind asks first which is better",
+        Settings,
+    ),
     slash("/undo", "", "take the last question and its answer back", Nothing),
     slash("/edit", "", "change the last question in your editor, and ask that instead", Nothing),
     slash("/clear", "", "forget the conversation (also /forget)", Nothing),

@@ -20,6 +20,9 @@ pub enum Source {
     File(PathBuf),
 }
 
+/// Variables of a template that the user gives, by name.
+pub type Kwargs = serde_json::Map<String, serde_json::Value>;
+
 /// Memory that rendering may take; and the longest text that it may make.
 const MAX_MEMORY: usize = 64 << 20;
 const MAX_OUTPUT: usize = 16 << 20;
@@ -81,8 +84,8 @@ pub struct Template {
     env: Environment<'static>,
     source_name: String,
     source: String,
-    /// What the template knows besides the conversation.
-    variables: Value,
+    /// What the template knows besides the conversation and the variables of a rendering
+    variables: Kwargs,
 }
 
 /// Where files have it.
@@ -96,7 +99,6 @@ impl Template {
         gguf: &Gguf,
         bos: Option<String>,
         eos: Option<String>,
-        kwargs: serde_json::Map<String, serde_json::Value>,
     ) -> Result<Option<Template>> {
         let (name, text) = match source {
             None => match gguf.metadata().str(KEY) {
@@ -129,26 +131,21 @@ impl Template {
                 (path.display().to_string(), text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned())
             }
         };
-        Template::new(name, text, bos, eos, kwargs).map(Some)
+        Template::new(name, text, bos, eos).map(Some)
     }
 
     /// Compiles `text`, which messages call `source_name`.
-    pub fn new(
-        source_name: String,
-        text: String,
-        bos: Option<String>,
-        eos: Option<String>,
-        kwargs: serde_json::Map<String, serde_json::Value>,
-    ) -> Result<Template> {
+    pub fn new(source_name: String, text: String, bos: Option<String>, eos: Option<String>) -> Result<Template> {
         let mut env = jinja::environment();
         limited(|| env.add_template_owned("chat", jinja::source(&text)))
             .map_err(|e| Error::malformed(format!("{source_name} is broken ({e}): {ADVICE}")))?;
         // transformers always gives tools and documents, and special tokens only if there are any.
-        let mut variables = serde_json::json!({ "tools": null, "documents": null });
+        let mut variables =
+            Kwargs::from_iter(["tools", "documents"].map(|name| (name.to_owned(), serde_json::Value::Null)));
         let special = [("bos_token", bos), ("eos_token", eos)];
         let special = special.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.into())));
-        variables.as_object_mut().expect("it is one").extend(special.chain(kwargs));
-        Ok(Template { env, source_name, source: text, variables: jinja::value(&variables) })
+        variables.extend(special);
+        Ok(Template { env, source_name, source: text, variables })
     }
 
     /// The template's text.
@@ -161,13 +158,14 @@ impl Template {
         xxhash_rust::xxh3::xxh3_64(self.source.as_bytes())
     }
 
-    /// The text of a conversation; `add_generation_prompt` ends it where an answer begins. A text of nothing is an error.
+    /// The text of a conversation; `add_generation_prompt` ends it where an answer begins. The template knows `kwargs` too. A text of nothing is
+    /// an error.
     ///
     /// A template that refuses the system role gets the system's text in front of the first user's. One that refuses the marks of
     /// reasoning in answers gets what was thought apart from them.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool, kwargs: &Kwargs) -> Result<String> {
         let plain = |m: &Message| context! { role => m.role.name(), content => m.content.as_str() };
-        let expand = |messages: Vec<Value>| self.expand(messages.into(), add_generation_prompt);
+        let expand = |messages: Vec<Value>| self.expand(messages.into(), add_generation_prompt, kwargs);
         let result = expand(messages.iter().map(plain).collect());
         let result = result.or_else(|e| match messages {
             [system, user, rest @ ..] if system.role == Role::System && user.role == Role::User => {
@@ -189,12 +187,14 @@ impl Template {
     }
 
     /// The text of messages as the template sees them.
-    fn expand(&self, messages: Value, add_generation_prompt: bool) -> Result<String> {
+    fn expand(&self, messages: Value, add_generation_prompt: bool, kwargs: &Kwargs) -> Result<String> {
         let template = self.env.get_template("chat").expect("the template was added");
+        let mut variables = self.variables.clone();
+        variables.extend(kwargs.clone());
         let context = context! {
             messages => messages,
             add_generation_prompt => add_generation_prompt,
-            ..self.variables.clone()
+            ..jinja::value(&variables.into())
         };
         let text = limited(|| template.render(context)).map_err(|e| {
             Error::malformed(format!(
@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     fn template(text: &str) -> Result<Template> {
-        Template::new("t".into(), text.into(), Some("<s>".into()), Some("</s>".into()), Default::default())
+        Template::new("t".into(), text.into(), Some("<s>".into()), Some("</s>".into()))
     }
 
     fn message(role: Role, content: &str) -> Message {
@@ -263,7 +263,7 @@ mod tests {
             ),
         ];
         for (name, text) in KNOWN {
-            let rendered = template(text).unwrap().render(&turns, true).unwrap();
+            let rendered = template(text).unwrap().render(&turns, true, &Kwargs::new()).unwrap();
             if let Some((_, want)) = expected.iter().find(|e| e.0 == *name) {
                 assert_eq!(rendered, *want, "{name}");
             }
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn habits_of_transformers_work() {
         let t = template("{%- for m in messages if m['role'] == 'user' %}\n  {{- m['content'].strip().upper() }}{% endfor %}\n{{ strftime_now('%Y')|length }}{{ messages|tojson|length > 3 }}").unwrap();
-        assert_eq!(t.render(&[message(Role::User, " a ")], true).unwrap(), "A4True");
+        assert_eq!(t.render(&[message(Role::User, " a ")], true, &Kwargs::new()).unwrap(), "A4True");
     }
 
     #[test]
@@ -281,16 +281,16 @@ mod tests {
         let error = template("{% for %}").unwrap_err().to_string();
         assert!(error.contains("is broken") && error.contains("--chat-template"), "{error}");
         let refuses = template("{{ raise_exception('no!') }}").unwrap();
-        let error = refuses.render(&[message(Role::User, "x")], true).unwrap_err().to_string();
+        let error = refuses.render(&[message(Role::User, "x")], true, &Kwargs::new()).unwrap_err().to_string();
         assert!(error.contains("no!") && error.contains("--chat-template"), "{error}");
         let endless = template("{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}").unwrap();
-        assert!(endless.render(&[message(Role::User, "x")], true).is_err());
+        assert!(endless.render(&[message(Role::User, "x")], true, &Kwargs::new()).is_err());
     }
 
     /// Where minijinja differs from jinja2, and no filter, test, function or method can change it: templates and snippets that show it.
     const DIFFERENT: &[(&str, &[&str])] = &[
         (
-            "None has no items, instead of being an error",
+            "None has no items, instead of being an error: templates for tools go on without any",
             &[
                 "llama-cpp-python/CohereForAI-c4ai-command-r-plus-tool_use",
                 "llama-cpp-python/CohereForAI-c4ai-command-r7b-12-2024-tool_use",
@@ -306,29 +306,21 @@ mod tests {
         ),
         ("safe + unsafe text is not escaped for HTML", &["llama-cpp-python/meetkai-functionary-medium-v3.1"]),
         (
-            "values of all types can be compared, looked for and left over",
+            "values of all types can be compared, looked for and summed up",
             &[
                 "{{ 'a' < 1 }}",
                 "{{ none < 1 }}",
                 "{{ 1 in 'abc' }}",
                 "{{ none in 'abc' }}",
-                "{{ '%s' % (1, 2) }}",
-                "{{ 'a' % 1 }}",
                 "{{ us|sum(attribute='a') }}",
             ],
         ),
         ("Unicode's properties of digits are not all known", &["{{ '½'.isdigit() }}", "{{ '²'.isdecimal() }}"]),
         (
-            "formats have no repr(), and no floats as integers",
-            &["{{ '%d'|format(3.9) }}", "{{ '%i' % 3.7 }}", "{{ '{!r}'.format('d') }}"],
-        ),
-        (
             "strings have no lone surrogates, and no names of characters",
             &["{{ '\\N{BULLET}' }}", "{{ '\\ud83d' is string }}"],
         ),
-        ("a range is an iterator", &["{{ range(2) is sequence }}", "{{ range(3) }}"]),
         ("the filter attr finds items", &["{{ d|attr('b') }}", "{{ 'a'|attr('upper')() }}"]),
-        ("dict() makes nothing of pairs", &["{{ dict([('x', 1)]) }}"]),
         ("macros have no varargs", &["{% macro m(a, b=2"]),
         ("a macro's arguments are a list", &["{% macro m(x) %} {{ x }}"]),
     ];
@@ -343,9 +335,9 @@ mod tests {
         let render = |text: &str, case: &serde_json::Value| {
             let kwargs = case["kwargs"].as_object().unwrap().clone();
             let special = |name: &str| (case["bare"] != true).then(|| name.to_owned());
-            let mut t = Template::new("t".into(), text.into(), special("<s>"), special("</s>"), kwargs)?;
+            let mut t = Template::new("t".into(), text.into(), special("<s>"), special("</s>"))?;
             t.env.add_function("strftime_now", move |format: &str| jinja::strftime(format, now));
-            t.expand(jinja::value(&case["messages"]), case["add_generation_prompt"] == true)
+            t.expand(jinja::value(&case["messages"]), case["add_generation_prompt"] == true, &kwargs)
         };
         let (mut wrong, mut n) = (Vec::new(), 0);
         let mut check = |name: String, got: Result<String>, want: &serde_json::Value| {
@@ -379,7 +371,7 @@ mod tests {
         let text = "{% for m in messages %}{{ raise_exception('no') if '<|channel|>' in m.content else m.content }}{{ m.thinking }};{% endfor %}";
         let said = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.";
         let turns = [message(Role::User, "U"), message(Role::Assistant, said), message(Role::User, "V")];
-        assert_eq!(template(text).unwrap().render(&turns, true).unwrap(), "U;Yes.Hm.;V;");
+        assert_eq!(template(text).unwrap().render(&turns, true, &Kwargs::new()).unwrap(), "U;Yes.Hm.;V;");
     }
 
     fn hash(text: &str) -> String {

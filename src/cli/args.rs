@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
+use super::batch::BatchArgs;
 use super::bench::BenchArgs;
 use super::cache::CacheArgs;
 use super::calibrate::CalibrateArgs;
@@ -38,6 +39,26 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 #[command(args_override_self = true)]
 pub enum Sub {
+    /// An answer for each row of a file, several at a time
+    ///
+    /// Rows are JSON, one a line: an object with prompt or messages, and what is to be other for this row than the flags say, by the flags'
+    /// names: {"id": 7, "prompt": "Why?", "n": 100, "temperature": 0}. messages is a list of {"role": ..., "content": ...} with a question at its
+    /// end; system is a row's own system prompt; json_schema may be the schema itself, and stop a list. A row without an id has the number of
+    /// its line. A field that is not known is an error of its row.
+    ///
+    /// Each answer is a line of the output, written and synced when it ends: the object of --output-format json, after the row's id. A row
+    /// that failed has an error instead; the run goes on, and its exit code is 1. The same command goes on where it was interrupted: rows
+    /// with an answer are not asked again, those that failed are.
+    ///
+    /// An answer is the one that pp-run -p gives with the same seed, bit by bit, whatever else is in the file: up to 8 answers are computed in
+    /// one step where that is so (pp-run's own kernels throughout, flash attention), and one by one elsewhere. What a row's prompt has in
+    /// common with the one before it, such as the system prompt, is read once, unless reading is pruned.
+    #[command(after_long_help = "\
+EXAMPLES
+  pp-run batch -m model.gguf -i prompts.jsonl -o answers.jsonl -sys \"Be brief.\" --seed 1
+  From a pipe into a pipe:
+    jq -c '{id: .key, prompt: .question}' questions.json | pp-run batch -m model.gguf --temp 0 | jq -r .text")]
+    Batch(Box<BatchArgs>),
     /// What is in a GGUF file
     ///
     /// Prints the architecture, the number of parameters, the types of tensors and all metadata, the chat template included.

@@ -50,6 +50,9 @@ pub struct ContextArgs {
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub prio: Option<String>,
     /// Type of cached keys: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, iq4_nl, q4_0 [-ctk] [default: f16]
+    ///
+    /// When an answer or a chat first uses a quantised cache with a model, it is measured on a short text what that costs; if it is much, a
+    /// line says so then and from then on.
     #[arg(long, value_name = "TYPE")]
     pub cache_type_k: Option<String>,
     /// Type of cached values: the same [-ctv] [default: f16]

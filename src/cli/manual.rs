@@ -7,7 +7,9 @@ EXAMPLES
   One answer; with a text from a pipe below the prompt:
     pp-run -m model.gguf -p \"Why is the sea salty?\"
     git diff | pp-run -m model.gguf -p \"Summarise:\"
-  An answer for each line of a file, which is not to be added:
+  An answer for each row of a file, several at a time; and for each
+  line by a shell, of which none is to be added:
+    pp-run batch -m model.gguf -i prompts.jsonl -o answers.jsonl
     while read -r q; do
       pp-run -m model.gguf -p \"$q\" --no-stdin; done <questions
   A chat, in which /help lists the commands; the last one once more:
@@ -88,6 +90,7 @@ FILES
   ~/.local/state/pp-run/history  what was typed in chats
   ~/.cache/pp-run/prompts/       long prompts, so that none is
                                  processed twice
+  ~/.cache/pp-run/kv-types       what quantised KV caches cost models
   MODEL.ppcal                    what pp-run calibrate found, beside
                                  MODEL.gguf
   Models are looked for in ./models, ., ~/models,

@@ -3,7 +3,9 @@
 //! `normalise` turns what the user typed, the environment and the configuration into one list of long flags; clap reads the list into
 //! the `Args` of `args`; each file named after a command or a module has the flags of that and makes its options of them.
 
+mod answer;
 mod args;
+mod batch;
 mod bench;
 mod cache;
 mod calibrate;
@@ -92,6 +94,10 @@ fn options(
                 None if bare => Command::Models,
                 None => Command::NoModel,
             }
+        }
+        Some(Sub::Batch(a)) => {
+            let settings = Settings { args, given, names: &[], change: set::set_of_row };
+            Command::Batch(Box::new(batch::options(*a, cli.run, settings)?))
         }
         Some(Sub::Show(a)) => Command::Show(show::options(a)?),
         Some(Sub::Tokenize(a)) => Command::Tokenize(tokenize::options(a)),

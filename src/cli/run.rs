@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{ArgAction, Args};
+use clap::Args;
 
+use super::answer::AnswerArgs;
 use super::context::{self, ContextArgs};
 use super::log::{self, LogArgs};
 use super::model::{self, ModelArgs};
@@ -38,58 +39,8 @@ pub struct RunArgs {
     /// With -p too, which comes below it: a question to a text. Other questions to the same text are answered without reading it again.
     #[arg(long, short = 'f', value_name = "FILE", allow_hyphen_values = true)]
     pub file: Option<PathBuf>,
-    /// System prompt [-sys]
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub system_prompt: Option<String>,
-    /// System prompt from a file [-sysf]
-    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
-    pub system_prompt_file: Option<PathBuf>,
-    /// Tokens to generate; -1 = until the model ends, -2 = until the context is full
-    #[arg(long, alias = "n-predict", short = 'n', value_name = "N", default_value_t = -1, allow_hyphen_values = true)]
-    pub predict: i64,
-    /// End the answer before this text (repeatable) [-r]
-    ///
-    /// The text itself is no part of the answer.
-    #[arg(long, alias = "reverse-prompt", short = 'r', value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true)]
-    pub stop: Vec<String>,
-    /// What a model thinks before it answers: show, dim, hide, off, auto
-    ///
-    /// auto is dim on a terminal; a pipe gets the answer alone, and the object of --output-format json has it as reasoning. off lets
-    /// the model answer at once: its template is told (enable_thinking), and thoughts that begin anyway end where they begin.
-    #[arg(long, value_name = "HOW", default_value = "auto")]
-    pub reasoning: String,
-    /// Tokens that a model may think before it answers; -1 = any number
-    ///
-    /// Then the mark comes that ends the thoughts, and the answer begins. Ctrl-\\ does that at any time.
-    #[arg(long, value_name = "N", default_value_t = -1, allow_hyphen_values = true)]
-    pub reasoning_budget: i64,
-    /// The answer is JSON: an object or an array
-    ///
-    /// What a model thinks before it answers is no part of that. The prompt should ask for JSON, too: only tokens that fit are drawn,
-    /// whatever the model wants to say. An answer that -n or the context cuts is marked as cut on stderr, and in the object of
-    /// --output-format json.
-    #[arg(long, overrides_with_all = ["json_schema", "grammar"])]
-    pub json: bool,
-    /// The answer is JSON that a schema describes: a file, or the schema itself [-j, -jf]
-    ///
-    /// A schema that nothing fits, or that has keywords which cannot be kept, is an error before the model is loaded.
-    #[arg(
-        long,
-        alias = "json-schema-file",
-        value_name = "FILE|SCHEMA",
-        overrides_with_all = ["json", "grammar"],
-        allow_hyphen_values = true
-    )]
-    pub json_schema: Option<String>,
-    /// The answer fits a grammar in llama.cpp's notation (GBNF): a file, or the grammar itself
-    #[arg(
-        long,
-        alias = "grammar-file",
-        value_name = "FILE|GRAMMAR",
-        overrides_with_all = ["json", "json_schema"],
-        allow_hyphen_values = true
-    )]
-    pub grammar: Option<String>,
+    #[command(flatten)]
+    pub answer: AnswerArgs,
     /// Guess what comes next from what came before: ngram, off [default: ngram where the answer stays the same]
     ///
     /// Where the last tokens of the text came before, those that followed them are computed along with the next one, up to 7 of them, and
@@ -98,72 +49,26 @@ pub struct RunArgs {
     /// together, so that ngram may change an answer. Answers that are pruned (--prune-answer), and those by libllama, have no drafts.
     #[arg(long, value_name = "HOW", help_heading = "Sampling")]
     pub draft: Option<String>,
-    /// Use the chat template [-cnv] [default: if the model has one]
-    ///
-    /// With a prompt and on a terminal, the chat begins with the prompt and goes on.
-    #[arg(long, visible_alias = "instruct", alias = "chatml", overrides_with = "no_conversation")]
-    pub conversation: bool,
-    /// Complete the raw prompt, without a chat template [-no-cnv]
-    ///
-    /// Names of special tokens in it stand for the tokens.
-    #[arg(long)]
-    pub no_conversation: bool,
     #[arg(long, short = 'i', hide = true, alias = "interactive-first")]
     pub interactive: bool,
     /// One turn, then exit [-st]
     #[arg(long)]
     pub single_turn: bool,
-    /// A chat template (Jinja), or the name of a well-known one
-    ///
-    /// Known are chatml, llama2, llama3, mistral, zephyr, gemma and vicuna. pp-run show prints the one of a file.
-    #[arg(long, value_name = "TEXT|NAME", allow_hyphen_values = true)]
-    pub chat_template: Option<String>,
-    /// A chat template (Jinja) in a file
-    #[arg(long, value_name = "FILE", allow_hyphen_values = true, conflicts_with = "chat_template")]
-    pub chat_template_file: Option<PathBuf>,
-    /// Variables for the chat template, a JSON object
-    #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
-    pub chat_template_kwargs: Option<String>,
-    #[arg(long, hide = true, overrides_with = "no_jinja")]
-    pub jinja: bool,
-    #[arg(long, hide = true)]
-    pub no_jinja: bool,
     /// Print the prompt before the answer
     #[arg(long, overrides_with = "no_display_prompt")]
     pub display_prompt: bool,
     #[arg(long, hide = true)]
     pub no_display_prompt: bool,
-    /// Process escapes such as \n in -p, -r, --in-prefix and --in-suffix [default]
-    ///
-    /// They are never processed in files.
-    #[arg(long, short = 'e', overrides_with = "no_escape")]
-    pub escape: bool,
-    /// Take them literally
-    #[arg(long)]
-    pub no_escape: bool,
     /// Print the prompt on stderr as the model gets it, token by token
     ///
     /// Each line has a token's number and its text, that of special tokens in [brackets]. In a chat, /show prompt does that.
     #[arg(long)]
     pub verbose_prompt: bool,
-    /// Print special tokens too [-sp]
-    #[arg(long)]
-    pub special: bool,
-    /// Names of special tokens in your text stand for the tokens
-    ///
-    /// Otherwise text that is typed in a chat, or goes through a template, cannot smuggle in the model's control tokens.
-    #[arg(long)]
-    pub parse_special: bool,
     /// Leave stdin alone: no text on it is added to the prompt
     ///
     /// For loops that read their lines from stdin (while read), and for programs that start pp-run and leave its stdin open.
     #[arg(long)]
     pub no_stdin: bool,
-    /// Prompts that are not UTF-8 are an error
-    ///
-    /// Otherwise texts in UTF-16 are read too, and what is neither is replaced by U+FFFD, with a warning.
-    #[arg(long)]
-    pub strict_utf8: bool,
     /// Control characters of the answer reach the terminal, which obeys them
     ///
     /// Otherwise a terminal shows them; a pipe always gets the answer as it is.
@@ -292,37 +197,37 @@ pub struct RunArgs {
 }
 
 pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options> {
-    if a.no_jinja {
+    if a.answer.no_jinja {
         return Err(Error::usage(
             "--no-jinja: pp-run renders templates with Jinja only; --no-conversation goes without one",
         ));
     }
-    let text = |s: String| if a.no_escape { s } else { unescape(&s) };
-    let predict = predict(a.predict)?;
-    let conversation = match (a.conversation, a.no_conversation) {
+    let text = |s: String| if a.answer.no_escape { s } else { unescape(&s) };
+    let predict = predict(a.answer.predict)?;
+    let conversation = match (a.answer.conversation, a.answer.no_conversation) {
         (_, true) => Tristate::Off,
         (true, _) => Tristate::On,
         _ => Tristate::Auto,
     };
-    let template = match (a.chat_template, a.chat_template_file) {
+    let template = match (a.answer.chat_template, a.answer.chat_template_file) {
         (Some(t), _) => Some(Source::TextOrName(t)),
         (None, Some(f)) => Some(Source::File(f)),
         (None, None) => None,
     };
-    let mut template_kwargs = a.chat_template_kwargs.as_deref().map(object).transpose()?;
-    let reasoning = match a.reasoning.as_str() {
+    let mut template_kwargs = a.answer.chat_template_kwargs.as_deref().map(object).transpose()?;
+    let reasoning = match a.answer.reasoning.as_str() {
         "auto" | "on" => None,
         "show" => Some(Reasoning::Show),
         "dim" => Some(Reasoning::Dim),
         "hide" | "off" => Some(Reasoning::Hide),
         other => return Err(not_one_of("--reasoning", other, "show, dim, hide, off, auto")),
     };
-    let reasoning_budget = match a.reasoning_budget {
-        _ if a.reasoning == "off" => Some(0),
+    let reasoning_budget = match a.answer.reasoning_budget {
+        _ if a.answer.reasoning == "off" => Some(0),
         -1 => None,
         n => Some(u64::try_from(n).map_err(|_| out_of_range("--reasoning-budget", n, "-1 or more"))?),
     };
-    if a.reasoning == "off" {
+    if a.answer.reasoning == "off" {
         template_kwargs.get_or_insert_default().entry("enable_thinking").or_insert(false.into());
     }
     let output_format = match a.output_format.as_str() {
@@ -350,19 +255,19 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
         log: log::options(a.log),
         model: model::options(model, a.model_args)?,
         context: context::options(a.context)?,
-        sampling: sampling::options(a.sampling, !a.no_escape)?,
+        sampling: sampling::options(a.sampling, !a.answer.no_escape)?,
         prune: prune::options(a.prune, a.prune_min_tokens)?,
         prompt: a.prompt.map(text),
         prompt_file: a.file,
-        system: a.system_prompt,
-        system_file: a.system_prompt_file,
+        system: a.answer.system_prompt,
+        system_file: a.answer.system_prompt_file,
         limits: Limits {
             predict,
-            stop: a.stop.into_iter().map(text).filter(|s| !s.is_empty()).collect(),
-            special: a.special,
+            stop: a.answer.stop.into_iter().map(text).filter(|s| !s.is_empty()).collect(),
+            special: a.answer.special,
         },
         reasoning_budget,
-        form: form(a.json, a.json_schema.as_deref(), a.grammar.as_deref()),
+        form: form(a.answer.json, a.answer.json_schema.as_deref(), a.answer.grammar.as_deref()),
         draft: a.draft.as_deref().map(draft).transpose()?,
         conversation,
         single_turn: a.single_turn,
@@ -370,9 +275,9 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
         template_kwargs,
         display_prompt: a.display_prompt,
         verbose_prompt: a.verbose_prompt,
-        parse_special: a.parse_special,
+        parse_special: a.answer.parse_special,
         no_stdin: a.no_stdin,
-        strict_utf8: a.strict_utf8,
+        strict_utf8: a.answer.strict_utf8,
         multiline_input: a.multiline_input,
         look: terminal::Options {
             reasoning,

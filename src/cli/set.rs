@@ -4,9 +4,9 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory, FromArgMatches};
 
-use super::args::Cli;
-use super::run;
+use super::args::{Cli, Sub};
 use super::value::{not_one_of, one_line};
+use super::{batch, run};
 use crate::commands::run::{Options, Settings};
 use crate::error::{Error, Result, nearest};
 
@@ -73,6 +73,11 @@ pub const SETTABLE: &[&str] = &[
     "in-suffix",
 ];
 
+/// What of these cannot be said of a row of a batch: what a terminal shows, what several answers at a time have no use for, and how prompts are
+/// read, which is the same for all rows.
+const NOT_OF_ROWS: &[&str] =
+    &["draft", "context-full", "markdown", "wrap", "raw", "verbose-prompt", "in-prefix", "in-suffix"];
+
 /// Other programs' names of some of these.
 const ALIASES: &[(&str, &str)] =
     &[("temperature", "temp"), ("num-predict", "predict"), ("n-predict", "predict"), ("n", "predict")];
@@ -94,11 +99,30 @@ const TEXTS: &[&str] = &[
 /// command line, with or without dashes, or as ollama names it. The value `off` takes back a flag that has no value, and ends pruning. An
 /// empty value takes back all texts of a flag of [`TEXTS`].
 pub fn set(base: &Options, settings: &[(&str, &str)]) -> Result<(Options, Vec<&'static str>)> {
+    let hint = "leave, and start with it as a flag (--continue goes on with this chat)";
+    change(base, settings, SETTABLE, &|name| format!("'{name}' cannot be set in a chat"), hint)
+}
+
+/// The same for a row of a batch.
+pub fn set_of_row(base: &Options, settings: &[(&str, &str)]) -> Result<(Options, Vec<&'static str>)> {
+    let is_of_row = |name: &&str| !NOT_OF_ROWS.contains(name) && !name.starts_with("prune");
+    let names: Vec<&str> = SETTABLE.iter().copied().filter(is_of_row).collect();
+    change(base, settings, &names, &|name| format!("the field '{name}' is not known"), "it is a flag of the command")
+}
+
+/// [`set`] of these flags; `refusal` and `hint` are what is said of another one, the hint if it is a flag at all.
+fn change(
+    base: &Options,
+    settings: &[(&str, &str)],
+    settable: &[&'static str],
+    refusal: &dyn Fn(&str) -> String,
+    hint: &str,
+) -> Result<(Options, Vec<&'static str>)> {
     let command = Cli::command();
     let mut args = base.settings.args.clone();
     let mut names = Vec::new();
     for (name, value) in settings {
-        let name = settable(&command, name)?;
+        let name = known(&command, name, settable, refusal, hint)?;
         let takes_value = command.get_arguments().any(|a| a.get_long() == Some(name) && a.get_action().takes_values());
         let flag = format!("--{name}");
         let is_it = |a: &OsString| {
@@ -117,7 +141,7 @@ pub fn set(base: &Options, settings: &[(&str, &str)]) -> Result<(Options, Vec<&'
             }
             (true, "off") if ["json-schema", "grammar"].contains(&name) => args.retain(|a| !is_it(a)),
             (true, "") if TEXTS.contains(&name) => args.retain(|a| !is_it(a)),
-            (true, "") => return Err(Error::usage(format!("/set {name} wants a value"))),
+            (true, "") => return Err(Error::usage(format!("{name} wants a value"))),
             (true, _) => args.push(format!("{flag}={value}").into()),
         }
         names.push(name);
@@ -126,26 +150,34 @@ pub fn set(base: &Options, settings: &[(&str, &str)]) -> Result<(Options, Vec<&'
     let matches = command.try_get_matches_from(&args).map_err(usage)?;
     let cli = Cli::from_arg_matches(&matches).map_err(usage)?;
     let settings = Settings { args, ..base.settings.clone() };
-    Ok((run::options(base.model.path.clone(), cli.run, settings)?, names))
+    let options = match cli.command {
+        Some(Sub::Batch(a)) => batch::run_options(*a, cli.run, settings)?,
+        _ => run::options(base.model.path.clone(), cli.run, settings)?,
+    };
+    Ok((options, names))
 }
 
-/// The flag that a name stands for.
-fn settable(command: &clap::Command, name: &str) -> Result<&'static str> {
+/// The flag of `settable` that a name stands for.
+fn known(
+    command: &clap::Command,
+    name: &str,
+    settable: &[&'static str],
+    refusal: &dyn Fn(&str) -> String,
+    hint: &str,
+) -> Result<&'static str> {
     let typed = name.trim_start_matches('-').to_lowercase().replace('_', "-");
     let known = ALIASES.iter().find(|a| a.0 == typed).map_or(typed.as_str(), |a| a.1);
-    if let Some(name) = SETTABLE.iter().find(|n| **n == known) {
+    if let Some(name) = settable.iter().find(|n| **n == known) {
         return Ok(name);
     }
     let fixed = command.get_arguments().any(|a| a.get_long() == Some(known)) || known == "num-ctx";
-    let names = SETTABLE.iter().copied().chain(ALIASES.iter().map(|a| a.0));
+    let names = settable.iter().copied().chain(ALIASES.iter().map(|a| a.0));
     let hint = match nearest(known, names) {
-        _ if fixed => {
-            "it holds for the whole run: leave, and start with it as a flag (--continue goes on with this chat)".into()
-        }
+        _ if fixed => format!("it holds for the whole run: {hint}"),
         Some(near) => {
             format!("did you mean '{}'?", ALIASES.iter().find(|a| a.0 == near).map_or(near, |a| a.1))
         }
-        None => format!("these can be set: {}", SETTABLE.join(", ")),
+        None => format!("these can be set: {}", settable.join(", ")),
     };
-    Err(Error::usage(format!("'{typed}' cannot be set in a chat: {hint}")))
+    Err(Error::usage(format!("{}: {hint}", refusal(&typed))))
 }

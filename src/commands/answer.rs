@@ -83,7 +83,7 @@ pub fn warn_if_cut(run: &Run, answer: &Answer) {
 pub fn answer(
     run: &Run,
     session: &mut dyn Timeline,
-    sampler: &mut Sampler,
+    mut sampler: Sampler,
     mut guide: Guide,
     prompt: &[Token],
     show: &mut dyn FnMut(&str) -> Result<()>,
@@ -142,9 +142,6 @@ pub fn answer(
     guide.budget = run.options.reasoning_budget;
     guide.answer_now = run.signals.answer_now.clone();
     guide.answer_now.store(false, Ordering::Relaxed);
-    if let Some(constraint) = &mut guide.constraint {
-        constraint.begin()?;
-    }
     let interrupt = run.signals.interrupt.clone();
     let mut pull = Pull::new(session, run.tokenizer, sampler, limits, guide, drafts, interrupt);
     for piece in pull.by_ref() {

@@ -1,6 +1,7 @@
 //! One file per command. Commands alone write to stdout and say things on stderr.
 
 mod answer;
+pub mod batch;
 pub mod bench;
 pub mod cache;
 pub mod calibrate;
@@ -10,6 +11,7 @@ mod doctor;
 pub mod eval;
 mod input;
 mod kld;
+mod kv_types;
 mod load;
 mod logits_file;
 mod models;
@@ -33,6 +35,8 @@ use signals::Signals;
 pub enum Command {
     /// Answer a prompt, or chat: `pp-run -m MODEL [-p PROMPT]`.
     Run(Box<run::Options>),
+    /// `pp-run batch -m MODEL -i ROWS -o ANSWERS`
+    Batch(Box<batch::Options>),
     /// `pp-run`: which models are here?
     Models,
     /// A model is to be run, but none is named
@@ -62,6 +66,7 @@ pub fn run(command: &Command, exit_code: fn(Kind) -> u8) -> Result<()> {
     let signals = || Signals::catch(exit_code);
     match command {
         Command::Run(o) => run::run(o, signals()?),
+        Command::Batch(o) => batch::run(o, signals()?),
         Command::Models => models::run(),
         Command::NoModel => Err(models::missing()),
         Command::Show(o) => show::run(o),

@@ -181,9 +181,11 @@ impl Constraint {
         }
     }
 
-    /// Goes back to where an answer begins.
-    pub fn begin(&mut self) -> Result<()> {
-        self.matcher.reset().map_err(|e| failed(&e))
+    /// The same constraint for an answer that begins, which changes nothing in this one.
+    pub fn anew(&self) -> Result<Constraint> {
+        let mut matcher = self.matcher.deep_clone();
+        matcher.reset().map_err(|e| failed(&e))?;
+        Ok(Constraint { matcher, n_vocab: self.n_vocab, masked: Vec::new() })
     }
 
     /// Takes a token, if it may come next, and says whether it did.

@@ -382,7 +382,7 @@ fn reserve(
     };
     let cache =
         KvCache::new(&model.dims(), params, &model.cache_buffer_types()).map_err(|e| out_of_memory(e.bytes as u64))?;
-    let n_each = (n_ubatch / n_seq).max(1);
+    let n_each = n_ubatch.div_ceil(n_seq);
     let n_wanted = n_wanted_max.clamp(1, n_each * n_seq);
     // Scores come from the states of all tokens, generation from the logits of the last of each sequence.
     let results = if n_wanted <= n_seq { Results::Logits } else { Results::States };

@@ -99,18 +99,23 @@ impl Model {
         self.llama.n_ctx_train()
     }
 
-    /// What the memory of a context of `n_ctx` tokens depends on.
-    fn origin(&self, options: &Options, n_ctx: usize) -> Origin {
+    /// Whether a context of `n_ctx` tokens is longer than the model's first training had.
+    pub fn is_long(&self, n_ctx: usize) -> bool {
         let meta = self.gguf.metadata();
         let key = format!("{}.rope.scaling.original_context_length", meta.architecture());
         // libllama refuses files in which it is no number.
         let original = meta.u32(&key).ok().flatten().unwrap_or(self.n_ctx_train());
+        n_ctx > original as usize
+    }
+
+    /// What the memory of a context of `n_ctx` tokens depends on.
+    fn origin(&self, options: &Options, n_ctx: usize) -> Origin {
         Origin {
             fingerprint: self.gguf.fingerprint(),
             type_k: options.cache_type_k,
             type_v: options.cache_type_v,
             flash_attn: options.flash_attn,
-            is_long: n_ctx > original as usize,
+            is_long: self.is_long(n_ctx),
             memory: Memory::State { versions: format!("pp-run {}, {}", env!("CARGO_PKG_VERSION"), llama::versions()) },
         }
     }

@@ -120,7 +120,7 @@ impl Session<'_> {
     /// questions together. There are at most as many questions as the session has sequences, and as many tokens in each request as its
     /// context has, beside the last one. The session's own tokens are forgotten.
     pub fn likelihoods(&mut self, questions: &[&[Request]]) -> Result<Vec<Vec<Likelihood>>> {
-        self.tokens.clear();
+        self.rewind(0);
         let shared: Vec<usize> = questions.iter().map(|q| in_common(q)).collect();
         let (mut states, mut scored): (Vec<f32>, Vec<Scored>) = (Vec::new(), Vec::new());
         let beginnings: Vec<Piece> = (questions.iter().zip(&shared).enumerate())

@@ -85,6 +85,14 @@ impl Loaded {
         }
     }
 
+    /// Whether a context of `n_ctx` tokens is longer than the model's first training had: some models compute otherwise in such a one.
+    pub fn is_long(&self, n_ctx: usize) -> bool {
+        match self {
+            Loaded::Own(model) => model.hparams().rope.is_some_and(|rope| n_ctx > rope.n_ctx_orig as usize),
+            Loaded::Libllama(model) => model.is_long(n_ctx),
+        }
+    }
+
     /// Whose kernels multiply the layers' matrices, in words: how many of each type.
     pub fn kernels_in_words(&self) -> String {
         self.own().map_or_else(|| "libllama's".to_owned(), Model::kernels_in_words)

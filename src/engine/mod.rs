@@ -10,9 +10,11 @@
 //! - `guard`: a prompt's own first piece read both ways; `divergence`: how far apart that is
 //! - `prompt_cache`: tokens and what a model remembers of them in a file; `prompt_store`: a folder of these, kept without being asked for;
 //!   `reuse`: what of them a prompt can take over
+//! - `cache_cost`: what a quantised KV cache costs a model
 //!
 //! This module knows tokens, never text.
 
+mod cache_cost;
 mod core;
 mod divergence;
 mod guard;
@@ -32,6 +34,7 @@ mod session;
 mod threads;
 mod timeline;
 
+pub use cache_cost::cache_cost;
 pub use core::{Engine, OUTPUT_ROWS};
 pub use divergence::divergences;
 pub use libllama::LlamaSession;
@@ -40,7 +43,7 @@ pub use loaded::{Loaded, runs_on_own};
 pub use options::Options;
 pub use pruning::READ_WHOLE;
 pub use report::Report;
-pub use score::Moments;
+pub use score::{Moments, Next};
 pub use session::{PromptTimes, Session, TracedBatch, are_usable};
 pub use threads::Fewer;
 pub use timeline::Timeline;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::session::Session;
 use crate::error::{Error, Result};
-use crate::graph::{Batch, Results};
+use crate::graph::{Batch, Results, Row};
 use crate::prune::{Block, Notes, Pass};
 use crate::tokenizer::Token;
 
@@ -19,6 +19,17 @@ pub struct Moments {
     pub normalised: Vec<f32>,
     /// The same as `energy` by position, `[n_each, n_channels]`; empty unless asked for
     pub positions: Vec<f32>,
+}
+
+/// The next token of one of several texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Next {
+    /// Its number in the vocabulary
+    pub token: Token,
+    /// Its position in its text
+    pub pos: usize,
+    /// The text's sequence
+    pub seq: usize,
 }
 
 impl Session<'_> {
@@ -113,14 +124,23 @@ impl Session<'_> {
         Ok(self.engine.notes().iter().map(moments).collect())
     }
 
-    /// Appends one token to each of several texts that grow in step, at position `pos`: logits `[n_vocab]` of each.
-    pub fn step(&mut self, tokens: &[Token], pos: usize) -> Result<Vec<f32>> {
-        self.tokens.clear();
-        let pieces: Vec<&[Token]> = tokens.chunks(1).collect();
-        self.engine.run(&Batch::of_pieces(&pieces, pos, 0..1, Results::Logits), Pass::Dense, None, false)?;
-        let mut logits = vec![0.0f32; tokens.len() * self.engine.model.n_vocab()];
+    /// Appends one token to each of several texts that grow side by side, on all weights: logits `[n_vocab, n]`. If the first sequence is among
+    /// them the session's own tokens are forgotten.
+    pub fn step(&mut self, next: &[Next]) -> Result<Vec<f32>> {
+        if next.iter().any(|n| n.seq == 0) {
+            self.rewind(0);
+        }
+        let rows = next.iter().map(|&Next { token, pos, seq }| Row { token, pos, seq, wanted: true }).collect();
+        let batch = Batch { rows, ..Batch::of_pieces(&[], 0, 0..0, Results::Logits) };
+        self.engine.run(&batch, Pass::Dense, None, false)?;
+        let mut logits = vec![0.0f32; next.len() * self.engine.model.n_vocab()];
         self.engine.results(&mut logits);
         Ok(logits)
+    }
+
+    /// Lets a text go on in sequence `seq` from the session's own tokens, which stay.
+    pub fn fork(&mut self, seq: usize) {
+        self.engine.cache.copy(seq, self.tokens.len());
     }
 
     /// Checks sequences that are to run side by side from the start; their length.
@@ -133,7 +153,7 @@ impl Session<'_> {
         if length > self.n_ctx() {
             return Err(Error::malformed(format!("{length} tokens do not fit in a context of {}", self.n_ctx())));
         }
-        self.tokens.clear();
+        self.rewind(0);
         Ok(length)
     }
 }

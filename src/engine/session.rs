@@ -33,6 +33,8 @@ pub struct Session<'m> {
     pub(super) tokens: Vec<Token>,
     /// `[n_vocab, n]`: after the last token, or after the last token before a draft and after each token of this
     logits: Vec<f32>,
+    /// So many tokens at the beginning were computed by the kernels for many tokens
+    n_many: usize,
     /// Whether pruning was changed since the first of the tokens was computed: then no identity tells what the cells depend on
     is_mixed: bool,
     pub(super) pruned: Option<Pruned>,
@@ -84,6 +86,9 @@ pub struct PromptTimes {
 }
 
 impl<'m> Session<'m> {
+    /// Texts that one step goes on with at the most, so that its results are those of a step for each.
+    pub const SIDE_BY_SIDE: usize = MAX_GEMV_TOKENS;
+
     /// An empty timeline; the cache has room for `n_seq_max` sequences of the context's length, and a batch for `n_wanted_max` results.
     /// `interrupt` stops a running computation soon after it is set. [`crate::error::Kind::Memory`] if there is not enough of it,
     /// [`crate::error::Kind::Usage`] if the model cannot have such a cache.
@@ -98,6 +103,7 @@ impl<'m> Session<'m> {
             engine: Engine::new(model, options, n_seq_max, n_wanted_max, interrupt)?,
             tokens: Vec::new(),
             logits: Vec::new(),
+            n_many: 0,
             is_mixed: false,
             pruned: None,
             n_expected: usize::MAX,
@@ -164,6 +170,15 @@ impl<'m> Session<'m> {
         result.map(|()| total)
     }
 
+    /// The same as [`Session::sync`] in an empty session, bit by bit: of the tokens that `prompt` has in common with those that are there only
+    /// so many are kept that this holds.
+    pub fn sync_as_whole(&mut self, prompt: &[Token], progress: &mut dyn FnMut(usize, usize)) -> Result<usize> {
+        let common = in_common(&self.tokens, prompt, self.n_ctx())?.min(self.n_many);
+        let is_exact = self.drafts_are_exact() && self.pruned.is_none();
+        self.rewind(if is_exact { keepable(common, prompt.len(), self.engine.n_ubatch) } else { 0 });
+        self.sync(prompt, progress)
+    }
+
     /// Processes a prompt from the tokens in the cache on; tells after each piece how many these are.
     fn read(&mut self, prompt: &[Token], progress: &mut dyn FnMut(usize)) -> Result<()> {
         let mut is_guarded = self.pruned.as_ref().is_some_and(|p| p.pruning.options.guard.is_some());
@@ -212,6 +227,9 @@ impl<'m> Session<'m> {
         if let Some(trace) = &mut self.trace {
             let (n_tokens, duration, n_parts) = (piece.len(), began.elapsed(), self.engine.n_parts());
             trace.push(TracedBatch { first, n_tokens, start: began, duration, n_parts, nodes });
+        }
+        if self.n_many == first && piece.len() > MAX_GEMV_TOKENS {
+            self.n_many += piece.len();
         }
         self.tokens.extend_from_slice(piece);
         self.prompt.probe += self.engine.clock.probe().saturating_sub(probe);
@@ -411,6 +429,7 @@ impl<'m> Session<'m> {
     /// Prunes from now on as prepared, or no longer. [`crate::error::Kind::Memory`] if the reduced weights of fixed masks do not fit.
     pub fn set_pruning(&mut self, setup: Option<Setup>) -> Result<()> {
         self.engine.forget_graphs();
+        self.n_many = 0;
         let identity = |pruning: Option<&Pruning>| pruning.map(Pruning::identity);
         let before = identity(self.pruned.as_ref().map(|p| &p.pruning));
         let after = identity(setup.as_ref().map(|s| &s.pruning));
@@ -587,6 +606,7 @@ impl<'m> Session<'m> {
     /// Forgets all tokens from position `n_past` on.
     pub fn rewind(&mut self, n_past: usize) {
         self.tokens.truncate(n_past);
+        self.n_many = self.n_many.min(n_past);
         self.is_mixed &= !self.tokens.is_empty();
     }
 
@@ -707,6 +727,16 @@ pub(super) fn in_common(tokens: &[Token], prompt: &[Token], n_ctx: usize) -> Res
     Ok(common.min(prompt.len() - 1))
 }
 
+/// How many of the first `n` tokens of a prompt can stay so that reading the rest in micro-batches makes the same bits as reading all of it.
+/// Our kernels for a few tokens round otherwise than those for many, and a micro-batch at the end may be of a few: these must be the same.
+fn keepable(n: usize, prompt: usize, n_ubatch: usize) -> usize {
+    let ends_in_few = |n: usize| (1..=MAX_GEMV_TOKENS).contains(&(n % n_ubatch));
+    match ends_in_few(prompt) {
+        true => n / n_ubatch * n_ubatch,
+        false => (0..=n).rev().find(|n| !ends_in_few(prompt - n)).unwrap_or(0),
+    }
+}
+
 /// The error where one more token is too many.
 pub(super) fn is_full(n_ctx: usize) -> Error {
     Error::malformed(format!("the context of {n_ctx} tokens is full"))
@@ -731,4 +761,24 @@ fn read_kept(engine: &Engine, pruning: &Pruning, notes: &Notes, first: usize, n_
         pruning.update_history(block, first, &kept, &energy);
     }
     Some(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_leaves_the_same_tokens_to_the_kernels_for_a_few() {
+        let few = |n: usize| (n % 32).min(9) % 9;
+        for prompt in 1..150 {
+            for n in 0..prompt {
+                let kept = keepable(n, prompt, 32);
+                assert!(kept <= n && few(prompt - kept) == few(prompt), "{kept} of {n} before {prompt}");
+            }
+        }
+        assert_eq!(
+            [keepable(20, 60, 32), keepable(55, 60, 32), keepable(50, 66, 32), keepable(5, 6, 32)],
+            [19, 51, 32, 0]
+        );
+    }
 }

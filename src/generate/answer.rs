@@ -15,9 +15,9 @@ use crate::tokenizer::{Token, Tokenizer};
 
 /// What an answer is to be like.
 #[derive(Debug, Default)]
-pub struct Guide<'a> {
+pub struct Guide {
     /// The form of the answer, if it is to have one; what the model thinks before has none
-    pub constraint: Option<&'a mut Constraint>,
+    pub constraint: Option<Constraint>,
     /// The marks around what this model thinks, if it does
     pub marks: Option<[&'static str; 2]>,
     /// The prompt has begun the thoughts, which this mark ends.
@@ -32,7 +32,7 @@ pub struct Guide<'a> {
 #[derive(Debug)]
 pub struct Answer<'a> {
     tokenizer: &'a Tokenizer,
-    sampler: &'a mut Sampler,
+    sampler: Sampler,
     predict: Predict,
     /// Special tokens are shown.
     special: bool,
@@ -42,7 +42,7 @@ pub struct Answer<'a> {
     first_token: Option<Instant>,
     /// Time that choosing tokens took
     drawing: Duration,
-    guide: Guide<'a>,
+    guide: Guide,
     thoughts: Thoughts,
     /// Tokens that the model thought
     n_thought: u64,
@@ -71,13 +71,7 @@ pub enum Next {
 
 impl<'a> Answer<'a> {
     /// An answer to a prompt, after which the context has room for so many tokens.
-    pub fn new(
-        limits: Limits,
-        tokenizer: &'a Tokenizer,
-        sampler: &'a mut Sampler,
-        guide: Guide<'a>,
-        room: usize,
-    ) -> Answer<'a> {
+    pub fn new(limits: Limits, tokenizer: &'a Tokenizer, sampler: Sampler, guide: Guide, room: usize) -> Answer<'a> {
         Answer {
             thoughts: Thoughts::new(guide.opened),
             guide,
@@ -163,7 +157,7 @@ impl<'a> Answer<'a> {
             self.sampler.accept(token);
             return Ok(token);
         }
-        let Some(constraint) = self.guide.constraint.as_deref_mut() else { return self.sampler.sample(logits) };
+        let Some(constraint) = self.guide.constraint.as_mut() else { return self.sampler.sample(logits) };
         let mut token = self.sampler.draw(logits)?;
         if self.thoughts.is_thinking() {
             // The answer is still to come.
@@ -206,7 +200,7 @@ impl<'a> Answer<'a> {
     fn think(&mut self, piece: &str) -> Result<()> {
         let was_thinking = self.thoughts.is_thinking();
         let parts = self.thoughts.push(piece);
-        let Some(constraint) = self.guide.constraint.as_deref_mut().filter(|_| was_thinking) else { return Ok(()) };
+        let Some(constraint) = self.guide.constraint.as_mut().filter(|_| was_thinking) else { return Ok(()) };
         // The token that ended the mark may have brought the beginning of the answer along.
         let begun: String = parts.into_iter().filter(|(part, _)| *part == Part::Answer).map(|(_, text)| text).collect();
         for token in self.tokenizer.encode(begun.trim(), false, false)? {
@@ -222,7 +216,7 @@ impl<'a> Answer<'a> {
     /// Whether the answer has the form that it is to have; `None` if it is to have none.
     pub fn is_whole(&mut self) -> Option<bool> {
         let is_thinking = self.thoughts.is_thinking();
-        self.guide.constraint.as_deref_mut().map(|c| !is_thinking && c.is_whole())
+        self.guide.constraint.as_mut().map(|c| !is_thinking && c.is_whole())
     }
 
     /// Why the answer ends with this token, if it does, whatever its text is.

@@ -29,9 +29,9 @@ impl<'a, 'm> Pull<'a, 'm> {
     pub fn new(
         session: &'a mut dyn Timeline<'m>,
         tokenizer: &'a Tokenizer,
-        sampler: &'a mut Sampler,
+        sampler: Sampler,
         limits: Limits,
-        guide: Guide<'a>,
+        guide: Guide,
         drafts: Option<Drafts>,
         interrupt: Arc<AtomicBool>,
     ) -> Pull<'a, 'm> {

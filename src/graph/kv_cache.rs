@@ -185,16 +185,27 @@ impl KvCache {
         self.n_clean = n_kv;
     }
 
+    /// Makes the first `n` cells of sequence `to` those of the first sequence.
+    pub fn copy(&mut self, to: usize, n: usize) {
+        assert!(n <= self.params.n_cells && to < self.params.n_seq, "cells of the cache");
+        let mut bytes = Vec::new();
+        for ((id, from, length), (_, to, _)) in self.spans(0, n).zip(self.spans(to, n)) {
+            bytes.resize(length, 0);
+            self.store.read(id, from, &mut bytes);
+            self.store.write(id, to, &bytes);
+        }
+    }
+
     /// Bytes of the first `n` cells of the first sequence.
     pub fn n_bytes(&self, n: usize) -> usize {
-        self.spans(n).map(|(_, _, length)| length).sum()
+        self.spans(0, n).map(|(_, _, length)| length).sum()
     }
 
     /// Writes the first `n` cells of the first sequence to `out`, in an order that does not depend on the cache's size: layer by layer
     /// the keys, then the values; of each the cells of head after head, or of channel after channel where values are transposed.
     pub fn save(&self, n: usize, out: &mut dyn Write) -> io::Result<()> {
         let mut bytes = Vec::new();
-        for (id, offset, length) in self.spans(n) {
+        for (id, offset, length) in self.spans(0, n) {
             bytes.resize(length, 0);
             self.store.read(id, offset, &mut bytes);
             out.write_all(&bytes)?;
@@ -211,7 +222,7 @@ impl KvCache {
         // What lies beside them must hold numbers too, and is zeroed only once.
         self.prepare(n);
         let mut rest = bytes;
-        for ((id, offset, length), (_, _, saved)) in self.spans(n).zip(self.spans(n_saved)) {
+        for ((id, offset, length), (_, _, saved)) in self.spans(0, n).zip(self.spans(0, n_saved)) {
             let (span, after) = rest.split_at(saved);
             self.store.write(id, offset, &span[..length]);
             rest = after;
@@ -219,17 +230,20 @@ impl KvCache {
         assert!(rest.is_empty(), "as many bytes as the cells have");
     }
 
-    /// Where the first `n` cells of the first sequence lie: tensor, offset, bytes.
-    fn spans(&self, n: usize) -> impl Iterator<Item = (TensorId, usize, usize)> {
+    /// Where the first `n` cells of a sequence lie: tensor, offset, bytes.
+    fn spans(&self, seq: usize, n: usize) -> impl Iterator<Item = (TensorId, usize, usize)> {
         let CacheParams { n_cells, n_seq, flash_attn, .. } = self.params;
         let span = move |layer: &LayerCache, id: TensorId, by_cell: bool| {
             let &LayerCache { n_head_kv, n_embd_head, .. } = layer;
             // A row holds a head of all sequences, or a channel of one.
-            let (n_rows, cells) =
-                if by_cell { (n_head_kv, n_cells * n_seq) } else { (n_head_kv * n_embd_head, n_cells) };
             let cell = self.store.n_bytes(id) / (n_head_kv * n_cells * n_seq);
-            let cell = if by_cell { cell } else { cell / n_embd_head };
-            (0..n_rows).map(move |row| (id, row * cells * cell, n * cell))
+            let (n_rows, cells, first, cell) = match by_cell {
+                true => (n_head_kv, n_cells * n_seq, seq * n_cells, cell),
+                false => {
+                    (n_head_kv * n_embd_head, n_cells, seq * n_cells * n_head_kv * n_embd_head, cell / n_embd_head)
+                }
+            };
+            (0..n_rows).map(move |row| (id, (first + row * cells) * cell, n * cell))
         };
         self.own().flat_map(move |l| span(l, l.k, true).chain(span(l, l.v, flash_attn)))
     }

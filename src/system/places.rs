@@ -54,6 +54,11 @@ pub fn build() -> String {
     format!("{} {} {time}", env!("CARGO_PKG_VERSION"), stat.map_or(0, |s| s.len()))
 }
 
+/// What types of KV caches cost models, as it was measured: `$XDG_CACHE_HOME/pp-run/kv-types`.
+pub fn kv_types(env: Env) -> Option<PathBuf> {
+    Some(directory(env, "XDG_CACHE_HOME", ".cache")?.join("kv-types"))
+}
+
 fn directory(env: Env, variable: &str, default: &str) -> Option<PathBuf> {
     let set = |name: &str| env(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     Some(set(variable).or_else(|| Some(set("HOME")?.join(default)))?.join("pp-run"))

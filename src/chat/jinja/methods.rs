@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use minijinja::formatting::FormatStyle;
 use minijinja::value::{Enumerator, Object, ObjectRepr, Tuple, ValueKind, from_args};
 use minijinja::{Error, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
@@ -36,7 +37,7 @@ fn string(state: &mut State, s: &str, method: &str, args: &Args) -> Result<Optio
             let most = args.int(1, "maxsplit")?.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
             split(s, separator.as_deref(), most, method == "rsplit")?.into_iter().map(Value::from).collect()
         }
-        "splitlines" => lines(s, args.truth(0, "keepends")?).collect(),
+        "splitlines" => lines(s, args.truth(0, "keepends")?).map(Value::from).collect(),
         "removeprefix" => Value::from(s.strip_prefix(args.string(0, "prefix")?.as_str()).unwrap_or(s)),
         "removesuffix" => Value::from(s.strip_suffix(args.string(0, "suffix")?.as_str()).unwrap_or(s)),
         "partition" | "rpartition" => {
@@ -106,6 +107,12 @@ fn string(state: &mut State, s: &str, method: &str, args: &Args) -> Result<Optio
                 None => return Err(failed(format!("'{what}' is not found"))),
             }
         }
+        "format" => match converted(s, args)? {
+            Some((plain, values)) => {
+                Value::from(minijinja::formatting::format(FormatStyle::StrFormat, &plain, &values)?)
+            }
+            None => return Ok(None),
+        },
         "isprintable" => Value::from(s.chars().all(text::printable)),
         "isidentifier" => {
             let letter = |c: char| c.is_alphabetic() || c == '_';
@@ -131,6 +138,45 @@ fn string(state: &mut State, s: &str, method: &str, args: &Args) -> Result<Optio
         _ => return Ok(None),
     };
     Ok(Some(value))
+}
+
+/// The format of a text whose fields have conversions (`{!r}`), without them, and its values, converted; `None` if there are none, or if fields
+/// are more than names and numbers.
+fn converted(format: &str, args: &Args) -> Result<Option<(String, Vec<Value>)>, Error> {
+    let (mut plain, mut values, mut rest, mut next) = (String::new(), Vec::new(), format, 0);
+    if !format.contains('!') {
+        return Ok(None);
+    }
+    while let Some(at) = rest.find(['{', '}']) {
+        plain.push_str(&rest[..at]);
+        rest = &rest[at..];
+        if rest.starts_with("{{") || rest.starts_with("}}") {
+            plain.push_str(&rest[..2]);
+            rest = &rest[2..];
+            continue;
+        }
+        let Some((field, after)) = rest.strip_prefix('{').and_then(|r| r.split_once('}')) else { return Ok(None) };
+        rest = after;
+        let (head, spec) = field.split_once(':').map_or((field, ""), |(head, spec)| (head, spec));
+        let (name, conversion) = head.split_once('!').map_or((head, ""), |(name, conversion)| (name, conversion));
+        let value = match name.parse::<usize>() {
+            Ok(i) => args.placed.get(i).cloned(),
+            Err(_) if name.is_empty() => {
+                next += 1;
+                args.placed.get(next - 1).cloned()
+            }
+            Err(_) => args.named.get::<Option<Value>>(name)?,
+        };
+        let value = match (value, conversion) {
+            (Some(value), "") => value,
+            (Some(value), "s") => Value::from(text::string(&value)?),
+            (Some(value), "r") => Value::from(text::repr(&value)?),
+            _ => return Ok(None),
+        };
+        plain.push_str(&format!("{{{}{}{spec}}}", values.len(), if spec.is_empty() { "" } else { ":" }));
+        values.push(value);
+    }
+    Ok(Some((plain + rest, values)))
 }
 
 /// A letter as a capital or a small one.
@@ -170,7 +216,7 @@ fn split<'s>(s: &'s str, separator: Option<&str>, most: usize, from_end: bool) -
 }
 
 /// The lines of a text, with their ends if `keep`.
-fn lines(s: &str, keep: bool) -> impl Iterator<Item = Value> {
+pub fn lines(s: &str, keep: bool) -> impl Iterator<Item = &str> {
     let mut rest = s;
     std::iter::from_fn(move || {
         if rest.is_empty() {
@@ -182,7 +228,7 @@ fn lines(s: &str, keep: bool) -> impl Iterator<Item = Value> {
         let after = rest[end..].strip_prefix("\r\n").or(rest[end..].strip_prefix(ends)).unwrap_or_default();
         let line = if keep { &rest[..rest.len() - after.len()] } else { &rest[..end] };
         rest = after;
-        Some(Value::from(line))
+        Some(line)
     })
 }
 

@@ -1,15 +1,18 @@
 //! Jinja as Hugging Face's transformers sets it up: what jinja2 and Python do otherwise than minijinja. It knows nothing of chats.
 
 mod args;
+mod filters;
+mod functions;
 mod json;
 mod methods;
+mod range;
 mod source;
 mod text;
 
 use minijinja::formatting::FormatStyle;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind};
-use minijinja::{Environment, Error, State, Value, filters};
+use minijinja::{Environment, Error, State, Value, filters as builtin};
 
 use args::Args;
 pub use source::source;
@@ -43,11 +46,11 @@ pub fn environment() -> Environment<'static> {
         let args = Args { placed: &placed, named };
         let default = args.given(0, "default")?.unwrap_or_else(|| Value::from(0));
         let base = args.int(1, "base")?.and_then(|n| u32::try_from(n).ok());
-        filters::int(state, &text::numeral(value), Some(default), base, Kwargs::from_iter(NONE))
+        builtin::int(state, &text::numeral(value), Some(default), base, Kwargs::from_iter(NONE))
     });
     env.add_filter("float", |state: &State, value: &Value, placed: Rest<Value>, named: Kwargs| {
         let default = Args { placed: &placed, named }.given(0, "default")?.unwrap_or_else(|| Value::from(0.0));
-        filters::float(state, &text::numeral(value), Some(default), Kwargs::from_iter(NONE))
+        builtin::float(state, &text::numeral(value), Some(default), Kwargs::from_iter(NONE))
     });
     for name in ["default", "d"] {
         env.add_filter(name, |value: &Value, placed: Rest<Value>, named: Kwargs| {
@@ -73,16 +76,27 @@ pub fn environment() -> Environment<'static> {
         Ok::<_, Error>(lines.join("\n"))
     });
     for name in ["e", "escape", "forceescape"] {
-        env.add_filter(name, |value: &Value| {
-            let text = text::string(value)?.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-            Ok::<_, Error>(text.replace('\'', "&#39;").replace('"', "&#34;"))
-        });
+        env.add_filter(name, |value: &Value| text::string(value).map(|text| text::escape(&text)));
     }
     env.add_filter("wordcount", |value: &Value| {
         let text = text::string(value)?;
         Ok::<_, Error>(text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).count())
     });
     env.add_filter("truncate", truncate);
+    env.add_filter("wordwrap", filters::wordwrap);
+    env.add_filter("urlencode", filters::urlencode);
+    env.add_filter("xmlattr", filters::xmlattr);
+    env.add_filter("format", |value: &Value, placed: Rest<Value>, named: Kwargs| {
+        let names: Vec<&str> = named.args().collect();
+        let text = text::string(value)?;
+        match (names.is_empty(), placed.is_empty()) {
+            (true, _) => printf(&text, placed.0, true),
+            (false, true) => printf(&text, vec![functions::dict(Rest(Vec::new()), named)?], false),
+            (false, false) => Err(failed("format wants values by place or by name")),
+        }
+    });
+    env.add_function("range", functions::range);
+    env.add_function("dict", functions::dict);
     env.add_function("cycler", |items: Rest<Value>| minijinja_contrib::globals::cycler(items.0));
     env.add_filter("center", |value: &Value, placed: Rest<Value>, named: Kwargs| {
         let width = Args { placed: &placed, named }.width(0, "width")?.unwrap_or(80);
@@ -134,11 +148,11 @@ pub fn value(json: &serde_json::Value) -> Value {
 /// The operator `%`: formats a string, or tells what a division leaves.
 fn modulo(left: &Value, right: &Value) -> Result<Value, Error> {
     if let Some(text) = left.as_str() {
-        let values = match right.downcast_object_ref::<Tuple>() {
-            Some(_) => right.try_iter()?.collect(),
-            None => vec![right.clone()],
+        return match right.downcast_object_ref::<Tuple>() {
+            Some(_) => printf(text, right.try_iter()?.collect(), true),
+            // A dictionary may have more than is asked for, and so may a list.
+            None => printf(text, vec![right.clone()], !matches!(right.kind(), ValueKind::Map | ValueKind::Seq)),
         };
-        return printf(text, values);
     }
     let number = |v: &Value| matches!(v.kind(), ValueKind::Number | ValueKind::Bool);
     if !number(left) || !number(right) {
@@ -157,8 +171,8 @@ fn modulo(left: &Value, right: &Value) -> Result<Value, Error> {
     }
 }
 
-/// Formats by `%`: `%r` is the text of `repr()`, and integers can be made of floats.
-fn printf(text: &str, mut values: Vec<Value>) -> Result<Value, Error> {
+/// Formats by `%`: `%r` is the text of `repr()`, and integers can be made of floats. `all`: it is an error to leave values over.
+fn printf(text: &str, mut values: Vec<Value>, all: bool) -> Result<Value, Error> {
     let mut plain = String::with_capacity(text.len());
     let (mut rest, mut i) = (text, 0);
     while let Some(at) = rest.find('%') {
@@ -187,11 +201,17 @@ fn printf(text: &str, mut values: Vec<Value>) -> Result<Value, Error> {
                 rest = &rest[1..];
                 continue;
             }
-            // Values are found by their names from here on.
-            (Some('('), _) => break,
+            // Values are found by their names from here on, or are widths as well.
+            (Some('(' | '*'), _) => {
+                i = values.len();
+                break;
+            }
             _ => {}
         }
         i += 1;
+    }
+    if all && i < values.len() {
+        return Err(failed("not all values are used by the format"));
     }
     plain.push_str(rest);
     minijinja::formatting::format(FormatStyle::Printf, &plain, &values).map(Value::from)

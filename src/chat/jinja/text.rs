@@ -5,6 +5,8 @@ use std::fmt::Write;
 use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
+use super::range::Range;
+
 /// Deepest nesting of values that are written.
 pub const MAX_DEPTH: usize = 200;
 
@@ -46,6 +48,10 @@ fn write(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
             out.push('}');
         }
         ValueKind::Seq => {
+            if let Some(range) = value.downcast_object_ref::<Range>() {
+                out.push_str(&range.to_string());
+                return Ok(());
+            }
             let tuple = value.downcast_object_ref::<Tuple>().is_some();
             out.push(if tuple { '(' } else { '[' });
             let mut n = 0;
@@ -60,6 +66,12 @@ fn write(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
         _ => write!(out, "{value}").map_err(|_| failed("a value has no text"))?,
     }
     Ok(())
+}
+
+/// A text in HTML.
+pub fn escape(text: &str) -> String {
+    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    text.replace('\'', "&#39;").replace('"', "&#34;")
 }
 
 /// `repr()` of a string.

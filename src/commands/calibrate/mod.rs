@@ -12,7 +12,7 @@ use super::input::read_text;
 use super::load::load;
 use super::output::{print, write_file};
 use super::signals::Signals;
-use crate::engine::{Moments, Session};
+use crate::engine::{Moments, Next, Session};
 use crate::error::{Error, Result};
 use crate::graph::CacheType;
 use crate::log::{self, Log};
@@ -232,8 +232,8 @@ fn write(
     let n = samplers.len();
     let mut windows = vec![vec![begin]; n];
     for pos in 0..seq_len - 1 {
-        let last: Vec<Token> = windows.iter().map(|w| w[pos]).collect();
-        let logits = session.step(&last, pos)?;
+        let next: Vec<Next> = (0..n).map(|seq| Next { token: windows[seq][pos], pos, seq }).collect();
+        let logits = session.step(&next)?;
         for ((window, sampler), logits) in
             windows.iter_mut().zip(&mut samplers).zip(logits.chunks_exact(tokenizer.n_vocab()))
         {

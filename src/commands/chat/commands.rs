@@ -34,6 +34,7 @@ impl Chat<'_> {
             "/help" => self.help()?,
             "/exit" => return Ok(Next::Leave),
             "/regen" => self.regenerate()?,
+            "/ab" => self.compare(rest)?,
             "/undo" => self.undo()?,
             "/edit" => {
                 let last = self.conversation.turns().iter().rev().find(|t| t.message.role == Role::User);
@@ -180,8 +181,14 @@ impl Chat<'_> {
 
     /// Changes a setting and returns its name. If that fails, nothing is changed.
     fn change(&mut self, name: &str, value: &str) -> Result<&'static str> {
+        let name = self.try_out(name, value)?;
+        self.keep.set(name, value, &self.run.log);
+        Ok(name)
+    }
+
+    /// Changes a setting for now: the saved chat is not told. Returns its name. If that fails, nothing is changed.
+    pub fn try_out(&mut self, name: &str, value: &str) -> Result<&'static str> {
         let (options, names) = (self.run.options.settings.change)(&self.run.options, &[(name, value)])?;
-        let name = names[0];
         let Options { show_timings, .. } = self.run.options;
         let before = std::mem::replace(&mut self.run.options, Options { show_timings, ..options });
         if let Err(e) = self.apply_settings(Some(&before)) {
@@ -190,8 +197,7 @@ impl Chat<'_> {
             self.apply_settings(None)?;
             return Err(e);
         }
-        self.keep.set(name, value, &self.run.log);
-        Ok(name)
+        Ok(names[0])
     }
 
     fn pruned(&self) -> String {

@@ -1,5 +1,6 @@
 //! The chat on a terminal: the loop of turns.
 
+mod ab;
 mod attach;
 mod commands;
 mod keep;

@@ -180,10 +180,9 @@ impl Chat<'_> {
         self.run.log.note(&format!("{kept} of {n} exchanges become a summary:"));
         let predict = std::mem::replace(&mut self.run.options.limits.predict, Predict::AtMost(SUMMARY));
         let mut printer = Printer::new(&self.style, &self.run.options.look, old.opens_reasoning());
-        let mut sampler = sampler(&self.run, self.session.as_ref(), 0)?;
+        let sampler = sampler(&self.run, self.session.as_ref(), 0)?;
         let guide = Guide { opened: old.opens_reasoning(), ..Guide::default() };
-        let result =
-            answer(&self.run, self.session.as_mut(), &mut sampler, guide, &tokens, &mut |text| printer.show(text));
+        let result = answer(&self.run, self.session.as_mut(), sampler, guide, &tokens, &mut |text| printer.show(text));
         let shown = printer.end();
         self.run.options.limits.predict = predict;
         let Answer { text, stop, .. } = result?;

@@ -161,22 +161,22 @@ impl<'a> Chat<'a> {
         if text.starts_with('/') { format!("/{text}") } else { text.to_owned() }
     }
 
-    /// An answer, shown as it comes, and kept on disk if it takes long.
-    pub fn generate(&mut self, tokens: &[Token]) -> Result<Answer> {
+    /// An answer, shown as it comes, and kept on disk if it takes long and `keeps` says so.
+    pub fn generate(&mut self, tokens: &[Token], keeps: bool) -> Result<Answer> {
         let mut printer = Printer::new(&self.style, &self.run.options.look, self.conversation.opens_reasoning());
-        let mut sampler = sampler(&self.run, self.session.as_ref(), self.attempt)?;
+        let sampler = sampler(&self.run, self.session.as_ref(), self.attempt)?;
         let (mut part, mut since) = (String::new(), Instant::now());
         let (keep, log) = (&mut self.keep, &self.run.log);
         let guide = Guide {
-            constraint: self.constraint.as_mut(),
+            constraint: self.constraint.as_ref().map(Constraint::anew).transpose()?,
             marks: marks(self.conversation.template()),
             opened: self.conversation.opens_reasoning(),
             ..Guide::default()
         };
         self.kept = prompt_cache::recall(&self.run, self.session.as_mut(), tokens);
-        let answer = answer(&self.run, self.session.as_mut(), &mut sampler, guide, tokens, &mut |text| {
+        let answer = answer(&self.run, self.session.as_mut(), sampler, guide, tokens, &mut |text| {
             part.push_str(text);
-            if since.elapsed() >= PART {
+            if keeps && since.elapsed() >= PART {
                 keep.part(&std::mem::take(&mut part), log);
                 since = Instant::now();
             }

@@ -20,6 +20,7 @@ impl<'a> Chat<'a> {
         self.attempt = 0;
         let options = &self.run.options;
         let content = format!("{}{}{text}{}", options.in_prefix, self.attached, options.in_suffix);
+        self.conversation.set_kwargs(options.template_kwargs.as_ref());
         let before = self.conversation.clone();
         if replaces {
             self.conversation.undo();
@@ -41,6 +42,7 @@ impl<'a> Chat<'a> {
 
     /// Another answer to the last turn.
     pub fn regenerate(&mut self) -> Result<()> {
+        self.conversation.set_kwargs(self.run.options.template_kwargs.as_ref());
         let before = self.conversation.clone();
         let nothing = || Error::failed("there is no answer to make again");
         if self.conversation.turns().last().is_none_or(|t| t.message.role != Role::Assistant) {
@@ -70,7 +72,7 @@ impl<'a> Chat<'a> {
             // With keys it is quiet all the time.
             let lines = !self.once && !self.style.has_screen() && stdout().is_terminal();
             let _hush = lines.then(|| Hush::begin(false));
-            self.generate(tokens)
+            self.generate(tokens, true)
         };
         let terminated = self.run.signals.terminate.load(Ordering::Relaxed);
         self.run.signals.take_interrupt();

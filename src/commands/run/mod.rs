@@ -11,6 +11,7 @@ use std::time::Instant;
 use super::answer::Run;
 use super::chat::{self, Beginning};
 use super::input::Reader;
+use super::kv_types;
 use super::load::load;
 use super::signals::Signals;
 use crate::chat::terminal::Tristate;
@@ -23,6 +24,7 @@ use crate::gguf::{Gguf, Value};
 use crate::log::Log;
 use crate::tokenizer::{Token, Tokenizer};
 use one_shot::one_shot;
+pub use one_shot::{Prompt, as_json, context, tokens};
 pub use options::{ContextFull, Options, OutputFormat, Resume, Settings};
 
 /// Answers, or chats.
@@ -41,11 +43,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
         options.model.path.clone_from(model);
     }
     let options = &options;
-    let system = match (&options.system, &options.system_file) {
-        (Some(text), _) => Some(text.clone()),
-        (None, Some(path)) => Some(reader(options, &log, &signals).read(path, "")?),
-        (None, None) => None,
-    };
+    let system = system(options, &log, &signals)?;
     // -cnv with a prompt is llama.cpp's way to ask for a chat that begins with it. Answers of a chat may go to a pipe, such as tee.
     let begins = options.conversation == Tristate::On && !options.single_turn && stdout().is_terminal();
     let stays = interactive && (prompt.is_none() || begins);
@@ -89,6 +87,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
         sampling: Cell::new(sampling.clone()),
         told_of_bos: Cell::new(false),
     };
+    kv_types::tell_of_harm(&run);
     match (template, prompt) {
         (Some(template), prompt) if chats => {
             let watch = watch.expect("chats have one");
@@ -139,7 +138,7 @@ fn unknown_sampling(gguf: &Gguf) -> Vec<String> {
 }
 
 /// The options, with the file's settings of sampling where the user has none; and what the statistics say of that, if there are any.
-fn sampling_of_file(options: &Options, gguf: &Gguf) -> Result<(Options, Option<String>)> {
+pub fn sampling_of_file(options: &Options, gguf: &Gguf) -> Result<(Options, Option<String>)> {
     let is_set = |flag: &str| {
         let sets = |a: &str| a.strip_prefix("--").is_some_and(|a| a.split('=').next() == Some(flag));
         options
@@ -175,8 +174,17 @@ fn sampling_of_file(options: &Options, gguf: &Gguf) -> Result<(Options, Option<S
     Ok((with, Some(format!("drawn as the file says: {}", all.join(", ")))))
 }
 
-fn reader<'a>(options: &Options, log: &'a Log, signals: &'a Signals) -> Reader<'a> {
+pub fn reader<'a>(options: &Options, log: &'a Log, signals: &'a Signals) -> Reader<'a> {
     Reader { strict: options.strict_utf8, log, signals }
+}
+
+/// The system prompt, if there is one.
+pub fn system(options: &Options, log: &Log, signals: &Signals) -> Result<Option<String>> {
+    match (&options.system, &options.system_file) {
+        (Some(text), _) => Ok(Some(text.clone())),
+        (None, Some(path)) => reader(options, log, signals).read(path, "").map(Some),
+        (None, None) => Ok(None),
+    }
 }
 
 /// The prompt of `-f` and `-p`, with the text on stdin below it; `None` if there is none at all.
@@ -210,14 +218,13 @@ fn prompt(options: &Options, log: &Log, signals: &Signals) -> Result<Option<Stri
 }
 
 /// The template to use; `None` for a raw completion.
-fn template(options: &Options, model: &Loaded, tokenizer: &Tokenizer) -> Result<Option<Template>> {
+pub fn template(options: &Options, model: &Loaded, tokenizer: &Tokenizer) -> Result<Option<Template>> {
     if options.conversation == Tristate::Off {
         return Ok(None);
     }
     let text = |token: Option<Token>| token.map(|t| String::from_utf8_lossy(&tokenizer.piece(t, true)).into_owned());
-    let kwargs = options.template_kwargs.clone().unwrap_or_default();
     let template =
-        Template::load(options.template.as_ref(), model.gguf(), text(tokenizer.bos()), text(tokenizer.eos()), kwargs)?;
+        Template::load(options.template.as_ref(), model.gguf(), text(tokenizer.bos()), text(tokenizer.eos()))?;
     if template.is_none() && options.conversation == Tristate::On {
         return Err(Error::malformed(
             "this model has no chat template: give one with --chat-template NAME or --chat-template-file FILE",

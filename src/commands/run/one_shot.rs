@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::options::{Options, OutputFormat};
 use crate::chat::terminal::Tristate;
-use crate::chat::{Conversation, Message, Role, Style, Template};
+use crate::chat::{Conversation, Message, Role, Style, Template, Turn};
 use crate::commands::answer::{Answer, Run, answer, constraint, marks, sampler, warn_if_cut};
 use crate::commands::chat::{how, keep_answer};
 use crate::commands::output::{Printer, print, write_conversation};
@@ -20,7 +20,12 @@ use crate::tokenizer::Token;
 /// One prompt, one answer.
 pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: &str) -> Result<()> {
     let options = &run.options;
-    let Prompt { content, tokens, reasoning, conversation } = tokens(run, template, system, prompt)?;
+    if template.is_none() && options.conversation != Tristate::Off {
+        run.log.note(
+            "this model has no chat template: the prompt is completed as it is (--chat-template NAME gives it one)",
+        );
+    }
+    let Prompt { content, tokens, reasoning, conversation } = tokens(run, template, system, Vec::new(), prompt)?;
     let context = context(run, tokens.len());
     let mut timeline = run.model.timeline(&context, run.signals.interrupt.clone())?;
     let session = timeline.as_mut();
@@ -30,22 +35,17 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
         session.own_mut().expect("checked above").trace();
     }
     let mut held = prompt_cache::restore(run, session)?;
-    let mut sampler = sampler(run, session, 0)?;
-    let mut constraint = constraint(run)?;
+    let sampler = sampler(run, session, 0)?;
+    let constraint = constraint(run)?;
     let json = options.output_format == OutputFormat::Json;
     let load_time = run.start.elapsed();
     if options.display_prompt && !json {
         print(prompt)?;
     }
     let mut printer = Printer::new(&Style::new(&options.look), &options.look, reasoning);
-    let guide = Guide {
-        constraint: constraint.as_mut(),
-        marks: template.and_then(marks),
-        opened: reasoning,
-        ..Guide::default()
-    };
+    let guide = Guide { constraint, marks: template.and_then(marks), opened: reasoning, ..Guide::default() };
     let kept = prompt_cache::recall(run, session, &tokens);
-    let answer = answer(run, session, &mut sampler, guide, &tokens, &mut |text| {
+    let answer = answer(run, session, sampler, guide, &tokens, &mut |text| {
         if json { Ok(()) } else { printer.show(text) }
     });
     if !json && answer.is_ok() {
@@ -106,18 +106,24 @@ pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, pr
 }
 
 /// A prompt as the model gets it.
-struct Prompt<'a> {
+pub struct Prompt<'a> {
     /// What it ends, if there is a template
-    conversation: Option<Conversation<'a>>,
+    pub conversation: Option<Conversation<'a>>,
     /// The user's text
-    content: String,
-    tokens: Vec<Token>,
+    pub content: String,
+    pub tokens: Vec<Token>,
     /// The mark that ends the reasoning inside of which the prompt ends.
-    reasoning: Option<&'static str>,
+    pub reasoning: Option<&'static str>,
 }
 
-/// The tokens of the prompt, in the chat template if there is one.
-fn tokens<'a>(run: &Run<'a>, template: Option<&'a Template>, system: Option<&str>, prompt: &str) -> Result<Prompt<'a>> {
+/// The tokens of the prompt, in the chat template if there is one. What was said `before` is in a template only.
+pub fn tokens<'a>(
+    run: &Run<'a>,
+    template: Option<&'a Template>,
+    system: Option<&str>,
+    before: Vec<Turn>,
+    prompt: &str,
+) -> Result<Prompt<'a>> {
     let options = &run.options;
     let content = format!("{}{prompt}{}", options.in_prefix, options.in_suffix);
     let n_ctx = options.context.n_ctx.filter(|&n| n > 0).unwrap_or(run.model.n_ctx_train()) as usize;
@@ -131,17 +137,16 @@ fn tokens<'a>(run: &Run<'a>, template: Option<&'a Template>, system: Option<&str
     let tokens = match template {
         Some(template) => {
             let mut conversation = Conversation::new(template, run.tokenizer, system, options.parse_special);
+            if !before.is_empty() {
+                conversation.resume([conversation.turns(), &before].concat(), false);
+            }
+            conversation.set_kwargs(options.template_kwargs.as_ref());
             let tokens = conversation.ask(&content)?;
             reasoning = conversation.opens_reasoning();
             begun = Some(conversation);
             tokens
         }
         None => {
-            if options.conversation != Tristate::Off {
-                run.log.note(
-                    "this model has no chat template: the prompt is completed as it is (--chat-template NAME gives it one)",
-                );
-            }
             let text = system.map_or(content.clone(), |s| format!("{s}\n\n{content}"));
             run.tokenizer.encode(&text, true, true)?
         }
@@ -150,7 +155,7 @@ fn tokens<'a>(run: &Run<'a>, template: Option<&'a Template>, system: Option<&str
 }
 
 /// The options of the session; its context is no larger than the prompt and the answer need, if that is known.
-fn context(run: &Run, n_tokens: usize) -> engine::Options {
+pub fn context(run: &Run, n_tokens: usize) -> engine::Options {
     let options = &run.options;
     let mut context = options.context.clone();
     if let (None, Predict::AtMost(n)) = (context.n_ctx, options.limits.predict) {
@@ -163,7 +168,7 @@ fn context(run: &Run, n_tokens: usize) -> engine::Options {
 }
 
 /// `--output-format json`: the answer and its numbers.
-fn as_json(options: &Options, answer: &Answer, opened: Option<&'static str>, load_time: Duration) -> Value {
+pub fn as_json(options: &Options, answer: &Answer, opened: Option<&'static str>, load_time: Duration) -> Value {
     let (reasoning, text) = parted(&answer.text, opened);
     let s = &answer.stats;
     json!({
@@ -174,6 +179,7 @@ fn as_json(options: &Options, answer: &Answer, opened: Option<&'static str>, loa
         "stop_reason": answer.stop.name(),
         "stop_string": if let StopReason::StopString(t) = &answer.stop { Some(t) } else { None },
         "prompt_tokens": s.prompt_tokens,
+        "cached_tokens": s.cached_tokens,
         "generated_tokens": s.generated_tokens,
         "reasoning_tokens": s.thought_tokens,
         "context_used": s.context_used,

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use crate::chat::template::Source;
+use crate::chat::template::{Kwargs, Source};
 use crate::chat::terminal::{self, Tristate};
 use crate::constraint::Form;
 use crate::error::Result;
@@ -42,7 +42,7 @@ pub struct Options {
     /// `--chat-template`, `--chat-template-file`
     pub template: Option<Source>,
     /// `--chat-template-kwargs`: a JSON object
-    pub template_kwargs: Option<serde_json::Map<String, serde_json::Value>>,
+    pub template_kwargs: Option<Kwargs>,
     /// Echo the prompt on stdout.
     pub display_prompt: bool,
     /// `--verbose-prompt`: the prompt's tokens on stderr

@@ -21,7 +21,7 @@ thread_local! {
     static CHATML: (Template, Tokenizer) = {
         let gguf = Gguf::of_bytes(Path::new("m"), &Forge::smallest().doc().bytes()).expect("a good model");
         let source = TemplateSource::TextOrName("chatml".into());
-        let template = Template::load(Some(&source), &gguf, Some("<s>".into()), Some("</s>".into()), Default::default());
+        let template = Template::load(Some(&source), &gguf, Some("<s>".into()), Some("</s>".into()));
         (template.expect("a good template").expect("there is one"), Tokenizer::load(&gguf).expect("a good tokenizer"))
     };
 }
