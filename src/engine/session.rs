@@ -174,8 +174,8 @@ impl<'m> Session<'m> {
     /// so many are kept that this holds.
     pub fn sync_as_whole(&mut self, prompt: &[Token], progress: &mut dyn FnMut(usize, usize)) -> Result<usize> {
         let common = in_common(&self.tokens, prompt, self.n_ctx())?.min(self.n_many);
-        let is_exact = self.drafts_are_exact() && self.pruned.is_none();
-        self.rewind(if is_exact { keepable(common, prompt.len(), self.engine.n_ubatch) } else { 0 });
+        // How a prompt is cut where it is pruned depends on all of it.
+        self.rewind(if self.pruned.is_none() { self.reuse().taken(common, prompt.len()) } else { 0 });
         self.sync(prompt, progress)
     }
 
@@ -727,16 +727,6 @@ pub(super) fn in_common(tokens: &[Token], prompt: &[Token], n_ctx: usize) -> Res
     Ok(common.min(prompt.len() - 1))
 }
 
-/// How many of the first `n` tokens of a prompt can stay so that reading the rest in micro-batches makes the same bits as reading all of it.
-/// Our kernels for a few tokens round otherwise than those for many, and a micro-batch at the end may be of a few: these must be the same.
-fn keepable(n: usize, prompt: usize, n_ubatch: usize) -> usize {
-    let ends_in_few = |n: usize| (1..=MAX_GEMV_TOKENS).contains(&(n % n_ubatch));
-    match ends_in_few(prompt) {
-        true => n / n_ubatch * n_ubatch,
-        false => (0..=n).rev().find(|n| !ends_in_few(prompt - n)).unwrap_or(0),
-    }
-}
-
 /// The error where one more token is too many.
 pub(super) fn is_full(n_ctx: usize) -> Error {
     Error::malformed(format!("the context of {n_ctx} tokens is full"))
@@ -761,24 +751,4 @@ fn read_kept(engine: &Engine, pruning: &Pruning, notes: &Notes, first: usize, n_
         pruning.update_history(block, first, &kept, &energy);
     }
     Some(kept)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_kept_leaves_the_same_tokens_to_the_kernels_for_a_few() {
-        let few = |n: usize| (n % 32).min(9) % 9;
-        for prompt in 1..150 {
-            for n in 0..prompt {
-                let kept = keepable(n, prompt, 32);
-                assert!(kept <= n && few(prompt - kept) == few(prompt), "{kept} of {n} before {prompt}");
-            }
-        }
-        assert_eq!(
-            [keepable(20, 60, 32), keepable(55, 60, 32), keepable(50, 66, 32), keepable(5, 6, 32)],
-            [19, 51, 32, 0]
-        );
-    }
 }

@@ -15,24 +15,13 @@ use super::plan::Plan;
 use super::probe::ProbeShape;
 use super::reduced::LeftOut;
 use super::resident::{Resident, ResidentBlock};
-use super::score::{self, Formula};
+use super::score::{self, BlockState, Formula};
 use super::select;
 use crate::error::Result;
 use crate::weights::{Kernel, Layer, Placement};
 
 /// Bytes of [`Pruning::identity`].
 pub const IDENTITY_BYTES: usize = 120;
-
-/// A pruned block's numbers.
-#[derive(Debug)]
-pub struct BlockState {
-    /// Constants of the channels: [`Formula::constants`]
-    pub constants: Arc<[f32]>,
-    /// What the model's channels do on other texts: energies of normalised states, which count as much as the probe's
-    pub prior: Option<Arc<[f32]>>,
-    /// What the probe's energy is fused with
-    pub history: Option<Arc<RwLock<History>>>,
-}
 
 /// The state of pruning between batches.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use ggml::{Store, TensorId, Type, Usage};
 
 use super::block::Block;
 use super::made::{Fill, Made};
-use super::pruning::BlockState;
+use super::score::BlockState;
 use crate::error::Result;
 use crate::weights::{Linear, Matrix, Placement};
 

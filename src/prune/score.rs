@@ -93,6 +93,17 @@ impl Formula {
     }
 }
 
+/// A pruned block's numbers.
+#[derive(Debug)]
+pub struct BlockState {
+    /// Constants of the channels: [`Formula::constants`]
+    pub constants: Arc<[f32]>,
+    /// What the model's channels do on other texts: energies of normalised states, which count as much as the probe's
+    pub prior: Option<Arc<[f32]>>,
+    /// What the probe's energy is fused with
+    pub history: Option<Arc<RwLock<History>>>,
+}
+
 /// Probe states F32 `[n_channels, n_rows]` (and the rows' positions, I32 `[n_rows]`, for a history that tells them apart)
 /// -> F32 `[1, n_units]`: scores. A third source F32 `[1, n_rows]` says which rows are text, if some are not, see [`n_of`].
 #[derive(Debug)]
