@@ -287,6 +287,16 @@ fn two_answers_are_compared() {
         t.prompt();
         command(&mut t, choice, &["predict 9", told, "read "]);
     }
+    // Of equals none is asked for, and a command ends the question.
+    command(
+        &mut t,
+        "/ab temp=0.1 temp=0.2 --blind",
+        &["answer 2:", "both answers are the same", "1 was temp 0.", "read "],
+    );
+    t.line("/ab predict=9 --blind");
+    t.expect("which is better?");
+    t.prompt();
+    command(&mut t, "/help", &["you chose neither", "read "]);
     // The settings and the conversation are as they were.
     command(&mut t, "/set", &["temp 0", "seed 3"]);
     ask(&mut t, "Two?");

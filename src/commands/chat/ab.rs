@@ -54,13 +54,17 @@ impl Chat<'_> {
         let [text_a, text_b] = [&a, &b].map(|(answer, opened)| parted(&answer.text, *opened).1);
         log.note(&parting(&text_a, &text_b, &names));
         if is_blind {
-            let choice = self.choice()?;
+            // Of equals none is better.
+            let asks = !text_a.split_whitespace().eq(text_b.split_whitespace());
+            let choice = if asks { Some(self.choice()?) } else { None };
             let log = &self.run.log;
             log.note(&format!("1 was {}, 2 was {}", in_words(first), in_words(second)));
-            match choice {
-                Some(1) => log.note(&format!("you chose {}", in_words(first))),
-                Some(_) => log.note(&format!("you chose {}", in_words(second))),
-                None => log.note("you chose neither"),
+            if let Some(choice) = choice {
+                log.note(&match choice {
+                    Some(1) => format!("you chose {}", in_words(first)),
+                    Some(_) => format!("you chose {}", in_words(second)),
+                    None => "you chose neither".to_owned(),
+                });
             }
         }
         for (setting, (answer, _)) in [(first, a), (second, b)] {
@@ -132,6 +136,8 @@ impl Chat<'_> {
                 "1" => return Ok(Some(1)),
                 "2" => return Ok(Some(2)),
                 "=" | "0" => return Ok(None),
+                // Who types a command has done with the question.
+                text if text.starts_with('/') => return Ok(None),
                 _ => {}
             }
         }
