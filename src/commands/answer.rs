@@ -105,20 +105,8 @@ pub fn answer(
     }
     let start = Instant::now();
     let (synced, processed) = read(run, session, prompt);
-    let mut stats = Stats {
-        prompt_tokens: prompt.len(),
-        cached_tokens: session.n_past() - processed,
-        processed_tokens: processed,
-        prompt_time: start.elapsed(),
-        probe_time: session.prompt_times().probe,
-        pack_time: session.prompt_times().pack,
-        context_used: session.n_past(),
-        context_size: session.n_ctx(),
-        seed: sampler.seed(),
-        logits_hash: logits_hash(session.logits()),
-        sampling: run.sampling.take(),
-        ..Default::default()
-    };
+    let mut stats = stats_of_prompt(session, prompt, processed, start.elapsed(), sampler.seed());
+    stats.sampling = run.sampling.take();
     match synced {
         Err(e) if e.kind() == Kind::Interrupted => {
             let stop = StopReason::Interrupted;
@@ -167,6 +155,29 @@ pub fn answer(
     stats.stop_reason = stop.name();
     stats.is_cut = stop == StopReason::Limit && !tokens.is_empty();
     Ok(Answer { text, tokens, stop, is_whole, stats })
+}
+
+/// The statistics of an answer whose prompt was read: `processed` of its tokens in this time, the others came from a cache.
+pub fn stats_of_prompt(
+    session: &dyn Timeline,
+    prompt: &[Token],
+    processed: usize,
+    prompt_time: Duration,
+    seed: u32,
+) -> Stats {
+    Stats {
+        prompt_tokens: prompt.len(),
+        cached_tokens: session.n_past() - processed,
+        processed_tokens: processed,
+        prompt_time,
+        probe_time: session.prompt_times().probe,
+        pack_time: session.prompt_times().pack,
+        context_used: session.n_past(),
+        context_size: session.n_ctx(),
+        seed,
+        logits_hash: logits_hash(session.logits()),
+        ..Default::default()
+    }
 }
 
 /// Tokens as the model gets them, one in a line: number and text, that of special ones in brackets.

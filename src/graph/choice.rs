@@ -207,8 +207,8 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             Pieces::Any(_) => 1,
         };
         let text = self.text();
-        let how = [kept.is_some(), self.is_stock(notes.block.il)];
-        if prune::note(self.g, self.task.pass, (states, text), n_seq, how, &mut notes) {
+        let is_stock = self.is_stock(notes.block.il);
+        if prune::note(self.g, self.task.pass, (states, text), n_seq, kept.is_some(), is_stock, &mut notes) {
             self.notes.push(notes);
         }
     }

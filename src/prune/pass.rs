@@ -176,7 +176,8 @@ pub fn note<'g>(
     pass: Pass,
     (states, text): (Tensor<'g>, Option<Tensor<'g>>),
     n_seq: usize,
-    [is_reduced, is_stock]: [bool; 2],
+    is_reduced: bool,
+    is_stock: bool,
     notes: &mut Notes,
 ) -> bool {
     let [n_channels, n_rows, ..] = states.ne();

@@ -4,6 +4,9 @@ use ggml::{Op, Parts, Source};
 
 use super::options::{Method, Options};
 
+/// A probe of no more tokens than this has position 0 among them, as in the paper's code.
+pub const FIRST_IS_IN: usize = 10;
+
 /// Rows of a probe, of equal-length pieces of `n_seq` samples side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProbeShape {
@@ -45,7 +48,7 @@ fn by_residual(probe: ProbeShape, squares: &[f32], n_seq: usize, n_each: usize) 
     let square = |b: usize, s: usize| f64::from(squares[b * n_each + s]);
     let tokens: Vec<f64> = (0..n_each).map(|s| (0..n_seq).map(|b| square(b, s)).sum()).collect();
     let mut picked = largest(&tokens, probe.n_each);
-    if probe.n_each <= 10 {
+    if probe.n_each <= FIRST_IS_IN {
         picked[0] = 0;
     }
     let samples: Vec<f64> = (0..n_seq).map(|b| picked.iter().map(|&s| square(b, s)).sum()).collect();

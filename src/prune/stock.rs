@@ -7,12 +7,9 @@ use std::ops::Range;
 
 use ggml::{Builder, Tensor, Type};
 
-use super::probe::ProbeShape;
+use super::probe::{FIRST_IS_IN, ProbeShape};
 use super::resident::ResidentBlock;
 use super::score::Formula;
-
-/// Up to so many tokens of a probe the first position is one of them: see `probe`.
-const FIRST_IS_IN: usize = 10;
 
 /// What [`scores`] are made of, beside the probe's states.
 pub struct Scoring<'a, 'g> {

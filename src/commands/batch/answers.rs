@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::results::Held;
 use super::rows::{Row, Rows};
 use crate::chat::Template;
-use crate::commands::answer::{Answer, Run, constraint, marks, sampler};
+use crate::commands::answer::{Answer, Run, constraint, marks, sampler, stats_of_prompt};
 use crate::commands::pruning;
 use crate::commands::run::{self, Prompt, as_json, context, tokens};
 use crate::constraint::{Constraint, Grammar};
@@ -304,19 +304,9 @@ impl<'a> Batch<'a> {
             }
         }?;
         let stats = Stats {
-            prompt_tokens: tokens.len(),
-            cached_tokens: tokens.len() - processed,
-            processed_tokens: processed,
-            prompt_time: began.elapsed(),
-            probe_time: timeline.prompt_times().probe,
-            pack_time: timeline.prompt_times().pack,
-            context_used: tokens.len(),
-            context_size: timeline.n_ctx(),
-            seed: sampler.seed(),
-            logits_hash: logits_hash(timeline.logits()),
             prune: timeline.prune_report().map(Report::line),
             prune_expected_kl: timeline.prune_report().filter(|r| r.pruned_tokens > 0).and_then(|r| r.expected_kl),
-            ..Default::default()
+            ..stats_of_prompt(timeline, &tokens, processed, began.elapsed(), sampler.seed())
         };
         tokens.iter().for_each(|&token| sampler.accept(token));
         let options = self.run.options.clone();

@@ -84,8 +84,9 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
     let n_tokens = done.map_err(|e| batch.run.signals.named(e))?;
     let time = began.elapsed();
     batch.run.log.note(&format!(
-        "{} rows in {:.1} s: {n_tokens} tokens written, {:.1} tok/s in all",
+        "{} {} in {:.1} s: {n_tokens} tokens written, {:.1} tok/s in all",
         left.len(),
+        if left.len() == 1 { "row" } else { "rows" },
         time.as_secs_f64(),
         per_second(n_tokens, time)
     ));
