@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use common::forge::{Arch, Forge};
-use common::{load_for, nmse, session};
+use common::{load_for, n_gpu_layers, nmse, session};
 use ggml::Type;
-use pp_run::engine::{Engine, Options};
+use pp_run::engine::{Engine, Options, context_needs};
+use pp_run::gguf::Gguf;
 use pp_run::graph::{Batch, CacheType, Results, Row};
-use pp_run::model::{Model, RopeOptions};
+use pp_run::model::{Model, Options as ModelOptions, RopeOptions};
 use pp_run::prune::Pass;
-use pp_run::weights::Kernels;
+use pp_run::weights::{self, GpuOptions, Kernels};
 
 /// Some tokens of a random model.
 fn text(n: usize, step: usize) -> Vec<i32> {
@@ -79,6 +80,31 @@ fn rows_of_any_sequences_at_any_positions() {
     compare(&forge, Kernels::Ggml, &Options { flash_attn: false, ..small.clone() }, 1e-9);
     let cache = CacheType::Q8_0;
     compare(&forge, Kernels::Ggml, &Options { cache_type_k: cache, cache_type_v: cache, ..small }, 1e-9);
+}
+
+#[test]
+fn a_sketch_needs_what_the_model_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let options = Options { n_ctx: Some(300), ..Options::new(2) };
+    for arch in Arch::ALL {
+        Forge { arch, ..Forge::tiny(Type::Q4_0, 4, 2) }.write(&path);
+        let gguf = Arc::new(Gguf::open(&path).unwrap());
+        let model = load_for(&path, Kernels::Auto, RopeOptions::default());
+        let gpu = GpuOptions { n_layers: Some(n_gpu_layers()), ..GpuOptions::default() };
+        for no_mmap in [false, true] {
+            let weights = weights::Options { no_mmap, gpu: gpu.clone(), ..Default::default() };
+            let (sketch, needs) = Model::sketch(gguf.clone(), &ModelOptions { weights, ..ModelOptions::new(&path) }).unwrap();
+            // In the file they take no memory, unless a device keeps them in a layout of its own.
+            let (total, of_file) = (needs.total(), gguf.n_bytes());
+            assert!(total <= 2 * of_file && (!no_mmap || total > of_file / 2), "{}: {total} of {of_file}", arch.name());
+            if !no_mmap {
+                let of = |model: &Model| context_needs(model, &options).unwrap().iter().collect::<Vec<_>>();
+                assert_eq!(of(&sketch), of(&model), "{}", arch.name());
+                assert!(of(&model).iter().any(|of_device| of_device.1 > 0));
+            }
+        }
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use pp_run::model::{Model, Options as ModelOptions};
 use pp_run::prune::{
     self, BlockStats, Calibration, HistoryKind, Method, Metric, Options, Picker, Record, Sources, Spread,
 };
-use pp_run::weights::{self, GpuOptions, Kernel, Kernels};
+use pp_run::weights::{self, GpuOptions, Kernel, Kernels, Mlp};
 
 /// Samples of a batch, the last of them shorter than the others.
 const SEQS: [std::ops::Range<i32>; 3] = [300..340, 250..290, 310..341];
@@ -84,15 +84,17 @@ fn run(model: &Model, options: &Options, calibration: &Calibration, replay: Opti
     Run { records: [texts, turns].map(|s| s.records().unwrap().to_vec()), results }
 }
 
-/// The settings that stages differ by.
-fn settings() -> Vec<(&'static str, Options)> {
+/// The settings that stages differ by, for a model: where experts run whole, only attention can be pruned, and that is not much.
+fn settings(model: &Model) -> Vec<(&'static str, Options)> {
+    let has_experts = model.layers().iter().any(|l| matches!(l.mlp, Mlp::Experts(_)));
+    let ratio = if has_experts { 0.1 } else { 0.4 };
     let dump = || Some("-".into());
-    let base = || Options { dump: dump(), skip: 1, min_tokens: Some(2), ..Options::new(0.4) };
-    let paper = || Options { dump: dump(), skip: 1, min_tokens: Some(2), ..Options::paper(0.4) };
-    vec![
-        ("uniform, answers", Options { spread: Spread::Uniform, answer: 0.4, ..base() }),
+    let base = || Options { dump: dump(), skip: 1, min_tokens: Some(2), ..Options::new(ratio) };
+    let paper = || Options { dump: dump(), skip: 1, min_tokens: Some(2), ..Options::paper(ratio) };
+    let mut settings = vec![
+        ("uniform, answers", Options { spread: Spread::Uniform, answer: ratio, ..base() }),
         ("calibrated prior", Options { spread: Spread::Paper, metric: Metric::Normalised, ..base() }),
-        ("paper", Options { answer: 0.4, ..paper() }),
+        ("paper", Options { answer: ratio, ..paper() }),
         ("paper, few tokens, two samples", Options { tokens: 0.1, samples: 0.5, ..paper() }),
         ("paper, even rows", Options { picker: Picker::Even, ..paper() }),
         ("channels", Options { history: HistoryKind::Channel, ..paper() }),
@@ -101,7 +103,9 @@ fn settings() -> Vec<(&'static str, Options)> {
         ("wanda-sp", Options { method: Method::WandaSp, ..paper() }),
         ("flap", Options { method: Method::Flap, ..paper() }),
         ("MLPs", Options { mlp_only: true, picker: Picker::Residual, ..base() }),
-    ]
+    ];
+    settings.retain(|(_, options)| !(options.mlp_only && has_experts));
+    settings
 }
 
 /// The first block of each session of which two runs kept other units: how many, and of how many. From there on they compute other things.
@@ -151,7 +155,7 @@ fn compare(name: &str, own: &Model, stock: &Model, most_units: Option<f64>, most
     let is_type = |ty| own.layers()[0].attn.q.weight.rows.ty() == ty;
     let is_whole = stock.layers().iter().all(|l| l.attn.q.weight.kernel == Kernel::Stock);
     let step = if is_type(Type::F32) && is_whole { 1 } else { 4 };
-    for (setting, options) in settings().into_iter().step_by(step) {
+    for (setting, options) in settings(own).into_iter().step_by(step) {
         let a = run(own, &options, &calibration, None);
         let differ = first_difference(&a, &run(stock, &options, &calibration, None));
         // What both kept in one run decides about the next layer: results are of the same units.
@@ -165,7 +169,8 @@ fn compare(name: &str, own: &Model, stock: &Model, most_units: Option<f64>, most
     }
 }
 
-/// The models: several heads to a key or one, widths that no word of 32 bits divides a row of, and types of weights.
+/// The models: several heads to a key or one, widths that no word of 32 bits divides a row of, types of weights, and architectures with
+/// operations of their own.
 fn models() -> Vec<(String, Forge)> {
     let mut models = Vec::new();
     for (ty, n_head_kv) in
@@ -177,7 +182,9 @@ fn models() -> Vec<(String, Forge)> {
     let odd = Forge { n_embd: 96, n_ff: 160, n_layer: 3, ..Forge::tiny(Type::Q4_0, 6, 3) };
     models.push(("odd".to_owned(), odd));
     models.push(("opt".to_owned(), Forge { arch: Arch::Opt, n_layer: 3, ..Forge::tiny(Type::F32, 8, 8) }));
-    models.push(("gemma3".to_owned(), Forge { arch: Arch::Gemma3, n_layer: 3, ..Forge::tiny(Type::F32, 8, 2) }));
+    for arch in [Arch::Gemma3, Arch::Mistral3, Arch::Qwen3Moe, Arch::GptOss] {
+        models.push((arch.name().to_owned(), Forge { arch, n_layer: 3, ..Forge::tiny(Type::F32, 8, 2) }));
+    }
     models
 }
 
@@ -219,7 +226,7 @@ fn a_gpu_computes_the_same() {
         let own = load(&path, Kernels::Ggml, 0);
         let (all, stats) = (load(&path, Kernels::Auto, u32::MAX), calibration(&own));
         let dense = parts(&all, None, &stats);
-        for (setting, options) in settings().iter().filter(|(_, o)| o.method.looks_at_batch()) {
+        for (setting, options) in settings(&own).iter().filter(|(_, o)| o.method.looks_at_batch()) {
             assert_eq!(parts(&all, Some(options), &stats), dense, "{name}, {setting}: parts of a graph");
         }
         for n in [forge.n_layer as u32 + 1, 2, 1] {

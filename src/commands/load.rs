@@ -49,7 +49,7 @@ pub fn load(
         let tokenizer = scope.spawn(|| Tokenizer::load(&gguf));
         let checks = model.check_tensors || gguf.file_bytes() <= MAX_CHECKED;
         let values = checks.then(|| scope.spawn(|| check_values(&gguf, context.n_threads_batch, &signals.interrupt)));
-        let loaded = Loaded::load(gguf.clone(), model, context.n_threads_batch, &mut progress);
+        let loaded = Loaded::load(gguf.clone(), model, context, &mut progress);
         let values = values.map_or(Ok(()), joined);
         (loaded, joined(tokenizer), values)
     });

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use ggml::{ComputeError, Device, Element, Executor, Graph, NodeTime, Schedule, Slot};
+use ggml::{ComputeError, Element, Executor, Graph, NodeTime, Schedule, Slot};
 use kernels::MAX_GEMV_TOKENS;
 
 use super::options::Options;
@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::graph::{Batch, CacheParams, Clock, Feed, GraphSlots, KV_STEP, KvCache, Layout, Results};
 use crate::model::Model;
 use crate::prune::{Masks, Notes, Pass, PassKind};
-use crate::system::memory;
+use crate::system::memory::{self, Needs};
 
 /// Context that is tried first when the user names none and memory is short.
 const LEAST_CTX: usize = 512;
@@ -71,6 +71,12 @@ struct Loaded {
 }
 
 impl Graphs {
+    /// None is loaded yet.
+    fn new(executor: &Executor) -> Graphs {
+        let loaded = || Loaded { schedule: executor.schedule(), current: None };
+        Graphs { one: loaded(), few: loaded(), many: loaded() }
+    }
+
     fn of(&self, size: Size) -> &Loaded {
         match size {
             Size::One => &self.one,
@@ -135,8 +141,7 @@ impl<'m> Engine<'m> {
         let adapts = options.adapts && most > 1 && model.gpus().is_empty();
         let pace = adapts.then(|| Pace::new(most));
         let rest = Rest::new(options.power);
-        let loaded = || Loaded { schedule: executor.schedule(), current: None };
-        let mut graphs = Graphs { one: loaded(), few: loaded(), many: loaded() };
+        let mut graphs = Graphs::new(&executor);
         let clock = Arc::default();
 
         let trained = model.hparams().n_ctx_train as usize;
@@ -152,19 +157,11 @@ impl<'m> Engine<'m> {
             Some(n) => (n as usize, false),
         };
         loop {
-            let params = CacheParams {
-                n_cells: n_ctx.next_multiple_of(KV_STEP),
-                n_seq: n_seq_max,
-                type_k: options.cache_type_k,
-                type_v: options.cache_type_v,
-                flash_attn: options.flash_attn,
-                exact: options.exact,
-            };
-            if let Some(why) = params.refusal(&model.dims()) {
+            let most = Most::new(options, n_ctx, n_seq_max, n_wanted_max);
+            if let Some(why) = most.params.refusal(&model.dims()) {
                 return Err(Error::usage(why));
             }
-            let n_ubatch = (options.n_ubatch.min(options.n_batch) as usize).clamp(1, n_ctx * n_seq_max);
-            match reserve(model, &mut graphs, params, n_ubatch, n_wanted_max, &clock) {
+            match reserve(model, &mut graphs, most, &clock) {
                 Ok(cache) => {
                     let last = Size::One;
                     return Ok(Engine {
@@ -172,7 +169,7 @@ impl<'m> Engine<'m> {
                         cache,
                         clock,
                         n_ctx,
-                        n_ubatch,
+                        n_ubatch: most.n_ubatch,
                         n_threads,
                         n_threads_batch,
                         executor,
@@ -338,76 +335,124 @@ impl<'m> Engine<'m> {
     }
 }
 
-/// Bytes that are needed of each device's memory.
-#[derive(Debug, Default)]
-struct Needs(Vec<(Device, u64)>);
+/// What is computed at once at most: the cache, tokens of a batch, and of these with results.
+#[derive(Debug, Clone, Copy)]
+struct Most {
+    params: CacheParams,
+    n_ubatch: usize,
+    n_wanted: usize,
+}
 
-impl Needs {
-    fn add(&mut self, device: Device, bytes: u64) {
-        match self.0.iter_mut().find(|n| n.0 == device) {
-            Some((_, sum)) => *sum = sum.saturating_add(bytes),
-            None => self.0.push((device, bytes)),
+impl Most {
+    /// Of `n_seq_max` sequences with contexts of `n_ctx` tokens.
+    fn new(options: &Options, n_ctx: usize, n_seq_max: usize, n_wanted: usize) -> Most {
+        let params = CacheParams {
+            n_cells: n_ctx.next_multiple_of(KV_STEP),
+            n_seq: n_seq_max,
+            type_k: options.cache_type_k,
+            type_v: options.cache_type_v,
+            flash_attn: options.flash_attn,
+            exact: options.exact,
+        };
+        let n_ubatch = (options.n_ubatch.min(options.n_batch) as usize).clamp(1, n_ctx * n_seq_max);
+        Most { params, n_ubatch, n_wanted }
+    }
+
+    /// The largest graphs of each size, with this cache.
+    fn graphs(&self, model: &Model, cache: &KvCache, clock: &Arc<Clock>) -> Largest {
+        let CacheParams { n_seq, n_cells, .. } = self.params;
+        let n_each = self.n_ubatch.div_ceil(n_seq);
+        let n_wanted = self.n_wanted.clamp(1, n_each * n_seq);
+        // Scores come from the states of all tokens, generation from the logits of the last of each sequence.
+        let results = if n_wanted <= n_seq { Results::Logits } else { Results::States };
+        let graph = |layout: &Layout| model.graph(cache, layout, Pass::Dense, clock).0;
+        let n_few = MAX_GEMV_TOKENS.min(self.n_ubatch);
+        Largest {
+            one: graph(&Layout::largest(1, 1, n_cells, 1, Results::Logits)),
+            few: graph(&Layout::largest(1, n_few, n_cells, n_few, Results::Logits)),
+            head: (results == Results::States)
+                .then(|| model.logits_graph(cache, OUTPUT_ROWS.min(n_wanted), clock).0),
+            many: graph(&Layout::largest(n_seq, n_each, n_cells, n_wanted, results)),
         }
     }
 
-    fn total(&self) -> u64 {
-        self.0.iter().fold(0, |sum, n| sum.saturating_add(n.1))
+    /// What the cache takes of each device's memory.
+    fn cache_needs(&self, model: &Model) -> Needs {
+        let mut needs = Needs::default();
+        for (il, bytes) in self.params.bytes(&model.dims()).into_iter().enumerate() {
+            needs.add(model.placement().device(il), bytes);
+        }
+        needs
     }
 
-    /// [`Kind::Memory`] if a device has not as much left.
-    fn require(&self, what: &str, advice: &str) -> Result<()> {
-        self.0.iter().try_for_each(|&(device, bytes)| memory::require_of(device, bytes, what, advice))
+    /// What all takes of each device's memory. Of the cache it must be known that memory for it can be had.
+    fn needs(&self, model: &Model, Graphs { one, few, many }: &mut Graphs, clock: &Arc<Clock>) -> Needs {
+        let mut needs = self.cache_needs(model);
+        let cache = KvCache::sketch(&model.dims(), self.params, &model.cache_buffer_types());
+        let largest = self.graphs(model, &cache, clock);
+        let mut few_bytes = few.schedule.measure(&largest.few);
+        if let Some(head) = &largest.head {
+            few_bytes.iter_mut().zip(few.schedule.measure(head)).for_each(|(few, head)| few.1 = few.1.max(head.1));
+        }
+        let (many, one) = (many.schedule.measure(&largest.many), one.schedule.measure(&largest.one));
+        for (device, bytes) in [few_bytes, many, one].concat() {
+            needs.add(device, bytes as u64);
+        }
+        needs
     }
 }
 
+/// The graphs that need most memory.
+struct Largest {
+    one: Graph,
+    few: Graph,
+    /// Of those with few tokens, too: the output matrix alone, if texts are scored
+    head: Option<Graph>,
+    many: Graph,
+}
+
 /// Takes the memory, or says how much is missing before anything is taken.
-fn reserve(
-    model: &Model,
-    Graphs { one, few, many }: &mut Graphs,
-    params: CacheParams,
-    n_ubatch: usize,
-    n_wanted_max: usize,
-    clock: &Arc<Clock>,
-) -> Result<KvCache> {
+fn reserve(model: &Model, graphs: &mut Graphs, most: Most, clock: &Arc<Clock>) -> Result<KvCache> {
     let advice = "use a smaller -c, -ub, or -ctk q8_0 -ctv q8_0";
-    let n_seq = params.n_seq;
-    let what = format!("a context of {} tokens", params.n_cells * n_seq);
-    let mut needs = Needs::default();
-    for (il, bytes) in params.bytes(&model.dims()).into_iter().enumerate() {
-        needs.add(model.placement().device(il), bytes);
-    }
+    let params = most.params;
+    let what = format!("a context of {} tokens", params.n_cells * params.n_seq);
+    most.cache_needs(model).require(&what, advice)?;
+    let needs = most.needs(model, graphs, clock);
     needs.require(&what, advice)?;
-    let out_of_memory = |bytes: u64| {
-        Error::memory(format!("{what} would take {}, which could not be had: {advice}", memory::human(bytes)))
+    let out_of_memory = || {
+        Error::memory(format!("{what} would take {}, which could not be had: {advice}", memory::human(needs.total())))
     };
     let cache =
-        KvCache::new(&model.dims(), params, &model.cache_buffer_types()).map_err(|e| out_of_memory(e.bytes as u64))?;
-    let n_each = n_ubatch.div_ceil(n_seq);
-    let n_wanted = n_wanted_max.clamp(1, n_each * n_seq);
-    // Scores come from the states of all tokens, generation from the logits of the last of each sequence.
-    let results = if n_wanted <= n_seq { Results::Logits } else { Results::States };
-    let graph = |layout: &Layout| model.graph(&cache, layout, Pass::Dense, clock).0;
-    let largest = graph(&Layout::largest(n_seq, n_each, params.n_cells, n_wanted, results));
-    let n_few = MAX_GEMV_TOKENS.min(n_ubatch);
-    let few_tokens = graph(&Layout::largest(1, n_few, params.n_cells, n_few, Results::Logits));
-    let one_token = graph(&Layout::largest(1, 1, params.n_cells, 1, Results::Logits));
-    let mut few_bytes = few.schedule.measure(&few_tokens);
-    let head = (results == Results::States).then(|| model.logits_graph(&cache, OUTPUT_ROWS.min(n_wanted), clock).0);
-    if let Some(head) = &head {
-        few_bytes.iter_mut().zip(few.schedule.measure(head)).for_each(|(few, head)| few.1 = few.1.max(head.1));
-    }
-    for (device, bytes) in [few_bytes, many.schedule.measure(&largest), one.schedule.measure(&one_token)].concat() {
-        needs.add(device, bytes as u64);
-    }
-    needs.require(&what, advice)?;
-    let out_of_memory = |_| out_of_memory(needs.total());
-    many.schedule.reserve(&largest).map_err(out_of_memory)?;
-    one.schedule.reserve(&one_token).map_err(out_of_memory)?;
-    few.schedule.reserve(&few_tokens).map_err(out_of_memory)?;
-    if let Some(head) = &head {
-        few.schedule.reserve(head).map_err(out_of_memory)?;
+        KvCache::new(&model.dims(), params, &model.cache_buffer_types()).map_err(|_| out_of_memory())?;
+    let largest = most.graphs(model, &cache, clock);
+    let Graphs { one, few, many } = graphs;
+    many.schedule.reserve(&largest.many).map_err(|_| out_of_memory())?;
+    one.schedule.reserve(&largest.one).map_err(|_| out_of_memory())?;
+    few.schedule.reserve(&largest.few).map_err(|_| out_of_memory())?;
+    if let Some(head) = &largest.head {
+        few.schedule.reserve(head).map_err(|_| out_of_memory())?;
     }
     Ok(cache)
+}
+
+/// What an answer's context takes of each device's memory, beside the weights: the one that `options` name, or of 4,096 tokens, as a longer
+/// one is for whoever has room for it.
+pub fn context_needs(model: &Model, options: &Options) -> Result<Needs> {
+    const UNNAMED: u32 = 4096;
+    let trained = model.hparams().n_ctx_train;
+    let n_ctx = match options.n_ctx {
+        None => trained.min(UNNAMED),
+        Some(0) => trained,
+        Some(n) => n,
+    };
+    let most = Most::new(options, n_ctx as usize, 1, 1);
+    let cache = most.cache_needs(model);
+    // What cannot be had at all is refused when the context is made.
+    if most.params.refusal(&model.dims()).is_some() || cache.require("", "").is_err() {
+        return Ok(cache);
+    }
+    let executor = Executor::new(&model.gpus(), Arc::default()).map_err(failure)?;
+    Ok(most.needs(model, &mut Graphs::new(&executor), &Arc::default()))
 }
 
 /// What a failed computation means to the user.

@@ -4,6 +4,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use ggml::Device;
+
+use super::core::context_needs;
 use super::libllama::{self, LlamaSession};
 use super::options::Options;
 use super::session::Session;
@@ -12,6 +15,9 @@ use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::model::{self, Model, RunBy};
 
+/// Bytes of a GPU that are left to others where as many layers go there as fit, as llama.cpp leaves them.
+const LEFT_FREE: u64 = 1 << 30;
+
 /// A model in memory.
 #[derive(Debug)]
 pub enum Loaded {
@@ -19,6 +25,37 @@ pub enum Loaded {
     Own(Box<Model>),
     /// By libllama
     Libllama(libllama::Model),
+}
+
+/// How many layers, with the output as one more, fit the GPUs beside the context.
+fn layers_that_fit(gguf: &Arc<Gguf>, options: &model::Options, context: &Options) -> Result<u32> {
+    let with = |n: u32| {
+        let mut options = options.clone();
+        options.weights.gpu.n_layers = Some(n);
+        options
+    };
+    let fits = |n: u32| {
+        let (model, mut needs) = Model::sketch(gguf.clone(), &with(n))?;
+        needs.extend(&context_needs(&model, context)?);
+        let room = |gpu: Device| (gpu.memory().0 as u64).saturating_sub(LEFT_FREE);
+        let gpus: Vec<Device> = model.gpus();
+        Ok(needs.iter().all(|(device, bytes)| !gpus.contains(&device) || bytes <= room(device)))
+    };
+    let (all, _) = Model::sketch(gguf.clone(), &with(u32::MAX))?;
+    most_that_fit(if all.gpus().is_empty() { 0 } else { all.hparams().n_layer as u32 + 1 }, fits)
+}
+
+/// The largest number up to `most` that fits, if all below one that fits do, and 0 does.
+fn most_that_fit(most: u32, fits: impl Fn(u32) -> Result<bool>) -> Result<u32> {
+    let (mut least, mut most) = (0, most);
+    while least < most {
+        let middle = most - (most - least) / 2;
+        match fits(middle)? {
+            true => least = middle,
+            false => most = middle - 1,
+        }
+    }
+    Ok(least)
 }
 
 /// Whose engine runs a file: ours where the options do not say otherwise and we have a graph for it.
@@ -31,15 +68,20 @@ pub fn runs_on_own(gguf: &Gguf, run_by: RunBy) -> bool {
 }
 
 impl Loaded {
-    /// Loads a model, as [`Model::load`] does.
+    /// Loads a model, as [`Model::load`] does. Where `options` leave it open how many layers go to GPUs, it is as many as fit beside the
+    /// context.
     pub fn load(
         gguf: Arc<Gguf>,
         options: &model::Options,
-        n_threads: usize,
+        context: &Options,
         progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send),
     ) -> Result<Loaded> {
         if runs_on_own(&gguf, options.run_by) {
-            return Ok(Loaded::Own(Box::new(Model::load(gguf, options, n_threads, progress)?)));
+            let mut options = options.clone();
+            if options.weights.gpu.n_layers.is_none() {
+                options.weights.gpu.n_layers = Some(layers_that_fit(&gguf, &options, context)?);
+            }
+            return Ok(Loaded::Own(Box::new(Model::load(gguf, &options, context.n_threads_batch, progress)?)));
         }
         libllama::Model::load(gguf, options, progress).map(Loaded::Libllama)
     }
@@ -109,5 +151,20 @@ impl Loaded {
             Loaded::Own(model) => Box::new(Session::new(model, options, 1, 1, interrupt)?),
             Loaded::Libllama(model) => Box::new(LlamaSession::new(model, options, interrupt)?),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_layers_as_fit() {
+        for most in 0..20 {
+            for fit in 0..=most {
+                assert_eq!(most_that_fit(most, |n| Ok(n <= fit)).unwrap(), fit);
+            }
+        }
+        assert!(most_that_fit(3, |_| Err(Error::failed("no"))).is_err());
     }
 }

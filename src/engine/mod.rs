@@ -35,7 +35,7 @@ mod threads;
 mod timeline;
 
 pub use cache_cost::cache_cost;
-pub use core::{Engine, OUTPUT_ROWS};
+pub use core::{Engine, OUTPUT_ROWS, context_needs};
 pub use divergence::divergences;
 pub use libllama::LlamaSession;
 pub use likelihood::{Likelihood, Request, normaliser};

@@ -8,7 +8,7 @@ use super::builder::GraphBuilder;
 use super::choice::{Choice, Probe};
 use super::inputs::{Input, Rows};
 use super::matmul::{Ahead, Kept, Part};
-use super::ops::{Temper, attend};
+use super::ops::attend;
 use super::states::States;
 use crate::prune::{self, Block, BlockKind, GatherHeads, Notes, Pruning, Role, SpreadHeads};
 use crate::weights::{Attention, KeysValues, Linear, Norm, Rotary};
@@ -74,7 +74,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             }
         };
         let pos = self.inputs.get(Input::Positions);
-        let qkv = self.qkv(products, w, pos);
+        let qkv = self.qkv(products, w, pos, None);
         self.name(qkv.q, "Qcur", il);
         self.name(qkv.k, "Kcur", il);
         self.name(qkv.v, "Vcur", il);
@@ -173,13 +173,14 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         let is_own = self.attends(&w.q.weight);
         let numbers = (rows != Rows::All).then(|| self.inputs.get(Input::Numbers(rows)));
         let (mut of_rows, mut attending) = (None, Rows::All);
-        if let Some(numbers) = numbers.filter(|_| is_own) {
+        let chosen = numbers.filter(|_| is_own);
+        if let Some(numbers) = chosen {
             of_rows = Some(self.rows(states, numbers));
             (pos, attending) = (self.positions_of(pos, numbers), rows);
         }
         let part = kept.map_or(Part::All, |kept| Part::Rows(kept, Role::Q));
         let q = self.matmul(of_rows.as_mut().unwrap_or(states), &w.q, part);
-        let q = self.queries(q, w, pos);
+        let q = self.queries(q, w, pos, chosen);
         self.name(q, "Qcur", il);
         let mut kqv = self.attend_cache(q, kept, w, il, attending);
         if let Some(numbers) = numbers.filter(|_| !is_own) {
@@ -227,18 +228,24 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         };
         // A window is ignored here: the rows are few of many, and stand for more than themselves.
         let mask = self.inputs.get(Input::ProbeMask(probe.shape.n_each));
-        let qkv = self.qkv(products, w, probe.pos);
+        let qkv = self.qkv(products, w, probe.pos, probe.rows);
         let kqv = self.attend_among(qkv, mask, probe.shape.n_seq, None, w);
         let kqv = self.probes_text(probe).map_or(kqv, |text| g.mul(kqv, text));
         Kept { ahead, ..self.end_probe(pruning, probe, kqv, w.n_embd_head, notes) }
     }
 
     /// Queries, keys and values by head, of products `[n_embd_head * heads, n_tokens]` whose rows are contiguous: each head's queries and
-    /// keys normalised, if the model does so, and positions embedded.
-    fn qkv(&self, products: [Tensor<'g>; 3], w: &Attention, pos: Tensor<'g>) -> Qkv<'g> {
+    /// keys normalised, if the model does so, and positions embedded. They are of all rows of the batch, or of these numbers.
+    fn qkv(
+        &mut self,
+        products: [Tensor<'g>; 3],
+        w: &Attention,
+        pos: Tensor<'g>,
+        rows: Option<Tensor<'g>>,
+    ) -> Qkv<'g> {
         let [q, k, v] = products;
         let k = self.embedded(self.by_head(k, w), &w.k_norm, w, pos);
-        Qkv { q: self.queries(q, w, pos), k, v: self.values(v, w) }
+        Qkv { q: self.queries(q, w, pos, rows), k, v: self.values(v, w) }
     }
 
     /// A product by head: `[n_embd_head, n_head, n_tokens]`.
@@ -270,11 +277,21 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         g.concat(g.rope(part(0, n_rot), pos, factors, rope), part(n_rot, d), 0)
     }
 
-    /// Queries by head, of their product: normalised, with positions embedded, and with the temperature of these.
-    fn queries(&self, product: Tensor<'g>, w: &Attention, pos: Tensor<'g>) -> Tensor<'g> {
+    /// Queries by head, of their product: normalised, with positions embedded, and with the temperature of these. They are of all rows of the
+    /// batch, or of these numbers.
+    fn queries(
+        &mut self,
+        product: Tensor<'g>,
+        w: &Attention,
+        pos: Tensor<'g>,
+        rows: Option<Tensor<'g>>,
+    ) -> Tensor<'g> {
         let q = self.embedded(self.by_head(product, w), &w.q_norm, w, pos);
         let q = self.scaled(q, w.q_scale);
-        w.temperature.map_or(q, |t| self.g.custom(Type::F32, q.ne(), &[q, pos], Temper(t)))
+        let Some(temperature) = w.temperature else { return q };
+        let all = self.inputs.get(Input::Temperatures(temperature));
+        let factors = rows.map_or(all, |rows| self.g.get_rows(all, rows));
+        self.g.mul(q, self.g.reshape(factors, [1, 1, factors.ne()[1], 1]))
     }
 
     /// The cache takes in the batch's keys and values.

@@ -7,7 +7,7 @@ use super::builder::GraphBuilder;
 use super::matmul::Part;
 use super::ops::{Blend, Combine, ExpertProduct, OfChosen, Operand, Route};
 use super::states::States;
-use crate::weights::{Activation, Experts, Gating, Norm, Stack, has_gemv};
+use crate::weights::{Activation, Experts, Gating, Kernel, Norm, Stack, has_gemv};
 
 /// How steep the gate of [`Gating::ClampedSwish`] is, and what it is clamped to.
 const CLAMPED_SWISH: [f32; 2] = [1.702, 7.0];
@@ -23,21 +23,54 @@ impl<'g> GraphBuilder<'_, 'g> {
         let mut states = States::normalised(x, norm);
         let scores = self.matmul(&mut states, &w.router, Part::All);
         self.name(scores, "ffn_moe_logits", il);
-        let ne = [w.n_used, n, 1, 1];
+        let is_stock = w.down.kernel == Kernel::Stock;
         // Both ways give the same but for rounding; each model has the one that llama.cpp has for it.
-        let (chosen, shares) = if w.softmax_of_chosen {
-            let chosen = g.custom(Type::I32, ne, &[scores], Route);
-            let of_chosen = g.custom(Type::F32, ne, &[scores, chosen], OfChosen { as_shares: false });
-            (chosen, g.soft_max(of_chosen, None, 1.0))
-        } else {
-            let all = g.soft_max(scores, None, 1.0);
-            let chosen = g.custom(Type::I32, ne, &[all], Route);
-            (chosen, g.custom(Type::F32, ne, &[all, chosen], OfChosen { as_shares: true }))
-        };
+        let scores = if w.softmax_of_chosen { scores } else { g.soft_max(scores, None, 1.0) };
+        let (chosen, shares) = if is_stock { self.stock_route(scores, w) } else { self.route(scores, w) };
         let inside = self.inside_experts(&mut states, w, chosen);
         let given = self.biased_expert_product(&mut States::new(inside), &w.down, chosen);
-        let out = g.custom(Type::F32, [given.ne()[0], n, 1, 1], &[given, shares], Blend);
+        let out = match is_stock {
+            true => self.stock_blend(given, shares),
+            false => g.custom(Type::F32, [given.ne()[0], n, 1, 1], &[given, shares], Blend),
+        };
         Some(self.name(out, "ffn_out", il))
+    }
+
+    /// Of scores `[n_expert, n]` the chosen experts and their weights, both `[n_used, n]`.
+    fn route(&self, scores: Tensor<'g>, w: &Experts) -> (Tensor<'g>, Tensor<'g>) {
+        let (g, ne) = (self.g, [w.n_used, scores.ne()[1], 1, 1]);
+        let chosen = g.custom(Type::I32, ne, &[scores], Route);
+        let as_shares = !w.softmax_of_chosen;
+        let of_chosen = g.custom(Type::F32, ne, &[scores, chosen], OfChosen { as_shares });
+        (chosen, if as_shares { of_chosen } else { g.soft_max(of_chosen, None, 1.0) })
+    }
+
+    /// The same in operations that GPUs have.
+    fn stock_route(&self, scores: Tensor<'g>, w: &Experts) -> (Tensor<'g>, Tensor<'g>) {
+        let (g, [n_expert, n, ..], n_used) = (self.g, scores.ne(), w.n_used);
+        let row = size_of::<i32>() * n_expert;
+        let chosen = g.view(g.argsort(scores, true), [n_used, n, 1, 1], [row, row * n, row * n], 0);
+        let of_chosen = g.get_rows(g.reshape(scores, [1, n_expert, n, 1]), chosen);
+        let of_chosen = g.reshape(of_chosen, [n_used, n, 1, 1]);
+        // The sum of the largest shares is no small number.
+        let shares = match w.softmax_of_chosen {
+            true => g.soft_max(of_chosen, None, 1.0),
+            false => g.div(of_chosen, g.sum_rows(of_chosen)),
+        };
+        (chosen, shares)
+    }
+
+    /// The weighted sum `[n_embd, n]` of what experts give, `[n_embd, n_used * n]`, with weights `[n_used, n]`, in operations that GPUs have.
+    fn stock_blend(&self, given: Tensor<'g>, shares: Tensor<'g>) -> Tensor<'g> {
+        let (g, n_embd, [n_used, n, ..]) = (self.g, given.ne()[0], shares.ne());
+        let weighed = g.mul(g.reshape(given, [n_embd, n_used, n, 1]), g.reshape(shares, [1, n_used, n, 1]));
+        let row = size_of::<f32>() * n_embd;
+        let of_slot = |slot: usize| {
+            let token = row * n_used;
+            g.view(weighed, [n_embd, n, 1, 1], [token, token * n, token * n], row * slot)
+        };
+        let first = g.cont(of_slot(0), [n_embd, n, 1, 1]);
+        (1..n_used).fold(first, |sum, slot| g.add(sum, of_slot(slot)))
     }
 
     /// The inputs of the last matrix of each token and each of its experts: `[n_ff, n_used * n]`.

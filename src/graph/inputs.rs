@@ -7,14 +7,17 @@ use ggml::{Builder, F16, Schedule, Slot, Tensor, Type};
 use super::batch::{Batch, Layout, Pieces, Row};
 use super::kv_cache::KvCache;
 use crate::prune::{Block, Masks, ProbeShape, evenly};
+use crate::weights::Temperature;
 
 /// Something that is set before a graph is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Input {
     /// I32 `[n_tokens]`: numbers in the vocabulary
     Tokens,
     /// I32 `[n_tokens]`
     Positions,
+    /// F32 `[1, n_tokens]`: what the positions' temperature multiplies queries with
+    Temperatures(Temperature),
     /// I64 `[n_tokens]`: cells that keys are written to
     KeyCells,
     /// I64: rows that values are written to, so many of each token, see [`KvCache::value_ids`]
@@ -95,6 +98,7 @@ impl Input {
         match self {
             Input::Tokens => ("inp_tokens", Type::I32, vector(n)),
             Input::Positions => ("inp_pos", Type::I32, vector(n)),
+            Input::Temperatures(_) => ("attn_temperatures", Type::F32, [1, n, 1, 1]),
             Input::KeyCells => ("attn_inp_k_idxs", Type::I64, vector(n)),
             Input::ValueCells(n_rows) => ("attn_inp_v_idxs", Type::I64, vector(n * n_rows)),
             Input::Mask(_) => {
@@ -119,6 +123,10 @@ impl Input {
         match self {
             Input::Tokens => to.set(slot, &numbers(&|r| r.token)),
             Input::Positions => to.set(slot, &numbers(&|r| r.pos as i32)),
+            Input::Temperatures(Temperature { scale, length }) => {
+                let factor = |r: &Row| 1.0 + scale * (1.0 + (r.pos as u32 / length) as f32).ln();
+                to.set(slot, &rows.iter().map(factor).collect::<Vec<f32>>());
+            }
             Input::KeyCells => to.set(slot, &cells(rows, cache)),
             Input::ValueCells(n_rows) => to.set(slot, &cache.value_ids(&cells(rows, cache), n_rows)),
             Input::Mask(window) => set_mask(slot, to, cache, layout.n_kv, window, rows.iter().map(|r| r.pos)),

@@ -4,6 +4,7 @@
 //! Number of a cell = position of its token: a sequence occupies its cells from 0 on, and to forget tokens is to count fewer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::rc::Rc;
@@ -88,6 +89,26 @@ impl CacheParams {
 impl KvCache {
     /// An empty cache; `buffer_types` names the memory of each layer.
     pub fn new(dims: &Dims, params: CacheParams, buffer_types: &[BufferType]) -> Result<KvCache, AllocError> {
+        let cache = KvCache::made_by(dims, params, buffer_types, |specs| Store::new(specs, Vec::new()))?;
+        for (&n, &matrix) in &cache.rotations {
+            let bytes: Vec<u8> = hadamard(n).into_iter().flat_map(f32::to_le_bytes).collect();
+            cache.store.write(matrix, 0, &bytes);
+        }
+        Ok(cache)
+    }
+
+    /// The same without memory: graphs with it can only be measured.
+    pub fn sketch(dims: &Dims, params: CacheParams, buffer_types: &[BufferType]) -> KvCache {
+        let made = KvCache::made_by(dims, params, buffer_types, |specs| Ok::<_, Infallible>(Store::sketch(specs)));
+        made.unwrap_or_else(|never| match never {})
+    }
+
+    fn made_by<E>(
+        dims: &Dims,
+        params: CacheParams,
+        buffer_types: &[BufferType],
+        store: impl FnOnce(Specs) -> Result<Store, E>,
+    ) -> Result<KvCache, E> {
         let mut specs = Specs::new();
         let mut layers: Vec<LayerCache> = Vec::new();
         for (il, (layer, memory)) in dims.layers.iter().zip(buffer_types).enumerate() {
@@ -113,12 +134,7 @@ impl KvCache {
             (n, specs.push(TensorSpec { name: format!("attn_inp_rot_{n}"), ty: Type::F32, ne, place }))
         };
         let rotations: BTreeMap<usize, TensorId> = widths.into_iter().map(&mut matrix).collect();
-        let store = Store::new(specs, Vec::new())?;
-        for (&n, &matrix) in &rotations {
-            let bytes: Vec<u8> = hadamard(n).into_iter().flat_map(f32::to_le_bytes).collect();
-            store.write(matrix, 0, &bytes);
-        }
-        Ok(KvCache { params, store: Rc::new(store), layers, rotations, n_clean: 0 })
+        Ok(KvCache { params, store: Rc::new(store(specs)?), layers, rotations, n_clean: 0 })
     }
 
     /// Size and layout.

@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::gguf::Gguf;
 use crate::graph::{Clock, GraphBuilder, GraphSlots, KvCache, Layout, Pieces, Results, Task};
 use crate::prune::{Pass, Scale};
+use crate::system::memory::Needs;
 use crate::weights::{Dims, Factors, Kernel, Kernels, Layer, Loaded, Loader, Mlp, Pack, Placement, pack_all};
 
 /// A model in memory, ready to compute.
@@ -39,18 +40,33 @@ impl Model {
         n_threads: usize,
         progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send),
     ) -> Result<Model> {
+        let (mut model, ()) =
+            Model::made_by(gguf, options, |loader: Loader<'_>| Ok((loader.finish(n_threads, progress)?, ())))?;
+        if options.weights.pack == Pack::Resident {
+            pack_all(model.tensors.layers.iter_mut().flat_map(Layer::weights_mut).collect(), n_threads)?;
+        }
+        Ok(model)
+    }
+
+    /// The same without weights in memory, for graphs that are only measured; and what weights would take of each device's memory.
+    pub fn sketch(gguf: Arc<Gguf>, options: &Options) -> Result<(Model, Needs)> {
+        Model::made_by(gguf, options, |loader: Loader<'_>| loader.sketch())
+    }
+
+    fn made_by<T>(
+        gguf: Arc<Gguf>,
+        options: &Options,
+        finish: impl FnOnce(Loader<'_>) -> Result<(Loaded, T)>,
+    ) -> Result<(Model, T)> {
         let (architecture, hparams) = arch::read(&gguf, &options.rope)?;
-        let placement = Placement::new(&gguf, hparams.n_layer, &options.weights.gpu)?;
-        let load = |progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send)| {
+        let placement = Placement::new(hparams.n_layer, &options.weights.gpu)?;
+        let make = || {
             let mut loader = Loader::new(&gguf, &placement, &options.weights, hparams.n_layer);
             let tensors = (architecture.tensors)(&mut loader, &hparams)?;
-            Ok::<_, crate::error::Error>((tensors, loader.finish(n_threads, progress)?))
+            Ok::<_, crate::error::Error>((tensors, finish(loader)?))
         };
-        let (mut tensors, Loaded { store, ignored }) = load(progress).map_err(|e| e.in_file(gguf.path()))?;
-        if options.weights.pack == Pack::Resident {
-            pack_all(tensors.layers.iter_mut().flat_map(Layer::weights_mut).collect(), n_threads)?;
-        }
-        Ok(Model { gguf: gguf.clone(), architecture, hparams, placement, store, tensors, ignored })
+        let (tensors, (Loaded { store, ignored }, other)) = make().map_err(|e| e.in_file(gguf.path()))?;
+        Ok((Model { gguf: gguf.clone(), architecture, hparams, placement, store, tensors, ignored }, other))
     }
 
     /// Whether our kernels multiply any weight of the layers; never [`Kernels::Auto`].

@@ -98,7 +98,41 @@ pub fn human(n: u64) -> String {
     unreachable!("the last unit returns")
 }
 
-/// [`require`] of a device's own memory: a GPU's, or the machine's.
+/// Bytes that are needed of each device's memory.
+#[derive(Debug, Default, Clone)]
+pub struct Needs(Vec<(Device, u64)>);
+
+impl Needs {
+    /// Adds what is needed of a device's memory.
+    pub fn add(&mut self, device: Device, bytes: u64) {
+        match self.0.iter_mut().find(|n| n.0 == device) {
+            Some((_, sum)) => *sum = sum.saturating_add(bytes),
+            None => self.0.push((device, bytes)),
+        }
+    }
+
+    /// Adds other needs.
+    pub fn extend(&mut self, others: &Needs) {
+        others.0.iter().for_each(|&(device, bytes)| self.add(device, bytes));
+    }
+
+    /// By device.
+    pub fn iter(&self) -> impl Iterator<Item = (Device, u64)> {
+        self.0.iter().copied()
+    }
+
+    /// Of all devices.
+    pub fn total(&self) -> u64 {
+        self.0.iter().fold(0, |sum, n| sum.saturating_add(n.1))
+    }
+
+    /// [`crate::error::Kind::Memory`] if a device has not as much left, see [`require_of`].
+    pub fn require(&self, what: &str, advice: &str) -> Result<()> {
+        self.0.iter().try_for_each(|&(device, bytes)| require_of(device, bytes, what, advice))
+    }
+}
+
+/// [`require`] of a device's own memory: a GPU's, or the machine's. Of a GPU layers can be taken, too.
 pub fn require_of(device: Device, bytes: u64, what: &str, advice: &str) -> Result<()> {
     if device == Device::cpu() {
         return require(bytes, what, advice);
@@ -106,7 +140,7 @@ pub fn require_of(device: Device, bytes: u64, what: &str, advice: &str) -> Resul
     let left = device.memory().0 as u64;
     match bytes > left {
         true => Err(Error::memory(format!(
-            "{what} would take {} of {}, of which only {} are free: {advice}",
+            "{what} would take {} of {}, of which only {} are free: {advice}, or leave layers to the CPU (a smaller -ngl, or auto)",
             human(bytes),
             device.name(),
             human(left)

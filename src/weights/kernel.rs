@@ -183,8 +183,8 @@ mod tests {
         let ty = |name: &str| quantised_types().into_iter().find(|ty| ty.name() == name).expect("a type of ggml's");
         assert_eq!(Kernel::choose(Kernels::Ggml, ty("Q4_0"), false), Kernel::Ggml);
         assert_eq!(Kernel::choose(Kernels::Native, ty("Q4_0"), false), Kernel::Own);
-        assert_eq!(Kernel::choose(Kernels::Native, ty("IQ4_XS"), false), Kernel::OwnGemm);
-        assert_eq!(Kernel::choose(Kernels::Native, ty("IQ4_XS"), true), Kernel::Ggml);
+        assert_eq!(Kernel::choose(Kernels::Native, ty("IQ3_S"), false), Kernel::OwnGemm);
+        assert_eq!(Kernel::choose(Kernels::Native, ty("IQ3_S"), true), Kernel::Ggml);
         assert_eq!(Kernel::choose(Kernels::Native, Type::F32, false), Kernel::Ggml);
     }
 }

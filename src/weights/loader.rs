@@ -13,7 +13,7 @@ use super::placement::{INPUT, Placement};
 use super::tensors::{Factors, Linear, Norm, Stack, Vector, Weight};
 use crate::error::{Error, Kind, Result};
 use crate::gguf::{Gguf, TensorInfo};
-use crate::system::memory;
+use crate::system::memory::{self, Needs};
 
 /// Collects the tensors that an architecture asks for, then brings them into memory.
 pub struct Loader<'a> {
@@ -25,6 +25,8 @@ pub struct Loader<'a> {
     specs: Specs,
     /// Where each comes from, in the order of the specs
     sources: Vec<(TensorId, &'a TensorInfo)>,
+    /// Memory for those that do not stay in the file
+    needs: Needs,
     used: HashSet<&'a str>,
 }
 
@@ -40,7 +42,8 @@ pub struct Loaded {
 impl<'a> Loader<'a> {
     /// A loader over a checked file.
     pub fn new(gguf: &'a Gguf, placement: &'a Placement, options: &'a Options, n_layer: usize) -> Loader<'a> {
-        Loader { gguf, placement, options, n_layer, specs: Specs::new(), sources: Vec::new(), used: HashSet::new() }
+        let (specs, sources, needs, used) = Default::default();
+        Loader { gguf, placement, options, n_layer, specs, sources, needs, used }
     }
 
     /// A matrix `NAME.weight` that the file must have, and its bias `NAME.bias`, if it has one: of layer `il`.
@@ -227,6 +230,9 @@ impl<'a> Loader<'a> {
             && device.computes_in_place()
             && position.is_multiple_of(MAPPED_ALIGNMENT);
         let place = if in_place { Place::Mapped(device, info.part, position) } else { Place::Buffer(memory) };
+        if !in_place {
+            self.needs.add(if memory.in_program_memory() { Device::cpu() } else { device }, info.n_bytes);
+        }
         let id = self.specs.push(TensorSpec { name: info.name.clone(), ty: info.ty, ne: info.ne, place });
         self.used.insert(&info.name);
         self.sources.push((id, info));
@@ -239,24 +245,26 @@ impl<'a> Loader<'a> {
         Matrix::mapped(self.gguf.map(info).clone(), range, info.ty, info.ne[0] as usize, info.ne[1] as usize)
     }
 
+    /// Leaves the tensors without memory, for graphs that are only measured; and says what it would take of each device's memory.
+    pub fn sketch(self) -> Result<(Loaded, Needs)> {
+        let ignored = self.ignored()?;
+        Ok((Loaded { store: Rc::new(Store::sketch(self.specs)), ignored }, self.needs))
+    }
+
     /// Brings the tensors into memory. `progress` is told the share done and may stop the load.
     pub fn finish(self, n_threads: usize, progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send)) -> Result<Loaded> {
         let ignored = self.ignored()?;
-        let Loader { gguf, specs, sources, .. } = self;
+        let Loader { gguf, specs, sources, needs, .. } = self;
         let (mut in_buffers, mut mapped) = (Vec::new(), HashSet::new());
-        let mut needed = 0;
         for (spec, &(id, info)) in specs.iter().zip(&sources) {
             match spec.place {
-                Place::Buffer(memory) => {
-                    needed += if memory.in_program_memory() { info.n_bytes } else { 0 };
-                    in_buffers.push((id, info));
-                }
+                Place::Buffer(_) => in_buffers.push((id, info)),
                 Place::Mapped(..) => {
                     mapped.insert(info.name.as_str());
                 }
             }
         }
-        memory::require(needed, "the weights", "use a smaller model or a smaller quantisation")?;
+        needs.require("the weights", "use a smaller model or a smaller quantisation")?;
 
         let mut store = Store::new(specs, gguf.maps()).map_err(|e| {
             Error::memory(format!(

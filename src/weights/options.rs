@@ -20,7 +20,8 @@ impl Default for Options {
 /// Which layers GPUs compute, and which GPUs.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GpuOptions {
-    /// Layers on GPUs; `None` = as many as fit; counted from the last layer, the output counts as one more.
+    /// Layers on GPUs, counted from the last, the output as one more; `None` = all, or as many as fit where a context is known (see
+    /// [`crate::engine::Loaded::load`]).
     pub n_layers: Option<u32>,
     /// Names of the GPUs; `None` = all.
     pub devices: Option<Vec<String>>,

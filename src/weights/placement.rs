@@ -4,7 +4,6 @@ use ggml::{BufferType, Device, Type, Usage};
 
 use super::options::GpuOptions;
 use crate::error::{Error, Result, escape};
-use crate::gguf::Gguf;
 use crate::system::memory::human;
 
 /// Which device computes each layer.
@@ -17,33 +16,18 @@ pub struct Placement {
 /// The layer number of what comes before the layers: always on the CPU, as in llama.cpp.
 pub const INPUT: usize = usize::MAX;
 
-/// Share of a GPU's free memory that weights may take where as many layers go there as fit: the rest is for the cache and for intermediate
-/// results.
-const SHARE: f64 = 0.8;
-
 impl Placement {
-    /// Puts layers of a file, counted from the last, on the GPUs that are asked for: on one after the other, each in proportion to its free
-    /// memory or to the shares that are given. [`crate::error::Kind::Usage`] for a device that is not there.
-    pub fn new(gguf: &Gguf, n_layer: usize, options: &GpuOptions) -> Result<Placement> {
+    /// Puts layers, counted from the last, on the GPUs that are asked for: on one after the other, each in proportion to its free memory or to
+    /// the shares that are given. [`crate::error::Kind::Usage`] for a device that is not there.
+    pub fn new(n_layer: usize, options: &GpuOptions) -> Result<Placement> {
         let gpus = chosen(options)?;
         let room = |gpu: &Device| gpu.memory().0 as f64;
         let shares: Vec<f64> = match options.split.is_empty() {
             true => gpus.iter().map(room).collect(),
             false => (0..gpus.len()).map(|i| options.split.get(i).copied().unwrap_or(0.0)).collect(),
         };
-        let place = |n: usize| place(n_layer, n.min(n_layer + 1), &gpus, &shares);
-        let fits = |layers: &Vec<Option<Device>>| {
-            gpus.iter().all(|gpu| {
-                let of_gpu = layers.iter().enumerate().filter(|(_, on)| **on == Some(*gpu));
-                let bytes: u64 = of_gpu.map(|(il, _)| layer_bytes(gguf, il, n_layer)).sum();
-                bytes as f64 <= room(gpu) * SHARE
-            })
-        };
-        let layers = match options.n_layers {
-            Some(n) => place(n as usize),
-            None => (0..=n_layer + 1).rev().map(place).find(fits).unwrap_or_else(|| place(0)),
-        };
-        Ok(Placement { layers })
+        let n = options.n_layers.map_or(usize::MAX, |n| n as usize);
+        Ok(Placement { layers: place(n_layer, n.min(n_layer + 1), &gpus, &shares) })
     }
 
     /// The GPUs in use.
@@ -125,11 +109,6 @@ fn place(n_layer: usize, n: usize, gpus: &[Device], shares: &[f64]) -> Vec<Optio
         gpus.get(upper?).copied()
     };
     (0..=n_layer).map(of_layer).collect()
-}
-
-fn layer_bytes(gguf: &Gguf, il: usize, n_layer: usize) -> u64 {
-    let prefix = if il < n_layer { format!("blk.{il}.") } else { "output".to_owned() };
-    gguf.tensors().iter().filter(|t| t.name.starts_with(&prefix)).map(|t| t.n_bytes).sum()
 }
 
 /// A line for each GPU that can be named with `--device`, as llama.cpp has it.

@@ -2,7 +2,7 @@
 //! reached: of dot products of bytes for many tokens, and for one token of the speed at which as many bytes are read.
 //!
 //! `cargo bench --bench kernels`, or with `-- --isa AVX2 --type Q4_0 --tokens 64` parts of it. With `-- --table src/weights/kernels.csv` it
-//! measures every type that ggml has instead, and writes the table by which the program chooses kernels: its rows of the instruction set that
+//! measures every type that ggml has instead, or that of `--type`, and writes the table by which the program chooses kernels: its rows of the instruction set that
 //! this build uses.
 //!
 //! Both are nodes of a graph that the same executor runs, and both begin with floats. Ours reads rows as a file has them, and packs
@@ -63,7 +63,9 @@ impl Random {
             match format {
                 Format::Mxfp4 => b[0] = 120 + (b[0] & 1),
                 // The upper bytes of 16-bit floats.
-                Format::Q4_1 | Format::Q4K | Format::Q5K => [1, 3].iter().for_each(|&i| b[i] = 0x20 | b[i] & 1),
+                Format::Q4_1 | Format::Q4K | Format::Q5_1 | Format::Q5K => [1, 3].iter().for_each(|&i| b[i] = 0x20 | b[i] & 1),
+                Format::Q2K => [81, 83].iter().for_each(|&i| b[i] = 0x20 | b[i] & 1),
+                Format::Q3K => b[109] = 0x20 | b[109] & 1,
                 Format::Q6K => b[209] = 0x20 | b[209] & 1,
                 // The floats of types that our kernels do not know may be anywhere: no byte is the upper one of a large 16-bit float.
                 Format::Other(_) => b.iter_mut().for_each(|b| *b &= 0x2f),
@@ -282,14 +284,14 @@ const LARGE: usize = 400 << 20;
 /// The table's first line.
 const HEAD: &str = "# instruction set, type, and billions of operations a second: ours of 512 tokens, of 1; ggml's of 512, of 1, of 1 as in the file";
 
-/// Writes the rows of the best instruction set into the table: of every quantised type that ggml multiplies, in billions of operations a
-/// second of all cores, ours of 512 tokens and of one, ggml's of 512, of one, and of one with weights as they are in a file.
-fn write_table(path: &Path) {
+/// Writes the rows of the best instruction set into the table: of every quantised type that ggml multiplies, or of `only` one, in billions of
+/// operations a second of all cores, ours of 512 tokens and of one, ggml's of 512, of one, and of one with weights as they are in a file.
+fn write_table(path: &Path, only: Option<&str>) {
     let isa = Isa::best();
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let old = fs::read_to_string(path).unwrap_or_default();
-    let is_other =
-        |l: &&str| !l.starts_with(HEAD) && ![format!("{isa},"), format!("# {isa}:")].iter().any(|of| l.starts_with(of));
+    let replaced = [only.map_or(format!("{isa},"), |ty| format!("{isa},{ty},")), format!("# {isa}:"), HEAD.to_owned()];
+    let is_other = |l: &&str| !replaced.iter().any(|of| l.starts_with(of));
     let mut rows: Vec<String> = old.lines().filter(is_other).map(str::to_owned).collect();
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = cpus
@@ -301,7 +303,8 @@ fn write_table(path: &Path) {
     let mut random = Random(1);
     let n_in = 4096;
     let types = (0..u32::from(u8::MAX)).filter_map(Type::from_id);
-    for ty in types.filter(|ty| ty.is_quantized() && ty.multiplies(Type::F32)) {
+    let is_wanted = |ty: &Type| only.is_none_or(|only| ty.name() == only);
+    for ty in types.filter(|ty| ty.is_quantized() && ty.multiplies(Type::F32) && is_wanted(ty)) {
         // The program is at its end before this is needed no more.
         let decode = Box::leak(Box::new(move |bytes: &[u8], out: &mut [f32]| dequantize_row(ty, bytes, out)));
         let format = Format::from_name(&ty.name()).unwrap_or(Format::Other(decode));
@@ -340,7 +343,7 @@ fn write_table(path: &Path) {
 fn main() {
     let args = Args::parse();
     if let Some(path) = &args.table {
-        return write_table(path);
+        return write_table(path, args.ty.as_deref());
     }
     let isa = match &args.isa {
         None => Isa::best(),

@@ -12,7 +12,6 @@ mod gemv;
 mod operand;
 mod put_rows;
 mod quantize;
-mod temper;
 
 pub use attend::attend;
 pub use clock::{Clock, Mark};
@@ -23,4 +22,3 @@ pub use gemv::RowProduct;
 pub use operand::{Combine, Operand};
 pub use put_rows::PutRows;
 pub use quantize::{Quantize, words};
-pub use temper::Temper;

@@ -93,7 +93,7 @@ pub struct Graph {
     // Boxed: nodes of the graph point to them.
     #[allow(clippy::vec_box, reason = "addresses must not change")]
     ops: Vec<Box<Custom>>,
-    _stores: Vec<Rc<Store>>,
+    stores: Vec<Rc<Store>>,
 }
 
 /// More tensors than any graph has, and few enough for every number that ggml computes from it.
@@ -161,6 +161,11 @@ pub struct Rope {
 }
 
 impl Graph {
+    /// Whether it has tensors without memory.
+    pub(crate) fn is_sketch(&self) -> bool {
+        self.stores.iter().any(|store| store.is_sketch())
+    }
+
     /// Builds a graph of up to `max_tensors` tensors, counting views and inputs, and up to as many tensors of stores.
     /// Returns it with what `f` returns.
     ///
@@ -191,9 +196,9 @@ impl Graph {
         let result = f(&builder);
         let n_tensors = max_tensors - builder.room.get() + builder.leaves.borrow().len();
         let Builder { context, graph, slots, ops, stores, row_limits, .. } = builder;
-        let (slots, ops, _stores) = (slots.into_inner(), ops.into_inner(), stores.into_inner());
+        let (slots, ops, stores) = (slots.into_inner(), ops.into_inner(), stores.into_inner());
         let row_limits = row_limits.into_inner();
-        (Graph { graph, _context: context, n_tensors, row_limits, slots, ops, _stores }, result)
+        (Graph { graph, _context: context, n_tensors, row_limits, slots, ops, stores }, result)
     }
 
     pub(crate) fn as_ptr(&self) -> *mut sys::ggml_cgraph {
@@ -468,16 +473,17 @@ impl<'g> Builder<'g> {
         unsafe { sys::ggml_set_name(t.as_ptr(), name.as_ptr()) };
     }
 
-    /// `[ne0, n_ids, 1, 1]`: the rows `ids` (I32 `[n_ids, 1, 1, 1]`) of the matrix `a` `[ne0, ne1, 1, 1]`, as F32; an I32
-    /// matrix stays I32.
+    /// `[ne0, n_ids, k, 1]`: the rows `ids` (I32 `[n_ids, k, 1, 1]`) of the `k` matrices `a` `[ne0, ne1, k, 1]`, as F32; I32
+    /// matrices stay I32.
     ///
     /// Numbers that an input holds are checked when it is set. Where the graph computes them, they must be below `ne1`: ggml
     /// ends the process otherwise.
     pub fn get_rows(&self, a: Tensor<'g>, ids: Tensor<'g>) -> Tensor<'g> {
         assert!(a.ty() == Type::I32 || can_dequantize(a.ty()), "get_rows: type {:?}", a.ty());
-        assert!(a.ne()[2..] == [1, 1] && a.rows_are_contiguous(), "get_rows: of {:?} {:?}", a.ne(), a.nb());
-        assert!(ids.ty() == Type::I32 && ids.ne()[1..] == [1, 1, 1], "get_rows: ids {:?} {:?}", ids.ty(), ids.ne());
-        let ne = [a.ne()[0], ids.ne()[0], 1, 1];
+        let [_, _, k, last] = a.ne();
+        assert!(last == 1 && a.rows_are_contiguous(), "get_rows: of {:?} {:?}", a.ne(), a.nb());
+        assert!(ids.ty() == Type::I32 && ids.ne()[1..] == [k, 1, 1], "get_rows: ids {:?} {:?}", ids.ty(), ids.ne());
+        let ne = [a.ne()[0], ids.ne()[0], k, 1];
         assert!(Type::F32.n_bytes(ne).is_some(), "get_rows: result {ne:?}");
         self.choose_rows(ids, a.ne()[1]);
         // SAFETY: a matrix and a vector of row numbers, of this graph.
@@ -505,7 +511,7 @@ impl<'g> Builder<'g> {
     }
 
     /// F32 `[a.ne1, n_used, n_tokens, 1]`: the products of `x` F32 `[k, 1 or n_used, n_tokens, 1]` with some of the matrices of `a`
-    /// `[k, m, n_matrices, 1]`: of each token with those that `ids` I32 `[n_used, n_tokens, 1, 1]` names. All are contiguous.
+    /// `[k, m, n_matrices, 1]`: of each token with those that `ids` I32 `[n_used, n_tokens, 1, 1]` names. All are contiguous; of `ids` the rows.
     ///
     /// Numbers of matrices that the graph computes must be below `n_matrices`: ggml ends the process otherwise.
     pub fn mul_mat_id(&self, a: Tensor<'g>, x: Tensor<'g>, ids: Tensor<'g>) -> Tensor<'g> {
@@ -516,7 +522,8 @@ impl<'g> Builder<'g> {
         );
         let types = [a.ty(), x.ty(), ids.ty()];
         assert!(types[1..] == [Type::F32, Type::I32] && a.ty().multiplies(Type::F32), "mul_mat_id: types {types:?}");
-        assert!([a, x, ids].iter().all(|t| t.is_contiguous()), "mul_mat_id: a tensor is not contiguous");
+        let contiguous = [a, x].iter().all(|t| t.is_contiguous()) && ids.rows_are_contiguous();
+        assert!(contiguous, "mul_mat_id: a tensor is not contiguous");
         let ne = [m[1], i[0], i[1], 1];
         assert!(Type::F32.n_bytes(ne).is_some(), "mul_mat_id: result {ne:?}");
         self.choose_rows(ids, m[2]);
@@ -525,7 +532,7 @@ impl<'g> Builder<'g> {
     }
 
     /// `x` F32 `[n, n_used, n_tokens, 1]` and, added to each row, one of the rows of `a` F32 `[n, n_rows, 1, 1]`: the one that `ids` I32
-    /// `[n_used, n_tokens, 1, 1]` names. All are contiguous.
+    /// `[n_used, n_tokens, 1, 1]` names. All are contiguous; of `ids` the rows.
     ///
     /// Numbers of rows that the graph computes must be below `n_rows`: ggml ends the process otherwise.
     pub fn add_id(&self, x: Tensor<'g>, a: Tensor<'g>, ids: Tensor<'g>) -> Tensor<'g> {
@@ -533,7 +540,8 @@ impl<'g> Builder<'g> {
         assert!(n == [m[0], i[0], i[1], 1] && m[2..] == [1, 1] && i[2..] == [1, 1], "add_id: {n:?}, {m:?} and {i:?}");
         let types = [x.ty(), a.ty(), ids.ty()];
         assert!(types == [Type::F32, Type::F32, Type::I32], "add_id: types {types:?}");
-        assert!([x, a, ids].iter().all(|t| t.is_contiguous()), "add_id: a tensor is not contiguous");
+        let contiguous = [x, a].iter().all(|t| t.is_contiguous()) && ids.rows_are_contiguous();
+        assert!(contiguous, "add_id: a tensor is not contiguous");
         self.choose_rows(ids, m[1]);
         // SAFETY: the shapes and types are as ggml asks.
         self.wrap(unsafe { sys::ggml_add_id(self.ctx(), x.as_ptr(), a.as_ptr(), ids.as_ptr()) })

@@ -115,7 +115,11 @@ impl Schedule {
     ///
     /// # Errors
     /// [`ComputeError::OutOfMemory`] if the memory cannot be had; then no graph is loaded.
+    ///
+    /// # Panics
+    /// If the graph has tensors of a [sketch](crate::Store::sketch).
     pub fn load(&mut self, graph: Graph) -> Result<(), ComputeError> {
+        assert!(!graph.is_sketch(), "load: the graph has tensors without memory");
         self.make_ready_for(&graph);
         if !self.has_memory {
             self.reserve(&graph)?;

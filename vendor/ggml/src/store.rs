@@ -112,6 +112,8 @@ pub struct Store {
     packed: Vec<bool>,
     /// No graph has used the store yet.
     fresh: Cell<bool>,
+    /// The tensors have no memory.
+    is_sketch: bool,
 }
 
 #[derive(Debug)]
@@ -138,6 +140,42 @@ impl Store {
     /// memory with a layout of its own that has none for its type and shape (see [`Device::supports`]); if a mapped tensor is
     /// not inside its map, not aligned to [`MAPPED_ALIGNMENT`], or of a device that does not compute in place.
     pub fn new(specs: Specs, maps: Vec<Arc<Map>>) -> Result<Store, AllocError> {
+        let (mut store, specs) = Store::without_memory(specs, maps);
+        store.is_sketch = false;
+        store.map_tensors(&specs)?;
+        store.allocate_tensors(&specs)?;
+        Ok(store)
+    }
+
+    /// Makes tensors without memory: graphs with them can only be [measured](crate::Schedule::measure).
+    ///
+    /// # Panics
+    /// If a tensor has no elements, rows that are not whole blocks of its type, or more bytes than any memory; if it is in
+    /// memory with a layout of its own that has none for its type and shape.
+    pub fn sketch(specs: Specs) -> Store {
+        let (mut store, specs) = Store::without_memory(specs, Vec::new());
+        let mut index: HashMap<BufferType, usize> = HashMap::new();
+        for (spec, tensor) in specs.iter().zip(&store.tensors) {
+            let kind = match spec.place {
+                Place::Buffer(kind) => kind,
+                Place::Mapped(device, ..) => device.buffer_type(),
+            };
+            let buffers = &mut store.buffers;
+            let buffer = *index.entry(kind).or_insert_with(|| {
+                // SAFETY: the buffer type lives as long as the process. A buffer of no bytes takes no memory.
+                let buffer = unsafe { sys::ggml_backend_buft_alloc_buffer(kind.as_ptr(), 0) };
+                buffers.push(Buffer { ptr: NonNull::new(buffer).expect("a buffer of no bytes") });
+                buffers.len() - 1
+            });
+            // SAFETY: tensor and buffer are live, and the store keeps both. Where a tensor has a buffer and no data, ggml's schedulers see on
+            // which device it is, and nobody can read or write it: every operation on data asks whether the store is a sketch.
+            unsafe { (*tensor.as_ptr()).buffer = store.buffers[buffer].ptr.as_ptr() };
+        }
+        store
+    }
+
+    /// Makes the tensors, which have no buffers yet.
+    fn without_memory(specs: Specs, maps: Vec<Arc<Map>>) -> (Store, Vec<TensorSpec>) {
         let Specs { number, list: specs } = specs;
         let context = init_context(specs.len());
         let mapped = specs.iter().map(|s| matches!(s.place, Place::Mapped(..))).collect();
@@ -154,9 +192,17 @@ impl Store {
                 assert!(fits, "tensor {name}: {kind:?} has no layout for {ne:?} of {ty:?}");
             }
         }
-        let (tensors, buffers) = Default::default();
-        let mut store =
-            Store { specs: number, tensors, buffers, context, maps, mapped, packed, fresh: Cell::new(true) };
+        let mut store = Store {
+            specs: number,
+            tensors: Vec::new(),
+            buffers: Vec::new(),
+            context,
+            maps,
+            mapped,
+            packed,
+            fresh: Cell::new(true),
+            is_sketch: true,
+        };
         for spec in &specs {
             let ne = spec.ne.map(|n| i64::try_from(n).expect("checked above"));
             // SAFETY: the context is live, has room for all tensors, and allocates no data; the type is ggml's.
@@ -167,9 +213,12 @@ impl Store {
             unsafe { sys::ggml_set_name(tensor.as_ptr(), name.as_ptr()) };
             store.tensors.push(tensor);
         }
-        store.map_tensors(&specs)?;
-        store.allocate_tensors(&specs)?;
-        Ok(store)
+        (store, specs)
+    }
+
+    /// Whether its tensors have no memory.
+    pub(crate) fn is_sketch(&self) -> bool {
+        self.is_sketch
     }
 
     /// One buffer per device and map over the part of the map that its tensors span.
@@ -305,6 +354,7 @@ impl Store {
     /// Keeps what is in the program's memory from being swapped out; `false` if the operating system refuses.
     #[cfg(unix)]
     pub fn lock(&self) -> bool {
+        assert!(!self.is_sketch, "lock: the tensors have no memory");
         self.buffers.iter().all(|b| {
             let buffer = b.ptr.as_ptr();
             // SAFETY: the buffer is live.
@@ -343,6 +393,7 @@ impl Store {
 
     /// A tensor for an operation of this name on `length` bytes from `offset` on.
     fn bytes(&self, id: TensorId, operation: &str, offset: usize, length: usize) -> NonNull<sys::ggml_tensor> {
+        assert!(!self.is_sketch, "{operation}: the tensor has no memory");
         let index = self.index(id, operation);
         let n = self.bytes_of(index);
         assert!(
@@ -414,6 +465,7 @@ impl Store {
         n_threads: usize,
         done: &mut (dyn FnMut(usize) -> ControlFlow<()> + Send),
     ) -> bool {
+        assert!(!self.is_sketch, "fill: the tensors have no memory");
         assert!(self.fresh.get(), "fill: a graph uses the store");
         let mut seen = vec![false; self.tensors.len()];
         struct Job<'a>(NonNull<sys::ggml_tensor>, &'a [u8]);

@@ -78,7 +78,8 @@ fn get_rows_refuses() {
         ("get_rows: ids", |b| ignore(b.get_rows(f32s(b, [4, 4, 1, 1]), f32s(b, [2, 1, 1, 1])))),
         ("get_rows: ids", |b| ignore(b.get_rows(f32s(b, [4, 4, 1, 1]), input(b, Type::I64, [2, 1, 1, 1])))),
         ("get_rows: ids", |b| ignore(b.get_rows(f32s(b, [4, 4, 1, 1]), input(b, Type::I32, [2, 2, 1, 1])))),
-        ("get_rows: of", |b| ignore(b.get_rows(f32s(b, [4, 4, 2, 1]), input(b, Type::I32, [2, 1, 1, 1])))),
+        ("get_rows: ids", |b| ignore(b.get_rows(f32s(b, [4, 4, 2, 1]), input(b, Type::I32, [2, 1, 1, 1])))),
+        ("get_rows: of", |b| ignore(b.get_rows(f32s(b, [4, 4, 1, 2]), input(b, Type::I32, [2, 1, 1, 1])))),
         ("get_rows: of", |b| ignore(b.get_rows(transposed(b, Type::F32, [4, 3]), input(b, Type::I32, [2, 1, 1, 1])))),
         ("get_rows: type I64", |b| {
             ignore(b.get_rows(input(b, Type::I64, [4, 4, 1, 1]), input(b, Type::I32, [2, 1, 1, 1])))

@@ -104,6 +104,25 @@ fn a_schedule_holds_one_graph_after_the_other() {
 }
 
 #[test]
+fn tensors_without_memory_are_only_measured() {
+    let (store, ids) = factors(&[2.0]);
+    let mut specs = Specs::new();
+    let place = Place::Buffer(Device::cpu().buffer_type());
+    let id = specs.push(ggml::TensorSpec { name: "factor".into(), ty: Type::F32, ne: [1, 1, 1, 1], place });
+    let sketch = Rc::new(Store::sketch(specs));
+    let mut schedule = executor().schedule();
+    let (graph, _) = times(&sketch, id);
+    assert_eq!(schedule.measure(&graph), schedule.measure(&times(&store, ids[0]).0));
+    assert_panics("without memory", || ignore(schedule.load(graph)));
+    assert_panics("has no memory", || sketch.write(id, 0, &[0; 4]));
+    assert_panics("has no memory", || sketch.zero(id, 0, 4));
+    assert_panics("has no memory", || sketch.read(id, 0, &mut [0; 4]));
+    assert_panics("have no memory", || ignore(sketch.lock()));
+    let (graph, _) = times(&store, ids[0]);
+    schedule.load(graph).unwrap();
+}
+
+#[test]
 fn a_graph_without_operations_is_computed() {
     let mut executor = executor();
     let mut schedule = executor.schedule();

@@ -199,18 +199,36 @@ struct Buffers {
 }
 
 /// Writes one row's codes, and its scales and minima at lane `i`.
+struct ReduceRow<'a, W> {
+    weight: W,
+    bytes: &'a [u8],
+    w: &'a ColumnLayout,
+    i: usize,
+    buffers: &'a mut Buffers,
+}
+
+impl<W: Weight> Kernel for ReduceRow<'_, W> {
+    type Out = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        reduce_row(s, self)
+    }
+}
+
 #[inline(always)]
-fn reduce_row<S: Simd, W: Weight>(s: S, weight: W, row: &[u8], w: &ColumnLayout, i: usize, buffers: &mut Buffers) {
+fn reduce_row<S: Simd, W: Weight>(s: S, row: ReduceRow<W>) {
+    let ReduceRow { weight, bytes, w, i, buffers } = row;
     let Buffers { codes, scales, scratch, room, width, .. } = buffers;
     let (a, b) = codes[2 * i * *width..2 * (i + 1) * *width].split_at_mut(*width);
     let mut codes = [a, b];
-    weight.prepare(s, row, scratch);
+    weight.prepare(s, bytes, scratch);
     let (mut at, mut lane, minima) = (0, i, 2 * S::LANES * w.blocks.len());
     for (fours, pair) in w.pairs() {
         for (kept, to) in pair.iter().zip(&mut codes) {
             // A block of which nothing is kept keeps its scale of 0, as its own may be NaN.
             if kept.n > 0 {
-                let (codes, scale, minimum) = weight.block(s, row, scratch, kept.block, room);
+                let (codes, scale, minimum) = weight.block(s, bytes, scratch, kept.block, room);
                 s.compress_codes(codes, kept.mask, &mut to[at..]);
                 scales[lane] = scale;
                 scales[minima + lane] = minimum;
@@ -232,7 +250,7 @@ fn reduce_tile<S: Simd>(s: S, row: RowFn, w: &ColumnLayout, first: usize, buffer
     for i in 0..n_rows {
         let Row { bytes, format } = row(first + i);
         assert!(with_weight!(format, w => is_row(w, bytes, buffers.scratch.len())), "a row of the matrix");
-        with_weight!(format, weight => reduce_row(s, weight, bytes, w, i, buffers));
+        with_weight!(format, weight => s.run(ReduceRow { weight, bytes, w, i, buffers }));
     }
     let Buffers { codes, width, scales, places, .. } = buffers;
     let offset = s.splat_i(if w.nibbles { 0 } else { i32::from_le_bytes([S::OFFSET as u8; 4]) });

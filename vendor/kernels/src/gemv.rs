@@ -5,7 +5,7 @@
 
 use crate::RowFn;
 use crate::acts::{Acts, GROUP};
-use crate::formats::{Format, Row, Weight, with_weight};
+use crate::formats::{Format, Weight, with_weight};
 use crate::isa::{Kernel, Simd};
 
 /// The most tokens that [`crate::Isa::gemv`] multiplies at once.
@@ -19,19 +19,6 @@ pub(crate) const PIECE: usize = 16;
 #[repr(align(64))]
 pub(crate) struct Codes(pub [u8; 64]);
 
-/// What belongs to the codes of a token in a step. Each element is for four lanes of a vector.
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(align(16))]
-pub(crate) struct Shared {
-    /// Scale of the lanes' block
-    pub scales: [f32; 4],
-    /// What a lane's dot product begins with: its share of the sum of the block's codes, times what weights' codes have too much,
-    /// negative
-    pub start: [i32; 4],
-    /// A lane's share of the sum of the block's activations
-    pub sums: [f32; 4],
-}
-
 /// Activations of up to [`MAX_GEMV_TOKENS`] tokens, arranged for rows of one format by [`crate::Isa::gemv_acts`].
 ///
 /// They are read once for each row: the processor's nearest memory should hold them beside the rows that stream by.
@@ -40,29 +27,51 @@ pub struct GemvActs {
     /// Name of the format
     format: &'static str,
     n_tokens: usize,
-    /// Step by step, in each token by token
+    /// Step by step, in each token by token; of a token the codes, and [`Numbers`] if the format's steps have lanes of one block each
     pub(crate) codes: Vec<Codes>,
-    /// Step by step, in each token by token, if the format's steps have lanes of one block each
-    shared: Vec<Shared>,
     /// Token by token the scale of each group, or of each half of one, if [`GemvActs::add_groups`] or [`GemvActs::add_halves`] was called
     pub(crate) scales: Vec<f32>,
     /// Token by token the sum of the activations of each group, or of each half of one, times a factor, if one of them was called
     pub(crate) sums: Vec<f32>,
 }
 
-/// What lanes have to do with blocks, for [`Shared`].
+/// What lanes have to do with blocks, for [`Numbers`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lanes {
     /// A step's lanes, in fours: piece `i` of a step is for the four number `i % fours`
     pub fours: usize,
     /// Lanes that a block of 32 inputs is spread over
     pub per_block: i32,
-    /// See [`crate::formats::excess`]
-    pub excess: i32,
+    /// What weights' codes have too much, see [`crate::formats::excess`]; `None` of blocks with a minimum, which is added to each weight
+    pub excess: Option<i32>,
 }
 
-/// A step: codes, token by token in as many vectors as a token has, and what belongs to them, token by token.
-pub(crate) type Step<'a> = (&'a [Codes], &'a [Shared]);
+/// Numbers for each lane of a step, as they lie behind a token's codes: first the scales of the lanes' blocks (F32), then what
+/// [`Lanes::excess`] asks for. With an excess these are the numbers (I32) that the lanes' dot products begin with, their shares of the sums
+/// of the blocks' codes times the excess, negative; with minima the lanes' shares of the sums of the blocks' activations (F32).
+#[derive(Debug, Clone, Copy)]
+struct Numbers {
+    scales: [f32; 16],
+    others: [u32; 16],
+}
+
+impl Numbers {
+    /// Adds those of some fours.
+    fn push(&self, fours: usize, to: &mut Vec<Codes>) {
+        let mut units = [Codes([0; 64]); 2];
+        let words = self.scales[..4 * fours].iter().map(|x| x.to_bits()).chain(self.others[..4 * fours].iter().copied());
+        for (i, word) in words.enumerate() {
+            units[i / 16].0[i % 16 * 4..][..4].copy_from_slice(&word.to_le_bytes());
+        }
+        to.extend(&units[..(8 * fours).div_ceil(16)]);
+    }
+}
+
+/// A vector of what a token has in a step, from byte `at` on.
+#[inline(always)]
+pub(crate) fn vector<S: Simd>(s: S, of_token: &[Codes], at: usize) -> S::I {
+    s.load_i(&of_token[at / 64].0[at % 64..])
+}
 
 /// For each token three sums by lanes, whose total is the result. The first two are for dot products, in turn, as an addition to one need
 /// not wait for that to the other; the third is for minima.
@@ -87,15 +96,14 @@ impl GemvActs {
             format: "",
             n_tokens,
             codes: Vec::new(),
-            shared: Vec::new(),
             scales: Vec::new(),
             sums: Vec::new(),
         };
         for step in 0..acts.k().div_ceil(n_inputs) {
             for t in 0..n_tokens {
                 let token = acts.token(t);
-                let mut codes = [Codes([0; 64]); 2];
-                let mut shared = Shared::default();
+                let mut codes = [Codes([0; 64]); 4];
+                let mut numbers = Numbers { scales: [0.0; 16], others: [0; 16] };
                 for i in 0..n_inputs / PIECE {
                     let Some(first) = first(step, i) else { continue };
                     let (g, at) = (first / GROUP, first % GROUP);
@@ -105,15 +113,17 @@ impl GemvActs {
                     let piece: &[u8; PIECE] = token.codes(g)[at..].first_chunk().expect("a piece of a group");
                     codes[i * PIECE / 64].0[i * PIECE % 64..][..PIECE].copy_from_slice(piece);
                     if let Some(lanes) = lanes {
-                        let four = i % lanes.fours;
-                        shared.scales[four] = token.scale(g);
-                        shared.start[four] = -lanes.excess * token.sum(g) / lanes.per_block;
-                        shared.sums[four] = token.sum(g) as f32 * token.scale(g) / lanes.per_block as f32;
+                        let four = i % lanes.fours * 4;
+                        numbers.scales[four..four + 4].fill(token.scale(g));
+                        numbers.others[four..four + 4].fill(match lanes.excess {
+                            Some(excess) => (-excess * token.sum(g) / lanes.per_block) as u32,
+                            None => (token.sum(g) as f32 * token.scale(g) / lanes.per_block as f32).to_bits(),
+                        });
                     }
                 }
                 all.codes.extend(&codes[..n_inputs.div_ceil(64)]);
-                if lanes.is_some() {
-                    all.shared.push(shared);
+                if let Some(lanes) = lanes {
+                    numbers.push(lanes.fours, &mut all.codes);
                 }
             }
         }
@@ -144,12 +154,6 @@ impl GemvActs {
             }
         }
     }
-
-    /// The steps of `T` tokens, of `n` vectors of codes each.
-    #[inline(always)]
-    pub(crate) fn steps<const T: usize>(&self, n: usize) -> impl Iterator<Item = Step<'_>> {
-        self.codes.chunks_exact(n * T).zip(self.shared.chunks_exact(T))
-    }
 }
 
 /// See [`crate::Isa::gemv_acts`].
@@ -163,8 +167,22 @@ impl Kernel for MakeGemvActs<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) -> GemvActs {
-        let acts = with_weight!(self.format, w => w.gemv_acts(s, self.acts));
+        let acts = with_weight!(self.format, w => s.run(ActsOf { weight: w, acts: self.acts }));
         GemvActs { format: self.format.name(), ..acts }
+    }
+}
+
+struct ActsOf<'a, W> {
+    weight: W,
+    acts: Acts<'a>,
+}
+
+impl<W: Weight> Kernel for ActsOf<'_, W> {
+    type Out = GemvActs;
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) -> GemvActs {
+        self.weight.gemv_acts(s, self.acts)
     }
 }
 
@@ -176,15 +194,10 @@ pub(crate) struct Gemv<'a, 'r> {
     pub done: &'a mut dyn FnMut(usize, &[f32]),
 }
 
-/// Products of a row with `T` tokens.
-#[inline(always)]
-fn dot_row<S: Simd, const T: usize>(s: S, row: Row, acts: &GemvActs) -> [f32; T] {
-    let sums = with_weight!(row.format, w => w.dot::<S, T>(s, row.bytes, acts));
-    let mut out = [0.0; T];
-    for (out, [a, b, c]) in out.iter_mut().zip(sums) {
-        *out = s.reduce_sum(s.add(s.add(a, b), c));
-    }
-    out
+/// The same of `T` tokens and rows of one format.
+struct GemvOf<'a, 'r, W, const T: usize> {
+    weight: W,
+    all: Gemv<'a, 'r>,
 }
 
 impl Kernel for Gemv<'_, '_> {
@@ -192,32 +205,40 @@ impl Kernel for Gemv<'_, '_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Gemv { acts, row, n_rows, done } = self;
-        let (mut i, mut next) = (0, (n_rows > 0).then(|| row(0)));
-        // No closure: it would be without the instructions, see `Simd`.
+        let Some(format) = (self.n_rows > 0).then(|| (self.row)(0).format) else { return };
+        let all = self;
         macro_rules! run {
-            ($t:literal) => {
-                while let Some(now) = next {
-                    next = (i + 1 < n_rows).then(|| row(i + 1));
-                    if let Some(next) = next {
-                        // The processor reads ahead by itself, but not beyond a page of memory.
-                        s.prefetch(next.bytes);
-                    }
-                    debug_assert_eq!(now.format.name(), acts.format, "rows of the format");
-                    done(i, &dot_row::<S, $t>(s, now, acts));
-                    i += 1;
+            ($($t:literal)*) => {
+                match all.acts.n_tokens {
+                    $($t => with_weight!(format, w => s.run(GemvOf::<_, $t> { weight: w, all })),)*
+                    n => unreachable!("activations of {n} tokens"),
                 }
             };
         }
-        match acts.n_tokens {
-            1 => run!(1),
-            2 => run!(2),
-            3 => run!(3),
-            4 => run!(4),
-            5 => run!(5),
-            6 => run!(6),
-            7 => run!(7),
-            _ => run!(8),
+        run!(1 2 3 4 5 6 7 8)
+    }
+}
+
+impl<W: Weight, const T: usize> Kernel for GemvOf<'_, '_, W, T> {
+    type Out = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        let Gemv { acts, row, n_rows, done } = self.all;
+        let mut next = row(0);
+        for i in 0..n_rows {
+            let now = next;
+            if i + 1 < n_rows {
+                next = row(i + 1);
+                // The processor reads ahead by itself, but not beyond a page of memory.
+                s.prefetch(next.bytes);
+            }
+            debug_assert_eq!(now.format.name(), acts.format, "rows of the format");
+            let mut out = [0.0; T];
+            for (out, [a, b, c]) in out.iter_mut().zip(self.weight.dot::<S, T>(s, now.bytes, acts)) {
+                *out = s.reduce_sum(s.add(s.add(a, b), c));
+            }
+            done(i, &out);
         }
     }
 }

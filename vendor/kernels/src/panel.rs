@@ -167,17 +167,39 @@ impl Kernel for Pack<'_, '_> {
                 }
                 let Row { bytes, format } = row(p * rows + i);
                 assert!(with_weight!(format, w => is_row(w, bytes, n_in)), "a row of {n_in} inputs");
-                match (columns, Codes::of::<S>(format, columns.is_some())) {
-                    (None, Codes::Eight) => with_weight!(format, w => w.panel_row(s, bytes, n_in, floats, out)),
-                    (None, _) => with_weight!(format, w => w.small_row(s, bytes, out)),
-                    (Some(columns), _) => {
-                        with_weight!(format, w => w.decode(s, bytes, &mut floats[..n_in]));
-                        keep(s, columns, n_in, floats, kept, width);
-                        quantize(s, &kept[..width], out);
-                    }
-                }
+                with_weight!(format, weight => s.run(PackRow { weight, bytes, n_in, columns, floats, kept, out }));
             }
             interleave(s, codes, [scales, minima], panel);
+        }
+    }
+}
+
+/// One row on its way into a panel.
+struct PackRow<'a, W> {
+    weight: W,
+    bytes: &'a [u8],
+    n_in: usize,
+    columns: Option<&'a Columns>,
+    floats: &'a mut [f32],
+    kept: &'a mut Vec<f32>,
+    out: PanelRow<'a>,
+}
+
+impl<W: Weight> Kernel for PackRow<'_, W> {
+    type Out = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        let PackRow { weight, bytes, n_in, columns, floats, kept, out } = self;
+        match columns {
+            None if S::SMALL_SUMS && W::SMALL_CODES != Codes::Eight => weight.small_row(s, bytes, out),
+            None => weight.panel_row(s, bytes, n_in, floats, out),
+            Some(columns) => {
+                let width = out.codes.len();
+                weight.decode(s, bytes, &mut floats[..n_in]);
+                keep(s, columns, n_in, floats, kept, width);
+                quantize(s, &kept[..width], out);
+            }
         }
     }
 }

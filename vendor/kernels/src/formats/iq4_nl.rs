@@ -6,26 +6,20 @@
 //! ```
 //!
 //! The scale is a 16-bit float. A byte holds two codes of 4 bits, the first in its lower nibble, which are numbers in a table of bytes with
-//! sign, [`VALUES`], that lie closer together near zero. A weight is `scale * value`. Few tokens are left to ggml, which is as fast or faster.
+//! sign, [`VALUES`], that lie closer together near zero. A weight is `scale * value`.
 
-use super::nibbles::{self, Table};
+use super::nibbles::{self, Nibbles, Table};
 use super::{BLOCK, Block, Weight};
+use crate::acts::Acts;
+use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
 use crate::panel::PanelRow;
 
 const BYTES: usize = 18;
 
 /// What codes stand for, bytes with sign: those of ggml's type of this name.
-pub(crate) const VALUES: [u8; 16] = {
-    let values: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-    let mut table = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        table[i] = values[i] as u8;
-        i += 1;
-    }
-    table
-};
+pub(crate) const VALUES: [u8; 16] =
+    nibbles::bytes([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]);
 
 #[derive(Clone, Copy)]
 pub(crate) struct Iq4Nl;
@@ -63,6 +57,36 @@ impl Weight for Iq4Nl {
         let b = &row[BYTES * i..];
         *room = nibbles::codes(&b[2..]).map(|c| VALUES[usize::from(c)]);
         (room, s.f16_at(b), 0.0)
+    }
+
+    const GEMV: bool = true;
+
+    #[inline(always)]
+    fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
+        nibbles::gemv_acts::<S>(acts, Some(S::OFFSET))
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
+        nibbles::dot::<S, Iq4Nl, T>(s, row, acts)
+    }
+}
+
+impl Nibbles for Iq4Nl {
+    const BYTES: usize = BYTES;
+    const MINIMA: bool = false;
+    const ARE_CODES: bool = false;
+
+    #[inline(always)]
+    fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {
+        s.spread::<BYTES, false>(blocks)
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2] {
+        let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
+        let table = const { nibbles::with_offset(VALUES, S::OFFSET) };
+        [s.look_up_bytes(&table, s.low_nibbles(c)), s.look_up_bytes(&table, s.high_nibbles(c))]
     }
 }
 

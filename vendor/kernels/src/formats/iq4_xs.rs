@@ -7,10 +7,12 @@
 //! ```
 //!
 //! Codes are those of [IQ4_NL](super::iq4_nl). The scale is a 16-bit float, those of blocks have 6 bits, the first in the lowest. A weight is
-//! `scale * (block's scale - 32) * value`. Few tokens are left to ggml, which is as fast or faster.
+//! `scale * (block's scale - 32) * value`.
 
 use super::iq4_nl::VALUES;
-use super::{BLOCK, Block, Weight};
+use super::{BLOCK, Block, Weight, nibbles};
+use crate::acts::Acts;
+use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
 use crate::panel::PanelRow;
 
@@ -24,13 +26,18 @@ pub(crate) struct Iq4Xs;
 /// The factors on the values of the eight blocks.
 #[inline(always)]
 fn scales<S: Simd>(s: S, b: &[u8]) -> [f32; 8] {
-    let (d, upper) = (s.f16_at(b), u16::from_le_bytes([b[2], b[3]]));
-    let mut scales = [0.0; 8];
-    for (k, scale) in scales.iter_mut().enumerate() {
-        let lower = b[4 + k / 2] >> (k % 2 * 4) & 15;
-        *scale = d * (f32::from(lower | ((upper >> (2 * k) & 3) as u8) << 4) - 32.0);
+    let d = s.f16_at(b);
+    let mut lower = u64::from(u32::from_le_bytes([b[4], b[5], b[6], b[7]]));
+    let mut upper = u64::from(u16::from_le_bytes([b[2], b[3]]));
+    // Bits move apart by halves, until each scale's are in a byte of their own.
+    for (shift, mask) in [(16, 0x0000_ffff_0000_ffff), (8, 0x00ff_00ff_00ff_00ff), (4, 0x0f0f_0f0f_0f0f_0f0f)] {
+        lower = (lower | lower << shift) & mask;
     }
-    scales
+    for (shift, mask) in [(24, 0x0000_00ff_0000_00ff), (12, 0x000f_000f_000f_000f), (6, 0x0303_0303_0303_0303)] {
+        upper = (upper | upper << shift) & mask;
+    }
+    // The products are exact, as 16-bit floats have few bits.
+    s.scale_bytes((lower | upper << 4).to_le_bytes(), d).map(|scale| scale - 32.0 * d)
 }
 
 /// Writes the values that the codes stand for, bytes with sign.
@@ -69,5 +76,29 @@ impl Weight for Iq4Xs {
             // An infinite scale makes its block NaN, as in the other types.
             to.iter_mut().zip(scales(s, b)).for_each(|(to, d)| *to = d + d * 0.0);
         }
+    }
+
+    const GEMV: bool = true;
+
+    #[inline(always)]
+    fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
+        nibbles::gemv_acts::<S>(acts, Some(S::OFFSET))
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
+        let mut acc = [[s.splat(0.0); 3]; T];
+        let (bytes, n_blocks) = (4 * S::LANES, nibbles::step_blocks::<S>());
+        let table = const { nibbles::with_offset(VALUES, S::OFFSET) };
+        let mut steps = nibbles::steps::<S, T>(acts);
+        for b in row.chunks_exact(BYTES) {
+            let d = scales(s, b);
+            for ((i, c), x) in b[CODES..].chunks_exact(bytes).enumerate().zip(&mut steps) {
+                let c = s.load_i(c);
+                let values = [s.look_up_bytes(&table, s.low_nibbles(c)), s.look_up_bytes(&table, s.high_nibbles(c))];
+                nibbles::add_products(s, values, false, s.each_four(&d[i * n_blocks..]), None, x, i % 2, &mut acc);
+            }
+        }
+        acc
     }
 }

@@ -20,9 +20,13 @@ mod iq4_xs;
 mod mxfp4;
 mod nibbles;
 mod other;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;
+mod q5_0;
+mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
@@ -79,7 +83,7 @@ pub(crate) trait Weight: Copy {
     const BITS: u32 = 8;
     /// Whether blocks of reduced columns have a minimum, which is added to each weight.
     const MINIMA: bool = false;
-    /// The 4-bit code that stands for zero.
+    /// The code of 4 or 5 bits that stands for zero.
     const ZERO: i32 = 0;
 
     /// Computes what [`Weight::block`] needs of the whole row, once for each row. `scratch` has a float for each input.
@@ -190,12 +194,20 @@ macro_rules! formats {
 }
 
 formats! {
+    /// Blocks of 256 in 84 bytes: a scale and a minimum (F16), sixteen scales and minima of 4 bits, and codes of 2 bits
+    q2_k::Q2K, "Q2_K";
+    /// Blocks of 256 in 110 bytes: a scale (F16), sixteen scales of 6 bits, and codes of 3 bits from which 4 is subtracted
+    q3_k::Q3K, "Q3_K";
     /// Blocks of 32 in 18 bytes: a scale (F16), and codes of 4 bits from which 8 is subtracted
     q4_0::Q4_0, "Q4_0";
     /// Blocks of 32 in 20 bytes: a scale and a minimum (F16), and codes of 4 bits
     q4_1::Q4_1, "Q4_1";
     /// Blocks of 256 in 144 bytes: a scale and a minimum (F16), eight scales and minima of 6 bits, and codes of 4 bits
     q4_k::Q4K, "Q4_K";
+    /// Blocks of 32 in 22 bytes: a scale (F16), and codes of 5 bits from which 16 is subtracted
+    q5_0::Q5_0, "Q5_0";
+    /// Blocks of 32 in 24 bytes: a scale and a minimum (F16), and codes of 5 bits
+    q5_1::Q5_1, "Q5_1";
     /// Blocks of 256 in 176 bytes: a scale and a minimum (F16), eight scales and minima of 6 bits, and codes of 5 bits
     q5_k::Q5K, "Q5_K";
     /// Blocks of 256 in 210 bytes: a scale (F16), sixteen scales of 8 bits, and codes of 6 bits from which 32 is subtracted

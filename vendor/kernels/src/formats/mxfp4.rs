@@ -19,20 +19,7 @@ use crate::panel::PanelRow;
 const BYTES: usize = 17;
 
 /// What codes stand for, bytes with sign.
-const VALUES: [u8; 16] = with_offset(0);
-
-/// The values, with something added to each: what [`Simd::dot`] takes as weights.
-const fn with_offset(offset: i32) -> [u8; 16] {
-    let values = [0, 1, 2, 3, 4, 6, 8, 12];
-    let mut table = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        let value = if i < 8 { values[i] } else { -values[i - 8] };
-        table[i] = (value + offset) as u8;
-        i += 1;
-    }
-    table
-}
+const VALUES: [u8; 16] = nibbles::bytes([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]);
 
 /// The factor on a block's values: `2^(exponent - 128)`, or NaN if the largest value times that is no float.
 #[inline(always)]
@@ -87,7 +74,7 @@ impl Weight for Mxfp4 {
 
     #[inline(always)]
     fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
-        nibbles::gemv_acts::<S, Mxfp4>(acts)
+        nibbles::gemv_acts::<S>(acts, Some(S::OFFSET))
     }
 
     #[inline(always)]
@@ -113,7 +100,7 @@ impl Nibbles for Mxfp4 {
     #[inline(always)]
     fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2] {
         let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
-        let table = const { with_offset(S::OFFSET) };
+        let table = const { nibbles::with_offset(VALUES, S::OFFSET) };
         [s.look_up_bytes(&table, s.low_nibbles(c)), s.look_up_bytes(&table, s.high_nibbles(c))]
     }
 }

@@ -1,11 +1,12 @@
-//! What types with codes of 4 bits share.
+//! What types with codes of 4 or 5 bits share.
 //!
 //! The functions for gemv are for blocks of 32 inputs whose codes are the last 16 bytes: the lower nibbles are the codes of the first 16
-//! inputs, the upper ones those of the others. [`Nibbles`] says what is before them.
+//! inputs, the upper ones those of the others. Codes of 5 bits have their fifth ones in the four bytes before, a bit for each input. [`Nibbles`]
+//! says what else is there.
 
-use super::{BLOCK, Weight, excess};
+use super::BLOCK;
 use crate::acts::Acts;
-use crate::gemv::{GemvActs, Lanes, PIECE, Step, Sums};
+use crate::gemv::{Codes, GemvActs, Lanes, PIECE, Sums, vector};
 use crate::isa::Simd;
 use crate::panel::PanelRow;
 
@@ -57,9 +58,9 @@ pub(crate) fn panel_codes<S: Simd>(s: S, d: &[f32], m: &[f32]) -> [[u8; 16]; 2] 
 /// Looked up, codes stay what they are.
 pub(crate) const IDENTITY: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
-/// See [`Weight::small_row`]: of blocks of `BYTES` bytes, whose scale and minimum `scales` reads.
+/// See [`super::Weight::small_row`]: of blocks of `BYTES` bytes, whose scale and minimum `scales` reads.
 #[inline(always)]
-pub(crate) fn small_row<S: Simd, const BYTES: usize>(
+pub(crate) fn small_row<S: Simd, const BYTES: usize, const FIFTH: bool>(
     s: S,
     row: &[u8],
     scales: impl Fn(&[u8]) -> (f32, f32),
@@ -70,9 +71,21 @@ pub(crate) fn small_row<S: Simd, const BYTES: usize>(
     for (i, (pair, codes)) in row.chunks(2 * BYTES).zip(out.codes.chunks_exact_mut(2 * BLOCK)).enumerate() {
         let (a, b) = pair.split_at(BYTES);
         let b = if b.is_empty() { &none[..] } else { b };
-        s.look_up([&a[BYTES - 16..], &b[BYTES - 16..]], &[IDENTITY; 2], codes);
+        pair_codes::<S, FIFTH>(s, [a, b], codes);
         let ((a, m), (b, n)) = (scales(a), scales(b));
         small_scales(&[a, b], &[m, n], 2 * i, out.scales, out.minima);
+    }
+}
+
+/// Writes the codes of two blocks.
+#[inline(always)]
+pub(crate) fn pair_codes<S: Simd, const FIFTH: bool>(s: S, [a, b]: [&[u8]; 2], out: &mut [u8]) {
+    s.look_up([&a[a.len() - 16..], &b[b.len() - 16..]], &[IDENTITY; 2], out);
+    if FIFTH {
+        let bits = u64::from(fifth_bits(a)) | u64::from(fifth_bits(b)) << 32;
+        for (i, codes) in out.chunks_exact_mut(4 * S::LANES).enumerate() {
+            s.store_i(s.add_bytes(s.load_i(codes), s.sixteens(bits >> (4 * S::LANES * i))), codes);
+        }
     }
 }
 
@@ -96,7 +109,28 @@ pub(crate) trait Table {
     fn scale<S: Simd>(s: S, block: &[u8]) -> f32;
 }
 
-/// See [`Weight::panel_row`]: codes of panels are the values, and their scales the blocks'.
+/// Integers as bytes with sign.
+pub(crate) const fn bytes(values: [i8; 16]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        bytes[i] = values[i] as u8;
+        i += 1;
+    }
+    bytes
+}
+
+/// Bytes, with something added to each: what [`Simd::dot`] takes as weights.
+pub(crate) const fn with_offset(mut bytes: [u8; 16], offset: i32) -> [u8; 16] {
+    let mut i = 0;
+    while i < 16 {
+        bytes[i] = bytes[i].wrapping_add(offset as u8);
+        i += 1;
+    }
+    bytes
+}
+
+/// See [`super::Weight::panel_row`]: codes of panels are the values, and their scales the blocks'.
 #[inline(always)]
 pub(crate) fn panel_row<S: Simd, W: Table>(s: S, row: &[u8], out: PanelRow) {
     // A row of an odd number of blocks is filled up with a block of zeros.
@@ -118,7 +152,7 @@ pub(crate) trait Nibbles {
     const BYTES: usize;
     /// Blocks have a minimum, which is added to each weight
     const MINIMA: bool;
-    /// What [`Nibbles::codes`] gives are the codes of 4 bits themselves
+    /// What [`Nibbles::codes`] gives are the codes themselves, of 4 or 5 bits
     const ARE_CODES: bool;
 
     /// Scales and, with [`Nibbles::MINIMA`], minima.
@@ -129,21 +163,88 @@ pub(crate) trait Nibbles {
 }
 
 /// The largest block of any of these types.
-const MAX_BYTES: usize = 20;
+const MAX_BYTES: usize = 24;
+
+/// The codes of 5 bits of blocks of `BYTES` bytes, for the lower and for the upper nibbles.
+#[inline(always)]
+pub(crate) fn step_codes_of_five<S: Simd, const BYTES: usize>(s: S, blocks: &[u8]) -> [S::I; 2] {
+    let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
+    let (mut low, mut high) = (0, 0);
+    for (i, b) in blocks.chunks_exact(BYTES).enumerate().take(step_blocks::<S>()) {
+        let bits = fifth_bits(b);
+        low |= u64::from(bits & 0xffff) << (16 * i);
+        high |= u64::from(bits >> 16) << (16 * i);
+    }
+    [s.add_bytes(s.low_nibbles(c), s.sixteens(low)), s.add_bytes(s.high_nibbles(c), s.sixteens(high))]
+}
+
+/// The fifth bits of a block's codes.
+#[inline(always)]
+fn fifth_bits(block: &[u8]) -> u32 {
+    let at = block.len() - 20;
+    u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
+}
+
+/// Writes the values of a row of blocks of `BYTES` bytes with codes of 5 bits, whose scale and minimum `scales` reads.
+#[inline(always)]
+pub(crate) fn decode_five<S: Simd, const BYTES: usize>(
+    s: S,
+    row: &[u8],
+    scales: impl Fn(&[u8]) -> (f32, f32),
+    out: &mut [f32],
+) {
+    // A row of an odd number of blocks is filled up with a block of zeros.
+    let none = [0u8; BYTES];
+    let mut codes = [0u8; 2 * BLOCK];
+    for (pair, out) in row.chunks(2 * BYTES).zip(out.chunks_mut(2 * BLOCK)) {
+        let (a, b) = pair.split_at(BYTES);
+        pair_codes::<S, true>(s, [a, if b.is_empty() { &none } else { b }], &mut codes);
+        let blocks = pair.chunks_exact(BYTES).zip(codes.chunks_exact(BLOCK)).zip(out.chunks_exact_mut(BLOCK));
+        for ((b, codes), out) in blocks {
+            let (d, m) = scales(b);
+            let (d, m) = (s.splat(d), s.splat(m));
+            for (c, x) in codes.chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
+                s.store_f(s.fma(s.load_i8(c), d, m), x);
+            }
+        }
+    }
+}
+
+/// The codes of 5 bits of a block.
+#[inline(always)]
+pub(crate) fn codes_of_five(block: &[u8]) -> [u8; BLOCK] {
+    let (mut all, bits) = (codes(&block[block.len() - 16..]), fifth_bits(block));
+    for (i, c) in all.iter_mut().enumerate() {
+        *c |= ((bits >> i & 1) << 4) as u8;
+    }
+    all
+}
 
 /// Blocks of a step of [`dot`]: as many as a vector has fours of lanes.
-const fn step_blocks<S: Simd>() -> usize {
+pub(crate) const fn step_blocks<S: Simd>() -> usize {
     S::LANES / 4
+}
+
+/// The steps of `T` tokens, in order.
+#[inline(always)]
+pub(crate) fn steps<S: Simd, const T: usize>(acts: &GemvActs) -> impl Iterator<Item = &[Codes]> {
+    let bytes = numbers_at::<S>() + 2 * 4 * S::LANES;
+    acts.codes.chunks_exact(bytes.div_ceil(64) * T)
+}
+
+/// Where the numbers for lanes begin of what a token has in a step.
+const fn numbers_at<S: Simd>() -> usize {
+    (step_blocks::<S>() * BLOCK).next_multiple_of(64)
 }
 
 /// Activations for [`dot`]. In each step come those of the blocks' lower nibbles, block by block, then those of the upper ones.
 ///
 /// If the last step is not full, it takes the row's last blocks, so that a whole vector can be read: the activations of blocks that the
-/// step before it has had already are zeros.
+/// step before it has had already are zeros. Codes have `excess` too much, or blocks a minimum.
 #[inline(always)]
-pub(crate) fn gemv_acts<S: Simd, W: Weight>(acts: Acts) -> GemvActs {
+pub(crate) fn gemv_acts<S: Simd>(acts: Acts, excess: Option<i32>) -> GemvActs {
     let (n_blocks, n_inputs) = (step_blocks::<S>(), step_blocks::<S>() * BLOCK);
-    let lanes = Lanes { fours: n_blocks, per_block: 4, excess: excess::<S, W>() };
+    let lanes = Lanes { fours: n_blocks, per_block: 4, excess };
     GemvActs::arrange(acts, n_inputs, Some(lanes), |step, i| {
         let (first, end) = (step * n_inputs, (step + 1) * n_inputs);
         let (upper, block) = (i / n_blocks, i % n_blocks);
@@ -160,7 +261,7 @@ pub(crate) fn dot<S: Simd, W: Nibbles, const T: usize>(s: S, row: &[u8], acts: &
     let n = step_blocks::<S>() * W::BYTES;
     let whole = row.chunks_exact(n);
     let rest = whole.remainder();
-    let mut steps = acts.steps::<T>((8 * S::LANES).div_ceil(64));
+    let mut steps = steps::<S, T>(acts);
     for (i, (blocks, x)) in whole.zip(&mut steps).enumerate() {
         add_step::<S, W, T>(s, blocks, x, i % 2, &mut acc);
     }
@@ -182,28 +283,46 @@ pub(crate) fn dot<S: Simd, W: Nibbles, const T: usize>(s: S, row: &[u8], acts: &
 fn add_step<S: Simd, W: Nibbles, const T: usize>(
     s: S,
     blocks: &[u8],
-    (x, shared): Step,
+    x: &[Codes],
     to: usize,
     acc: &mut Sums<S, T>,
 ) {
     let [d, m] = W::scales(s, blocks);
-    let [low, high] = W::codes(s, blocks);
+    let minima = W::MINIMA.then_some(m);
+    add_products(s, W::codes(s, blocks), W::ARE_CODES, d, minima, x, to, acc);
+}
+
+/// The same with codes of the blocks' lower and upper nibbles, that are [codes](Nibbles::ARE_CODES) or not, their scales and their minima,
+/// each in four lanes.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "it is a part of the loop over steps")]
+pub(crate) fn add_products<S: Simd, const T: usize>(
+    s: S,
+    [low, high]: [S::I; 2],
+    are_codes: bool,
+    d: S::F,
+    minima: Option<S::F>,
+    x: &[Codes],
+    to: usize,
+    acc: &mut Sums<S, T>,
+) {
     let bytes = 4 * S::LANES;
-    for ((acc, x), shared) in acc.iter_mut().zip(x.chunks_exact(x.len() / T)).zip(shared) {
+    for (acc, x) in acc.iter_mut().zip(x.chunks_exact(x.len() / T)) {
+        let scales = s.as_f(vector(s, x, numbers_at::<S>()));
+        let others = vector(s, x, numbers_at::<S>() + bytes);
         // With minima, codes have no excess.
-        let start = if W::MINIMA { s.splat_i(0) } else { s.each_four_i(&shared.start) };
-        let upper = &x[bytes / 64].0[bytes % 64..];
-        let (x, upper) = (s.load_i(&x[0].0), s.load_i(upper));
-        let dots = match S::SMALL_SUMS && W::ARE_CODES {
+        let start = if minima.is_some() { s.splat_i(0) } else { others };
+        let (x, upper) = (vector(s, x, 0), vector(s, x, bytes));
+        let dots = match S::SMALL_SUMS && are_codes {
             true => {
                 let small = s.add_products(s.add_products(s.splat_i(0), low, x), high, upper);
                 s.add_i(start, s.whole(small))
             }
             false => s.dot(s.dot(start, low, x), high, upper),
         };
-        acc[to] = s.fma(s.to_f(dots), s.mul(d, s.each_four(&shared.scales)), acc[to]);
-        if W::MINIMA {
-            acc[2] = s.fma(s.each_four(&shared.sums), m, acc[2]);
+        acc[to] = s.fma(s.to_f(dots), s.mul(d, scales), acc[to]);
+        if let Some(m) = minima {
+            acc[2] = s.fma(s.as_f(others), m, acc[2]);
         }
     }
 }

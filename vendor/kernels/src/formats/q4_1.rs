@@ -55,7 +55,7 @@ impl Weight for Q4_1 {
 
     #[inline(always)]
     fn small_row<S: Simd>(self, s: S, row: &[u8], out: PanelRow) {
-        nibbles::small_row::<S, BYTES>(s, row, |b| (s.f16_at(b), s.f16_at(&b[2..])), out);
+        nibbles::small_row::<S, BYTES, false>(s, row, |b| (s.f16_at(b), s.f16_at(&b[2..])), out);
     }
 
     const BITS: u32 = 4;
@@ -82,7 +82,7 @@ impl Weight for Q4_1 {
 
     #[inline(always)]
     fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
-        nibbles::gemv_acts::<S, Q4_1>(acts)
+        nibbles::gemv_acts::<S>(acts, None)
     }
 
     #[inline(always)]

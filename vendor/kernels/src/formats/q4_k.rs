@@ -161,7 +161,7 @@ pub(crate) fn dot<S: Simd, const T: usize, const FIFTH: bool>(s: S, row: &[u8], 
             let c = s.load_i(c);
             let (mut low, mut high) = (s.low_nibbles(c), s.high_nibbles(c));
             if FIFTH {
-                let bits = s.upper_bits(&b[q5_k::UPPER..], step * bytes);
+                let bits = s.upper_bits::<2>(&b[q5_k::UPPER..], step * bytes);
                 low = s.with_bits::<4, 0x10>(low, bits);
                 high = s.with_bits::<3, 0x10>(high, bits);
             }

@@ -100,7 +100,7 @@ impl Weight for Q6K {
             }
             for (step, (c, x)) in b[..UPPER].chunks_exact(bytes).zip(x.chunks_exact(vectors * T)).enumerate() {
                 let (group, byte) = (step * bytes / 64, step * bytes % 64);
-                let (c, bits) = (s.load_i(c), s.upper_bits(&b[UPPER + 32 * group..], byte));
+                let (c, bits) = (s.load_i(c), s.upper_bits::<2>(&b[UPPER + 32 * group..], byte));
                 let low = s.with_bits::<4, 0x30>(s.low_nibbles(c), bits);
                 let high = s.with_bits::<0, 0x30>(s.high_nibbles(c), bits);
                 for (upper, c) in [low, high].into_iter().enumerate() {

@@ -10,10 +10,12 @@
 
 use super::{BLOCK, Block, Weight, excess};
 use crate::acts::Acts;
-use crate::gemv::{GemvActs, Lanes, PIECE, Step, Sums};
+use crate::gemv::{Codes, GemvActs, Lanes, PIECE, Sums};
 use crate::isa::Simd;
 
 const BYTES: usize = 34;
+/// What a token has in a step: 64 codes, and two numbers for each of 16 lanes.
+const STEP_UNITS: usize = 3;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Q8_0;
@@ -52,7 +54,7 @@ impl Weight for Q8_0 {
     /// A step is two blocks, in the order of inputs.
     #[inline(always)]
     fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
-        let lanes = Lanes { fours: 4, per_block: 8, excess: excess::<S, Q8_0>() };
+        let lanes = Lanes { fours: 4, per_block: 8, excess: Some(excess::<S, Q8_0>()) };
         GemvActs::arrange(acts, 2 * BLOCK, Some(lanes), |step, i| Some(step * 2 * BLOCK + i * PIECE))
     }
 
@@ -61,7 +63,7 @@ impl Weight for Q8_0 {
         let mut acc = [[s.splat(0.0); 3]; T];
         let pairs = row.chunks_exact(2 * BYTES);
         let rest = pairs.remainder();
-        let mut steps = acts.steps::<T>(1);
+        let mut steps = acts.codes.chunks_exact(STEP_UNITS * T);
         for (i, (pair, x)) in pairs.zip(&mut steps).enumerate() {
             add_pair(s, pair, x, i % 2, &mut acc);
         }
@@ -77,16 +79,15 @@ impl Weight for Q8_0 {
 
 /// Adds the products with two blocks to the sums number `to`.
 #[inline(always)]
-fn add_pair<S: Simd, const T: usize>(s: S, pair: &[u8], (x, shared): Step, to: usize, acc: &mut Sums<S, T>) {
+fn add_pair<S: Simd, const T: usize>(s: S, pair: &[u8], x: &[Codes], to: usize, acc: &mut Sums<S, T>) {
     let (a, b) = pair.split_at(BYTES);
     let codes = s.unpack_bytes([&a[2..], &b[2..]]);
     for (v, codes) in codes.iter().enumerate().take(16 / S::LANES) {
         let d = s.pair_f16(a, b, v);
-        for ((acc, x), shared) in acc.iter_mut().zip(x).zip(shared) {
-            let fours = v * S::LANES / 4;
-            let start = s.each_four_i(&shared.start[fours..]);
-            let dots = s.dot(start, *codes, s.load_i(&x.0[4 * v * S::LANES..]));
-            acc[to] = s.fma(s.to_f(dots), s.mul(d, s.each_four(&shared.scales[fours..])), acc[to]);
+        for (acc, x) in acc.iter_mut().zip(x.chunks_exact(STEP_UNITS)) {
+            let [x, scales, start] = [0, 64, 128].map(|first| first + 4 * v * S::LANES).map(|at| &x[at / 64].0[at % 64..]);
+            let dots = s.dot(s.load_i(start), *codes, s.load_i(x));
+            acc[to] = s.fma(s.to_f(dots), s.mul(d, s.as_f(s.load_i(scales))), acc[to]);
         }
     }
 }

@@ -235,13 +235,6 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn load_lanes(self, x: &[i32]) -> __m256i {
-        let x: &[i32; 8] = x[..8].try_into().expect("8 integers");
-        // SAFETY: 32 readable bytes; the processor has the instruction.
-        unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
-    }
-
-    #[inline(always)]
     fn dot(self, acc: __m256i, weights: __m256i, x: __m256i) -> __m256i {
         self.0.dot(acc, weights, x)
     }
@@ -316,10 +309,24 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn upper_bits(self, bits: &[u8], at: usize) -> __m256i {
-        // What is shifted from one byte into another is above the two bits.
-        let n = op!(_mm_cvtsi32_si128((2 * (at / 32)) as i32));
+    fn upper_bits<const N: usize>(self, bits: &[u8], at: usize) -> __m256i {
+        let n = op!(_mm_cvtsi32_si128((N * (at / 32)) as i32));
         op!(_mm256_srl_epi16(self.load_i(bits), n))
+    }
+
+    #[inline(always)]
+    fn sixteens(self, bits: u64) -> __m256i {
+        let byte_of_bit = op!(_mm256_set_epi64x(0x0303_0303_0303_0303, 0x0202_0202_0202_0202, 0x0101_0101_0101_0101, 0));
+        let bytes = op!(_mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), byte_of_bit));
+        let bit = op!(_mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64));
+        let is_set = op!(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit));
+        op!(_mm256_and_si256(is_set, _mm256_set1_epi8(16)))
+    }
+
+    #[inline(always)]
+    fn bits<const SHIFT: u32, const MASK: u8>(self, x: __m256i) -> __m256i {
+        let shifted = op!(_mm256_srl_epi16(x, _mm_cvtsi32_si128(SHIFT as i32)));
+        op!(_mm256_and_si256(shifted, _mm256_set1_epi8(MASK as i8)))
     }
 
     #[inline(always)]
@@ -382,16 +389,6 @@ impl<D: Dot> Simd for Avx2<D> {
         unsafe {
             let both = _mm256_castpd_ps(_mm256_set1_pd(x.as_ptr().cast::<f64>().read_unaligned()));
             _mm256_permutevar_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1))
-        }
-    }
-
-    #[inline(always)]
-    fn each_four_i(self, x: &[i32]) -> __m256i {
-        let x: &[i32; 2] = x[..2].try_into().expect("2 integers");
-        // SAFETY: 8 readable bytes; the processor has the instructions.
-        unsafe {
-            let both = _mm256_castpd_ps(_mm256_set1_pd(x.as_ptr().cast::<f64>().read_unaligned()));
-            _mm256_castps_si256(_mm256_permutevar_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)))
         }
     }
 

@@ -70,13 +70,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn load_lanes(self, x: &[i32]) -> __m512i {
-        let x: &[i32; 16] = x[..16].try_into().expect("16 integers");
-        // SAFETY: 64 readable bytes; the processor has the instruction.
-        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
-    }
-
-    #[inline(always)]
     fn dot(self, acc: __m512i, weights: __m512i, x: __m512i) -> __m512i {
         op!(_mm512_dpbusd_epi32(acc, weights, x))
     }
@@ -136,14 +129,24 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn upper_bits(self, bits: &[u8], at: usize) -> __m512i {
+    fn upper_bits<const N: usize>(self, bits: &[u8], at: usize) -> __m512i {
         let bits: &[u8; 32] = bits[..32].try_into().expect("32 bytes");
         // SAFETY: 32 readable bytes; the processor has the instructions.
         let bits = unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(bits.as_ptr().cast())) };
-        // What is shifted from one byte into another is above the two bits.
-        let n = (2 * (at / 32)) as i16;
-        let (first, second) = op!((_mm256_set1_epi16(n), _mm256_set1_epi16(n + 2)));
+        let n = (N * (at / 32)) as i16;
+        let (first, second) = op!((_mm256_set1_epi16(n), _mm256_set1_epi16(n + N as i16)));
         op!(_mm512_srlv_epi16(bits, _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second)))
+    }
+
+    #[inline(always)]
+    fn sixteens(self, bits: u64) -> __m512i {
+        op!(_mm512_maskz_set1_epi8(bits, 16))
+    }
+
+    #[inline(always)]
+    fn bits<const SHIFT: u32, const MASK: u8>(self, x: __m512i) -> __m512i {
+        let shifted = op!(_mm512_srl_epi16(x, _mm_cvtsi32_si128(SHIFT as i32)));
+        op!(_mm512_and_si512(shifted, _mm512_set1_epi8(MASK as i8)))
     }
 
     #[inline(always)]
@@ -234,15 +237,6 @@ impl Simd for Avx512 {
         // SAFETY: 4 readable floats; the processor has the instructions.
         let x = unsafe { _mm512_broadcast_f32x4(_mm_loadu_ps(x.as_ptr())) };
         op!(_mm512_permutevar_ps(x, _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)))
-    }
-
-    #[inline(always)]
-    fn each_four_i(self, x: &[i32]) -> __m512i {
-        let x = &x[..4];
-        // SAFETY: 4 readable integers; the processor has the instructions.
-        let x = unsafe { _mm512_castsi512_ps(_mm512_broadcast_i32x4(_mm_loadu_si128(x.as_ptr().cast()))) };
-        let lanes = op!(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3));
-        op!(_mm512_castps_si512(_mm512_permutevar_ps(x, lanes)))
     }
 
     #[inline(always)]

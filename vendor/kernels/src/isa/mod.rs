@@ -163,6 +163,9 @@ pub(crate) trait Kernel {
 /// does not inline there is compiled without the instruction set, and is many times slower. Therefore every function that takes an
 /// implementor is marked `#[inline(always)]`, and no closure handles vectors, as a closure cannot be marked.
 ///
+/// What is different for each format is a kernel of its own, which the kernel for all formats runs by [`Simd::run`]: as one function all
+/// formats would take the compiler minutes.
+///
 /// Methods that read or write a slice use its first elements, as many as they say, and panic if it is shorter.
 pub(crate) trait Simd: Copy + Send + Sync {
     /// Lanes of a vector: 4, 8 or 16.
@@ -190,8 +193,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn splat_i(self, x: i32) -> Self::I;
     /// Reads `4 * LANES` bytes, four for each lane.
     fn load_i(self, bytes: &[u8]) -> Self::I;
-    /// Reads `LANES` integers.
-    fn load_lanes(self, x: &[i32]) -> Self::I;
     /// Adds to each lane of `acc` the dot product of the lane's four weights and four activations.
     ///
     /// The weights are bytes without sign where `OFFSET` is 128, else with sign. The activations are bytes with sign, none of them -128.
@@ -229,17 +230,28 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn low_nibbles(self, x: Self::I) -> Self::I;
     /// The upper four bits of each byte.
     fn high_nibbles(self, x: Self::I) -> Self::I;
-    /// The first 32 bytes of `bits`, again and again, shifted to the right by two bits more each time: of that a vector, from byte `at` on. What
+    /// The first 32 bytes of `bits`, again and again, shifted to the right by `N` bits more each time: of that a vector, from byte `at` on. What
     /// comes into a byte from above is anything.
     #[inline(always)]
-    fn upper_bits(self, bits: &[u8], at: usize) -> Self::I {
+    fn upper_bits<const N: usize>(self, bits: &[u8], at: usize) -> Self::I {
         let mut all = [0u8; 64];
         for (i, x) in all.iter_mut().enumerate().take(4 * Self::LANES) {
             let at = at + i;
-            *x = bits[at % 32] >> (2 * (at / 32));
+            *x = bits[at % 32] >> (N * (at / 32));
         }
         self.load_i(&all)
     }
+    /// A byte of 16 for each bit that is set, else of 0, from the lowest bit on.
+    #[inline(always)]
+    fn sixteens(self, bits: u64) -> Self::I {
+        let mut all = [0u8; 64];
+        for (i, x) in all.iter_mut().enumerate() {
+            *x = (bits >> i & 1) as u8 * 16;
+        }
+        self.load_i(&all)
+    }
+    /// Each byte shifted to the right, of that the bits of `MASK`, which has none that come into a byte from above.
+    fn bits<const SHIFT: u32, const MASK: u8>(self, x: Self::I) -> Self::I;
     /// `codes`, with the bits of `MASK` that `upper`, shifted to the left, has in each byte.
     fn with_bits<const SHIFT: u32, const MASK: u8>(self, codes: Self::I, upper: Self::I) -> Self::I;
     /// Looks up bytes that are below 16.
@@ -277,15 +289,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
             lanes.fill(*x);
         }
         self.load_f(&lanes)
-    }
-    /// Reads `LANES / 4` integers, each into four lanes.
-    #[inline(always)]
-    fn each_four_i(self, x: &[i32]) -> Self::I {
-        let mut lanes = [0i32; 16];
-        for (lanes, x) in lanes.chunks_exact_mut(4).zip(x) {
-            lanes.fill(*x);
-        }
-        self.load_lanes(&lanes)
     }
     /// Reads `LANES / 4` pieces of 16 bytes, each into four lanes; from one piece to the next it is `STRIDE` bytes.
     #[inline(always)]

@@ -141,13 +141,6 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn load_lanes(self, x: &[i32]) -> int32x4_t {
-        let x: &[i32; 4] = x[..4].try_into().expect("4 integers");
-        // SAFETY: 16 readable bytes; the processor has the instruction.
-        unsafe { vld1q_s32(x.as_ptr()) }
-    }
-
-    #[inline(always)]
     fn dot(self, acc: int32x4_t, weights: int32x4_t, x: int32x4_t) -> int32x4_t {
         op!(sdot(acc, weights, x))
     }
@@ -202,6 +195,12 @@ impl Simd for Neon {
     #[inline(always)]
     fn high_nibbles(self, x: int32x4_t) -> int32x4_t {
         op!(vreinterpretq_s32_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s32(x))))
+    }
+
+    #[inline(always)]
+    fn bits<const SHIFT: u32, const MASK: u8>(self, x: int32x4_t) -> int32x4_t {
+        let shifted = op!(vshlq_u8(vreinterpretq_u8_s32(x), vdupq_n_s8(-(SHIFT as i8))));
+        op!(vreinterpretq_s32_u8(vandq_u8(shifted, vdupq_n_u8(MASK))))
     }
 
     #[inline(always)]

@@ -65,11 +65,6 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn load_lanes(self, x: &[i32]) -> [i32; 8] {
-        x[..8].try_into().expect("8 integers")
-    }
-
-    #[inline(always)]
     fn dot(self, acc: [i32; 8], weights: [i32; 8], x: [i32; 8]) -> [i32; 8] {
         let mut out = acc;
         for ((out, w), x) in out.iter_mut().zip(weights).zip(x) {
@@ -132,6 +127,11 @@ impl Simd for Portable {
     #[inline(always)]
     fn high_nibbles(self, x: [i32; 8]) -> [i32; 8] {
         x.map(|x| x >> 4 & 0x0f0f_0f0f)
+    }
+
+    #[inline(always)]
+    fn bits<const SHIFT: u32, const MASK: u8>(self, x: [i32; 8]) -> [i32; 8] {
+        x.map(|x| x >> SHIFT & i32::from_le_bytes([MASK; 4]))
     }
 
     #[inline(always)]

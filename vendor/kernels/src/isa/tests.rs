@@ -13,6 +13,10 @@ fn lanes<S: Simd>(s: S, x: S::I) -> Vec<i32> {
     out.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
+fn from_lanes<S: Simd>(s: S, x: &[i32]) -> S::I {
+    s.load_i(&x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())
+}
+
 fn floats<S: Simd>(s: S, x: S::F) -> Vec<f32> {
     let mut out = vec![0.0; S::LANES];
     s.store_f(x, &mut out);
@@ -131,7 +135,6 @@ impl Check {
         let word = |b: &[u8], i: usize| i32::from_le_bytes(b[4 * i..][..4].try_into().unwrap());
         let words: Vec<i32> = (0..n).map(|i| word(&a, i)).collect();
         assert_eq!(lanes(s, s.load_i(&a)), words);
-        assert_eq!(lanes(s, s.load_lanes(&words)), words);
         assert_eq!(floats(s, s.to_f(s.load_i(&a))), words.iter().map(|&x| x as f32).collect::<Vec<_>>());
         let mut out = vec![7; 4 * n + 1];
         s.store_i(s.add_bytes(s.load_i(&a), s.load_i(&b)), &mut out);
@@ -140,6 +143,18 @@ impl Check {
         assert!((0..4 * n).all(|i| out[i] == a[i] & 15));
         s.store_i(s.high_nibbles(s.load_i(&a)), &mut out);
         assert!((0..4 * n).all(|i| out[i] == a[i] >> 4));
+        s.store_i(s.bits::<3, 5>(s.load_i(&a)), &mut out);
+        assert!((0..4 * n).all(|i| out[i] == a[i] >> 3 & 5));
+        s.store_i(s.with_bits::<2, 0x1c>(s.low_nibbles(s.load_i(&b)), s.load_i(&a)), &mut out);
+        assert!((0..4 * n).all(|i| out[i] == b[i] & 15 | a[i] << 2 & 0x1c));
+        let bits = rng.u64(..);
+        s.store_i(s.sixteens(bits), &mut out);
+        assert!((0..4 * n).all(|i| u64::from(out[i]) == 16 * (bits >> i & 1)));
+        let (first, upper) = (4 * n * rng.usize(..=32 / n), bytes(rng, 32));
+        s.store_i(s.upper_bits::<2>(&upper, first % 128), &mut out);
+        assert!((0..4 * n).all(|i| out[i] & 3 == upper[(first + i) % 32] >> (2 * ((first % 128 + i) / 32)) & 3));
+        s.store_i(s.upper_bits::<4>(&upper, first % 64), &mut out);
+        assert!((0..4 * n).all(|i| out[i] & 15 == upper[(first + i) % 32] >> (4 * ((first % 64 + i) / 32)) & 15));
         // Codes of activations and of weights: no -128 among the former.
         let acts: Vec<u8> = b.iter().map(|&b| if b == 0x80 { 0x81 } else { b }).collect();
         for w in [a.clone(), a.iter().map(|x| x & 15).collect(), vec![0x80; 4 * n], vec![0x7f; 4 * n]] {
@@ -152,10 +167,10 @@ impl Check {
         }
         let small: Vec<i32> = (0..n).map(|_| rng.i32(-128..128)).collect();
         let mut out = vec![7; n + 1];
-        s.store_bytes(s.load_lanes(&small), &mut out);
+        s.store_bytes(from_lanes(s, &small), &mut out);
         assert!((0..n).all(|i| out[i] as i8 == small[i] as i8) && out[n] == 7);
         let mut square: Vec<S::I> =
-            (0..n).map(|i| s.load_lanes(&(0..n).map(|j| (i * n + j) as i32).collect::<Vec<_>>())).collect();
+            (0..n).map(|i| from_lanes(s, &(0..n).map(|j| (i * n + j) as i32).collect::<Vec<_>>())).collect();
         s.transpose(&mut square);
         for (i, row) in square.iter().enumerate() {
             assert_eq!(lanes(s, *row), (0..n).map(|j| (j * n + i) as i32).collect::<Vec<_>>());
@@ -204,11 +219,9 @@ impl Check {
         assert_same(&floats(s, s.two_of(&x, 2, 5)), &expected);
         let blocks = bytes(rng, 80);
         let first = |of: usize, at: usize| (0..n).map(|i| h(&blocks[i / 4 * of + at..])).collect::<Vec<f32>>();
-        let whole: [i32; 4] = std::array::from_fn(|_| rng.i32(..1 << 20));
-        let fours: Vec<i32> = (0..n).map(|i| whole[i / 4]).collect();
-        assert_eq!(lanes(s, s.each_four_i(&whole)), fours);
-        let fours: Vec<f32> = fours.iter().map(|&x| x as f32).collect();
-        assert_same(&floats(s, s.each_four(&whole.map(|x| x as f32))), &fours);
+        let whole: [f32; 4] = std::array::from_fn(|_| rng.f32());
+        let fours: Vec<f32> = (0..n).map(|i| whole[i / 4]).collect();
+        assert_same(&floats(s, s.each_four(&whole)), &fours);
         assert_same(&floats(s, s.spread::<18, false>(&blocks)[0]), &first(18, 0));
         let [d, m] = s.spread::<20, true>(&blocks).map(|x| floats(s, x));
         assert_same(&d, &first(20, 0));

@@ -59,7 +59,7 @@ fn reduced_dot(row: &Row, n_in: usize, kept: &[i32], x: &[f32]) -> (f64, f64) {
     // Scales and minima of super-blocks, and scales of blocks of other types, become 16-bit floats.
     let (of_scales, of_codes) = match row.format {
         Format::Q4K => (5e-4, 0.0),
-        Format::Q5K | Format::Q6K | Format::Iq4Xs | Format::Other(_) => (5e-4, 0.5 / 127.0),
+        Format::Q2K | Format::Q3K | Format::Q5K | Format::Q6K | Format::Iq4Xs | Format::Other(_) => (5e-4, 0.5 / 127.0),
         _ => (0.0, 0.0),
     };
     let (mut sum, mut bound, mut kept_x) = (0.0, 0.0, vec![0.0f32; n_in]);

@@ -47,10 +47,14 @@ pub fn read_floats(bytes: &[u8], out: &mut [f32]) {
 }
 
 /// Types whose definition is written here, and one that a function reads. (`formats/tests.rs` has the tests for all types.)
-pub const FORMATS: [Format; 10] = [
+pub const FORMATS: [Format; 14] = [
     Format::Q4_0,
     Format::Q4_1,
+    Format::Q2K,
+    Format::Q3K,
     Format::Q4K,
+    Format::Q5_0,
+    Format::Q5_1,
     Format::Q5K,
     Format::Q6K,
     Format::Iq4Nl,
@@ -63,8 +67,10 @@ pub const FORMATS: [Format; 10] = [
 /// Where a block's 16-bit floats are: its scale and, if it has one, its minimum.
 pub fn floats_at(format: Format) -> &'static [usize] {
     match format {
-        Format::Q4_0 | Format::Q8_0 | Format::Iq4Nl | Format::Iq4Xs => &[0],
-        Format::Q4_1 | Format::Q4K | Format::Q5K => &[0, 2],
+        Format::Q4_0 | Format::Q5_0 | Format::Q8_0 | Format::Iq4Nl | Format::Iq4Xs => &[0],
+        Format::Q4_1 | Format::Q4K | Format::Q5_1 | Format::Q5K => &[0, 2],
+        Format::Q2K => &[80, 82],
+        Format::Q3K => &[108],
         Format::Q6K => &[208],
         _ => &[],
     }
@@ -75,7 +81,11 @@ pub fn block(format: Format) -> (usize, usize) {
     match format {
         Format::Q4_0 => (32, 18),
         Format::Q4_1 => (32, 20),
+        Format::Q2K => (256, 84),
+        Format::Q3K => (256, 110),
         Format::Q4K => (256, 144),
+        Format::Q5_0 => (32, 22),
+        Format::Q5_1 => (32, 24),
         Format::Q5K => (256, 176),
         Format::Q6K => (256, 210),
         Format::Iq4Nl => (32, 18),
@@ -121,7 +131,23 @@ pub fn values(row: &Row, n_in: usize) -> Vec<f32> {
                 let table = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
                 table[code as usize] as f32
             };
+            let fifth = |bits: &[u8]| f32::from(bits[i / 8] >> (i % 8) & 1) * 16.0;
+            // The lower two bits of codes of Q2_K and Q3_K.
+            let quarter = |codes: &[u8]| codes[i / 128 * 32 + i % 32] >> (2 * (i % 128 / 32)) & 3;
             *x = match row.format {
+                Format::Q2K => {
+                    let (scale, min) = (f32::from(b[i / 16] & 15), f32::from(b[i / 16] >> 4));
+                    half(&b[80..]) * scale * f32::from(quarter(&b[16..])) - half(&b[82..]) * min
+                }
+                Format::Q3K => {
+                    let (q, j) = (&b[96..108], i / 16);
+                    let lower = if j < 8 { q[j] & 15 } else { q[j - 8] >> 4 };
+                    let scale = f32::from(lower | (q[8 + j % 4] >> (2 * (j / 4)) & 3) << 4) - 32.0;
+                    let code = quarter(&b[32..]) | (b[i % 32] >> (i / 32) & 1) << 2;
+                    half(&b[108..]) * scale * (f32::from(code) - 4.0)
+                }
+                Format::Q5_0 => half(b) * (nibble(&b[6..], 16) + fifth(&b[2..6]) - 16.0),
+                Format::Q5_1 => half(b) * (nibble(&b[8..], 16) + fifth(&b[4..8])) + half(&b[2..]),
                 Format::Q6K => {
                     let (group, within) = (i / 128, i % 128);
                     let upper = b[128 + 32 * group + within % 32] >> (2 * (within / 32)) & 3;
@@ -234,8 +260,9 @@ pub fn magnitude(format: Format, row: &[u8], values: &[f32], x: &[f32]) -> f64 {
     let mut bare = row.to_vec();
     for b in bare.chunks_exact_mut(block(format).1) {
         match format {
-            Format::Q4_1 => b[4..].fill(0),
+            Format::Q4_1 | Format::Q5_1 => b[4..].fill(0),
             Format::Q4K => b[16..].fill(0),
+            Format::Q2K => b[16..80].fill(0),
             _ => b.fill(0),
         }
     }

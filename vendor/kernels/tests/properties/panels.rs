@@ -259,7 +259,10 @@ fn instruction_sets_agree() {
                     let (exact, bound) = dot(&w, &x);
                     // Codes agree, but for one that is half-way between two before it is rounded. Codes of a type's own on one instruction set may
                     // be rounded to others on another.
-                    let is_own = matches!(case.format, Format::Q4_0 | Format::Q4_1 | Format::Q4K | Format::Q5K);
+                    let is_own = matches!(
+                        case.format,
+                        Format::Q4_0 | Format::Q4_1 | Format::Q4K | Format::Q5_0 | Format::Q5_1 | Format::Q5K
+                    );
                     w.steps.iter_mut().for_each(|s| *s *= if is_own { 1.0 } else { 0.02 });
                     (exact, dot(&w, &x).1.min(bound))
                 });

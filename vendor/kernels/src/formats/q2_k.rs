@@ -1,0 +1,179 @@
+//! Q2_K: super-blocks of 256 inputs in 84 bytes, which are sixteen blocks of 16.
+//!
+//! ```text
+//! byte   0                      16                            80      82        84
+//!        scales and minima      codes of each 128 inputs      scale   minimum
+//!        of the sixteen blocks  in 32 bytes
+//! ```
+//!
+//! Scale and minimum are 16-bit floats; those of a block have 4 bits, the scale in a byte's lower nibble. Of 128 inputs, byte `i` holds the
+//! codes of inputs `i`, `32 + i`, `64 + i` and `96 + i`, the first in its lowest bits. A weight is
+//! `scale * block's scale * code - minimum * block's minimum`.
+
+use super::{Block, Weight};
+use crate::acts::Acts;
+use crate::gemv::{GemvActs, PIECE, Sums};
+use crate::isa::Simd;
+
+const INPUTS: usize = 256;
+const BYTES: usize = 84;
+const CODES: usize = 16;
+const SCALE: usize = 80;
+/// Blocks of a super-block.
+pub(crate) const N_BLOCKS: usize = 16;
+/// Bytes of its codes' lower two bits.
+const CODE_BYTES: usize = 64;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Q2K;
+
+/// Writes the codes of a super-block whose lower two bits are these bytes.
+#[inline(always)]
+pub(crate) fn codes(bytes: &[u8], out: &mut [u8; INPUTS]) {
+    for (bytes, out) in bytes[..CODE_BYTES].chunks_exact(32).zip(out.chunks_exact_mut(128)) {
+        // The compiler makes vector instructions of a loop over arrays of known lengths.
+        let bytes: &[u8; 32] = bytes.try_into().expect("32 bytes");
+        let out: &mut [u8; 128] = out.try_into().expect("128 codes");
+        for i in 0..32 {
+            out[i] = bytes[i] & 3;
+            out[32 + i] = bytes[i] >> 2 & 3;
+            out[64 + i] = bytes[i] >> 4 & 3;
+            out[96 + i] = bytes[i] >> 6;
+        }
+    }
+}
+
+impl Weight for Q2K {
+    const BLOCK: Option<Block> = Some(Block { inputs: INPUTS, bytes: BYTES });
+
+    #[inline(always)]
+    fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
+        let mut bytes = [0u8; INPUTS];
+        for (b, out) in row.chunks_exact(BYTES).zip(out.chunks_exact_mut(INPUTS)) {
+            codes(&b[CODES..], &mut bytes);
+            let (d, dmin) = Q2K::factors(s, b);
+            let (scales, minima) = Q2K::scales(b);
+            let blocks = bytes.chunks_exact(16).zip(out.chunks_exact_mut(16)).zip(scales.into_iter().zip(minima));
+            for ((codes, out), (scale, minimum)) in blocks {
+                let (d, m) = (s.splat(d * f32::from(scale)), s.splat(dmin * f32::from(minimum)));
+                for (c, x) in codes.chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
+                    s.store_f(s.fma(s.load_i8(c), d, m), x);
+                }
+            }
+        }
+    }
+
+    const GEMV: bool = true;
+
+    #[inline(always)]
+    fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
+        gemv_acts::<S>(acts, 1)
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
+        dot::<S, Q2K, T>(s, row, acts)
+    }
+}
+
+impl Quarters for Q2K {
+    const BYTES: usize = BYTES;
+
+    #[inline(always)]
+    fn factors<S: Simd>(s: S, b: &[u8]) -> (f32, f32) {
+        (s.f16_at(&b[SCALE..]), -s.f16_at(&b[SCALE + 2..]))
+    }
+
+    #[inline(always)]
+    fn scales(b: &[u8]) -> ([u8; N_BLOCKS], [u8; N_BLOCKS]) {
+        let both: &[u8; N_BLOCKS] = b.first_chunk().expect("a byte for each block");
+        (both.map(|b| b & 15), both.map(|b| b >> 4))
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, b: &[u8], at: usize) -> [S::I; 4] {
+        quarters(s, &b[CODES + at..])
+    }
+}
+
+/// A type of super-blocks as of Q2_K. The lower two bits of its codes lie in 64 bytes as those of Q2_K do.
+pub(crate) trait Quarters {
+    /// Of a super-block
+    const BYTES: usize;
+
+    /// The factors on blocks' scales and on their minima.
+    fn factors<S: Simd>(s: S, b: &[u8]) -> (f32, f32);
+
+    /// Scales and minima of the blocks, bytes with sign. The minima times their factor belong to the sums of [`gemv_acts`].
+    fn scales(b: &[u8]) -> ([u8; N_BLOCKS], [u8; N_BLOCKS]);
+
+    /// The codes whose lower bits are in a vector of bytes from byte `at` on: of the bytes' lowest two bits, then of the next.
+    fn codes<S: Simd>(s: S, b: &[u8], at: usize) -> [S::I; 4];
+}
+
+/// Codes of two bits of a vector of bytes.
+#[inline(always)]
+pub(crate) fn quarters<S: Simd>(s: S, bytes: &[u8]) -> [S::I; 4] {
+    let c = s.load_i(bytes);
+    [s.bits::<0, 3>(c), s.bits::<2, 3>(c), s.bits::<4, 3>(c), s.bits::<6, 3>(c)]
+}
+
+/// Elements of the blocks of a super-block in the order in which [`dot`] meets these: four by four those of the same two bits of all bytes.
+#[inline(always)]
+fn in_order<T: Copy>(of_blocks: &[T; N_BLOCKS]) -> [T; N_BLOCKS] {
+    std::array::from_fn(|i| of_blocks[i % 4 / 2 * 8 + i / 4 * 2 + i % 2])
+}
+
+/// Activations for [`dot`]. A step is a vector of bytes: the activations of their lowest two bits, then of the next. Scales are those of
+/// blocks, and so are sums, times a factor.
+#[inline(always)]
+pub(crate) fn gemv_acts<S: Simd>(acts: Acts, factor: i32) -> GemvActs {
+    let bytes = 4 * S::LANES;
+    let mut made = GemvActs::arrange(acts, 4 * bytes, None, |step, i| {
+        let (quarter, byte) = (i * PIECE / bytes, step * bytes + i * PIECE % bytes);
+        Some(byte / 32 * 128 + quarter * 32 + byte % 32)
+    });
+    made.add_halves(acts, factor);
+    for all in [&mut made.scales, &mut made.sums] {
+        for of_blocks in all.as_chunks_mut::<N_BLOCKS>().0 {
+            *of_blocks = in_order(of_blocks);
+        }
+    }
+    made
+}
+
+/// Products of a row.
+#[inline(always)]
+pub(crate) fn dot<S: Simd, W: Quarters, const T: usize>(s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
+    let mut acc = [[s.splat(0.0); 3]; T];
+    let (bytes, n_blocks) = (4 * S::LANES, acts.sums.len() / T);
+    let vectors = (4 * bytes).div_ceil(64);
+    let blocks = row.chunks_exact(W::BYTES).zip(acts.codes.chunks_exact(CODE_BYTES / bytes * vectors * T));
+    for (i, (b, x)) in blocks.enumerate() {
+        let (d, m) = W::factors(s, b);
+        let (d, m) = (s.splat(d), s.splat(m));
+        let (d_bytes, m_bytes) = W::scales(b);
+        let (d_bytes, m_bytes) = (in_order(&d_bytes), in_order(&m_bytes));
+        let mut scales = [[0.0f32; N_BLOCKS]; T];
+        for first in (0..N_BLOCKS).step_by(S::LANES) {
+            let d = s.mul(s.load_i8(&d_bytes[first..]), d);
+            let m = s.mul(s.load_i8(&m_bytes[first..]), m);
+            for (t, (acc, scales)) in acc.iter_mut().zip(&mut scales).enumerate() {
+                let at = t * n_blocks + N_BLOCKS * i + first;
+                s.store_f(s.mul(d, s.load_f(&acts.scales[at..])), &mut scales[first..]);
+                acc[2] = s.fma(m, s.load_f(&acts.sums[at..]), acc[2]);
+            }
+        }
+        for (step, x) in x.chunks_exact(vectors * T).enumerate() {
+            for (quarter, c) in W::codes(s, b, step * bytes).into_iter().enumerate() {
+                let block = 4 * quarter + step * bytes / 16;
+                for ((acc, x), scales) in acc.iter_mut().zip(x.chunks_exact(vectors)).zip(&scales) {
+                    let x = &x[quarter * bytes / 64].0[quarter * bytes % 64..];
+                    let dots = s.whole(s.add_products(s.splat_i(0), c, s.load_i(x)));
+                    acc[quarter % 2] = s.fma(s.to_f(dots), s.each_four(&scales[block..]), acc[quarter % 2]);
+                }
+            }
+        }
+    }
+    acc
+}
