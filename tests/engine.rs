@@ -94,7 +94,8 @@ fn a_sketch_needs_what_the_model_needs() {
         let gpu = GpuOptions { n_layers: Some(n_gpu_layers()), ..GpuOptions::default() };
         for no_mmap in [false, true] {
             let weights = weights::Options { no_mmap, gpu: gpu.clone(), ..Default::default() };
-            let (sketch, needs) = Model::sketch(gguf.clone(), &ModelOptions { weights, ..ModelOptions::new(&path) }).unwrap();
+            let (sketch, needs) =
+                Model::sketch(gguf.clone(), &ModelOptions { weights, ..ModelOptions::new(&path) }).unwrap();
             // In the file they take no memory, unless a device keeps them in a layout of its own.
             let (total, of_file) = (needs.total(), gguf.n_bytes());
             assert!(total <= 2 * of_file && (!no_mmap || total > of_file / 2), "{}: {total} of {of_file}", arch.name());

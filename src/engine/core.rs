@@ -370,8 +370,7 @@ impl Most {
         Largest {
             one: graph(&Layout::largest(1, 1, n_cells, 1, Results::Logits)),
             few: graph(&Layout::largest(1, n_few, n_cells, n_few, Results::Logits)),
-            head: (results == Results::States)
-                .then(|| model.logits_graph(cache, OUTPUT_ROWS.min(n_wanted), clock).0),
+            head: (results == Results::States).then(|| model.logits_graph(cache, OUTPUT_ROWS.min(n_wanted), clock).0),
             many: graph(&Layout::largest(n_seq, n_each, n_cells, n_wanted, results)),
         }
     }
@@ -422,8 +421,7 @@ fn reserve(model: &Model, graphs: &mut Graphs, most: Most, clock: &Arc<Clock>) -
     let out_of_memory = || {
         Error::memory(format!("{what} would take {}, which could not be had: {advice}", memory::human(needs.total())))
     };
-    let cache =
-        KvCache::new(&model.dims(), params, &model.cache_buffer_types()).map_err(|_| out_of_memory())?;
+    let cache = KvCache::new(&model.dims(), params, &model.cache_buffer_types()).map_err(|_| out_of_memory())?;
     let largest = most.graphs(model, &cache, clock);
     let Graphs { one, few, many } = graphs;
     many.schedule.reserve(&largest.many).map_err(|_| out_of_memory())?;

@@ -29,6 +29,9 @@ pub enum Loaded {
 
 /// How many layers, with the output as one more, fit the GPUs beside the context.
 fn layers_that_fit(gguf: &Arc<Gguf>, options: &model::Options, context: &Options) -> Result<u32> {
+    if Device::gpus().is_empty() {
+        return Ok(0);
+    }
     let with = |n: u32| {
         let mut options = options.clone();
         options.weights.gpu.n_layers = Some(n);

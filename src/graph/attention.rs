@@ -236,13 +236,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
 
     /// Queries, keys and values by head, of products `[n_embd_head * heads, n_tokens]` whose rows are contiguous: each head's queries and
     /// keys normalised, if the model does so, and positions embedded. They are of all rows of the batch, or of these numbers.
-    fn qkv(
-        &mut self,
-        products: [Tensor<'g>; 3],
-        w: &Attention,
-        pos: Tensor<'g>,
-        rows: Option<Tensor<'g>>,
-    ) -> Qkv<'g> {
+    fn qkv(&mut self, products: [Tensor<'g>; 3], w: &Attention, pos: Tensor<'g>, rows: Option<Tensor<'g>>) -> Qkv<'g> {
         let [q, k, v] = products;
         let k = self.embedded(self.by_head(k, w), &w.k_norm, w, pos);
         Qkv { q: self.queries(q, w, pos, rows), k, v: self.values(v, w) }
@@ -279,13 +273,7 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
 
     /// Queries by head, of their product: normalised, with positions embedded, and with the temperature of these. They are of all rows of the
     /// batch, or of these numbers.
-    fn queries(
-        &mut self,
-        product: Tensor<'g>,
-        w: &Attention,
-        pos: Tensor<'g>,
-        rows: Option<Tensor<'g>>,
-    ) -> Tensor<'g> {
+    fn queries(&mut self, product: Tensor<'g>, w: &Attention, pos: Tensor<'g>, rows: Option<Tensor<'g>>) -> Tensor<'g> {
         let q = self.embedded(self.by_head(product, w), &w.q_norm, w, pos);
         let q = self.scaled(q, w.q_scale);
         let Some(temperature) = w.temperature else { return q };

@@ -63,7 +63,9 @@ impl Random {
             match format {
                 Format::Mxfp4 => b[0] = 120 + (b[0] & 1),
                 // The upper bytes of 16-bit floats.
-                Format::Q4_1 | Format::Q4K | Format::Q5_1 | Format::Q5K => [1, 3].iter().for_each(|&i| b[i] = 0x20 | b[i] & 1),
+                Format::Q4_1 | Format::Q4K | Format::Q5_1 | Format::Q5K => {
+                    [1, 3].iter().for_each(|&i| b[i] = 0x20 | b[i] & 1)
+                }
                 Format::Q2K => [81, 83].iter().for_each(|&i| b[i] = 0x20 | b[i] & 1),
                 Format::Q3K => b[109] = 0x20 | b[109] & 1,
                 Format::Q6K => b[209] = 0x20 | b[209] & 1,

@@ -59,7 +59,8 @@ impl Numbers {
     /// Adds those of some fours.
     fn push(&self, fours: usize, to: &mut Vec<Codes>) {
         let mut units = [Codes([0; 64]); 2];
-        let words = self.scales[..4 * fours].iter().map(|x| x.to_bits()).chain(self.others[..4 * fours].iter().copied());
+        let words =
+            self.scales[..4 * fours].iter().map(|x| x.to_bits()).chain(self.others[..4 * fours].iter().copied());
         for (i, word) in words.enumerate() {
             units[i / 16].0[i % 16 * 4..][..4].copy_from_slice(&word.to_le_bytes());
         }
@@ -92,13 +93,7 @@ impl GemvActs {
             (1..=MAX_GEMV_TOKENS).contains(&n_tokens),
             "a gemv is of 1 to {MAX_GEMV_TOKENS} tokens, not {n_tokens}"
         );
-        let mut all = GemvActs {
-            format: "",
-            n_tokens,
-            codes: Vec::new(),
-            scales: Vec::new(),
-            sums: Vec::new(),
-        };
+        let mut all = GemvActs { format: "", n_tokens, codes: Vec::new(), scales: Vec::new(), sums: Vec::new() };
         for step in 0..acts.k().div_ceil(n_inputs) {
             for t in 0..n_tokens {
                 let token = acts.token(t);

@@ -14,12 +14,15 @@ use super::{BLOCK, Block, Weight};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
-use crate::panel::PanelRow;
+use crate::panel::{Codes, PanelRow};
 
 const BYTES: usize = 17;
 
 /// What codes stand for, bytes with sign.
 const VALUES: [u8; 16] = nibbles::bytes([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]);
+
+/// What is added to values, so that they are codes without sign, below 32.
+const ZERO: i32 = 12;
 
 /// The factor on a block's values: `2^(exponent - 128)`, or NaN if the largest value times that is no float.
 #[inline(always)]
@@ -53,6 +56,14 @@ impl Weight for Mxfp4 {
         nibbles::panel_row::<S, Mxfp4>(s, row, out);
     }
 
+    const SMALL_CODES: Codes = Codes::Five;
+
+    #[inline(always)]
+    fn small_row<S: Simd>(self, s: S, row: &[u8], out: PanelRow) {
+        let table = const { nibbles::with_offset(VALUES, ZERO) };
+        nibbles::small_row::<S, BYTES, false>(s, row, &table, |b| (scale(b[0]), -ZERO as f32 * scale(b[0])), out);
+    }
+
     #[inline(always)]
     fn prepare<S: Simd>(self, _s: S, _row: &[u8], _scratch: &mut [f32]) {}
 
@@ -74,7 +85,7 @@ impl Weight for Mxfp4 {
 
     #[inline(always)]
     fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
-        nibbles::gemv_acts::<S>(acts, Some(S::OFFSET))
+        nibbles::gemv_acts::<S>(acts, Some(ZERO))
     }
 
     #[inline(always)]
@@ -86,7 +97,7 @@ impl Weight for Mxfp4 {
 impl Nibbles for Mxfp4 {
     const BYTES: usize = BYTES;
     const MINIMA: bool = false;
-    const ARE_CODES: bool = false;
+    const ARE_CODES: bool = true;
 
     #[inline(always)]
     fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {
@@ -100,7 +111,7 @@ impl Nibbles for Mxfp4 {
     #[inline(always)]
     fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2] {
         let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
-        let table = const { nibbles::with_offset(VALUES, S::OFFSET) };
+        let table = const { nibbles::with_offset(VALUES, ZERO) };
         [s.look_up_bytes(&table, s.low_nibbles(c)), s.look_up_bytes(&table, s.high_nibbles(c))]
     }
 }

@@ -58,11 +58,13 @@ pub(crate) fn panel_codes<S: Simd>(s: S, d: &[f32], m: &[f32]) -> [[u8; 16]; 2] 
 /// Looked up, codes stay what they are.
 pub(crate) const IDENTITY: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
-/// See [`super::Weight::small_row`]: of blocks of `BYTES` bytes, whose scale and minimum `scales` reads.
+/// See [`super::Weight::small_row`]: of blocks of `BYTES` bytes, whose scale and minimum `scales` reads. Codes of 4 bits become those of a table;
+/// with `FIFTH` codes have 5 bits, and the table is [`IDENTITY`].
 #[inline(always)]
 pub(crate) fn small_row<S: Simd, const BYTES: usize, const FIFTH: bool>(
     s: S,
     row: &[u8],
+    table: &[u8; 16],
     scales: impl Fn(&[u8]) -> (f32, f32),
     out: PanelRow,
 ) {
@@ -71,21 +73,21 @@ pub(crate) fn small_row<S: Simd, const BYTES: usize, const FIFTH: bool>(
     for (i, (pair, codes)) in row.chunks(2 * BYTES).zip(out.codes.chunks_exact_mut(2 * BLOCK)).enumerate() {
         let (a, b) = pair.split_at(BYTES);
         let b = if b.is_empty() { &none[..] } else { b };
-        pair_codes::<S, FIFTH>(s, [a, b], codes);
+        s.look_up([&a[BYTES - 16..], &b[BYTES - 16..]], &[*table; 2], codes);
+        if FIFTH {
+            add_fifth(s, [a, b], codes);
+        }
         let ((a, m), (b, n)) = (scales(a), scales(b));
         small_scales(&[a, b], &[m, n], 2 * i, out.scales, out.minima);
     }
 }
 
-/// Writes the codes of two blocks.
+/// Adds their fifth bits to the codes of two blocks.
 #[inline(always)]
-pub(crate) fn pair_codes<S: Simd, const FIFTH: bool>(s: S, [a, b]: [&[u8]; 2], out: &mut [u8]) {
-    s.look_up([&a[a.len() - 16..], &b[b.len() - 16..]], &[IDENTITY; 2], out);
-    if FIFTH {
-        let bits = u64::from(fifth_bits(a)) | u64::from(fifth_bits(b)) << 32;
-        for (i, codes) in out.chunks_exact_mut(4 * S::LANES).enumerate() {
-            s.store_i(s.add_bytes(s.load_i(codes), s.sixteens(bits >> (4 * S::LANES * i))), codes);
-        }
+fn add_fifth<S: Simd>(s: S, [a, b]: [&[u8]; 2], codes: &mut [u8]) {
+    let bits = u64::from(fifth_bits(a)) | u64::from(fifth_bits(b)) << 32;
+    for (i, codes) in codes.chunks_exact_mut(4 * S::LANES).enumerate() {
+        s.store_i(s.add_bytes(s.load_i(codes), s.sixteens(bits >> (4 * S::LANES * i))), codes);
     }
 }
 
@@ -198,7 +200,9 @@ pub(crate) fn decode_five<S: Simd, const BYTES: usize>(
     let mut codes = [0u8; 2 * BLOCK];
     for (pair, out) in row.chunks(2 * BYTES).zip(out.chunks_mut(2 * BLOCK)) {
         let (a, b) = pair.split_at(BYTES);
-        pair_codes::<S, true>(s, [a, if b.is_empty() { &none } else { b }], &mut codes);
+        let b = if b.is_empty() { &none[..] } else { b };
+        s.look_up([&a[BYTES - 16..], &b[BYTES - 16..]], &[IDENTITY; 2], &mut codes);
+        add_fifth(s, [a, b], &mut codes);
         let blocks = pair.chunks_exact(BYTES).zip(codes.chunks_exact(BLOCK)).zip(out.chunks_exact_mut(BLOCK));
         for ((b, codes), out) in blocks {
             let (d, m) = scales(b);
@@ -280,13 +284,7 @@ pub(crate) fn dot<S: Simd, W: Nibbles, const T: usize>(s: S, row: &[u8], acts: &
 
 /// Adds the products with a step's blocks to the sums number `to`.
 #[inline(always)]
-fn add_step<S: Simd, W: Nibbles, const T: usize>(
-    s: S,
-    blocks: &[u8],
-    x: &[Codes],
-    to: usize,
-    acc: &mut Sums<S, T>,
-) {
+fn add_step<S: Simd, W: Nibbles, const T: usize>(s: S, blocks: &[u8], x: &[Codes], to: usize, acc: &mut Sums<S, T>) {
     let [d, m] = W::scales(s, blocks);
     let minima = W::MINIMA.then_some(m);
     add_products(s, W::codes(s, blocks), W::ARE_CODES, d, minima, x, to, acc);

@@ -41,7 +41,7 @@ impl Weight for Q4_0 {
 
     #[inline(always)]
     fn small_row<S: Simd>(self, s: S, row: &[u8], out: PanelRow) {
-        nibbles::small_row::<S, BYTES, false>(s, row, |b| (s.f16_at(b), -8.0 * s.f16_at(b)), out);
+        nibbles::small_row::<S, BYTES, false>(s, row, &nibbles::IDENTITY, |b| (s.f16_at(b), -8.0 * s.f16_at(b)), out);
     }
 
     const BITS: u32 = 4;

@@ -55,7 +55,7 @@ impl Weight for Q4_1 {
 
     #[inline(always)]
     fn small_row<S: Simd>(self, s: S, row: &[u8], out: PanelRow) {
-        nibbles::small_row::<S, BYTES, false>(s, row, |b| (s.f16_at(b), s.f16_at(&b[2..])), out);
+        nibbles::small_row::<S, BYTES, false>(s, row, &nibbles::IDENTITY, |b| (s.f16_at(b), s.f16_at(&b[2..])), out);
     }
 
     const BITS: u32 = 4;

@@ -33,7 +33,7 @@ impl Weight for Q5_0 {
     fn panel_row<S: Simd>(self, s: S, row: &[u8], _n_in: usize, _scratch: &mut [f32], out: PanelRow) {
         let PanelRow { codes, scales, minima } = out;
         let all = PanelRow { codes: &mut *codes, scales, minima };
-        nibbles::small_row::<S, BYTES, true>(s, row, |b| (s.f16_at(b), 0.0), all);
+        nibbles::small_row::<S, BYTES, true>(s, row, &nibbles::IDENTITY, |b| (s.f16_at(b), 0.0), all);
         let less = s.splat_i(i32::from_le_bytes([16u8.wrapping_neg(); 4]));
         for codes in codes.chunks_exact_mut(4 * S::LANES) {
             s.store_i(s.add_bytes(s.load_i(codes), less), codes);
@@ -44,7 +44,7 @@ impl Weight for Q5_0 {
 
     #[inline(always)]
     fn small_row<S: Simd>(self, s: S, row: &[u8], out: PanelRow) {
-        nibbles::small_row::<S, BYTES, true>(s, row, |b| (s.f16_at(b), -16.0 * s.f16_at(b)), out);
+        nibbles::small_row::<S, BYTES, true>(s, row, &nibbles::IDENTITY, |b| (s.f16_at(b), -16.0 * s.f16_at(b)), out);
     }
 
     const ZERO: i32 = 16;

@@ -32,7 +32,7 @@ impl Weight for Q5_1 {
 
     #[inline(always)]
     fn small_row<S: Simd>(self, s: S, row: &[u8], out: PanelRow) {
-        nibbles::small_row::<S, BYTES, true>(s, row, |b| (s.f16_at(b), s.f16_at(&b[2..])), out);
+        nibbles::small_row::<S, BYTES, true>(s, row, &nibbles::IDENTITY, |b| (s.f16_at(b), s.f16_at(&b[2..])), out);
     }
 
     const MINIMA: bool = true;

@@ -85,7 +85,8 @@ fn add_pair<S: Simd, const T: usize>(s: S, pair: &[u8], x: &[Codes], to: usize, 
     for (v, codes) in codes.iter().enumerate().take(16 / S::LANES) {
         let d = s.pair_f16(a, b, v);
         for (acc, x) in acc.iter_mut().zip(x.chunks_exact(STEP_UNITS)) {
-            let [x, scales, start] = [0, 64, 128].map(|first| first + 4 * v * S::LANES).map(|at| &x[at / 64].0[at % 64..]);
+            let [x, scales, start] =
+                [0, 64, 128].map(|first| first + 4 * v * S::LANES).map(|at| &x[at / 64].0[at % 64..]);
             let dots = s.dot(s.load_i(start), *codes, s.load_i(x));
             acc[to] = s.fma(s.to_f(dots), s.mul(d, s.as_f(s.load_i(scales))), acc[to]);
         }

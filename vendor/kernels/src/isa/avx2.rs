@@ -316,7 +316,8 @@ impl<D: Dot> Simd for Avx2<D> {
 
     #[inline(always)]
     fn sixteens(self, bits: u64) -> __m256i {
-        let byte_of_bit = op!(_mm256_set_epi64x(0x0303_0303_0303_0303, 0x0202_0202_0202_0202, 0x0101_0101_0101_0101, 0));
+        let byte_of_bit =
+            op!(_mm256_set_epi64x(0x0303_0303_0303_0303, 0x0202_0202_0202_0202, 0x0101_0101_0101_0101, 0));
         let bytes = op!(_mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), byte_of_bit));
         let bit = op!(_mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64));
         let is_set = op!(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit));
