@@ -86,7 +86,7 @@ fn tokens_of_a_draft_are_computed_as_one_by_one_and_wrong_ones_leave_nothing() {
         }
     }
     // All but a type that our kernels do not read in place, floats, and models of experts.
-    assert_eq!(n_exact, 13 * 4);
+    assert_eq!(n_exact, 14 * 4);
 }
 
 /// Answers to the same prompt.

@@ -68,8 +68,14 @@ fn random_models_of_every_kind_are_nearly_the_same() {
     let prompt = |n: usize, step: usize| (0..n).map(|i| ((i * step + 7) % 256) as i32).collect();
     let prompts: Vec<Vec<i32>> = vec![prompt(1, 1), prompt(5, 3), prompt(17, 5), prompt(200, 101)];
     let types = [Type::Q4_0, Type::Q4_1, Type::Q5_0, Type::Q8_0, Type::Q4_K, Type::Q6_K];
+    let of_llama = [Type::Q5_1, Type::Q2_K, Type::Q3_K, Type::Q5_K, Type::IQ4_NL, Type::IQ4_XS, mxfp4()];
     for arch in Arch::ALL.into_iter().chain([Arch::Opt]) {
-        for (i, ty) in types.into_iter().chain((arch == Arch::GptOss).then(mxfp4)).enumerate() {
+        let others = match arch {
+            Arch::Llama => &of_llama[..],
+            Arch::GptOss => &of_llama[6..],
+            _ => &[],
+        };
+        for (i, &ty) in types.iter().chain(others).enumerate() {
             let (biases, tied, n_head_kv) = (i % 2 == 0, i % 3 == 0, [4, 2, 1][i % 3]);
             let path = dir.path().join(format!("{}-{ty}.gguf", arch.name()));
             // All experts: which are chosen of many, rounding may decide otherwise.

@@ -129,12 +129,17 @@ pub struct Forge {
     pub seed: u64,
 }
 
-/// 4-bit floats with a scale for each 32 of them, the type of gpt-oss' experts.
-pub fn mxfp4() -> Type {
+/// A type by its name: of few models, so that no constant names it.
+pub fn type_of_name(name: &str) -> Type {
     (0..u32::from(u8::MAX))
         .filter_map(Type::from_id)
-        .find(|t| t.name().eq_ignore_ascii_case("mxfp4"))
+        .find(|t| t.name().eq_ignore_ascii_case(name))
         .expect("ggml has it")
+}
+
+/// 4-bit floats with a scale for each 32 of them, the type of gpt-oss' experts.
+pub fn mxfp4() -> Type {
+    type_of_name("mxfp4")
 }
 
 /// The tiny models of tests/golden.
@@ -146,12 +151,14 @@ pub fn golden() -> [(&'static str, Forge); 3] {
 
 /// The tiny models whose results `tests/tools/hashes` prints: all architectures, and a type of weights for each way to multiply. Several
 /// queries share a key and a value, but for OPT. For llama, every matrix has a bias.
-pub fn of_each_kind() -> [(&'static str, Forge); 17] {
+pub fn of_each_kind() -> [(&'static str, Forge); 18] {
     let kinds = [
         ("q4_0", Arch::Llama, Type::Q4_0),
         ("q4_1", Arch::Llama, Type::Q4_1),
         ("q4_k", Arch::Llama, Type::Q4_K),
         ("q5_0", Arch::Llama, Type::Q5_0),
+        // Rows of it are not multiplied where they are.
+        ("tq2_0", Arch::Llama, type_of_name("tq2_0")),
         ("qwen2-q4_0", Arch::Qwen2, Type::Q4_0),
         ("qwen3-q4_k", Arch::Qwen3, Type::Q4_K),
         ("phi3-q4_0", Arch::Phi3, Type::Q4_0),
