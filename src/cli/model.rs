@@ -15,8 +15,8 @@ use crate::weights::{self, GpuOptions, Kernels, Pack};
 pub struct ModelArgs {
     /// Layers on the GPU: a number, 'all' or 'auto' [-ngl]
     ///
-    /// They are counted from the last layer, the output as one more; auto takes as many as fit in the free memory of the GPUs beside the context. Needs a
-    /// build with the cargo feature cuda, metal or vulkan.
+    /// They are counted from the last layer, the output as one more; auto takes as many as fit in the free memory of the GPUs beside the
+    /// context. Needs a build with the cargo feature cuda, metal or vulkan.
     #[arg(long, alias = "gpu-layers", value_name = "N", allow_hyphen_values = true)]
     pub n_gpu_layers: Option<String>,
     /// GPUs to use, by their names in --list-devices, with commas between them; none [-dev]

@@ -384,7 +384,7 @@ impl Most {
         needs
     }
 
-    /// What all takes of each device's memory. Of the cache it must be known that memory for it can be had.
+    /// What all takes of each device's memory. Only for a cache that fits: tensors of more bytes than any memory has cannot be made.
     fn needs(&self, model: &Model, Graphs { one, few, many }: &mut Graphs, clock: &Arc<Clock>) -> Needs {
         let mut needs = self.cache_needs(model);
         let cache = KvCache::sketch(&model.dims(), self.params, &model.cache_buffer_types());

@@ -248,7 +248,9 @@ impl<'a> Loader<'a> {
     /// Leaves the tensors without memory, for graphs that are only measured; and says what it would take of each device's memory.
     pub fn sketch(self) -> Result<(Loaded, Needs)> {
         let ignored = self.ignored()?;
-        Ok((Loaded { store: Rc::new(Store::sketch(self.specs)), ignored }, self.needs))
+        let mut store = Store::sketch(self.specs);
+        store.set_weights();
+        Ok((Loaded { store: Rc::new(store), ignored }, self.needs))
     }
 
     /// Brings the tensors into memory. `progress` is told the share done and may stop the load.

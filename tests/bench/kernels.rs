@@ -2,8 +2,8 @@
 //! reached: of dot products of bytes for many tokens, and for one token of the speed at which as many bytes are read.
 //!
 //! `cargo bench --bench kernels`, or with `-- --isa AVX2 --type Q4_0 --tokens 64` parts of it. With `-- --table src/weights/kernels.csv` it
-//! measures every type that ggml has instead, or that of `--type`, and writes the table by which the program chooses kernels: its rows of the instruction set that
-//! this build uses.
+//! measures every type that ggml has instead, or that of `--type`, and writes the table by which the program chooses kernels: its rows of the
+//! instruction set that this build uses.
 //!
 //! Both are nodes of a graph that the same executor runs, and both begin with floats. Ours reads rows as a file has them, and packs
 //! them anew each time; ggml's weights are in CPU_REPACK memory where it can multiply them from there. Of a matrix of which columns are

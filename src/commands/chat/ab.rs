@@ -136,7 +136,7 @@ impl Chat<'_> {
                 "1" => return Ok(Some(1)),
                 "2" => return Ok(Some(2)),
                 "=" | "0" => return Ok(None),
-                // Who types a command has done with the question.
+                // A command ends the question, and is not carried out.
                 text if text.starts_with('/') => return Ok(None),
                 _ => {}
             }

@@ -486,7 +486,7 @@ impl<'g> Builder<'g> {
         let ne = [a.ne()[0], ids.ne()[0], k, 1];
         assert!(Type::F32.n_bytes(ne).is_some(), "get_rows: result {ne:?}");
         self.choose_rows(ids, a.ne()[1]);
-        // SAFETY: a matrix and a vector of row numbers, of this graph.
+        // SAFETY: matrices and the numbers of rows of each, of this graph.
         self.wrap(unsafe { sys::ggml_get_rows(self.ctx(), a.as_ptr(), ids.as_ptr()) })
     }
 

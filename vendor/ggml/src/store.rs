@@ -343,7 +343,7 @@ impl Store {
         self.packed[self.index(id, "leaf")]
     }
 
-    /// Marks the buffers as weights, which ggml's scheduler runs operations next to.
+    /// Marks the buffers as weights, which ggml's scheduler runs operations next to: those of a sketch, too, so that it is measured alike.
     pub fn set_weights(&mut self) {
         for b in &self.buffers {
             // SAFETY: the buffer is live.

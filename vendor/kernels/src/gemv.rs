@@ -14,7 +14,7 @@ pub const MAX_GEMV_TOKENS: usize = 8;
 /// Activations are arranged in pieces of so many.
 pub(crate) const PIECE: usize = 16;
 
-/// Codes of activations: a vector of bytes, or several smaller vectors.
+/// 64 bytes of what belongs to a token in a step: codes of activations, a vector or several smaller ones, or [`Numbers`].
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
 pub(crate) struct Codes(pub [u8; 64]);
