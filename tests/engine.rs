@@ -100,7 +100,7 @@ fn a_sketch_needs_what_the_model_needs() {
             let (total, of_file) = (needs.total(), gguf.n_bytes());
             assert!(total <= 2 * of_file && (!no_mmap || total > of_file / 2), "{}: {total} of {of_file}", arch.name());
             if !no_mmap {
-                let of = |model: &Model| context_needs(model, &options).unwrap().iter().collect::<Vec<_>>();
+                let of = |model: &Model| context_needs(model, &options, &[]).unwrap().iter().collect::<Vec<_>>();
                 assert_eq!(of(&sketch), of(&model), "{}", arch.name());
                 assert!(of(&model).iter().any(|of_device| of_device.1 > 0));
             }

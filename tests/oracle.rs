@@ -38,36 +38,55 @@ fn llama_params(options: &ContextOptions, n_seq_max: u32) -> ContextParams {
     }
 }
 
-/// Prefills, then decodes `n_decode` tokens greedily: tokens must be identical and logits agree at every step.
+/// libllama's logits after a prompt, and after each of `n_decode` tokens: those of `answer`, or the most likely ones.
+fn logits(theirs: &mut Context, prompt: &[i32], answer: Option<&[i32]>, n_decode: usize) -> Vec<Vec<f32>> {
+    theirs.clear();
+    let batch: Vec<_> = prompt.iter().enumerate().map(|(i, &t)| (t, i as i32, 0, i + 1 == prompt.len())).collect();
+    assert!(theirs.decode(&batch), "libllama reads the prompt");
+    let mut logits = vec![theirs.logits(prompt.len() - 1).unwrap().to_vec()];
+    for i in 0..n_decode {
+        let token = answer.map_or_else(|| argmax(&logits[i]), |answer| answer[i]);
+        assert!(theirs.decode(&[(token, (prompt.len() + i) as i32, 0, true)]));
+        logits.push(theirs.logits(0).unwrap().to_vec());
+    }
+    theirs.pause();
+    logits
+}
+
+/// Prefills, then decodes `n_decode` tokens greedily: tokens must be identical and logits agree at every step. A GPU rounds a product by how
+/// many rows are multiplied at once and by what it computes in one go with it, so two graphs of a model agree less there: within a quarter
+/// of the error that libllama's logits have against its own on the CPU.
 fn compare(path: &Path, options: &ContextOptions, prompts: &[Vec<i32>], n_decode: usize) {
     let model = load(path);
     let mut ours = session(&model, options);
+    let params = llama_params(options, 1);
     let llama = LlamaModel::load(path, n_gpu_layers()).unwrap();
-    let mut theirs = Context::new(&llama, &llama_params(options, 1)).unwrap();
+    let mut theirs = Context::new(&llama, &params).unwrap();
+    let plain = (n_gpu_layers() > 0).then(|| LlamaModel::load(path, 0).unwrap());
+    let mut on_cpu = plain.as_ref().map(|model| Context::new(model, &params).unwrap());
     for (number, prompt) in prompts.iter().enumerate() {
-        theirs.clear();
+        let wanted = logits(&mut theirs, prompt, None, n_decode);
+        let answer: Vec<i32> = wanted.iter().map(|logits| argmax(logits)).collect();
+        let error_there = on_cpu
+            .as_mut()
+            .map_or(0.0, |context| nmse(&wanted.concat(), &logits(context, prompt, Some(&answer), n_decode).concat()));
+        let most = MAX_NMSE.max(error_there / 4.0);
         ours.rewind(0);
-        let batch: Vec<_> = prompt.iter().enumerate().map(|(i, &t)| (t, i as i32, 0, i + 1 == prompt.len())).collect();
-        assert!(theirs.decode(&batch), "libllama decodes prompt {number}");
-        theirs.pause();
         ours.sync(prompt, &mut |_, _| {}).unwrap();
-        ours.pause();
-        let mut index = prompt.len() - 1;
-        for step in 0..=n_decode {
-            let want = theirs.logits(index).unwrap();
+        for (step, (want, &token)) in wanted.iter().zip(&answer).enumerate() {
             let got = ours.logits();
             let error = nmse(got, want);
-            assert!(error < MAX_NMSE, "{}: prompt {number}, step {step}: NMSE {error:e}", path.display());
-            let token = argmax(want);
-            assert_eq!(argmax(got), token, "{}: prompt {number}, step {step}", path.display());
+            assert!(error < most, "{}: prompt {number}, step {step}: NMSE {error:e}", path.display());
+            // Where two tokens are as likely as the allowed error, either is right.
+            let size = want.iter().map(|x| x * x).sum::<f32>() / want.len() as f32;
+            let tie = if most > MAX_NMSE { 8.0 * (most as f32 * size).sqrt() } else { 0.0 };
+            let behind = want[token as usize] - want[argmax(got) as usize];
+            assert!(behind <= tie, "{}: prompt {number}, step {step}", path.display());
             if step < n_decode {
                 ours.decode(token).unwrap();
-                ours.pause();
-                assert!(theirs.decode(&[(token, (prompt.len() + step) as i32, 0, true)]));
-                theirs.pause();
-                index = 0;
             }
         }
+        ours.pause();
     }
 }
 
@@ -137,24 +156,16 @@ fn smollm2_agrees_with_caches_in_few_bits() {
     let (model, llama) = (load(&path), LlamaModel::load(&path, 0).unwrap());
     let prompt = smollm2_prompts().swap_remove(6);
     let (prompt, answer) = prompt.split_at(prompt.len() - 6);
-    let logits = |o: &ContextOptions| {
+    let of_type = |o: &ContextOptions| {
         let mut theirs = Context::new(&llama, &llama_params(o, 1)).unwrap();
-        let all: Vec<_> = prompt.iter().enumerate().map(|(i, &t)| (t, i as i32, 0, i + 1 == prompt.len())).collect();
-        assert!(theirs.decode(&all));
-        let mut logits = vec![theirs.logits(prompt.len() - 1).unwrap().to_vec()];
-        for (i, &token) in answer.iter().enumerate() {
-            assert!(theirs.decode(&[(token, (prompt.len() + i) as i32, 0, true)]));
-            logits.push(theirs.logits(0).unwrap().to_vec());
-        }
-        theirs.pause();
-        logits.concat()
+        logits(&mut theirs, prompt, Some(answer), answer.len()).concat()
     };
     // One thread: the text is short, and threads that wait for each other take longer.
     let of = |ty| ContextOptions { n_ctx: Some(256), cache_type_k: ty, cache_type_v: ty, ..ContextOptions::new(1) };
-    let in_f16 = logits(&of(CacheType::F16));
+    let in_f16 = of_type(&of(CacheType::F16));
     for ty in CacheType::ALL {
         let o = of(ty);
-        let want = logits(&o);
+        let want = of_type(&o);
         let mut ours = session(&model, &o);
         ours.sync(prompt, &mut |_, _| {}).unwrap();
         let mut got = ours.logits().to_vec();

@@ -229,8 +229,10 @@ fn a_gpu_computes_the_same() {
         for (setting, options) in settings(&own).iter().filter(|(_, o)| o.method.looks_at_batch()) {
             assert_eq!(parts(&all, Some(options), &stats), dense, "{name}, {setting}: parts of a graph");
         }
+        // The CPU multiplies quantised weights with activations in 8 bits, GPUs with 16-bit floats.
+        let error = if forge.ty == Type::F32 { 1e-4 } else { 5e-3 };
         for n in [forge.n_layer as u32 + 1, 2, 1] {
-            compare(&format!("{name}, {n} on the GPU"), &own, &load(&path, Kernels::Auto, n), Some(0.03), 1e-3);
+            compare(&format!("{name}, {n} on the GPU"), &own, &load(&path, Kernels::Auto, n), Some(0.03), error);
         }
     }
 }

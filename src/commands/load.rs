@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::log::Log;
 use crate::model::{self, Model, RopeOptions, check_values};
+use crate::prune;
 use crate::system::{memory, priority};
 use crate::tokenizer::Tokenizer;
 
@@ -23,10 +24,11 @@ fn joined<T>(thread: ScopedJoinHandle<T>) -> T {
     thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e))
 }
 
-/// Opens a file, and loads its weights and its tokenizer at the same time.
+/// Opens a file, and loads its weights and its tokenizer at the same time, for a context that may be `pruned` in these ways.
 pub fn load(
     model: &model::Options,
     context: &engine::Options,
+    pruned: &[Option<prune::Options>],
     log: &Log,
     signals: &Signals,
 ) -> Result<(Loaded, Tokenizer)> {
@@ -49,7 +51,7 @@ pub fn load(
         let tokenizer = scope.spawn(|| Tokenizer::load(&gguf));
         let checks = model.check_tensors || gguf.file_bytes() <= MAX_CHECKED;
         let values = checks.then(|| scope.spawn(|| check_values(&gguf, context.n_threads_batch, &signals.interrupt)));
-        let loaded = Loaded::load(gguf.clone(), model, context, &mut progress);
+        let loaded = Loaded::load(gguf.clone(), model, context, pruned, &mut progress);
         let values = values.map_or(Ok(()), joined);
         (loaded, joined(tokenizer), values)
     });

@@ -1,6 +1,7 @@
 //! `pp-run perplexity`: as llama-perplexity, so that numbers can be compared; and as Probe Pruning's paper.
 
 use std::path::PathBuf;
+use std::slice;
 use std::time::{Duration, Instant};
 
 use super::input::read_text;
@@ -194,7 +195,7 @@ fn load_base(
     log: &Log,
     signals: &Signals,
 ) -> Result<Loaded> {
-    let (base, of_base) = load(of, &options.context, log, signals)?;
+    let (base, of_base) = load(of, &options.context, &[], log, signals)?;
     base.require_own("--kl-base")?;
     let pieces = |t: &Tokenizer| (0..t.n_vocab()).map(|i| t.piece(i as Token, true)).collect::<Vec<_>>();
     match pieces(&of_base) == pieces(tokenizer) {
@@ -207,7 +208,7 @@ fn load_base(
 pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let log = Log::new(&options.log, false)?;
     let text = read_text(&options.file)?;
-    let (loaded, tokenizer) = load(&options.model, &options.context, &log, signals)?;
+    let (loaded, tokenizer) = load(&options.model, &options.context, slice::from_ref(&options.prune), &log, signals)?;
     let tokens = tokenizer.encode(&text, true, false)?;
     if let Loaded::Libllama(model) = &loaded {
         return by_libllama(options, model, &tokens, bos(&tokenizer), &log, signals);

@@ -13,7 +13,7 @@ use super::threads::Fewer;
 use crate::error::{Error, Kind, Result};
 use crate::graph::{Batch, CacheParams, Clock, Feed, GraphSlots, KV_STEP, KvCache, Layout, Results};
 use crate::model::Model;
-use crate::prune::{Masks, Notes, Pass, PassKind};
+use crate::prune::{self, Masks, Notes, Pass, PassKind};
 use crate::system::memory::{self, Needs};
 
 /// Context that is tried first when the user names none and memory is short.
@@ -434,8 +434,8 @@ fn reserve(model: &Model, graphs: &mut Graphs, most: Most, clock: &Arc<Clock>) -
 }
 
 /// What an answer's context takes of each device's memory, beside the weights: the one that `options` name, or of 4,096 tokens, as a longer
-/// one is for whoever has room for it.
-pub fn context_needs(model: &Model, options: &Options) -> Result<Needs> {
+/// one is for whoever has room for it. If it may be `pruned` in some way, the copies that this makes of weights are part of it.
+pub fn context_needs(model: &Model, options: &Options, pruned: &[Option<prune::Options>]) -> Result<Needs> {
     const UNNAMED: u32 = 4096;
     let trained = model.hparams().n_ctx_train;
     let n_ctx = match options.n_ctx {
@@ -450,7 +450,10 @@ pub fn context_needs(model: &Model, options: &Options) -> Result<Needs> {
         return Ok(cache);
     }
     let executor = Executor::new(&model.gpus(), Arc::default()).map_err(failure)?;
-    Ok(most.needs(model, &mut Graphs::new(&executor), &Arc::default()))
+    let mut needs = most.needs(model, &mut Graphs::new(&executor), &Arc::default());
+    let copies = |o: &prune::Options| prune::copies(model.layers(), model.placement(), o, n_ctx as usize);
+    needs.extend(&pruned.iter().flatten().map(copies).fold(Needs::default(), |a, b| a.or(&b)));
+    Ok(needs)
 }
 
 /// What a failed computation means to the user.

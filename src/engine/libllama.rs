@@ -65,7 +65,8 @@ impl Model {
                 stopped |= flow.is_break();
                 flow
             };
-            let params = llama::ModelParams { n_gpu_layers, mmap: !options.weights.no_mmap, repack: true };
+            let repack = ggml::Device::gpus().is_empty();
+            let params = llama::ModelParams { n_gpu_layers, mmap: !options.weights.no_mmap, repack };
             let llama = llama::Model::load_watched(gguf.path(), &params, &mut watch);
             let llama = match llama {
                 Err(_) if stopped => {

@@ -14,6 +14,7 @@ use super::timeline::Timeline;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::model::{self, Model, RunBy};
+use crate::prune;
 
 /// Bytes of a GPU that are left to others where as many layers go there as fit, as llama.cpp leaves them.
 const LEFT_FREE: u64 = 1 << 30;
@@ -28,7 +29,12 @@ pub enum Loaded {
 }
 
 /// How many layers, with the output as one more, fit the GPUs beside the context.
-fn layers_that_fit(gguf: &Arc<Gguf>, options: &model::Options, context: &Options) -> Result<u32> {
+fn layers_that_fit(
+    gguf: &Arc<Gguf>,
+    options: &model::Options,
+    context: &Options,
+    pruned: &[Option<prune::Options>],
+) -> Result<u32> {
     if Device::gpus().is_empty() {
         return Ok(0);
     }
@@ -39,7 +45,7 @@ fn layers_that_fit(gguf: &Arc<Gguf>, options: &model::Options, context: &Options
     };
     let fits = |n: u32| {
         let (model, mut needs) = Model::sketch(gguf.clone(), &with(n))?;
-        needs.extend(&context_needs(&model, context)?);
+        needs.extend(&context_needs(&model, context, pruned)?);
         let room = |gpu: Device| (gpu.memory().0 as u64).saturating_sub(LEFT_FREE);
         let gpus: Vec<Device> = model.gpus();
         Ok(needs.iter().all(|(device, bytes)| !gpus.contains(&device) || bytes <= room(device)))
@@ -72,17 +78,18 @@ pub fn runs_on_own(gguf: &Gguf, run_by: RunBy) -> bool {
 
 impl Loaded {
     /// Loads a model, as [`Model::load`] does. Where `options` leave it open how many layers go to GPUs, it is as many as fit beside the
-    /// context.
+    /// context, which may be `pruned` in these ways.
     pub fn load(
         gguf: Arc<Gguf>,
         options: &model::Options,
         context: &Options,
+        pruned: &[Option<prune::Options>],
         progress: &mut (dyn FnMut(f32) -> ControlFlow<()> + Send),
     ) -> Result<Loaded> {
         if runs_on_own(&gguf, options.run_by) {
             let mut options = options.clone();
             if options.weights.gpu.n_layers.is_none() {
-                options.weights.gpu.n_layers = Some(layers_that_fit(&gguf, &options, context)?);
+                options.weights.gpu.n_layers = Some(layers_that_fit(&gguf, &options, context, pruned)?);
             }
             return Ok(Loaded::Own(Box::new(Model::load(gguf, &options, context.n_threads_batch, progress)?)));
         }

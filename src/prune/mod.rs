@@ -55,6 +55,7 @@ pub use pruning::{IDENTITY_BYTES, Pruning};
 pub use record::{Record, Summary, parse as parse_dump, to_text as dump_text};
 pub use reduce::{GatherColumns, GatherHeads, GatherRows, OwnColumns, SpreadHeads, column_type};
 pub use reduced::{LeftOut, Reduced, ReducedLinear, ReducedMatrix, Role};
+pub use resident::copies;
 pub use scale::Scale;
 pub use score::Formula;
 pub use setup::{MaskSource, Setup, Sources, prepare};

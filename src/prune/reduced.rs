@@ -9,7 +9,7 @@ use kernels::ColumnLayout;
 
 use super::block::{Block, BlockKind, Masks};
 use super::made::{ADVICE, Fill, Gathered, Made};
-use super::reduce::{OwnColumns, column_layout, reduce_columns};
+use super::reduce::{OwnColumns, column_layout, column_type, reduce_columns};
 use super::score::multiply;
 use crate::error::Result;
 use crate::system::parallel;
@@ -51,6 +51,17 @@ impl Role {
             },
         }
     }
+}
+
+/// Bytes of a block's matrices that are reduced in advance, were all of their units kept.
+pub fn reducible_bytes(layer: &Layer, kind: BlockKind) -> u64 {
+    let bytes = |(role, linear): (Role, &Linear)| {
+        let matrix = &linear.weight.rows;
+        let columns = || column_type(matrix, matrix.n_in()).row_bytes(matrix.n_in()).unwrap_or(0);
+        let row = if role.keeps_rows() { matrix.row_bytes() } else { columns() };
+        (row * matrix.n_out()) as u64
+    };
+    Role::of_block(layer, kind).into_iter().map(bytes).sum()
 }
 
 /// A reduced matrix, by whom it is for.

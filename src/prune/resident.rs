@@ -4,13 +4,16 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use ggml::{Store, TensorId, Type, Usage};
+use ggml::{Device, Store, TensorId, Type, Usage};
 
-use super::block::Block;
+use super::block::{Block, BlockKind};
 use super::made::{Fill, Made};
+use super::options::{HistoryKind, Options};
+use super::reduced::reducible_bytes;
 use super::score::BlockState;
 use crate::error::Result;
-use crate::weights::{Linear, Matrix, Placement};
+use crate::system::memory::Needs;
+use crate::weights::{Layer, Linear, Matrix, Mlp, Placement};
 
 /// The numbers of one block.
 #[derive(Debug)]
@@ -82,6 +85,27 @@ impl Resident {
         let bytes: Vec<u8> = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
         self.store.write(id, 4 * first, &bytes);
     }
+}
+
+/// Bytes of each GPU's memory that pruning by these options takes at most in a context of `n_ctx` tokens: what is resident of all blocks, and
+/// the weights that are reduced in advance.
+pub fn copies(layers: &[Layer], placement: &Placement, options: &Options, n_ctx: usize) -> Needs {
+    let reduced = if options.method.looks_at_batch() { options.answer } else { options.ratio };
+    let kept = if reduced > 0.0 { 1.0 - reduced } else { 0.0 };
+    let mut needs = Needs::default();
+    for (il, layer) in layers.iter().enumerate().skip(options.skip) {
+        let device = placement.device(il);
+        let is_expert = matches!(layer.mlp, Mlp::Experts(_));
+        let kinds = [(BlockKind::Attn, !options.mlp_only), (BlockKind::Mlp, !is_expert)];
+        for kind in kinds.into_iter().filter(|k| device != Device::cpu() && k.1).map(|k| k.0) {
+            let matrix = &Block { il, kind }.last(layers).weight.rows;
+            let columns = row_type(matrix).row_bytes(matrix.n_out()).unwrap_or(0) * matrix.n_in();
+            let positions = if options.history == HistoryKind::Position { n_ctx } else { 1 };
+            let numbers = 4 * matrix.n_in() * (2 + positions);
+            needs.add(device, (columns + numbers) as u64 + (kept * reducible_bytes(layer, kind) as f64) as u64);
+        }
+    }
+    needs
 }
 
 /// Type of a matrix's columns as rows. Those of a quantised type share no scales with each other, so that they are quantised anew, to 8 bits.

@@ -116,6 +116,15 @@ impl Needs {
         others.0.iter().for_each(|&(device, bytes)| self.add(device, bytes));
     }
 
+    /// As much of each device as either needs.
+    pub fn or(mut self, others: &Needs) -> Needs {
+        for &(device, bytes) in &others.0 {
+            let own = self.0.iter().find(|n| n.0 == device).map_or(0, |n| n.1);
+            self.add(device, bytes.saturating_sub(own));
+        }
+        self
+    }
+
     /// By device.
     pub fn iter(&self) -> impl Iterator<Item = (Device, u64)> {
         self.0.iter().copied()

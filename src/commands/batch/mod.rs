@@ -6,6 +6,7 @@ mod rows;
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::slice;
 use std::time::Instant;
 
 use super::answer::Run;
@@ -40,7 +41,8 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
     let system = run::system(&options.run, &log, &signals)?;
     let grammar = options.run.form.as_ref().map(Grammar::new).transpose()?;
     let start = Instant::now();
-    let (model, tokenizer) = load(&options.run.model, &options.run.context, &log, &signals)?;
+    let (model, tokenizer) =
+        load(&options.run.model, &options.run.context, slice::from_ref(&options.run.prune), &log, &signals)?;
     let (options_of_rows, sampling) = sampling_of_file(&options.run, model.gguf())?;
     sampling.iter().for_each(|how| log.note(how));
     let template = template(&options_of_rows, &model, &tokenizer)?;

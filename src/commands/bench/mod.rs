@@ -44,7 +44,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     for path in &options.models {
         let mut model_options = options.model.clone();
         model_options.path = path.clone();
-        let (model, _) = load(&model_options, &options.context, &log, signals)?;
+        let (model, _) = load(&model_options, &options.context, &options.prune, &log, signals)?;
         let n_gpu_layers = options.model.weights.gpu.n_layers.unwrap_or(u32::MAX);
         let baselines = match options.baseline {
             true => Baseline::load(model.gguf(), n_gpu_layers, &log)?,

@@ -51,7 +51,7 @@ pub struct Options {
 pub fn run(options: &Options, signals: &Signals) -> Result<()> {
     let log = Log::new(&options.log, false)?;
     let text = options.file.as_deref().map(read_text).transpose()?;
-    let (loaded, tokenizer) = load(&options.model, &options.context, &log, signals)?;
+    let (loaded, tokenizer) = load(&options.model, &options.context, &[], &log, signals)?;
     let model = loaded.require_own("calibrate")?;
     let &Options { n_seqs, seq_len, positions, .. } = options;
     // FLAP needs two batches at least, as its fluctuation is that between batches.

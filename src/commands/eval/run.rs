@@ -49,7 +49,7 @@ pub fn run(options: &RunOptions, signals: &Signals) -> Result<()> {
         let task = Task::parse(&path, name, &read_text(&path)?, options.rules, limit)?;
         tasks.push((path, task));
     }
-    let (loaded, tokenizer) = load(&options.model, &options.context, &log, signals)?;
+    let (loaded, tokenizer) = load(&options.model, &options.context, &options.runs, &log, signals)?;
     let trained = loaded.n_ctx_train() as usize;
     let max_length = match (options.context.n_ctx, options.rules) {
         (Some(n), _) if n > 0 => n as usize,

@@ -6,6 +6,7 @@ mod options;
 use std::cell::Cell;
 use std::io::{IsTerminal, stdin, stdout};
 use std::path::Path;
+use std::slice;
 use std::time::Instant;
 
 use super::answer::Run;
@@ -65,7 +66,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
     // What is typed while the model is loaded waits for the first prompt.
     let hush = screen.then(|| Hush::begin(true));
     let start = Instant::now();
-    let (model, tokenizer) = load(&options.model, &options.context, &log, &signals)?;
+    let (model, tokenizer) = load(&options.model, &options.context, slice::from_ref(&options.prune), &log, &signals)?;
     if options.draft == Some(Draft::Ngram) && model.own().is_none() {
         log.note("--draft has no effect: libllama writes this model's answers");
     }

@@ -287,7 +287,8 @@ pub struct ModelParams {
     pub n_gpu_layers: u32,
     /// Weights are read where the file is mapped into memory; without it they are copied.
     pub mmap: bool,
-    /// Weights of some types are rearranged for ggml's kernels, in a copy.
+    /// Weights of some types are rearranged for the CPU's kernels, in a copy. In a build for GPUs those of the CPU's layers else lie where a
+    /// GPU reaches them as they are, which may compute long prompts.
     pub repack: bool,
 }
 
@@ -317,6 +318,7 @@ impl Model {
         let mut params = unsafe { sys::llama_model_default_params() };
         params.n_gpu_layers = i32::try_from(*n_gpu_layers).unwrap_or(i32::MAX);
         params.use_extra_bufts = *repack;
+        params.no_host = *repack;
         if !mmap {
             params.load_mode = sys::LLAMA_LOAD_MODE_NONE;
         }
