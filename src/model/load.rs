@@ -184,8 +184,9 @@ impl Model {
     /// Room that the graph of a batch of `n_pieces` sequences needs, in tensors.
     fn max_tensors(&self, n_pieces: usize) -> usize {
         // A layer has some 40 nodes and views, with biases, norms of heads, rotated caches and a third block some 100, with a probe or with
-        // tokens that are read whole as many again; ggml's attention of a piece among others has some 16.
-        128 + (256 + 16 * n_pieces) * self.hparams.n_layer
+        // tokens that are read whole as many again; rows that a GPU gathers have some 10 for each matrix; ggml's attention of a piece among
+        // others has some 16.
+        128 + (320 + 16 * n_pieces) * self.hparams.n_layer
     }
 
     fn task<'a>(&'a self, cache: &'a KvCache, layout: &'a Layout, pass: Pass<'a>, clock: &'a Arc<Clock>) -> Task<'a> {

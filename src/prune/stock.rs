@@ -209,11 +209,26 @@ pub fn mean_left_out<'g>(g: &Builder<'g>, states: Tensor<'g>, kept: Tensor<'g>) 
     g.reshape(without, [n_channels, 1, 1, 1])
 }
 
+/// ggml's Vulkan backend copies no more of a row of 32-bit words: it begins as many invocations as each had two words to copy, and each
+/// copies one.
+const MOST_WORDS: usize = 512;
+
+/// Numbers I32 `[n]` of units that lie in `parts` each, as the numbers of all of these parts I32 `[n * parts]`.
+fn in_parts<'g>(g: &Builder<'g>, units: Tensor<'g>, parts: usize) -> Tensor<'g> {
+    if parts == 1 {
+        return units;
+    }
+    let n = units.ne()[0];
+    let first = g.reshape(g.scale(g.cast(units, Type::F32), parts as f32), [1, n, 1, 1]);
+    let repeated = g.add(g.zeros([parts, n, 1, 1]), first);
+    numbers(g, g.reshape(g.add(repeated, g.arange(parts)), [n * parts, 1, 1, 1]))
+}
+
 /// Stage reduce, rows: the rows of kept units I32 `[n_kept]`, `width` each, of those in the range `rows` of a matrix `[n_in, ..]` of the
 /// weights: `[n_in, n_kept * width]`.
 ///
 /// Of a quantised type they are copied as they are, as 32-bit words, which every backend gathers. Where the bytes of a unit are no such words,
-/// or the device reads beyond a matrix's end, they become floats of 16 bits.
+/// there are too many of them to number, or the device reads beyond a matrix's end, they become floats of 16 bits.
 pub fn gather_rows<'g>(
     g: &Builder<'g>,
     matrix: Tensor<'g>,
@@ -224,9 +239,11 @@ pub fn gather_rows<'g>(
     let (ty, [n_in, ..], row) = (matrix.ty(), matrix.ne(), matrix.nb()[1]);
     let (unit, n_units, n) = (row * width, rows.len() / width, kept.ne()[0] * width);
     let part = g.view(matrix, [n_in, rows.len(), 1, 1], [row, row * rows.len(), row * rows.len()], row * rows.start);
-    if ty.is_quantized() && unit.is_multiple_of(4) && !matrix.is_padded() {
-        let words = g.reinterpret(part, Type::I32, [unit / 4, n_units, 1, 1]);
-        return g.reinterpret(g.get_rows(words, kept), ty, [n_in, n, 1, 1]);
+    let is_whole = unit.is_multiple_of(4) && !matrix.is_padded();
+    let n_parts = (1..=unit / 4).find(|n| (unit / 4).is_multiple_of(*n) && unit / 4 / n <= MOST_WORDS);
+    if let Some(n_parts) = n_parts.filter(|n| ty.is_quantized() && is_whole && n * n_units <= 1 << 24) {
+        let words = g.reinterpret(part, Type::I32, [unit / 4 / n_parts, n_parts * n_units, 1, 1]);
+        return g.reinterpret(g.get_rows(words, in_parts(g, kept, n_parts)), ty, [n_in, n, 1, 1]);
     }
     let floats = g.get_rows(g.reshape(part, [n_in * width, n_units, 1, 1]), kept);
     let floats = g.reshape(floats, [n_in, n, 1, 1]);

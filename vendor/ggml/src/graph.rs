@@ -679,6 +679,13 @@ impl<'g> Builder<'g> {
         self.wrap(unsafe { sys::ggml_fill_inplace(self.ctx(), t.as_ptr(), 0.0) })
     }
 
+    /// F32 `[n]`: 0, 1, 2 and so on.
+    pub fn arange(&self, n: usize) -> Tensor<'g> {
+        assert!(n > 0 && n <= 1 << 24, "arange: {n} numbers");
+        // SAFETY: the context is live and has room; `wrap` counts the tensor.
+        self.wrap(unsafe { sys::ggml_arange(self.ctx(), 0.0, n as f32, 1.0) })
+    }
+
     /// GELU of `a`, in its form with the hyperbolic tangent, of a contiguous F32 tensor.
     pub fn gelu(&self, a: Tensor<'g>) -> Tensor<'g> {
         assert_unary("gelu", a);

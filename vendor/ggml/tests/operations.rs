@@ -165,6 +165,7 @@ fn elementwise_operations_refuse() {
         ("sum_rows: the tensor", |b| ignore(b.sum_rows(transposed(b, Type::F32, [4, 3])))),
         ("argsort: type I32", |b| ignore(b.argsort(input(b, Type::I32, [4, 1, 1, 1]), true))),
         ("zeros: shape", |b| ignore(b.zeros([4, 0, 1, 1]))),
+        ("arange: 0", |b| ignore(b.arange(0))),
     ]);
 }
 
@@ -597,6 +598,7 @@ fn operations_compute() {
             b.cast(b.argsort(b.reshape(a, [6, 1, 1, 1]), true), Type::F32),
             b.set_rows(b.zeros([2, 3, 1, 1]), x, ids),
             b.reinterpret(b.get_rows(b.reinterpret(a, Type::I32, [2, 3, 1, 1]), ids), Type::F32, [4, 1, 1, 1]),
+            b.arange(3),
         ];
         ([a_slot, x_slot, ids_slot], outputs.map(|t| (b.output(t), t.n_elements())))
     });

@@ -39,6 +39,8 @@ pub(crate) struct Group {
     start: i32,
     /// Sum of the activations, where panels may have minima
     sum: f32,
+    /// Sums of the codes of both halves, where panels may have a scale for each half
+    halves: [i32; 2],
 }
 
 /// Writes the activations of `T` tokens in the order in which a tile reads them: so it has one place to read from, and not one for each token.
@@ -53,6 +55,8 @@ fn arrange<S: Simd, const T: usize>(acts: Acts, tokens: &[usize; T], arranged: &
             to[t].start = token.start(g);
             if S::SMALL_SUMS {
                 to[t].sum = token.sum(g) as f32 * token.scale(g);
+                let first: i32 = token.codes(g)[..GROUP / 2].iter().map(|&c| i32::from(c as i8)).sum();
+                to[t].halves = [first, token.sum(g) - first];
             }
         }
     }
@@ -124,6 +128,48 @@ fn tile<S: Simd, const T: usize, const V: usize, const BITS: u32>(
     }
 }
 
+/// Writes the products of `T` tokens with the rows of a panel's vector `v`, where halves of groups have scales of their own and codes have
+/// `BITS` bits.
+#[inline(always)]
+fn tile_of_halves<S: Simd, const T: usize, const BITS: u32>(
+    s: S,
+    panel: &[u8],
+    v: usize,
+    tokens: &[[Group; T]],
+    products: &mut [[f32; MAX_ROWS]; T],
+) {
+    let (rows, bytes) = (panel_rows::<S>(), S::LANES * 4);
+    let mut out = [s.splat(0.0); T];
+    for (group, tokens) in panel.chunks_exact(group_bytes::<S>()).zip(tokens) {
+        let mut sums = [s.splat(0.0); T];
+        for half in 0..2 {
+            let w: [S::I; GROUP / 8] =
+                std::array::from_fn(|i| s.load_i(&group[(v * GROUP / 4 + half * GROUP / 8 + i) * bytes..]));
+            let scale = s.as_f(s.load_i(&group[rows * GROUP + 4 * rows * half + v * bytes..]));
+            for t in 0..T {
+                // What the codes' excess adds to the product is subtracted beforehand.
+                let mut dots = s.splat_i(tokens[t].halves[half] * -(1 << (BITS - 1)));
+                let mut small = s.splat_i(0);
+                for (i, &w) in w.iter().enumerate() {
+                    let x = s.splat_i(i32::from_le_bytes(tokens[t].codes[half * GROUP / 8 + i]));
+                    small = s.add_products(small, w, x);
+                    // A small sum has room for two products of codes of 6 bits.
+                    if BITS == 6 && i == 1 {
+                        (dots, small) = (s.add_i(dots, s.whole(small)), s.splat_i(0));
+                    }
+                }
+                sums[t] = s.fma(s.to_f(s.add_i(dots, s.whole(small))), scale, sums[t]);
+            }
+        }
+        for t in 0..T {
+            out[t] = s.fma(sums[t], s.splat(tokens[t].scale), out[t]);
+        }
+    }
+    for (out, products) in out.iter().zip(products) {
+        s.store_f(*out, &mut products[v * S::LANES..]);
+    }
+}
+
 /// Writes the products of `T` tokens with the rows of a panel.
 #[inline(always)]
 fn multiply<S: Simd, const T: usize>(
@@ -137,6 +183,8 @@ fn multiply<S: Simd, const T: usize>(
         match codes {
             Codes::Four if S::SMALL_SUMS => tile::<S, T, 1, 4>(s, panel, v, tokens, products),
             Codes::Five if S::SMALL_SUMS => tile::<S, T, 1, 5>(s, panel, v, tokens, products),
+            Codes::Three if S::SMALL_SUMS => tile_of_halves::<S, T, 3>(s, panel, v, tokens, products),
+            Codes::Six if S::SMALL_SUMS => tile_of_halves::<S, T, 6>(s, panel, v, tokens, products),
             _ if S::GEMM_VECS == 1 => tile::<S, T, 1, 8>(s, panel, v, tokens, products),
             _ => tile::<S, T, VECS, 8>(s, panel, v, tokens, products),
         }

@@ -13,7 +13,9 @@
 //! so that a vector holds four codes of each of `LANES` rows, as [`Simd::dot`] takes them.
 //!
 //! Codes have a sign, and a weight is `scale * code`. Instruction sets that multiply small codes faster ([`Simd::SMALL_SUMS`]) have the codes
-//! of a type's own where these are of 4 or 5 bits, without sign: a weight is then `scale * code + minimum`.
+//! of a type's own, without sign, where there are at most 64 of them. Of 4 or 5 bits a weight is then `scale * code + minimum`. Of 3 or 6 bits it
+//! is `scale * (code - excess)`, with the excess that is half the number of codes, and each half of a group has a scale of its own: those of
+//! second halves are where else minima are.
 
 use crate::RowFn;
 use crate::acts::{GROUP, SPAN, scales};
@@ -55,6 +57,10 @@ pub(crate) enum Codes {
     Four,
     /// Below 32, with minima
     Five,
+    /// Below 8, with a scale for each half of a group
+    Three,
+    /// Below 64, with a scale for each half of a group
+    Six,
 }
 
 impl Codes {
@@ -83,13 +89,14 @@ impl Kernel for PanelBytes {
     }
 }
 
-/// A row on its way into a panel. The weights of a group are `scale * code`, or of small codes `scale * code + minimum`.
+/// A row on its way into a panel. The weights of a group are `scale * code`, or of small codes `scale * code + minimum`, if halves of groups have
+/// no scales of their own.
 pub(crate) struct PanelRow<'a> {
     /// Codes of all inputs, filled up to whole [`SPAN`]s
     pub codes: &'a mut [u8],
-    /// A scale for each group
+    /// A scale for each group, or for its first half
     pub scales: &'a mut [f32],
-    /// A minimum for each group; nobody reads those of codes of 8 bits
+    /// A minimum for each group, or a scale for its second half; nobody reads those of codes of 8 bits
     pub minima: &'a mut [f32],
 }
 

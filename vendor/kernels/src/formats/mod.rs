@@ -70,10 +70,11 @@ pub(crate) trait Weight: Copy {
         panel::quantize(s, scratch, out);
     }
 
-    /// Codes of panels on instruction sets that multiply small codes faster: of 4 or 5 bits where the type's own are, in blocks of 32.
+    /// Codes of panels on instruction sets that multiply small codes faster: the type's own where they are of 4 or 5 bits in blocks of 32, or of 3
+    /// or 6 bits in blocks of 16.
     const SMALL_CODES: Codes = Codes::Eight;
 
-    /// Writes the row as small codes with a scale and a minimum for each 32 inputs, if it has such.
+    /// Writes the row as small codes, if it has such, with a scale and a minimum for each 32 inputs, or two scales.
     #[inline(always)]
     fn small_row<S: Simd>(self, _s: S, _row: &[u8], _out: PanelRow) {
         panic!("rows of this type have no small codes")

@@ -13,10 +13,11 @@
 //! `scale * (block's scale - 32) * (code - 4)`.
 
 use super::q2_k::{self, N_BLOCKS, Quarters};
-use super::{Block, Weight};
-use crate::acts::Acts;
+use super::{Block, Weight, nibbles};
+use crate::acts::{Acts, GROUP};
 use crate::gemv::{GemvActs, Sums};
 use crate::isa::Simd;
+use crate::panel::{Codes, PanelRow};
 
 const INPUTS: usize = 256;
 const BYTES: usize = 110;
@@ -29,27 +30,43 @@ const EXCESS: i32 = 4;
 #[derive(Clone, Copy)]
 pub(crate) struct Q3K;
 
+/// Writes the codes less `LESS`, bytes with sign.
+#[inline(always)]
+fn codes<const LESS: u8>(b: &[u8], out: &mut [u8; INPUTS]) {
+    q2_k::codes(&b[LOWER..], out);
+    let third: &[u8; 32] = b.first_chunk().expect("32 bytes");
+    for (bit, codes) in out.chunks_exact_mut(32).enumerate() {
+        for (c, third) in codes.iter_mut().zip(third) {
+            *c = (*c | (third >> bit & 1) << 2).wrapping_sub(LESS);
+        }
+    }
+}
+
 impl Weight for Q3K {
     const BLOCK: Option<Block> = Some(Block { inputs: INPUTS, bytes: BYTES });
 
     #[inline(always)]
     fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
-        let mut codes = [0u8; INPUTS];
+        let mut bytes = [0u8; INPUTS];
         for (b, out) in row.chunks_exact(BYTES).zip(out.chunks_exact_mut(INPUTS)) {
-            q2_k::codes(&b[LOWER..], &mut codes);
-            let third: &[u8; 32] = b.first_chunk().expect("32 bytes");
-            for (bit, codes) in codes.chunks_exact_mut(32).enumerate() {
-                for (c, third) in codes.iter_mut().zip(third) {
-                    *c = (*c | (third >> bit & 1) << 2).wrapping_sub(EXCESS as u8);
-                }
-            }
+            codes::<{ EXCESS as u8 }>(b, &mut bytes);
             let (d, _) = Q3K::factors(s, b);
-            for ((codes, out), scale) in codes.chunks_exact(16).zip(out.chunks_exact_mut(16)).zip(Q3K::scales(b).0) {
+            for ((codes, out), scale) in bytes.chunks_exact(16).zip(out.chunks_exact_mut(16)).zip(Q3K::scales(b).0) {
                 let d = s.splat(d * f32::from(scale as i8));
                 for (c, x) in codes.chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
                     s.store_f(s.mul(s.load_i8(c), d), x);
                 }
             }
+        }
+    }
+
+    const SMALL_CODES: Codes = Codes::Three;
+
+    #[inline(always)]
+    fn small_row<S: Simd>(self, s: S, row: &[u8], mut out: PanelRow) {
+        for (i, b) in row.chunks_exact(BYTES).enumerate() {
+            nibbles::scales_of_halves(Q3K::factors(s, b).0, &Q3K::scales(b).0, i * INPUTS / GROUP, &mut out);
+            codes::<0>(b, (&mut out.codes[INPUTS * i..][..INPUTS]).try_into().expect("a super-block"));
         }
     }
 

@@ -11,10 +11,11 @@
 //! upper bits holds those of inputs `i`, `32 + i`, `64 + i` and `96 + i`, the first in its lowest bits. The scale is a 16-bit float, those
 //! of blocks are bytes with sign. A weight is `scale * block's scale * (code - 32)`.
 
-use super::{Block, Weight};
-use crate::acts::Acts;
+use super::{Block, Weight, nibbles};
+use crate::acts::{Acts, GROUP};
 use crate::gemv::{GemvActs, PIECE, Sums};
 use crate::isa::Simd;
+use crate::panel::{Codes, PanelRow};
 
 const INPUTS: usize = 256;
 const BYTES: usize = 210;
@@ -29,9 +30,9 @@ const EXCESS: i32 = 32;
 #[derive(Clone, Copy)]
 pub(crate) struct Q6K;
 
-/// Writes the codes less 32, bytes with sign.
+/// Writes the codes less `LESS`, bytes with sign.
 #[inline(always)]
-fn codes(b: &[u8], out: &mut [u8; INPUTS]) {
+fn codes<const LESS: u8>(b: &[u8], out: &mut [u8; INPUTS]) {
     let bits = b[..UPPER].chunks_exact(64).zip(b[UPPER..SCALES].chunks_exact(32));
     for ((lower, upper), out) in bits.zip(out.chunks_exact_mut(128)) {
         // The compiler makes vector instructions of a loop over arrays of known lengths.
@@ -39,10 +40,10 @@ fn codes(b: &[u8], out: &mut [u8; INPUTS]) {
         let upper: &[u8; 32] = upper.try_into().expect("32 bytes");
         let out: &mut [u8; 128] = out.try_into().expect("128 codes");
         for i in 0..32 {
-            out[i] = (lower[i] & 15 | (upper[i] & 3) << 4).wrapping_sub(32);
-            out[32 + i] = (lower[32 + i] & 15 | (upper[i] & 12) << 2).wrapping_sub(32);
-            out[64 + i] = (lower[i] >> 4 | upper[i] & 48).wrapping_sub(32);
-            out[96 + i] = (lower[32 + i] >> 4 | (upper[i] & 192) >> 2).wrapping_sub(32);
+            out[i] = (lower[i] & 15 | (upper[i] & 3) << 4).wrapping_sub(LESS);
+            out[32 + i] = (lower[32 + i] & 15 | (upper[i] & 12) << 2).wrapping_sub(LESS);
+            out[64 + i] = (lower[i] >> 4 | upper[i] & 48).wrapping_sub(LESS);
+            out[96 + i] = (lower[32 + i] >> 4 | (upper[i] & 192) >> 2).wrapping_sub(LESS);
         }
     }
 }
@@ -54,7 +55,7 @@ impl Weight for Q6K {
     fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
         let mut bytes = [0u8; INPUTS];
         for (b, out) in row.chunks_exact(BYTES).zip(out.chunks_exact_mut(INPUTS)) {
-            codes(b, &mut bytes);
+            codes::<{ EXCESS as u8 }>(b, &mut bytes);
             let d = s.f16_at(&b[SCALE..]);
             let blocks = bytes.chunks_exact(16).zip(out.chunks_exact_mut(16));
             for ((codes, out), scale) in blocks.zip(&b[SCALES..SCALE]) {
@@ -63,6 +64,16 @@ impl Weight for Q6K {
                     s.store_f(s.mul(s.load_i8(c), d), x);
                 }
             }
+        }
+    }
+
+    const SMALL_CODES: Codes = Codes::Six;
+
+    #[inline(always)]
+    fn small_row<S: Simd>(self, s: S, row: &[u8], mut out: PanelRow) {
+        for (i, b) in row.chunks_exact(BYTES).enumerate() {
+            nibbles::scales_of_halves(s.f16_at(&b[SCALE..]), &b[SCALES..SCALE], i * INPUTS / GROUP, &mut out);
+            codes::<0>(b, (&mut out.codes[INPUTS * i..][..INPUTS]).try_into().expect("a super-block"));
         }
     }
 

@@ -261,7 +261,14 @@ fn instruction_sets_agree() {
                     // be rounded to others on another.
                     let is_own = matches!(
                         case.format,
-                        Format::Q4_0 | Format::Q4_1 | Format::Q4K | Format::Q5_0 | Format::Q5_1 | Format::Q5K
+                        Format::Q3K
+                            | Format::Q4_0
+                            | Format::Q4_1
+                            | Format::Q4K
+                            | Format::Q5_0
+                            | Format::Q5_1
+                            | Format::Q5K
+                            | Format::Q6K
                     );
                     w.steps.iter_mut().for_each(|s| *s *= if is_own { 1.0 } else { 0.02 });
                     (exact, dot(&w, &x).1.min(bound))
