@@ -607,7 +607,7 @@ fn operations_compute() {
     schedule.set(inputs[1], &[1.0f32, 0.0, 10.0, 1.0]);
     schedule.set(inputs[2], &[2i32, 0]);
     executor.compute(&mut schedule, 2).unwrap();
-    let expected: [&[f32]; 13] = [
+    let expected: [&[f32]; 14] = [
         &[1.0, 3.0, 5.0, 12.0, 34.0, 56.0],
         &[1.0, 0.0, 1.0, 0.0, 10.0, 1.0, 10.0, 1.0],
         &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1.0, 0.0, 10.0, 1.0],
@@ -621,6 +621,7 @@ fn operations_compute() {
         &[5.0, 4.0, 3.0, 2.0, 1.0, 0.0],
         &[10.0, 1.0, 0.0, 0.0, 1.0, 0.0],
         &[5.0, 6.0, 1.0, 2.0],
+        &[0.0, 1.0, 2.0],
     ];
     for ((slot, n), expected) in outputs.into_iter().zip(expected) {
         let mut got = vec![0.0f32; n];
