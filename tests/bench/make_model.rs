@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example make_model -- --type Q4_0 --layers 4 --out models/wide-Q4_0.gguf`
 //!
-//! All matrices are of the one type, as in llama.cpp's pure quantisations. Rows of a matrix repeat: what is measured does not
+//! All matrices are of the one type, as in llama.cpp's pure quantisations, but for its mixture Q4_K_M. Rows of a matrix repeat: what is measured does not
 //! depend on the numbers, and a model takes seconds to make.
 
 #[allow(dead_code, reason = "tests use the rest")]
@@ -17,7 +17,7 @@ use ggml::Type;
 
 #[derive(Parser)]
 struct Args {
-    /// Type of the matrices, as ggml names it: Q8_0, Q4_0, Q4_K, MXFP4
+    /// Type of the matrices, as ggml names it: Q8_0, Q4_0, Q4_K, MXFP4; or Q4_K_M, llama.cpp's mixture of Q4_K and Q6_K
     #[arg(long = "type", default_value = "Q4_0")]
     ty: String,
     /// Architecture: llama (LLaMA-2-7B's width), qwen3 (8B's), gemma3 (4B's), gemma4 (E4B's), phi3 (mini's), qwen3moe (30B-A3B's), gpt-oss
@@ -35,7 +35,9 @@ struct Args {
 fn main() {
     let args = Args::parse();
     let mut known = (0..u32::from(u8::MAX)).filter_map(Type::from_id).filter(|t| ggml::can_quantize(*t));
-    let Some(ty) = known.find(|t| t.name().eq_ignore_ascii_case(&args.ty)) else {
+    let is_q4_k_m = args.ty.eq_ignore_ascii_case("Q4_K_M");
+    let name = if is_q4_k_m { "Q4_K" } else { &args.ty };
+    let Some(ty) = known.find(|t| t.name().eq_ignore_ascii_case(name)) else {
         eprintln!("make_model: unknown type '{}'", args.ty);
         std::process::exit(2);
     };
@@ -57,7 +59,7 @@ fn main() {
     let forge = Forge {
         arch,
         ty,
-        is_q4_k_m: false,
+        is_q4_k_m,
         n_vocab: 1024,
         n_embd,
         n_ff,
