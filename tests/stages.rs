@@ -229,8 +229,10 @@ fn a_gpu_computes_the_same() {
         for (setting, options) in settings(&own).iter().filter(|(_, o)| o.method.looks_at_batch()) {
             assert_eq!(parts(&all, Some(options), &stats), dense, "{name}, {setting}: parts of a graph");
         }
-        // The CPU multiplies quantised weights with activations in 8 bits, GPUs with 16-bit floats.
-        let error = if forge.ty == Type::F32 { 1e-4 } else { 1e-2 };
+        // The CPU multiplies quantised weights with activations in 8 bits, GPUs with 16-bit floats; and what rounds otherwise may make a router
+        // choose another expert.
+        let has_experts = matches!(forge.arch, Arch::Qwen3Moe | Arch::GptOss);
+        let error = if forge.ty == Type::F32 && !has_experts { 1e-4 } else { 1e-2 };
         for n in [forge.n_layer as u32 + 1, 2, 1] {
             compare(&format!("{name}, {n} on the GPU"), &own, &load(&path, Kernels::Auto, n), Some(0.05), error);
         }
