@@ -232,7 +232,13 @@ fn a_gpu_computes_the_same() {
         // The CPU multiplies quantised weights with activations in 8 bits, GPUs with 16-bit floats; and what rounds otherwise may make a router
         // choose another expert.
         let has_experts = matches!(forge.arch, Arch::Qwen3Moe | Arch::GptOss);
-        let error = if forge.ty == Type::F32 && !has_experts { 1e-4 } else { 1e-2 };
+        let error = if has_experts {
+            5e-2
+        } else if forge.ty == Type::F32 {
+            1e-4
+        } else {
+            1e-2
+        };
         for n in [forge.n_layer as u32 + 1, 2, 1] {
             compare(&format!("{name}, {n} on the GPU"), &own, &load(&path, Kernels::Auto, n), Some(0.05), error);
         }
