@@ -245,13 +245,17 @@ fn compare_on_gpu(models: impl Iterator<Item = (String, Forge)>) {
     }
 }
 
-#[test]
-fn a_gpu_computes_the_same() {
-    compare_on_gpu(models().into_iter().filter(|(_, forge)| forge.arch != Arch::GptOss));
+fn has_experts(forge: &Forge) -> bool {
+    matches!(forge.arch, Arch::Qwen3Moe | Arch::GptOss)
 }
 
-/// By itself, as it ends the process of Debian 12's software device, in libllama's graphs, too.
 #[test]
-fn a_gpu_computes_gpt_oss_the_same() {
-    compare_on_gpu(models().into_iter().filter(|(_, forge)| forge.arch == Arch::GptOss));
+fn a_gpu_computes_the_same() {
+    compare_on_gpu(models().into_iter().filter(|(_, forge)| !has_experts(forge)));
+}
+
+/// By themselves, as they end the process of Debian 12's software device.
+#[test]
+fn a_gpu_computes_experts_the_same() {
+    compare_on_gpu(models().into_iter().filter(|(_, forge)| has_experts(forge)));
 }
