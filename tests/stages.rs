@@ -231,13 +231,10 @@ fn compare_on_gpu(models: impl Iterator<Item = (String, Forge)>) {
         }
         // The CPU multiplies quantised weights with activations in 8 bits, GPUs with 16-bit floats; and what rounds otherwise may make a router
         // choose another expert.
-        let has_experts = matches!(forge.arch, Arch::Qwen3Moe | Arch::GptOss);
-        let error = if has_experts {
-            5e-2
-        } else if forge.ty == Type::F32 {
-            1e-4
-        } else {
-            1e-2
+        let error = match forge.ty {
+            _ if has_experts(&forge) => 5e-2,
+            Type::F32 => 1e-4,
+            _ => 1e-2,
         };
         for n in [forge.n_layer as u32 + 1, 2, 1] {
             compare(&format!("{name}, {n} on the GPU"), &own, &load(&path, Kernels::Auto, n), Some(0.05), error);
@@ -254,7 +251,7 @@ fn a_gpu_computes_the_same() {
     compare_on_gpu(models().into_iter().filter(|(_, forge)| !has_experts(forge)));
 }
 
-/// By themselves, as they end the process of Debian 12's software device.
+/// A test of their own, as they end the process of Debian 12's software device.
 #[test]
 fn a_gpu_computes_experts_the_same() {
     compare_on_gpu(models().into_iter().filter(|(_, forge)| has_experts(forge)));

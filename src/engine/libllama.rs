@@ -65,6 +65,7 @@ impl Model {
                 stopped |= flow.is_break();
                 flow
             };
+            // Where there is a GPU, libllama has it compute long prompts of the CPU's layers, too, but only from weights as they are in the file.
             let repack = ggml::Device::gpus().is_empty();
             let params = llama::ModelParams { n_gpu_layers, mmap: !options.weights.no_mmap, repack };
             let llama = llama::Model::load_watched(gguf.path(), &params, &mut watch);

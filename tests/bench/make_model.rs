@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release --example make_model -- --type Q4_0 --layers 4 --out models/wide-Q4_0.gguf`
 //!
-//! All matrices are of the one type, as in llama.cpp's pure quantisations, but for its mixture Q4_K_M. Rows of a matrix repeat: what is measured does not
-//! depend on the numbers, and a model takes seconds to make.
+//! All matrices are of the one type, as in llama.cpp's pure quantisations; `--type Q4_K_M` makes its mixture of two. Rows of a matrix repeat:
+//! what is measured does not depend on the numbers, and a model takes seconds to make.
 
 #[allow(dead_code, reason = "tests use the rest")]
 #[path = "../common/forge.rs"]

@@ -14,8 +14,8 @@
 //!
 //! Codes have a sign, and a weight is `scale * code`. Instruction sets that multiply small codes faster ([`Simd::SMALL_SUMS`]) have the codes
 //! of a type's own, without sign, where there are at most 64 of them. Of 4 or 5 bits a weight is then `scale * code + minimum`. Of 3 or 6 bits it
-//! is `scale * (code - excess)`, with the excess that is half the number of codes, and each half of a group has a scale of its own: those of
-//! second halves are where else minima are.
+//! is `scale * (code - excess)`, where the excess is half the number of codes (4 or 32), and each half of a group has a scale of its own: where
+//! other types have scales there are those of first halves, and where they have minima those of second halves.
 
 use crate::RowFn;
 use crate::acts::{GROUP, SPAN, scales};
