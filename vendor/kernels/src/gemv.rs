@@ -74,9 +74,46 @@ pub(crate) fn vector<S: Simd>(s: S, of_token: &[Codes], at: usize) -> S::I {
     s.load_i(&of_token[at / 64].0[at % 64..])
 }
 
-/// For each token three sums by lanes, whose total is the result. The first two are for dot products, in turn, as an addition to one need
-/// not wait for that to the other; the third is for minima.
-pub(crate) type Sums<S, const T: usize> = [[<S as Simd>::F; 3]; T];
+/// Rows that are multiplied at once, all of one length.
+pub(crate) struct Rows<'a, const R: usize> {
+    bytes: [&'a [u8]; R],
+    /// Rows that will be multiplied soon: empty slices where there are none. The processor reads ahead by itself, but not far, and not
+    /// beyond a page of memory.
+    ahead: [&'a [u8]; R],
+}
+
+impl<'a, const R: usize> Rows<'a, R> {
+    /// Bytes of a row.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.bytes[0].len()
+    }
+
+    /// The `n` bytes of each row from byte `at` on. Those of the rows ahead are fetched meanwhile.
+    #[inline(always)]
+    pub fn parts<S: Simd>(&self, s: S, at: usize, n: usize) -> [&'a [u8]; R] {
+        let mut parts = self.bytes;
+        for r in 0..R {
+            parts[r] = &parts[r][at..][..n];
+            s.prefetch(self.ahead[r].get(at..at + n).unwrap_or_default());
+        }
+        parts
+    }
+
+    /// The same of block `i` of `N` bytes.
+    #[inline(always)]
+    pub fn blocks<S: Simd, const N: usize>(&self, s: S, i: usize) -> [&'a [u8; N]; R] {
+        let mut blocks = [&[0; N]; R];
+        for r in 0..R {
+            blocks[r] = self.bytes[r][i * N..].first_chunk().expect("a whole block");
+            s.prefetch(self.ahead[r].get(i * N..(i + 1) * N).unwrap_or_default());
+        }
+        blocks
+    }
+}
+
+/// For each row and token a sum by lanes, whose total is the result.
+pub(crate) type Sums<S, const T: usize, const R: usize> = [[<S as Simd>::F; T]; R];
 
 impl GemvActs {
     /// Arranges activations in steps of `n_inputs`. Piece `i` of a step is of the inputs from `first(step, i)` on, all of one group; without
@@ -214,26 +251,63 @@ impl Kernel for Gemv<'_, '_> {
     }
 }
 
+/// How many rows are multiplied with `n_tokens` tokens at once: as many as their sums fit into registers, so that what is read of the
+/// activations serves several rows.
+const fn rows_at_once<S: Simd>(n_tokens: usize) -> usize {
+    if n_tokens == 1 {
+        return 1;
+    }
+    match S::GEMV_SUMS / n_tokens {
+        0 | 1 => 1,
+        2 => 2,
+        3 => 3,
+        _ => 4,
+    }
+}
+
+/// How many bytes before it is read a row is to be fetched.
+const AHEAD: usize = 8192;
+
 impl<W: Weight, const T: usize> Kernel for GemvOf<'_, '_, W, T> {
     type Out = ();
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Gemv { acts, row, n_rows, done } = self.all;
-        let mut next = row(0);
-        for i in 0..n_rows {
-            let now = next;
-            if i + 1 < n_rows {
-                next = row(i + 1);
-                // The processor reads ahead by itself, but not beyond a page of memory.
-                s.prefetch(next.bytes);
-            }
-            debug_assert_eq!(now.format.name(), acts.format, "rows of the format");
-            let mut out = [0.0; T];
-            for (out, [a, b, c]) in out.iter_mut().zip(self.weight.dot::<S, T>(s, now.bytes, acts)) {
-                *out = s.reduce_sum(s.add(s.add(a, b), c));
-            }
-            done(i, &out);
+        match const { rows_at_once::<S>(T) } {
+            1 => self.rows::<S, 1>(s),
+            2 => self.rows::<S, 2>(s),
+            3 => self.rows::<S, 3>(s),
+            _ => self.rows::<S, 4>(s),
         }
     }
 }
+
+impl<W: Weight, const T: usize> GemvOf<'_, '_, W, T> {
+    /// Multiplies `R` rows at once. The last ones may be fewer: then the last row is taken more than once.
+    #[inline(always)]
+    fn rows<S: Simd, const R: usize>(self, s: S) {
+        let Gemv { acts, row, n_rows, done } = self.all;
+        let ahead = mode().div_ceil(R * row(0).bytes.len().max(1)) * R;
+        for i in (0..n_rows).step_by(R) {
+            let mut rows = Rows { bytes: [&[]; R], ahead: [&[]; R] };
+            for r in 0..R {
+                let row_r = row((i + r).min(n_rows - 1));
+                debug_assert_eq!(row_r.format.name(), acts.format, "rows of the format");
+                rows.bytes[r] = row_r.bytes;
+                if i + r + ahead < n_rows {
+                    rows.ahead[r] = row(i + r + ahead).bytes;
+                }
+            }
+            let sums = self.weight.dot::<S, T, R>(s, rows, acts);
+            for (r, sums) in sums.into_iter().enumerate().take(n_rows - i) {
+                let mut out = [0.0; T];
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = s.reduce_sum(sum);
+                }
+                done(i + r, &out);
+            }
+        }
+    }
+}
+
+fn mode() -> usize { static M: std::sync::OnceLock<usize> = std::sync::OnceLock::new(); *M.get_or_init(|| std::env::var("PF").map_or(AHEAD, |v| v.parse().unwrap())) }

@@ -12,7 +12,7 @@
 use super::iq4_nl::VALUES;
 use super::{BLOCK, Block, Weight, nibbles};
 use crate::acts::Acts;
-use crate::gemv::{GemvActs, Sums};
+use crate::gemv::{GemvActs, Rows, Sums};
 use crate::isa::Simd;
 use crate::panel::PanelRow;
 
@@ -86,17 +86,26 @@ impl Weight for Iq4Xs {
     }
 
     #[inline(always)]
-    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
-        let mut acc = [[s.splat(0.0); 3]; T];
+    fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
+        let mut acc = [[s.splat(0.0); T]; R];
         let (bytes, n_blocks) = (4 * S::LANES, nibbles::step_blocks::<S>());
         let table = const { nibbles::with_offset(VALUES, S::OFFSET) };
         let mut steps = nibbles::steps::<S, T>(acts);
-        for b in row.chunks_exact(BYTES) {
-            let d = scales(s, b);
-            for ((i, c), x) in b[CODES..].chunks_exact(bytes).enumerate().zip(&mut steps) {
-                let c = s.load_i(c);
-                let values = [s.look_up_bytes(&table, s.low_nibbles(c)), s.look_up_bytes(&table, s.high_nibbles(c))];
-                nibbles::add_products(s, values, false, s.each_four(&d[i * n_blocks..]), None, x, i % 2, &mut acc);
+        for i in 0..rows.len() / BYTES {
+            let blocks = rows.blocks::<S, BYTES>(s, i);
+            let mut d = [[0.0; 8]; R];
+            for r in 0..R {
+                d[r] = scales(s, blocks[r]);
+            }
+            for (i, x) in (0..INPUTS / 2 / bytes).zip(&mut steps) {
+                let mut values = [[s.splat_i(0); 2]; R];
+                let mut factors = [[s.splat(0.0); 2]; R];
+                for r in 0..R {
+                    let c = s.load_i(&blocks[r][CODES + i * bytes..]);
+                    values[r] = [s.look_up_bytes(&table, s.low_nibbles(c)), s.look_up_bytes(&table, s.high_nibbles(c))];
+                    factors[r][0] = s.each_four(&d[r][i * n_blocks..]);
+                }
+                nibbles::add_products::<S, T, R>(s, &values, false, &factors, false, x, &mut acc);
             }
         }
         acc

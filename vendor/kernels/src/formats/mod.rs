@@ -36,7 +36,7 @@ mod tests;
 use std::fmt;
 
 use crate::acts::{self, Acts};
-use crate::gemv::{GemvActs, Sums};
+use crate::gemv::{GemvActs, Rows, Sums};
 use crate::isa::Simd;
 use crate::panel::{self, Codes, PanelRow};
 
@@ -125,9 +125,9 @@ pub(crate) trait Weight: Copy {
         panic!("{NO_GEMV}")
     }
 
-    /// Products of a row with `T` tokens, as sums by lanes.
+    /// Products of `R` rows with `T` tokens, as sums by lanes.
     #[inline(always)]
-    fn dot<S: Simd, const T: usize>(self, _s: S, _row: &[u8], _acts: &GemvActs) -> Sums<S, T> {
+    fn dot<S: Simd, const T: usize, const R: usize>(self, _s: S, _rows: Rows<R>, _acts: &GemvActs) -> Sums<S, T, R> {
         panic!("{NO_GEMV}")
     }
 }

@@ -6,7 +6,7 @@
 
 use super::BLOCK;
 use crate::acts::Acts;
-use crate::gemv::{Codes, GemvActs, Lanes, PIECE, Sums, vector};
+use crate::gemv::{Codes, GemvActs, Lanes, PIECE, Rows, Sums, vector};
 use crate::isa::Simd;
 use crate::panel::PanelRow;
 
@@ -268,69 +268,86 @@ pub(crate) fn gemv_acts<S: Simd>(acts: Acts, excess: Option<i32>) -> GemvActs {
     })
 }
 
-/// Products of a row.
+/// Products of some rows.
 #[inline(always)]
-pub(crate) fn dot<S: Simd, W: Nibbles, const T: usize>(s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
-    let mut acc = [[s.splat(0.0); 3]; T];
-    let n = step_blocks::<S>() * W::BYTES;
-    let whole = row.chunks_exact(n);
-    let rest = whole.remainder();
+pub(crate) fn dot<S: Simd, W: Nibbles, const T: usize, const R: usize>(
+    s: S,
+    rows: Rows<R>,
+    acts: &GemvActs,
+) -> Sums<S, T, R> {
+    let mut acc = [[s.splat(0.0); T]; R];
+    let (n, len) = (step_blocks::<S>() * W::BYTES, rows.len());
     let mut steps = steps::<S, T>(acts);
-    for (i, (blocks, x)) in whole.zip(&mut steps).enumerate() {
-        add_step::<S, W, T>(s, blocks, x, i % 2, &mut acc);
+    for (i, x) in (0..len / n).zip(&mut steps) {
+        add_step::<S, W, T, R>(s, rows.parts(s, i * n, n), x, &mut acc);
     }
-    if let (Some(x), false) = (steps.next(), rest.is_empty()) {
-        if row.len() >= n {
-            add_step::<S, W, T>(s, &row[row.len() - n..], x, 0, &mut acc);
+    if let (Some(x), false) = (steps.next(), len.is_multiple_of(n)) {
+        if len >= n {
+            add_step::<S, W, T, R>(s, rows.parts(s, len - n, n), x, &mut acc);
         } else {
-            // The row is shorter than a step: it is filled up with zeros. A step is at most four blocks.
-            let mut blocks = [0u8; 4 * MAX_BYTES];
-            blocks[..rest.len()].copy_from_slice(rest);
-            add_step::<S, W, T>(s, &blocks[..n], x, 0, &mut acc);
+            // Rows are shorter than a step: they are filled up with zeros. A step is at most four blocks.
+            let mut filled = [[0u8; 4 * MAX_BYTES]; R];
+            let mut blocks = rows.parts(s, 0, len);
+            for (filled, blocks) in filled.iter_mut().zip(&mut blocks) {
+                filled[..len].copy_from_slice(blocks);
+                *blocks = &filled[..n];
+            }
+            add_step::<S, W, T, R>(s, blocks, x, &mut acc);
         }
     }
     acc
 }
 
-/// Adds the products with a step's blocks to the sums number `to`.
+/// Adds the products with the rows' blocks of a step to their sums.
 #[inline(always)]
-fn add_step<S: Simd, W: Nibbles, const T: usize>(s: S, blocks: &[u8], x: &[Codes], to: usize, acc: &mut Sums<S, T>) {
-    let [d, m] = W::scales(s, blocks);
-    let minima = W::MINIMA.then_some(m);
-    add_products(s, W::codes(s, blocks), W::ARE_CODES, d, minima, x, to, acc);
+fn add_step<S: Simd, W: Nibbles, const T: usize, const R: usize>(
+    s: S,
+    blocks: [&[u8]; R],
+    x: &[Codes],
+    acc: &mut Sums<S, T, R>,
+) {
+    let mut codes = [[s.splat_i(0); 2]; R];
+    let mut scales = [[s.splat(0.0); 2]; R];
+    for r in 0..R {
+        codes[r] = W::codes(s, blocks[r]);
+        scales[r] = W::scales(s, blocks[r]);
+    }
+    add_products::<S, T, R>(s, &codes, W::ARE_CODES, &scales, W::MINIMA, x, acc);
 }
 
-/// The same with codes of the blocks' lower and upper nibbles, that are [codes](Nibbles::ARE_CODES) or not, their scales and their minima,
-/// each in four lanes.
+/// The same with codes of the blocks' lower and upper nibbles, that are [codes](Nibbles::ARE_CODES) or not, and their scales and, if they have
+/// some, minima, each in four lanes.
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "it is a part of the loop over steps")]
-pub(crate) fn add_products<S: Simd, const T: usize>(
+pub(crate) fn add_products<S: Simd, const T: usize, const R: usize>(
     s: S,
-    [low, high]: [S::I; 2],
+    codes: &[[S::I; 2]; R],
     are_codes: bool,
-    d: S::F,
-    minima: Option<S::F>,
+    scales: &[[S::F; 2]; R],
+    minima: bool,
     x: &[Codes],
-    to: usize,
-    acc: &mut Sums<S, T>,
+    acc: &mut Sums<S, T, R>,
 ) {
-    let bytes = 4 * S::LANES;
-    for (acc, x) in acc.iter_mut().zip(x.chunks_exact(x.len() / T)) {
-        let scales = s.as_f(vector(s, x, numbers_at::<S>()));
+    let (bytes, units) = (4 * S::LANES, x.len() / T);
+    for t in 0..T {
+        let x = &x[t * units..][..units];
+        let scale = s.as_f(vector(s, x, numbers_at::<S>()));
         let others = vector(s, x, numbers_at::<S>() + bytes);
         // With minima, codes have no excess.
-        let start = if minima.is_some() { s.splat_i(0) } else { others };
+        let start = if minima { s.splat_i(0) } else { others };
         let (x, upper) = (vector(s, x, 0), vector(s, x, bytes));
-        let dots = match S::SMALL_SUMS && are_codes {
-            true => {
-                let small = s.add_products(s.add_products(s.splat_i(0), low, x), high, upper);
-                s.add_i(start, s.whole(small))
+        for r in 0..R {
+            let [low, high] = codes[r];
+            let dots = match S::SMALL_SUMS && are_codes {
+                true => {
+                    let small = s.add_products(s.add_products(s.splat_i(0), low, x), high, upper);
+                    s.add_i(start, s.whole(small))
+                }
+                false => s.dot(s.dot(start, low, x), high, upper),
+            };
+            acc[r][t] = s.fma(s.to_f(dots), s.mul(scales[r][0], scale), acc[r][t]);
+            if minima {
+                acc[r][t] = s.fma(s.as_f(others), scales[r][1], acc[r][t]);
             }
-            false => s.dot(s.dot(start, low, x), high, upper),
-        };
-        acc[to] = s.fma(s.to_f(dots), s.mul(d, scales), acc[to]);
-        if let Some(m) = minima {
-            acc[2] = s.fma(s.as_f(others), m, acc[2]);
         }
     }
 }

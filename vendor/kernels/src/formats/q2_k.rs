@@ -12,7 +12,7 @@
 
 use super::{Block, Weight};
 use crate::acts::Acts;
-use crate::gemv::{GemvActs, PIECE, Sums};
+use crate::gemv::{GemvActs, PIECE, Rows, Sums, vector};
 use crate::isa::Simd;
 
 const INPUTS: usize = 256;
@@ -71,14 +71,12 @@ impl Weight for Q2K {
     }
 
     #[inline(always)]
-    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
-        dot::<S, Q2K, T>(s, row, acts)
+    fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
+        dot::<S, Q2K, T, R, BYTES>(s, rows, acts)
     }
 }
 
 impl Quarters for Q2K {
-    const BYTES: usize = BYTES;
-
     #[inline(always)]
     fn factors<S: Simd>(s: S, b: &[u8]) -> (f32, f32) {
         (s.f16_at(&b[SCALE..]), -s.f16_at(&b[SCALE + 2..]))
@@ -98,9 +96,6 @@ impl Quarters for Q2K {
 
 /// A type of super-blocks as of Q2_K. The lower two bits of its codes lie in 64 bytes as those of Q2_K do.
 pub(crate) trait Quarters {
-    /// Of a super-block
-    const BYTES: usize;
-
     /// The factors on blocks' scales and on their minima.
     fn factors<S: Simd>(s: S, b: &[u8]) -> (f32, f32);
 
@@ -142,35 +137,47 @@ pub(crate) fn gemv_acts<S: Simd>(acts: Acts, factor: i32) -> GemvActs {
     made
 }
 
-/// Products of a row.
+/// Products of some rows, in super-blocks of `N` bytes.
 #[inline(always)]
-pub(crate) fn dot<S: Simd, W: Quarters, const T: usize>(s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
-    let mut acc = [[s.splat(0.0); 3]; T];
+pub(crate) fn dot<S: Simd, W: Quarters, const T: usize, const R: usize, const N: usize>(
+    s: S,
+    rows: Rows<R>,
+    acts: &GemvActs,
+) -> Sums<S, T, R> {
+    let mut acc = [[s.splat(0.0); T]; R];
     let (bytes, n_blocks) = (4 * S::LANES, acts.sums.len() / T);
     let vectors = (4 * bytes).div_ceil(64);
-    let blocks = row.chunks_exact(W::BYTES).zip(acts.codes.chunks_exact(CODE_BYTES / bytes * vectors * T));
-    for (i, (b, x)) in blocks.enumerate() {
-        let (d, m) = W::factors(s, b);
-        let (d, m) = (s.splat(d), s.splat(m));
-        let (d_bytes, m_bytes) = W::scales(b);
-        let (d_bytes, m_bytes) = (in_order(&d_bytes), in_order(&m_bytes));
-        let mut scales = [[0.0f32; N_BLOCKS]; T];
-        for first in (0..N_BLOCKS).step_by(S::LANES) {
-            let d = s.mul(s.load_i8(&d_bytes[first..]), d);
-            let m = s.mul(s.load_i8(&m_bytes[first..]), m);
-            for (t, (acc, scales)) in acc.iter_mut().zip(&mut scales).enumerate() {
-                let at = t * n_blocks + N_BLOCKS * i + first;
-                s.store_f(s.mul(d, s.load_f(&acts.scales[at..])), &mut scales[first..]);
-                acc[2] = s.fma(m, s.load_f(&acts.sums[at..]), acc[2]);
+    for (i, x) in acts.codes.chunks_exact(CODE_BYTES / bytes * vectors * T).enumerate() {
+        let blocks = rows.blocks::<S, N>(s, i);
+        let mut factors = [[[0.0f32; N_BLOCKS]; T]; R];
+        for r in 0..R {
+            let (d, m) = W::factors(s, blocks[r]);
+            let (d, m) = (s.splat(d), s.splat(m));
+            let (d_bytes, m_bytes) = W::scales(blocks[r]);
+            let (d_bytes, m_bytes) = (in_order(&d_bytes), in_order(&m_bytes));
+            for first in (0..N_BLOCKS).step_by(S::LANES) {
+                let d = s.mul(s.load_i8(&d_bytes[first..]), d);
+                let m = s.mul(s.load_i8(&m_bytes[first..]), m);
+                for t in 0..T {
+                    let at = t * n_blocks + N_BLOCKS * i + first;
+                    s.store_f(s.mul(d, s.load_f(&acts.scales[at..])), &mut factors[r][t][first..]);
+                    acc[r][t] = s.fma(m, s.load_f(&acts.sums[at..]), acc[r][t]);
+                }
             }
         }
         for (step, x) in x.chunks_exact(vectors * T).enumerate() {
-            for (quarter, c) in W::codes(s, b, step * bytes).into_iter().enumerate() {
-                let block = 4 * quarter + step * bytes / 16;
-                for ((acc, x), scales) in acc.iter_mut().zip(x.chunks_exact(vectors)).zip(&scales) {
-                    let x = &x[quarter * bytes / 64].0[quarter * bytes % 64..];
-                    let dots = s.whole(s.add_products(s.splat_i(0), c, s.load_i(x)));
-                    acc[quarter % 2] = s.fma(s.to_f(dots), s.each_four(&scales[block..]), acc[quarter % 2]);
+            let mut codes = [[s.splat_i(0); 4]; R];
+            for r in 0..R {
+                codes[r] = W::codes(s, blocks[r], step * bytes);
+            }
+            for t in 0..T {
+                for quarter in 0..4 {
+                    let block = 4 * quarter + step * bytes / 16;
+                    let x = vector(s, x, t * vectors * 64 + quarter * bytes);
+                    for r in 0..R {
+                        let dots = s.whole(s.add_products(s.splat_i(0), codes[r][quarter], x));
+                        acc[r][t] = s.fma(s.to_f(dots), s.each_four(&factors[r][t][block..]), acc[r][t]);
+                    }
                 }
             }
         }

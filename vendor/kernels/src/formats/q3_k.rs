@@ -15,7 +15,7 @@
 use super::q2_k::{self, N_BLOCKS, Quarters};
 use super::{Block, Weight, nibbles};
 use crate::acts::{Acts, GROUP};
-use crate::gemv::{GemvActs, Sums};
+use crate::gemv::{GemvActs, Rows, Sums};
 use crate::isa::Simd;
 use crate::panel::{Codes, PanelRow};
 
@@ -78,14 +78,12 @@ impl Weight for Q3K {
     }
 
     #[inline(always)]
-    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
-        q2_k::dot::<S, Q3K, T>(s, row, acts)
+    fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
+        q2_k::dot::<S, Q3K, T, R, BYTES>(s, rows, acts)
     }
 }
 
 impl Quarters for Q3K {
-    const BYTES: usize = BYTES;
-
     #[inline(always)]
     fn factors<S: Simd>(s: S, b: &[u8]) -> (f32, f32) {
         let d = s.f16_at(&b[SCALE..]);

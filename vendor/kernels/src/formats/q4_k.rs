@@ -11,7 +11,7 @@
 
 use super::{BLOCK, Block, Weight, nibbles, q5_k};
 use crate::acts::Acts;
-use crate::gemv::{GemvActs, PIECE, Sums};
+use crate::gemv::{GemvActs, PIECE, Rows, Sums, vector};
 use crate::isa::Simd;
 use crate::panel::{Codes, PanelRow};
 
@@ -27,6 +27,7 @@ pub(crate) struct Q4K;
 #[inline(always)]
 pub(crate) fn scales<S: Simd>(s: S, b: &[u8]) -> ([f32; 8], [f32; 8]) {
     let (d, dmin) = (s.f16_at(b), s.f16_at(&b[2..]));
+    let b: &[u8; CODES] = b.first_chunk().expect("what comes before the codes");
     let word = |i: usize| u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
     // Of the twelve bytes, four hold the 6 bits of the first four scales, and above these the upper 2 bits of the other four; the next
     // four bytes hold the minima in the same way; the last four hold the lower 4 bits of the other four scales and, above, minima.
@@ -123,8 +124,8 @@ impl Weight for Q4K {
     }
 
     #[inline(always)]
-    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
-        dot::<S, T, false>(s, row, acts)
+    fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
+        dot::<S, T, R, BYTES>(s, rows, acts)
     }
 }
 
@@ -141,38 +142,48 @@ pub(crate) fn gemv_acts<S: Simd>(acts: Acts) -> GemvActs {
     made
 }
 
-/// Products of a row of Q4_K or, with a fifth bit of each code, of [Q5_K](super::q5_k).
+/// Products of rows of Q4_K or, with a fifth bit of each code, of [Q5_K](super::q5_k), in super-blocks of `N` bytes.
 #[inline(always)]
-pub(crate) fn dot<S: Simd, const T: usize, const FIFTH: bool>(s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
-    let (block_bytes, codes) = if FIFTH { (q5_k::BYTES, q5_k::CODES) } else { (BYTES, CODES) };
-    let mut acc = [[s.splat(0.0); 3]; T];
+pub(crate) fn dot<S: Simd, const T: usize, const R: usize, const N: usize>(
+    s: S,
+    rows: Rows<R>,
+    acts: &GemvActs,
+) -> Sums<S, T, R> {
+    let (is_fifth, codes_at) = if N == q5_k::BYTES { (true, q5_k::CODES) } else { (false, CODES) };
+    let mut acc = [[s.splat(0.0); T]; R];
     let (bytes, n_blocks) = (4 * S::LANES, acts.sums.len() / T);
     let vectors = (2 * bytes).div_ceil(64);
-    let blocks = row.chunks_exact(block_bytes).zip(acts.codes.chunks_exact(128 / bytes * vectors * T));
-    for (i, (b, x)) in blocks.enumerate() {
-        let (d, m) = scales(s, b);
-        let mut scales = [[0.0f32; 8]; T];
-        for (t, scales) in scales.iter_mut().enumerate() {
-            let at = t * n_blocks + 8 * i;
-            *scales = s.mul_eight(&d, &acts.scales[at..]);
-            acc[t][2] = s.fma_eight(&acts.sums[at..], &m, acc[t][2]);
+    for (i, x) in acts.codes.chunks_exact(128 / bytes * vectors * T).enumerate() {
+        let blocks = rows.blocks::<S, N>(s, i);
+        let mut factors = [[[0.0f32; 8]; T]; R];
+        for r in 0..R {
+            let (d, m) = scales(s, blocks[r]);
+            for t in 0..T {
+                let at = t * n_blocks + 8 * i;
+                factors[r][t] = s.mul_eight(&d, &acts.scales[at..]);
+                acc[r][t] = s.fma_eight(&acts.sums[at..], &m, acc[r][t]);
+            }
         }
-        for (step, (c, x)) in b[codes..].chunks_exact(bytes).zip(x.chunks_exact(vectors * T)).enumerate() {
-            let c = s.load_i(c);
-            let (mut low, mut high) = (s.low_nibbles(c), s.high_nibbles(c));
-            if FIFTH {
-                let bits = s.upper_bits::<2>(&b[q5_k::UPPER..], step * bytes);
-                low = s.with_bits::<4, 0x10>(low, bits);
-                high = s.with_bits::<3, 0x10>(high, bits);
+        for (step, x) in x.chunks_exact(vectors * T).enumerate() {
+            let mut codes = [[s.splat_i(0); 2]; R];
+            for r in 0..R {
+                let c = s.load_i(&blocks[r][codes_at + step * bytes..]);
+                codes[r] = [s.low_nibbles(c), s.high_nibbles(c)];
+                if is_fifth {
+                    let bits = s.upper_bits::<2>(&blocks[r][q5_k::UPPER..], step * bytes);
+                    codes[r] = [s.with_bits::<4, 0x10>(codes[r][0], bits), s.with_bits::<3, 0x10>(codes[r][1], bits)];
+                }
             }
             // The numbers of the blocks that the first and the second half of the bytes are of.
             let (first, second) = (step * bytes / BLOCK * 2, (step * bytes + bytes / 2) / BLOCK * 2);
-            for (upper, c) in [low, high].into_iter().enumerate() {
-                for ((acc, x), scales) in acc.iter_mut().zip(x.chunks_exact(vectors)).zip(&scales) {
-                    let x = &x[upper * bytes / 64].0[upper * bytes % 64..];
-                    let dots = s.whole(s.add_products(s.splat_i(0), c, s.load_i(x)));
-                    let d = s.two_of(scales, first + upper, second + upper);
-                    acc[upper] = s.fma(s.to_f(dots), d, acc[upper]);
+            for t in 0..T {
+                for upper in 0..2 {
+                    let x = vector(s, x, t * vectors * 64 + upper * bytes);
+                    for r in 0..R {
+                        let dots = s.whole(s.add_products(s.splat_i(0), codes[r][upper], x));
+                        let d = s.two_of(&factors[r][t], first + upper, second + upper);
+                        acc[r][t] = s.fma(s.to_f(dots), d, acc[r][t]);
+                    }
                 }
             }
         }

@@ -11,7 +11,7 @@
 use super::nibbles::{self, Nibbles};
 use super::{BLOCK, Block, Weight};
 use crate::acts::Acts;
-use crate::gemv::{GemvActs, Sums};
+use crate::gemv::{GemvActs, Rows, Sums};
 use crate::isa::Simd;
 use crate::panel::{Codes, PanelRow};
 
@@ -74,8 +74,8 @@ impl Weight for Q5_0 {
     }
 
     #[inline(always)]
-    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
-        nibbles::dot::<S, Q5_0, T>(s, row, acts)
+    fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
+        nibbles::dot::<S, Q5_0, T, R>(s, rows, acts)
     }
 }
 

@@ -11,7 +11,7 @@
 
 use super::{BLOCK, Block, Weight, nibbles, q4_k};
 use crate::acts::Acts;
-use crate::gemv::{GemvActs, Sums};
+use crate::gemv::{GemvActs, Rows, Sums};
 use crate::isa::Simd;
 use crate::panel::{Codes, PanelRow};
 
@@ -79,7 +79,7 @@ impl Weight for Q5K {
     }
 
     #[inline(always)]
-    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
-        q4_k::dot::<S, T, true>(s, row, acts)
+    fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
+        q4_k::dot::<S, T, R, BYTES>(s, rows, acts)
     }
 }

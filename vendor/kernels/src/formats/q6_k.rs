@@ -13,7 +13,7 @@
 
 use super::{Block, Weight, nibbles};
 use crate::acts::{Acts, GROUP};
-use crate::gemv::{GemvActs, PIECE, Sums};
+use crate::gemv::{GemvActs, PIECE, Rows, Sums, vector};
 use crate::isa::Simd;
 use crate::panel::{Codes, PanelRow};
 
@@ -93,33 +93,41 @@ impl Weight for Q6K {
     }
 
     #[inline(always)]
-    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
-        let mut acc = [[s.splat(0.0); 3]; T];
+    fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
+        let mut acc = [[s.splat(0.0); T]; R];
         let (bytes, n_blocks) = (4 * S::LANES, acts.sums.len() / T);
         let vectors = (2 * bytes).div_ceil(64);
-        let blocks = row.chunks_exact(BYTES).zip(acts.codes.chunks_exact(UPPER / bytes * vectors * T));
-        for (i, (b, x)) in blocks.enumerate() {
-            let d = s.splat(s.f16_at(&b[SCALE..]));
-            let mut scales = [[0.0f32; N_BLOCKS]; T];
-            for first in (0..N_BLOCKS).step_by(S::LANES) {
-                let d = s.mul(s.load_i8(&b[SCALES + first..]), d);
-                for (t, (acc, scales)) in acc.iter_mut().zip(&mut scales).enumerate() {
-                    let at = t * n_blocks + N_BLOCKS * i + first;
-                    s.store_f(s.mul(d, s.load_f(&acts.scales[at..])), &mut scales[first..]);
-                    acc[2] = s.fma(d, s.load_f(&acts.sums[at..]), acc[2]);
+        for (i, x) in acts.codes.chunks_exact(UPPER / bytes * vectors * T).enumerate() {
+            let blocks = rows.blocks::<S, BYTES>(s, i);
+            let mut factors = [[[0.0f32; N_BLOCKS]; T]; R];
+            for r in 0..R {
+                let d = s.splat(s.f16_at(&blocks[r][SCALE..]));
+                for first in (0..N_BLOCKS).step_by(S::LANES) {
+                    let d = s.mul(s.load_i8(&blocks[r][SCALES + first..]), d);
+                    for t in 0..T {
+                        let at = t * n_blocks + N_BLOCKS * i + first;
+                        s.store_f(s.mul(d, s.load_f(&acts.scales[at..])), &mut factors[r][t][first..]);
+                        acc[r][t] = s.fma(d, s.load_f(&acts.sums[at..]), acc[r][t]);
+                    }
                 }
             }
-            for (step, (c, x)) in b[..UPPER].chunks_exact(bytes).zip(x.chunks_exact(vectors * T)).enumerate() {
+            for (step, x) in x.chunks_exact(vectors * T).enumerate() {
                 let (group, byte) = (step * bytes / 64, step * bytes % 64);
-                let (c, bits) = (s.load_i(c), s.upper_bits::<2>(&b[UPPER + 32 * group..], byte));
-                let low = s.with_bits::<4, 0x30>(s.low_nibbles(c), bits);
-                let high = s.with_bits::<0, 0x30>(s.high_nibbles(c), bits);
-                for (upper, c) in [low, high].into_iter().enumerate() {
-                    let block = (128 * group + 64 * upper + byte) / 16;
-                    for ((acc, x), scales) in acc.iter_mut().zip(x.chunks_exact(vectors)).zip(&scales) {
-                        let x = &x[upper * bytes / 64].0[upper * bytes % 64..];
-                        let dots = s.whole(s.add_products(s.splat_i(0), c, s.load_i(x)));
-                        acc[upper] = s.fma(s.to_f(dots), s.each_four(&scales[block..]), acc[upper]);
+                let mut codes = [[s.splat_i(0); 2]; R];
+                for r in 0..R {
+                    let c = s.load_i(&blocks[r][step * bytes..]);
+                    let bits = s.upper_bits::<2>(&blocks[r][UPPER + 32 * group..], byte);
+                    let (low, high) = (s.low_nibbles(c), s.high_nibbles(c));
+                    codes[r] = [s.with_bits::<4, 0x30>(low, bits), s.with_bits::<0, 0x30>(high, bits)];
+                }
+                for t in 0..T {
+                    for upper in 0..2 {
+                        let block = (128 * group + 64 * upper + byte) / 16;
+                        let x = vector(s, x, t * vectors * 64 + upper * bytes);
+                        for r in 0..R {
+                            let dots = s.whole(s.add_products(s.splat_i(0), codes[r][upper], x));
+                            acc[r][t] = s.fma(s.to_f(dots), s.each_four(&factors[r][t][block..]), acc[r][t]);
+                        }
                     }
                 }
             }

@@ -10,7 +10,7 @@
 
 use super::{BLOCK, Block, Weight, excess};
 use crate::acts::Acts;
-use crate::gemv::{Codes, GemvActs, Lanes, PIECE, Sums};
+use crate::gemv::{Codes, GemvActs, Lanes, PIECE, Rows, Sums, vector};
 use crate::isa::Simd;
 
 const BYTES: usize = 34;
@@ -59,36 +59,47 @@ impl Weight for Q8_0 {
     }
 
     #[inline(always)]
-    fn dot<S: Simd, const T: usize>(self, s: S, row: &[u8], acts: &GemvActs) -> Sums<S, T> {
-        let mut acc = [[s.splat(0.0); 3]; T];
-        let pairs = row.chunks_exact(2 * BYTES);
-        let rest = pairs.remainder();
-        let mut steps = acts.codes.chunks_exact(STEP_UNITS * T);
-        for (i, (pair, x)) in pairs.zip(&mut steps).enumerate() {
-            add_pair(s, pair, x, i % 2, &mut acc);
-        }
-        if let (Some(x), false) = (steps.next(), rest.is_empty()) {
-            // The second block of the last pair is missing: it is filled up with zeros.
-            let mut pair = [0u8; 2 * BYTES];
-            pair[..rest.len()].copy_from_slice(rest);
-            add_pair(s, &pair, x, 0, &mut acc);
+    fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
+        let mut acc = [[s.splat(0.0); T]; R];
+        let len = rows.len();
+        for (i, x) in acts.codes.chunks_exact(STEP_UNITS * T).enumerate() {
+            let at = i * 2 * BYTES;
+            if len - at >= 2 * BYTES {
+                add_pairs(s, rows.parts(s, at, 2 * BYTES), x, &mut acc);
+            } else {
+                // The second block of the last pair is missing: it is filled up with zeros.
+                let mut filled = [[0u8; 2 * BYTES]; R];
+                let mut pairs = rows.parts(s, at, BYTES);
+                for (filled, pair) in filled.iter_mut().zip(&mut pairs) {
+                    filled[..BYTES].copy_from_slice(pair);
+                    *pair = &filled[..];
+                }
+                add_pairs(s, pairs, x, &mut acc);
+            }
         }
         acc
     }
 }
 
-/// Adds the products with two blocks to the sums number `to`.
+/// Adds the products with two blocks of each row to the rows' sums.
 #[inline(always)]
-fn add_pair<S: Simd, const T: usize>(s: S, pair: &[u8], x: &[Codes], to: usize, acc: &mut Sums<S, T>) {
-    let (a, b) = pair.split_at(BYTES);
-    let codes = s.unpack_bytes([&a[2..], &b[2..]]);
-    for (v, codes) in codes.iter().enumerate().take(16 / S::LANES) {
-        let d = s.pair_f16(a, b, v);
-        for (acc, x) in acc.iter_mut().zip(x.chunks_exact(STEP_UNITS)) {
-            let [x, scales, start] =
-                [0, 64, 128].map(|first| first + 4 * v * S::LANES).map(|at| &x[at / 64].0[at % 64..]);
-            let dots = s.dot(s.load_i(start), *codes, s.load_i(x));
-            acc[to] = s.fma(s.to_f(dots), s.mul(d, s.as_f(s.load_i(scales))), acc[to]);
+fn add_pairs<S: Simd, const T: usize, const R: usize>(s: S, pairs: [&[u8]; R], x: &[Codes], acc: &mut Sums<S, T, R>) {
+    let mut codes = [[s.splat_i(0); 4]; R];
+    for r in 0..R {
+        codes[r] = s.unpack_bytes([&pairs[r][2..], &pairs[r][BYTES + 2..]]);
+    }
+    for v in 0..16 / S::LANES {
+        let mut d = [s.splat(0.0); R];
+        for r in 0..R {
+            d[r] = s.pair_f16(pairs[r], &pairs[r][BYTES..], v);
+        }
+        for t in 0..T {
+            let at = t * STEP_UNITS * 64 + 4 * v * S::LANES;
+            let (x, scales, start) = (vector(s, x, at), vector(s, x, at + 64), vector(s, x, at + 128));
+            for r in 0..R {
+                let dots = s.dot(start, codes[r][v], x);
+                acc[r][t] = s.fma(s.to_f(dots), s.mul(d[r], s.as_f(scales)), acc[r][t]);
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Three instruction sets differ only in the dot product of four bytes: AVX2 itself, which needs several instructions for it, AVX-VNNI,
 //! and AVX-512 VNNI on vectors of 256 bits. [`Avx2`] is generic over it.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd};
@@ -99,6 +100,20 @@ macro_rules! op {
         // SAFETY: `self` is a proof that the processor has the instruction; it touches no memory.
         unsafe { $e }
     };
+}
+
+/// Moves 16 bits into the lowest lane.
+///
+/// As an intrinsic the compiler would read bits that are in memory into a register of which it keeps the rest, and have that wait for what was
+/// computed there before.
+#[inline(always)]
+pub(super) fn lowest_lane(bits: u16) -> __m128i {
+    let lane: __m128i;
+    // SAFETY: a move from one register to another, which every processor with AVX has.
+    unsafe {
+        asm!("vmovd {lane}, {bits:e}", lane = lateout(xmm_reg) lane, bits = in(reg) u32::from(bits), options(pure, nomem, nostack, preserves_flags));
+    }
+    lane
 }
 
 impl Dot for Plain {
@@ -204,6 +219,7 @@ impl<D: Dot> Simd for Avx2<D> {
     const LANES: usize = 8;
     const GEMM_TOKENS: usize = D::GEMM_TOKENS;
     const GEMM_VECS: usize = 1;
+    const GEMV_SUMS: usize = 8;
     const ATTEND_VECS: usize = 2;
     const OFFSET: i32 = D::OFFSET;
     type I = __m256i;
@@ -466,7 +482,7 @@ impl<D: Dot> Simd for Avx2<D> {
 
     #[inline(always)]
     fn f16(self, bits: u16) -> f32 {
-        op!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))))
+        op!(_mm_cvtss_f32(_mm_cvtph_ps(lowest_lane(bits))))
     }
 
     #[inline(always)]

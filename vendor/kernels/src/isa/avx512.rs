@@ -34,6 +34,7 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const GEMM_TOKENS: usize = 6;
     const GEMM_VECS: usize = 2;
+    const GEMV_SUMS: usize = 16;
     const ATTEND_VECS: usize = 4;
     const OFFSET: i32 = 128;
     type I = __m512i;
@@ -328,7 +329,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn f16(self, bits: u16) -> f32 {
-        op!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))))
+        op!(_mm_cvtss_f32(_mm_cvtph_ps(super::avx2::lowest_lane(bits))))
     }
 
     #[inline(always)]

@@ -174,6 +174,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     const GEMM_TOKENS: usize;
     /// Vectors of a panel's rows that a gemm multiplies at once: 1 or 2, as the registers allow. It is 1 with [`Simd::SMALL_SUMS`].
     const GEMM_VECS: usize;
+    /// Sums of rows times tokens that a gemv keeps in registers.
+    const GEMV_SUMS: usize;
     /// Vectors of sums that attention keeps in registers for each of six queries.
     const ATTEND_VECS: usize;
     /// What is added to an 8-bit code of a weight before it is stored: 128 where [`Simd::dot`] takes weights without sign, else 0.
