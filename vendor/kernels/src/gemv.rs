@@ -14,7 +14,7 @@ pub const MAX_GEMV_TOKENS: usize = 8;
 /// Activations are arranged in pieces of so many.
 pub(crate) const PIECE: usize = 16;
 
-/// 64 bytes of what belongs to a token in a step: codes of activations, a vector or several smaller ones, or [`Numbers`].
+/// 64 codes of a token's activations: a vector of bytes, or several smaller ones.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
 pub(crate) struct Codes(pub [u8; 64]);
@@ -27,15 +27,19 @@ pub struct GemvActs {
     /// Name of the format
     format: &'static str,
     n_tokens: usize,
-    /// Step by step, in each token by token; of a token the codes, and [`Numbers`] if the format's steps have lanes of one block each
+    /// Step by step, in each token by token
     pub(crate) codes: Vec<Codes>,
-    /// Token by token the scale of each group, or of each half of one, if [`GemvActs::add_groups`] or [`GemvActs::add_halves`] was called
+    /// Scales: step by step, in each token by token, of each four of [`Lanes`]; or token by token of each group or of each half of one, if
+    /// [`GemvActs::add_groups`] or [`GemvActs::add_halves`] was called
     pub(crate) scales: Vec<f32>,
-    /// Token by token the sum of the activations of each group, or of each half of one, times a factor, if one of them was called
+    /// In the same order sums of activations, for types with minima: the share of each lane of a four; or of the whole group or half of one, times a
+    /// factor
     pub(crate) sums: Vec<f32>,
+    /// By steps, tokens and fours, for types whose codes have too much: the numbers that the lanes' dot products begin with
+    pub(crate) starts: Vec<i32>,
 }
 
-/// What lanes have to do with blocks, for [`Numbers`].
+/// Which lanes of a step belong to which blocks, for types whose steps have lanes of one block each.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lanes {
     /// A step's lanes, in fours: piece `i` of a step is for the four number `i % fours`
@@ -46,32 +50,10 @@ pub(crate) struct Lanes {
     pub excess: Option<i32>,
 }
 
-/// Numbers for each lane of a step, as they lie behind a token's codes: first the scales of the lanes' blocks (F32), then what
-/// [`Lanes::excess`] asks for. With an excess these are the numbers (I32) that the lanes' dot products begin with, their shares of the sums
-/// of the blocks' codes times the excess, negative; with minima the lanes' shares of the sums of the blocks' activations (F32).
-#[derive(Debug, Clone, Copy)]
-struct Numbers {
-    scales: [f32; 16],
-    others: [u32; 16],
-}
-
-impl Numbers {
-    /// Adds those of some fours.
-    fn push(&self, fours: usize, to: &mut Vec<Codes>) {
-        let mut units = [Codes([0; 64]); 2];
-        let words =
-            self.scales[..4 * fours].iter().map(|x| x.to_bits()).chain(self.others[..4 * fours].iter().copied());
-        for (i, word) in words.enumerate() {
-            units[i / 16].0[i % 16 * 4..][..4].copy_from_slice(&word.to_le_bytes());
-        }
-        to.extend(&units[..(8 * fours).div_ceil(16)]);
-    }
-}
-
-/// A vector of what a token has in a step, from byte `at` on.
+/// A vector of codes, from byte `at` on.
 #[inline(always)]
-pub(crate) fn vector<S: Simd>(s: S, of_token: &[Codes], at: usize) -> S::I {
-    s.load_i(&of_token[at / 64].0[at % 64..])
+pub(crate) fn vector<S: Simd>(s: S, codes: &[Codes], at: usize) -> S::I {
+    s.load_i(&codes[at / 64].0[at % 64..])
 }
 
 /// Rows that are multiplied at once, all of one length.
@@ -130,12 +112,19 @@ impl GemvActs {
             (1..=MAX_GEMV_TOKENS).contains(&n_tokens),
             "a gemv is of 1 to {MAX_GEMV_TOKENS} tokens, not {n_tokens}"
         );
-        let mut all = GemvActs { format: "", n_tokens, codes: Vec::new(), scales: Vec::new(), sums: Vec::new() };
+        let mut all = GemvActs {
+            format: "",
+            n_tokens,
+            codes: Vec::new(),
+            scales: Vec::new(),
+            sums: Vec::new(),
+            starts: Vec::new(),
+        };
         for step in 0..acts.k().div_ceil(n_inputs) {
             for t in 0..n_tokens {
                 let token = acts.token(t);
                 let mut codes = [Codes([0; 64]); 4];
-                let mut numbers = Numbers { scales: [0.0; 16], others: [0; 16] };
+                let (mut scales, mut sums, mut starts) = ([0.0; 4], [0.0; 4], [0; 4]);
                 for i in 0..n_inputs / PIECE {
                     let Some(first) = first(step, i) else { continue };
                     let (g, at) = (first / GROUP, first % GROUP);
@@ -145,17 +134,21 @@ impl GemvActs {
                     let piece: &[u8; PIECE] = token.codes(g)[at..].first_chunk().expect("a piece of a group");
                     codes[i * PIECE / 64].0[i * PIECE % 64..][..PIECE].copy_from_slice(piece);
                     if let Some(lanes) = lanes {
-                        let four = i % lanes.fours * 4;
-                        numbers.scales[four..four + 4].fill(token.scale(g));
-                        numbers.others[four..four + 4].fill(match lanes.excess {
-                            Some(excess) => (-excess * token.sum(g) / lanes.per_block) as u32,
-                            None => (token.sum(g) as f32 * token.scale(g) / lanes.per_block as f32).to_bits(),
-                        });
+                        let four = i % lanes.fours;
+                        scales[four] = token.scale(g);
+                        match lanes.excess {
+                            Some(excess) => starts[four] = -excess * token.sum(g) / lanes.per_block,
+                            None => sums[four] = token.sum(g) as f32 * token.scale(g) / lanes.per_block as f32,
+                        }
                     }
                 }
                 all.codes.extend(&codes[..n_inputs.div_ceil(64)]);
                 if let Some(lanes) = lanes {
-                    numbers.push(lanes.fours, &mut all.codes);
+                    all.scales.extend(&scales[..lanes.fours]);
+                    match lanes.excess {
+                        Some(_) => all.starts.extend(&starts[..lanes.fours]),
+                        None => all.sums.extend(&sums[..lanes.fours]),
+                    }
                 }
             }
         }
@@ -251,18 +244,10 @@ impl Kernel for Gemv<'_, '_> {
     }
 }
 
-/// How many rows are multiplied with `n_tokens` tokens at once: as many as their sums fit into registers, so that what is read of the
-/// activations serves several rows.
+/// How many rows are multiplied with `n_tokens` tokens at once. With two of them what is read of the activations serves both; but each is one more
+/// place that memory is read from, which is what most time goes to with one or two tokens.
 const fn rows_at_once<S: Simd>(n_tokens: usize) -> usize {
-    if n_tokens == 1 {
-        return 1;
-    }
-    match S::GEMV_SUMS / n_tokens {
-        0 | 1 => 1,
-        2 => 2,
-        3 => 3,
-        _ => 4,
-    }
+    if n_tokens > 2 && 2 * n_tokens <= S::GEMV_SUMS { 2 } else { 1 }
 }
 
 /// How many bytes before it is read a row is to be fetched.
@@ -275,9 +260,7 @@ impl<W: Weight, const T: usize> Kernel for GemvOf<'_, '_, W, T> {
     fn call<S: Simd>(self, s: S) {
         match const { rows_at_once::<S>(T) } {
             1 => self.rows::<S, 1>(s),
-            2 => self.rows::<S, 2>(s),
-            3 => self.rows::<S, 3>(s),
-            _ => self.rows::<S, 4>(s),
+            _ => self.rows::<S, 2>(s),
         }
     }
 }
@@ -287,7 +270,7 @@ impl<W: Weight, const T: usize> GemvOf<'_, '_, W, T> {
     #[inline(always)]
     fn rows<S: Simd, const R: usize>(self, s: S) {
         let Gemv { acts, row, n_rows, done } = self.all;
-        let ahead = mode().div_ceil(R * row(0).bytes.len().max(1)) * R;
+        let ahead = AHEAD.div_ceil(R * row(0).bytes.len().max(1)) * R;
         for i in (0..n_rows).step_by(R) {
             let mut rows = Rows { bytes: [&[]; R], ahead: [&[]; R] };
             for r in 0..R {
@@ -309,5 +292,3 @@ impl<W: Weight, const T: usize> GemvOf<'_, '_, W, T> {
         }
     }
 }
-
-fn mode() -> usize { static M: std::sync::OnceLock<usize> = std::sync::OnceLock::new(); *M.get_or_init(|| std::env::var("PF").map_or(AHEAD, |v| v.parse().unwrap())) }

@@ -90,22 +90,22 @@ impl Weight for Iq4Xs {
         let mut acc = [[s.splat(0.0); T]; R];
         let (bytes, n_blocks) = (4 * S::LANES, nibbles::step_blocks::<S>());
         let table = const { nibbles::with_offset(VALUES, S::OFFSET) };
-        let mut steps = nibbles::steps::<S, T>(acts);
         for i in 0..rows.len() / BYTES {
             let blocks = rows.blocks::<S, BYTES>(s, i);
             let mut d = [[0.0; 8]; R];
             for r in 0..R {
                 d[r] = scales(s, blocks[r]);
             }
-            for (i, x) in (0..INPUTS / 2 / bytes).zip(&mut steps) {
+            for step in 0..INPUTS / 2 / bytes {
                 let mut values = [[s.splat_i(0); 2]; R];
                 let mut factors = [[s.splat(0.0); 2]; R];
                 for r in 0..R {
-                    let c = s.load_i(&blocks[r][CODES + i * bytes..]);
+                    let c = s.load_i(&blocks[r][CODES + step * bytes..]);
                     values[r] = [s.look_up_bytes(&table, s.low_nibbles(c)), s.look_up_bytes(&table, s.high_nibbles(c))];
-                    factors[r][0] = s.each_four(&d[r][i * n_blocks..]);
+                    factors[r][0] = s.each_four(&d[r][step * n_blocks..]);
                 }
-                nibbles::add_products::<S, T, R>(s, &values, false, &factors, false, x, &mut acc);
+                let step = i * INPUTS / 2 / bytes + step;
+                nibbles::add_products::<S, T, R>(s, &values, false, &factors, false, acts, step, &mut acc);
             }
         }
         acc

@@ -6,7 +6,7 @@
 
 use super::BLOCK;
 use crate::acts::Acts;
-use crate::gemv::{Codes, GemvActs, Lanes, PIECE, Rows, Sums, vector};
+use crate::gemv::{GemvActs, Lanes, PIECE, Rows, Sums, vector};
 use crate::isa::Simd;
 use crate::panel::PanelRow;
 
@@ -239,18 +239,6 @@ pub(crate) const fn step_blocks<S: Simd>() -> usize {
     S::LANES / 4
 }
 
-/// The steps of `T` tokens, in order.
-#[inline(always)]
-pub(crate) fn steps<S: Simd, const T: usize>(acts: &GemvActs) -> impl Iterator<Item = &[Codes]> {
-    let bytes = numbers_at::<S>() + 2 * 4 * S::LANES;
-    acts.codes.chunks_exact(bytes.div_ceil(64) * T)
-}
-
-/// Where the numbers for lanes begin of what a token has in a step.
-const fn numbers_at<S: Simd>() -> usize {
-    (step_blocks::<S>() * BLOCK).next_multiple_of(64)
-}
-
 /// Activations for [`dot`]. In each step come those of the blocks' lower nibbles, block by block, then those of the upper ones.
 ///
 /// If the last step is not full, it takes the row's last blocks, so that a whole vector can be read: the activations of blocks that the
@@ -277,13 +265,12 @@ pub(crate) fn dot<S: Simd, W: Nibbles, const T: usize, const R: usize>(
 ) -> Sums<S, T, R> {
     let mut acc = [[s.splat(0.0); T]; R];
     let (n, len) = (step_blocks::<S>() * W::BYTES, rows.len());
-    let mut steps = steps::<S, T>(acts);
-    for (i, x) in (0..len / n).zip(&mut steps) {
-        add_step::<S, W, T, R>(s, rows.parts(s, i * n, n), x, &mut acc);
+    for step in 0..len / n {
+        add_step::<S, W, T, R>(s, rows.parts(s, step * n, n), acts, step, &mut acc);
     }
-    if let (Some(x), false) = (steps.next(), len.is_multiple_of(n)) {
+    if !len.is_multiple_of(n) {
         if len >= n {
-            add_step::<S, W, T, R>(s, rows.parts(s, len - n, n), x, &mut acc);
+            add_step::<S, W, T, R>(s, rows.parts(s, len - n, n), acts, len / n, &mut acc);
         } else {
             // Rows are shorter than a step: they are filled up with zeros. A step is at most four blocks.
             let mut filled = [[0u8; 4 * MAX_BYTES]; R];
@@ -292,7 +279,7 @@ pub(crate) fn dot<S: Simd, W: Nibbles, const T: usize, const R: usize>(
                 filled[..len].copy_from_slice(blocks);
                 *blocks = &filled[..n];
             }
-            add_step::<S, W, T, R>(s, blocks, x, &mut acc);
+            add_step::<S, W, T, R>(s, blocks, acts, 0, &mut acc);
         }
     }
     acc
@@ -303,7 +290,8 @@ pub(crate) fn dot<S: Simd, W: Nibbles, const T: usize, const R: usize>(
 fn add_step<S: Simd, W: Nibbles, const T: usize, const R: usize>(
     s: S,
     blocks: [&[u8]; R],
-    x: &[Codes],
+    acts: &GemvActs,
+    step: usize,
     acc: &mut Sums<S, T, R>,
 ) {
     let mut codes = [[s.splat_i(0); 2]; R];
@@ -312,29 +300,33 @@ fn add_step<S: Simd, W: Nibbles, const T: usize, const R: usize>(
         codes[r] = W::codes(s, blocks[r]);
         scales[r] = W::scales(s, blocks[r]);
     }
-    add_products::<S, T, R>(s, &codes, W::ARE_CODES, &scales, W::MINIMA, x, acc);
+    add_products::<S, T, R>(s, &codes, W::ARE_CODES, &scales, W::MINIMA, acts, step, acc);
 }
 
 /// The same with codes of the blocks' lower and upper nibbles, that are [codes](Nibbles::ARE_CODES) or not, and their scales and, if they have
 /// some, minima, each in four lanes.
 #[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "it is a part of the loop over steps")]
 pub(crate) fn add_products<S: Simd, const T: usize, const R: usize>(
     s: S,
     codes: &[[S::I; 2]; R],
     are_codes: bool,
     scales: &[[S::F; 2]; R],
     minima: bool,
-    x: &[Codes],
+    acts: &GemvActs,
+    step: usize,
     acc: &mut Sums<S, T, R>,
 ) {
-    let (bytes, units) = (4 * S::LANES, x.len() / T);
+    let (bytes, n_blocks) = (4 * S::LANES, step_blocks::<S>());
+    let units = (n_blocks * BLOCK).div_ceil(64);
+    let x = &acts.codes[step * T * units..][..T * units];
     for t in 0..T {
-        let x = &x[t * units..][..units];
-        let scale = s.as_f(vector(s, x, numbers_at::<S>()));
-        let others = vector(s, x, numbers_at::<S>() + bytes);
+        let at = (step * T + t) * n_blocks;
+        let scale = s.each_four(&acts.scales[at..]);
         // With minima, codes have no excess.
-        let start = if minima { s.splat_i(0) } else { others };
-        let (x, upper) = (vector(s, x, 0), vector(s, x, bytes));
+        let start = if minima { s.splat_i(0) } else { s.each_four_i(&acts.starts[at..]) };
+        let sum = if minima { s.each_four(&acts.sums[at..]) } else { s.splat(0.0) };
+        let (x, upper) = (vector(s, x, t * units * 64), vector(s, x, t * units * 64 + bytes));
         for r in 0..R {
             let [low, high] = codes[r];
             let dots = match S::SMALL_SUMS && are_codes {
@@ -346,7 +338,7 @@ pub(crate) fn add_products<S: Simd, const T: usize, const R: usize>(
             };
             acc[r][t] = s.fma(s.to_f(dots), s.mul(scales[r][0], scale), acc[r][t]);
             if minima {
-                acc[r][t] = s.fma(s.as_f(others), scales[r][1], acc[r][t]);
+                acc[r][t] = s.fma(sum, scales[r][1], acc[r][t]);
             }
         }
     }

@@ -10,12 +10,10 @@
 
 use super::{BLOCK, Block, Weight, excess};
 use crate::acts::Acts;
-use crate::gemv::{Codes, GemvActs, Lanes, PIECE, Rows, Sums, vector};
+use crate::gemv::{GemvActs, Lanes, PIECE, Rows, Sums, vector};
 use crate::isa::Simd;
 
 const BYTES: usize = 34;
-/// What a token has in a step: 64 codes, and two numbers for each of 16 lanes.
-const STEP_UNITS: usize = 3;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Q8_0;
@@ -62,10 +60,10 @@ impl Weight for Q8_0 {
     fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
         let mut acc = [[s.splat(0.0); T]; R];
         let len = rows.len();
-        for (i, x) in acts.codes.chunks_exact(STEP_UNITS * T).enumerate() {
-            let at = i * 2 * BYTES;
+        for step in 0..acts.codes.len() / T {
+            let at = step * 2 * BYTES;
             if len - at >= 2 * BYTES {
-                add_pairs(s, rows.parts(s, at, 2 * BYTES), x, &mut acc);
+                add_pairs(s, rows.parts(s, at, 2 * BYTES), acts, step, &mut acc);
             } else {
                 // The second block of the last pair is missing: it is filled up with zeros.
                 let mut filled = [[0u8; 2 * BYTES]; R];
@@ -74,7 +72,7 @@ impl Weight for Q8_0 {
                     filled[..BYTES].copy_from_slice(pair);
                     *pair = &filled[..];
                 }
-                add_pairs(s, pairs, x, &mut acc);
+                add_pairs(s, pairs, acts, step, &mut acc);
             }
         }
         acc
@@ -83,7 +81,13 @@ impl Weight for Q8_0 {
 
 /// Adds the products with two blocks of each row to the rows' sums.
 #[inline(always)]
-fn add_pairs<S: Simd, const T: usize, const R: usize>(s: S, pairs: [&[u8]; R], x: &[Codes], acc: &mut Sums<S, T, R>) {
+fn add_pairs<S: Simd, const T: usize, const R: usize>(
+    s: S,
+    pairs: [&[u8]; R],
+    acts: &GemvActs,
+    step: usize,
+    acc: &mut Sums<S, T, R>,
+) {
     let mut codes = [[s.splat_i(0); 4]; R];
     for r in 0..R {
         codes[r] = s.unpack_bytes([&pairs[r][2..], &pairs[r][BYTES + 2..]]);
@@ -94,11 +98,12 @@ fn add_pairs<S: Simd, const T: usize, const R: usize>(s: S, pairs: [&[u8]; R], x
             d[r] = s.pair_f16(pairs[r], &pairs[r][BYTES..], v);
         }
         for t in 0..T {
-            let at = t * STEP_UNITS * 64 + 4 * v * S::LANES;
-            let (x, scales, start) = (vector(s, x, at), vector(s, x, at + 64), vector(s, x, at + 128));
+            let (unit, four) = (step * T + t, 4 * (step * T + t) + v * S::LANES / 4);
+            let x = vector(s, &acts.codes, unit * 64 + v * 4 * S::LANES);
+            let (scale, start) = (s.each_four(&acts.scales[four..]), s.each_four_i(&acts.starts[four..]));
             for r in 0..R {
                 let dots = s.dot(start, codes[r][v], x);
-                acc[r][t] = s.fma(s.to_f(dots), s.mul(d[r], s.as_f(scales)), acc[r][t]);
+                acc[r][t] = s.fma(s.to_f(dots), s.mul(d[r], scale), acc[r][t]);
             }
         }
     }
