@@ -28,15 +28,21 @@ pub struct GemvActs {
     format: &'static str,
     n_tokens: usize,
     /// Step by step, in each token by token
-    pub(crate) codes: Vec<Codes>,
-    /// Scales: step by step, in each token by token, of each four of [`Lanes`]; or token by token of each group or of each half of one, if
-    /// [`GemvActs::add_groups`] or [`GemvActs::add_halves`] was called
-    pub(crate) scales: Vec<f32>,
-    /// In the same order sums of activations, for types with minima: the share of each lane of a four; or of the whole group or half of one, times a
+    codes: Vec<Codes>,
+    /// In the same order, the scale of each four of [`Lanes`]; or super-block by super-block, token by token, that of each group or of each half of
+    /// one, if [`GemvActs::add_groups`] or [`GemvActs::add_halves`] was called
+    scales: Vec<f32>,
+    /// In the order of the scales, sums of activations: for each four what [`Lanes::excess`] asks for, or that of the group or half of one, times a
     /// factor
-    pub(crate) sums: Vec<f32>,
-    /// By steps, tokens and fours, for types whose codes have too much: the numbers that the lanes' dot products begin with
-    pub(crate) starts: Vec<i32>,
+    sums: Vec<f32>,
+}
+
+/// What all tokens have in a step, or in the steps of a super-block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Step<'a> {
+    pub codes: &'a [Codes],
+    pub scales: &'a [f32],
+    pub sums: &'a [f32],
 }
 
 /// Which lanes of a step belong to which blocks, for types whose steps have lanes of one block each.
@@ -46,7 +52,8 @@ pub(crate) struct Lanes {
     pub fours: usize,
     /// Lanes that a block of 32 inputs is spread over
     pub per_block: i32,
-    /// What weights' codes have too much, see [`crate::formats::excess`]; `None` of blocks with a minimum, which is added to each weight
+    /// What weights' codes have too much, see [`crate::formats::excess`]: sums are then the integers that the lanes' dot products begin with. `None` of
+    /// blocks with a minimum, which is added to each weight: sums are then the lanes' shares of those of the blocks' activations
     pub excess: Option<i32>,
 }
 
@@ -58,37 +65,45 @@ pub(crate) fn vector<S: Simd>(s: S, codes: &[Codes], at: usize) -> S::I {
 
 /// Rows that are multiplied at once, all of one length.
 pub(crate) struct Rows<'a, const R: usize> {
-    bytes: [&'a [u8]; R],
-    /// Rows that will be multiplied soon: empty slices where there are none. The processor reads ahead by itself, but not far, and not
+    pub whole: [&'a [u8]; R],
+    /// What was not read of them yet
+    rest: [&'a [u8]; R],
+    /// The same of rows that will be multiplied soon; empty slices where there are none. The processor reads ahead by itself, but not far, and not
     /// beyond a page of memory.
     ahead: [&'a [u8]; R],
 }
 
 impl<'a, const R: usize> Rows<'a, R> {
-    /// Bytes of a row.
+    /// Bytes of a row that were not read yet.
     #[inline(always)]
     pub fn len(&self) -> usize {
-        self.bytes[0].len()
+        self.rest[0].len()
     }
 
-    /// The `n` bytes of each row from byte `at` on. Those of the rows ahead are fetched meanwhile.
+    /// The next `n` bytes of each row. Those of the rows ahead are fetched meanwhile.
     #[inline(always)]
-    pub fn parts<S: Simd>(&self, s: S, at: usize, n: usize) -> [&'a [u8]; R] {
-        let mut parts = self.bytes;
+    pub fn next<S: Simd>(&mut self, s: S, n: usize) -> [&'a [u8]; R] {
+        let mut parts = self.rest;
         for r in 0..R {
-            parts[r] = &parts[r][at..][..n];
-            s.prefetch(self.ahead[r].get(at..at + n).unwrap_or_default());
+            (parts[r], self.rest[r]) = self.rest[r].split_at(n);
+            if let Some((part, rest)) = self.ahead[r].split_at_checked(n) {
+                s.prefetch(part);
+                self.ahead[r] = rest;
+            }
         }
         parts
     }
 
-    /// The same of block `i` of `N` bytes.
+    /// The same of a block of `N` bytes.
     #[inline(always)]
-    pub fn blocks<S: Simd, const N: usize>(&self, s: S, i: usize) -> [&'a [u8; N]; R] {
+    pub fn next_block<S: Simd, const N: usize>(&mut self, s: S) -> [&'a [u8; N]; R] {
         let mut blocks = [&[0; N]; R];
         for r in 0..R {
-            blocks[r] = self.bytes[r][i * N..].first_chunk().expect("a whole block");
-            s.prefetch(self.ahead[r].get(i * N..(i + 1) * N).unwrap_or_default());
+            (blocks[r], self.rest[r]) = self.rest[r].split_first_chunk().expect("a whole block");
+            if let Some((part, rest)) = self.ahead[r].split_at_checked(N) {
+                s.prefetch(part);
+                self.ahead[r] = rest;
+            }
         }
         blocks
     }
@@ -112,19 +127,12 @@ impl GemvActs {
             (1..=MAX_GEMV_TOKENS).contains(&n_tokens),
             "a gemv is of 1 to {MAX_GEMV_TOKENS} tokens, not {n_tokens}"
         );
-        let mut all = GemvActs {
-            format: "",
-            n_tokens,
-            codes: Vec::new(),
-            scales: Vec::new(),
-            sums: Vec::new(),
-            starts: Vec::new(),
-        };
+        let mut all = GemvActs { format: "", n_tokens, codes: Vec::new(), scales: Vec::new(), sums: Vec::new() };
         for step in 0..acts.k().div_ceil(n_inputs) {
             for t in 0..n_tokens {
                 let token = acts.token(t);
                 let mut codes = [Codes([0; 64]); 4];
-                let (mut scales, mut sums, mut starts) = ([0.0; 4], [0.0; 4], [0; 4]);
+                let (mut scales, mut sums) = ([0.0; 4], [0.0; 4]);
                 for i in 0..n_inputs / PIECE {
                     let Some(first) = first(step, i) else { continue };
                     let (g, at) = (first / GROUP, first % GROUP);
@@ -136,48 +144,64 @@ impl GemvActs {
                     if let Some(lanes) = lanes {
                         let four = i % lanes.fours;
                         scales[four] = token.scale(g);
-                        match lanes.excess {
-                            Some(excess) => starts[four] = -excess * token.sum(g) / lanes.per_block,
-                            None => sums[four] = token.sum(g) as f32 * token.scale(g) / lanes.per_block as f32,
-                        }
+                        sums[four] = match lanes.excess {
+                            Some(excess) => (-excess * token.sum(g) / lanes.per_block) as f32,
+                            None => token.sum(g) as f32 * token.scale(g) / lanes.per_block as f32,
+                        };
                     }
                 }
                 all.codes.extend(&codes[..n_inputs.div_ceil(64)]);
                 if let Some(lanes) = lanes {
                     all.scales.extend(&scales[..lanes.fours]);
-                    match lanes.excess {
-                        Some(_) => all.starts.extend(&starts[..lanes.fours]),
-                        None => all.sums.extend(&sums[..lanes.fours]),
-                    }
+                    all.sums.extend(&sums[..lanes.fours]);
                 }
             }
         }
         all
     }
 
-    /// Adds scale and sum of each group, token by token.
+    /// Adds scale and sum of each group, by super-blocks of eight.
     pub(crate) fn add_groups(&mut self, acts: Acts) {
-        for t in 0..self.n_tokens {
-            let token = acts.token(t);
-            for g in 0..acts.n_groups() {
-                self.scales.push(token.scale(g));
-                self.sums.push(token.sum(g) as f32 * token.scale(g));
+        for first in (0..acts.n_groups()).step_by(8) {
+            for t in 0..self.n_tokens {
+                let token = acts.token(t);
+                for g in first..first + 8 {
+                    self.scales.push(token.scale(g));
+                    self.sums.push(token.sum(g) as f32 * token.scale(g));
+                }
             }
         }
     }
 
-    /// Adds scale and sum, times a factor, of each half of a group, token by token.
+    /// Adds scale and sum, times a factor, of each half of a group, by super-blocks of eight groups.
     pub(crate) fn add_halves(&mut self, acts: Acts, factor: i32) {
-        for t in 0..self.n_tokens {
-            let token = acts.token(t);
-            for g in 0..acts.n_groups() {
-                for half in token.codes(g).chunks_exact(GROUP / 2) {
-                    let sum: i32 = half.iter().map(|&c| i32::from(c as i8)).sum();
-                    self.scales.push(token.scale(g));
-                    self.sums.push((factor * sum) as f32 * token.scale(g));
+        for first in (0..acts.n_groups()).step_by(8) {
+            for t in 0..self.n_tokens {
+                let token = acts.token(t);
+                for g in first..first + 8 {
+                    for half in token.codes(g).chunks_exact(GROUP / 2) {
+                        let sum: i32 = half.iter().map(|&c| i32::from(c as i8)).sum();
+                        self.scales.push(token.scale(g));
+                        self.sums.push((factor * sum) as f32 * token.scale(g));
+                    }
                 }
             }
         }
+    }
+
+    /// Changes scales and sums of each super-block of 16 blocks.
+    pub(crate) fn reorder(&mut self, order: impl Fn(&[f32; 16]) -> [f32; 16]) {
+        for all in [&mut self.scales, &mut self.sums] {
+            all.as_chunks_mut().0.iter_mut().for_each(|of_blocks| *of_blocks = order(of_blocks));
+        }
+    }
+
+    /// Steps, or super-blocks, in which a token has `n_units` units of codes, and `n` scales and sums.
+    #[inline(always)]
+    pub(crate) fn steps<const T: usize>(&self, n_units: usize, n: usize) -> impl Iterator<Item = Step<'_>> {
+        let numbers = self.scales.chunks_exact(n * T).zip(self.sums.chunks_exact(n * T));
+        let codes = self.codes.chunks_exact(n_units * T);
+        codes.zip(numbers).map(|(codes, (scales, sums))| Step { codes, scales, sums })
     }
 }
 
@@ -272,11 +296,11 @@ impl<W: Weight, const T: usize> GemvOf<'_, '_, W, T> {
         let Gemv { acts, row, n_rows, done } = self.all;
         let ahead = AHEAD.div_ceil(R * row(0).bytes.len().max(1)) * R;
         for i in (0..n_rows).step_by(R) {
-            let mut rows = Rows { bytes: [&[]; R], ahead: [&[]; R] };
+            let mut rows = Rows { whole: [&[]; R], rest: [&[]; R], ahead: [&[]; R] };
             for r in 0..R {
                 let row_r = row((i + r).min(n_rows - 1));
                 debug_assert_eq!(row_r.format.name(), acts.format, "rows of the format");
-                rows.bytes[r] = row_r.bytes;
+                (rows.whole[r], rows.rest[r]) = (row_r.bytes, row_r.bytes);
                 if i + r + ahead < n_rows {
                     rows.ahead[r] = row(i + r + ahead).bytes;
                 }

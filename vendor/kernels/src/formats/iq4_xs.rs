@@ -86,17 +86,18 @@ impl Weight for Iq4Xs {
     }
 
     #[inline(always)]
-    fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
+    fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, mut rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
         let mut acc = [[s.splat(0.0); T]; R];
         let (bytes, n_blocks) = (4 * S::LANES, nibbles::step_blocks::<S>());
         let table = const { nibbles::with_offset(VALUES, S::OFFSET) };
-        for i in 0..rows.len() / BYTES {
-            let blocks = rows.blocks::<S, BYTES>(s, i);
+        let mut steps = nibbles::steps::<S, T>(acts);
+        while rows.len() > 0 {
+            let blocks = rows.next_block::<S, BYTES>(s);
             let mut d = [[0.0; 8]; R];
             for r in 0..R {
                 d[r] = scales(s, blocks[r]);
             }
-            for step in 0..INPUTS / 2 / bytes {
+            for (step, x) in (0..INPUTS / 2 / bytes).zip(&mut steps) {
                 let mut values = [[s.splat_i(0); 2]; R];
                 let mut factors = [[s.splat(0.0); 2]; R];
                 for r in 0..R {
@@ -104,8 +105,7 @@ impl Weight for Iq4Xs {
                     values[r] = [s.look_up_bytes(&table, s.low_nibbles(c)), s.look_up_bytes(&table, s.high_nibbles(c))];
                     factors[r][0] = s.each_four(&d[r][step * n_blocks..]);
                 }
-                let step = i * INPUTS / 2 / bytes + step;
-                nibbles::add_products::<S, T, R>(s, &values, false, &factors, false, acts, step, &mut acc);
+                nibbles::add_products::<S, T, R>(s, &values, false, &factors, false, x, &mut acc);
             }
         }
         acc

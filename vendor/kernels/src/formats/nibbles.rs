@@ -6,7 +6,7 @@
 
 use super::BLOCK;
 use crate::acts::Acts;
-use crate::gemv::{GemvActs, Lanes, PIECE, Rows, Sums, vector};
+use crate::gemv::{GemvActs, Lanes, PIECE, Rows, Step, Sums, vector};
 use crate::isa::Simd;
 use crate::panel::PanelRow;
 
@@ -260,29 +260,43 @@ pub(crate) fn gemv_acts<S: Simd>(acts: Acts, excess: Option<i32>) -> GemvActs {
 #[inline(always)]
 pub(crate) fn dot<S: Simd, W: Nibbles, const T: usize, const R: usize>(
     s: S,
-    rows: Rows<R>,
+    mut rows: Rows<R>,
     acts: &GemvActs,
 ) -> Sums<S, T, R> {
     let mut acc = [[s.splat(0.0); T]; R];
-    let (n, len) = (step_blocks::<S>() * W::BYTES, rows.len());
-    for step in 0..len / n {
-        add_step::<S, W, T, R>(s, rows.parts(s, step * n, n), acts, step, &mut acc);
-    }
-    if !len.is_multiple_of(n) {
-        if len >= n {
-            add_step::<S, W, T, R>(s, rows.parts(s, len - n, n), acts, len / n, &mut acc);
+    let n = step_blocks::<S>() * W::BYTES;
+    for x in steps::<S, T>(acts) {
+        if rows.len() >= n {
+            let blocks = rows.next(s, n);
+            add_step::<S, W, T, R>(s, blocks, x, &mut acc);
         } else {
-            // Rows are shorter than a step: they are filled up with zeros. A step is at most four blocks.
+            // See `gemv_acts`. A row that is shorter than a step is filled up with zeros; a step is at most four blocks.
             let mut filled = [[0u8; 4 * MAX_BYTES]; R];
-            let mut blocks = rows.parts(s, 0, len);
-            for (filled, blocks) in filled.iter_mut().zip(&mut blocks) {
-                filled[..len].copy_from_slice(blocks);
-                *blocks = &filled[..n];
+            let mut blocks = rows.whole;
+            for (blocks, filled) in blocks.iter_mut().zip(&mut filled) {
+                *blocks = match blocks.len().checked_sub(n) {
+                    Some(first) => &blocks[first..],
+                    None => {
+                        filled[..blocks.len()].copy_from_slice(blocks);
+                        &filled[..n]
+                    }
+                };
             }
-            add_step::<S, W, T, R>(s, blocks, acts, 0, &mut acc);
+            add_step::<S, W, T, R>(s, blocks, x, &mut acc);
         }
     }
     acc
+}
+
+/// The steps of [`gemv_acts`], in order.
+#[inline(always)]
+pub(crate) fn steps<S: Simd, const T: usize>(acts: &GemvActs) -> impl Iterator<Item = Step<'_>> {
+    acts.steps::<T>(step_units::<S>(), step_blocks::<S>())
+}
+
+/// Units of a token's codes in a step.
+const fn step_units<S: Simd>() -> usize {
+    (step_blocks::<S>() * BLOCK).div_ceil(64)
 }
 
 /// Adds the products with the rows' blocks of a step to their sums.
@@ -290,8 +304,7 @@ pub(crate) fn dot<S: Simd, W: Nibbles, const T: usize, const R: usize>(
 fn add_step<S: Simd, W: Nibbles, const T: usize, const R: usize>(
     s: S,
     blocks: [&[u8]; R],
-    acts: &GemvActs,
-    step: usize,
+    x: Step,
     acc: &mut Sums<S, T, R>,
 ) {
     let mut codes = [[s.splat_i(0); 2]; R];
@@ -300,41 +313,37 @@ fn add_step<S: Simd, W: Nibbles, const T: usize, const R: usize>(
         codes[r] = W::codes(s, blocks[r]);
         scales[r] = W::scales(s, blocks[r]);
     }
-    add_products::<S, T, R>(s, &codes, W::ARE_CODES, &scales, W::MINIMA, acts, step, acc);
+    add_products::<S, T, R>(s, &codes, W::ARE_CODES, &scales, W::MINIMA, x, acc);
 }
 
 /// The same with codes of the blocks' lower and upper nibbles, that are [codes](Nibbles::ARE_CODES) or not, and their scales and, if they have
 /// some, minima, each in four lanes.
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "it is a part of the loop over steps")]
 pub(crate) fn add_products<S: Simd, const T: usize, const R: usize>(
     s: S,
     codes: &[[S::I; 2]; R],
     are_codes: bool,
     scales: &[[S::F; 2]; R],
     minima: bool,
-    acts: &GemvActs,
-    step: usize,
+    x: Step,
     acc: &mut Sums<S, T, R>,
 ) {
-    let (bytes, n_blocks) = (4 * S::LANES, step_blocks::<S>());
-    let units = (n_blocks * BLOCK).div_ceil(64);
-    let x = &acts.codes[step * T * units..][..T * units];
+    let n_blocks = step_blocks::<S>();
     for t in 0..T {
-        let at = (step * T + t) * n_blocks;
-        let scale = s.each_four(&acts.scales[at..]);
+        let scale = s.each_four(&x.scales[t * n_blocks..]);
+        let sum = s.each_four(&x.sums[t * n_blocks..]);
         // With minima, codes have no excess.
-        let start = if minima { s.splat_i(0) } else { s.each_four_i(&acts.starts[at..]) };
-        let sum = if minima { s.each_four(&acts.sums[at..]) } else { s.splat(0.0) };
-        let (x, upper) = (vector(s, x, t * units * 64), vector(s, x, t * units * 64 + bytes));
+        let start = if minima { s.splat_i(0) } else { s.round(sum) };
+        let at = t * step_units::<S>() * 64;
+        let (lower, upper) = (vector(s, x.codes, at), vector(s, x.codes, at + 4 * S::LANES));
         for r in 0..R {
             let [low, high] = codes[r];
             let dots = match S::SMALL_SUMS && are_codes {
                 true => {
-                    let small = s.add_products(s.add_products(s.splat_i(0), low, x), high, upper);
+                    let small = s.add_products(s.add_products(s.splat_i(0), low, lower), high, upper);
                     s.add_i(start, s.whole(small))
                 }
-                false => s.dot(s.dot(start, low, x), high, upper),
+                false => s.dot(s.dot(start, low, lower), high, upper),
             };
             acc[r][t] = s.fma(s.to_f(dots), s.mul(scales[r][0], scale), acc[r][t]);
             if minima {

@@ -129,11 +129,7 @@ pub(crate) fn gemv_acts<S: Simd>(acts: Acts, factor: i32) -> GemvActs {
         Some(byte / 32 * 128 + quarter * 32 + byte % 32)
     });
     made.add_halves(acts, factor);
-    for all in [&mut made.scales, &mut made.sums] {
-        for of_blocks in all.as_chunks_mut::<N_BLOCKS>().0 {
-            *of_blocks = in_order(of_blocks);
-        }
-    }
+    made.reorder(in_order);
     made
 }
 
@@ -141,14 +137,14 @@ pub(crate) fn gemv_acts<S: Simd>(acts: Acts, factor: i32) -> GemvActs {
 #[inline(always)]
 pub(crate) fn dot<S: Simd, W: Quarters, const T: usize, const R: usize, const N: usize>(
     s: S,
-    rows: Rows<R>,
+    mut rows: Rows<R>,
     acts: &GemvActs,
 ) -> Sums<S, T, R> {
     let mut acc = [[s.splat(0.0); T]; R];
-    let (bytes, n_blocks) = (4 * S::LANES, acts.sums.len() / T);
-    let vectors = (4 * bytes).div_ceil(64);
-    for (i, x) in acts.codes.chunks_exact(CODE_BYTES / bytes * vectors * T).enumerate() {
-        let blocks = rows.blocks::<S, N>(s, i);
+    let bytes = 4 * S::LANES;
+    let units = (4 * bytes).div_ceil(64);
+    for x in acts.steps::<T>(CODE_BYTES / bytes * units, N_BLOCKS) {
+        let blocks = rows.next_block::<S, N>(s);
         let mut factors = [[[0.0f32; N_BLOCKS]; T]; R];
         for r in 0..R {
             let (d, m) = W::factors(s, blocks[r]);
@@ -159,13 +155,13 @@ pub(crate) fn dot<S: Simd, W: Quarters, const T: usize, const R: usize, const N:
                 let d = s.mul(s.load_i8(&d_bytes[first..]), d);
                 let m = s.mul(s.load_i8(&m_bytes[first..]), m);
                 for t in 0..T {
-                    let at = t * n_blocks + N_BLOCKS * i + first;
-                    s.store_f(s.mul(d, s.load_f(&acts.scales[at..])), &mut factors[r][t][first..]);
-                    acc[r][t] = s.fma(m, s.load_f(&acts.sums[at..]), acc[r][t]);
+                    let at = t * N_BLOCKS + first;
+                    s.store_f(s.mul(d, s.load_f(&x.scales[at..])), &mut factors[r][t][first..]);
+                    acc[r][t] = s.fma(m, s.load_f(&x.sums[at..]), acc[r][t]);
                 }
             }
         }
-        for (step, x) in x.chunks_exact(vectors * T).enumerate() {
+        for (step, x) in x.codes.chunks_exact(units * T).enumerate() {
             let mut codes = [[s.splat_i(0); 4]; R];
             for r in 0..R {
                 codes[r] = W::codes(s, blocks[r], step * bytes);
@@ -173,7 +169,7 @@ pub(crate) fn dot<S: Simd, W: Quarters, const T: usize, const R: usize, const N:
             for t in 0..T {
                 for quarter in 0..4 {
                     let block = 4 * quarter + step * bytes / 16;
-                    let x = vector(s, x, t * vectors * 64 + quarter * bytes);
+                    let x = vector(s, x, t * units * 64 + quarter * bytes);
                     for r in 0..R {
                         let dots = s.whole(s.add_products(s.splat_i(0), codes[r][quarter], x));
                         acc[r][t] = s.fma(s.to_f(dots), s.each_four(&factors[r][t][block..]), acc[r][t]);

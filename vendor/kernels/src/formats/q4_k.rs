@@ -146,25 +146,24 @@ pub(crate) fn gemv_acts<S: Simd>(acts: Acts) -> GemvActs {
 #[inline(always)]
 pub(crate) fn dot<S: Simd, const T: usize, const R: usize, const N: usize>(
     s: S,
-    rows: Rows<R>,
+    mut rows: Rows<R>,
     acts: &GemvActs,
 ) -> Sums<S, T, R> {
     let (is_fifth, codes_at) = if N == q5_k::BYTES { (true, q5_k::CODES) } else { (false, CODES) };
     let mut acc = [[s.splat(0.0); T]; R];
-    let (bytes, n_blocks) = (4 * S::LANES, acts.sums.len() / T);
-    let vectors = (2 * bytes).div_ceil(64);
-    for (i, x) in acts.codes.chunks_exact(128 / bytes * vectors * T).enumerate() {
-        let blocks = rows.blocks::<S, N>(s, i);
+    let bytes = 4 * S::LANES;
+    let units = (2 * bytes).div_ceil(64);
+    for x in acts.steps::<T>(128 / bytes * units, 8) {
+        let blocks = rows.next_block::<S, N>(s);
         let mut factors = [[[0.0f32; 8]; T]; R];
         for r in 0..R {
             let (d, m) = scales(s, blocks[r]);
             for t in 0..T {
-                let at = t * n_blocks + 8 * i;
-                factors[r][t] = s.mul_eight(&d, &acts.scales[at..]);
-                acc[r][t] = s.fma_eight(&acts.sums[at..], &m, acc[r][t]);
+                factors[r][t] = s.mul_eight(&d, &x.scales[8 * t..]);
+                acc[r][t] = s.fma_eight(&x.sums[8 * t..], &m, acc[r][t]);
             }
         }
-        for (step, x) in x.chunks_exact(vectors * T).enumerate() {
+        for (step, x) in x.codes.chunks_exact(units * T).enumerate() {
             let mut codes = [[s.splat_i(0); 2]; R];
             for r in 0..R {
                 let c = s.load_i(&blocks[r][codes_at + step * bytes..]);
@@ -178,7 +177,7 @@ pub(crate) fn dot<S: Simd, const T: usize, const R: usize, const N: usize>(
             let (first, second) = (step * bytes / BLOCK * 2, (step * bytes + bytes / 2) / BLOCK * 2);
             for t in 0..T {
                 for upper in 0..2 {
-                    let x = vector(s, x, t * vectors * 64 + upper * bytes);
+                    let x = vector(s, x, t * units * 64 + upper * bytes);
                     for r in 0..R {
                         let dots = s.whole(s.add_products(s.splat_i(0), codes[r][upper], x));
                         let d = s.two_of(&factors[r][t], first + upper, second + upper);

@@ -93,25 +93,25 @@ impl Weight for Q6K {
     }
 
     #[inline(always)]
-    fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
+    fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, mut rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
         let mut acc = [[s.splat(0.0); T]; R];
-        let (bytes, n_blocks) = (4 * S::LANES, acts.sums.len() / T);
-        let vectors = (2 * bytes).div_ceil(64);
-        for (i, x) in acts.codes.chunks_exact(UPPER / bytes * vectors * T).enumerate() {
-            let blocks = rows.blocks::<S, BYTES>(s, i);
+        let bytes = 4 * S::LANES;
+        let units = (2 * bytes).div_ceil(64);
+        for x in acts.steps::<T>(UPPER / bytes * units, N_BLOCKS) {
+            let blocks = rows.next_block::<S, BYTES>(s);
             let mut factors = [[[0.0f32; N_BLOCKS]; T]; R];
             for r in 0..R {
                 let d = s.splat(s.f16_at(&blocks[r][SCALE..]));
                 for first in (0..N_BLOCKS).step_by(S::LANES) {
                     let d = s.mul(s.load_i8(&blocks[r][SCALES + first..]), d);
                     for t in 0..T {
-                        let at = t * n_blocks + N_BLOCKS * i + first;
-                        s.store_f(s.mul(d, s.load_f(&acts.scales[at..])), &mut factors[r][t][first..]);
-                        acc[r][t] = s.fma(d, s.load_f(&acts.sums[at..]), acc[r][t]);
+                        let at = t * N_BLOCKS + first;
+                        s.store_f(s.mul(d, s.load_f(&x.scales[at..])), &mut factors[r][t][first..]);
+                        acc[r][t] = s.fma(d, s.load_f(&x.sums[at..]), acc[r][t]);
                     }
                 }
             }
-            for (step, x) in x.chunks_exact(vectors * T).enumerate() {
+            for (step, x) in x.codes.chunks_exact(units * T).enumerate() {
                 let (group, byte) = (step * bytes / 64, step * bytes % 64);
                 let mut codes = [[s.splat_i(0); 2]; R];
                 for r in 0..R {
@@ -123,7 +123,7 @@ impl Weight for Q6K {
                 for t in 0..T {
                     for upper in 0..2 {
                         let block = (128 * group + 64 * upper + byte) / 16;
-                        let x = vector(s, x, t * vectors * 64 + upper * bytes);
+                        let x = vector(s, x, t * units * 64 + upper * bytes);
                         for r in 0..R {
                             let dots = s.whole(s.add_products(s.splat_i(0), codes[r][upper], x));
                             acc[r][t] = s.fma(s.to_f(dots), s.each_four(&factors[r][t][block..]), acc[r][t]);

@@ -10,7 +10,7 @@
 
 use super::{BLOCK, Block, Weight, excess};
 use crate::acts::Acts;
-use crate::gemv::{GemvActs, Lanes, PIECE, Rows, Sums, vector};
+use crate::gemv::{GemvActs, Lanes, PIECE, Rows, Step, Sums, vector};
 use crate::isa::Simd;
 
 const BYTES: usize = 34;
@@ -57,22 +57,21 @@ impl Weight for Q8_0 {
     }
 
     #[inline(always)]
-    fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
+    fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, mut rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
         let mut acc = [[s.splat(0.0); T]; R];
-        let len = rows.len();
-        for step in 0..acts.codes.len() / T {
-            let at = step * 2 * BYTES;
-            if len - at >= 2 * BYTES {
-                add_pairs(s, rows.parts(s, at, 2 * BYTES), acts, step, &mut acc);
+        for x in acts.steps::<T>(1, 4) {
+            if rows.len() >= 2 * BYTES {
+                let pairs = rows.next(s, 2 * BYTES);
+                add_pairs(s, pairs, x, &mut acc);
             } else {
                 // The second block of the last pair is missing: it is filled up with zeros.
                 let mut filled = [[0u8; 2 * BYTES]; R];
-                let mut pairs = rows.parts(s, at, BYTES);
+                let mut pairs = rows.next(s, BYTES);
                 for (filled, pair) in filled.iter_mut().zip(&mut pairs) {
                     filled[..BYTES].copy_from_slice(pair);
                     *pair = &filled[..];
                 }
-                add_pairs(s, pairs, acts, step, &mut acc);
+                add_pairs(s, pairs, x, &mut acc);
             }
         }
         acc
@@ -81,13 +80,7 @@ impl Weight for Q8_0 {
 
 /// Adds the products with two blocks of each row to the rows' sums.
 #[inline(always)]
-fn add_pairs<S: Simd, const T: usize, const R: usize>(
-    s: S,
-    pairs: [&[u8]; R],
-    acts: &GemvActs,
-    step: usize,
-    acc: &mut Sums<S, T, R>,
-) {
+fn add_pairs<S: Simd, const T: usize, const R: usize>(s: S, pairs: [&[u8]; R], x: Step, acc: &mut Sums<S, T, R>) {
     let mut codes = [[s.splat_i(0); 4]; R];
     for r in 0..R {
         codes[r] = s.unpack_bytes([&pairs[r][2..], &pairs[r][BYTES + 2..]]);
@@ -98,11 +91,11 @@ fn add_pairs<S: Simd, const T: usize, const R: usize>(
             d[r] = s.pair_f16(pairs[r], &pairs[r][BYTES..], v);
         }
         for t in 0..T {
-            let (unit, four) = (step * T + t, 4 * (step * T + t) + v * S::LANES / 4);
-            let x = vector(s, &acts.codes, unit * 64 + v * 4 * S::LANES);
-            let (scale, start) = (s.each_four(&acts.scales[four..]), s.each_four_i(&acts.starts[four..]));
+            let four = 4 * t + v * S::LANES / 4;
+            let codes_of_token = vector(s, x.codes, t * 64 + v * 4 * S::LANES);
+            let (scale, start) = (s.each_four(&x.scales[four..]), s.round(s.each_four(&x.sums[four..])));
             for r in 0..R {
-                let dots = s.dot(start, codes[r][v], x);
+                let dots = s.dot(start, codes[r][v], codes_of_token);
                 acc[r][t] = s.fma(s.to_f(dots), s.mul(d[r], scale), acc[r][t]);
             }
         }

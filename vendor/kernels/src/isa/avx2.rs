@@ -410,16 +410,6 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn each_four_i(self, x: &[i32]) -> __m256i {
-        let x: &[i32; 2] = x[..2].try_into().expect("2 integers");
-        // SAFETY: 8 readable bytes; the processor has the instructions.
-        unsafe {
-            let both = _mm256_castpd_ps(_mm256_set1_pd(x.as_ptr().cast::<f64>().read_unaligned()));
-            _mm256_castps_si256(_mm256_permutevar_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)))
-        }
-    }
-
-    #[inline(always)]
     fn load_pieces<const STRIDE: usize>(self, bytes: &[u8]) -> __m256i {
         let b = &bytes[..STRIDE + 16];
         // SAFETY: both pieces of 16 bytes are within `b`; the processor has the instructions.

@@ -241,15 +241,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn each_four_i(self, x: &[i32]) -> __m512i {
-        let x = &x[..4];
-        // SAFETY: 4 readable integers; the processor has the instructions.
-        let x = unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(x.as_ptr().cast())) };
-        let lanes = op!(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3));
-        op!(_mm512_castps_si512(_mm512_permutevar_ps(_mm512_castsi512_ps(x), lanes)))
-    }
-
-    #[inline(always)]
     fn load_pieces<const STRIDE: usize>(self, bytes: &[u8]) -> __m512i {
         let b = &bytes[..3 * STRIDE + 16];
         // SAFETY: the four pieces are within `b`; the processor has the instructions.

@@ -292,15 +292,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
         }
         self.load_f(&lanes)
     }
-    /// The same of integers.
-    #[inline(always)]
-    fn each_four_i(self, x: &[i32]) -> Self::I {
-        let mut lanes = [0u8; 64];
-        for (lanes, x) in lanes.chunks_exact_mut(16).zip(x) {
-            lanes.as_chunks_mut::<4>().0.fill(x.to_le_bytes());
-        }
-        self.load_i(&lanes)
-    }
     /// Reads `LANES / 4` pieces of 16 bytes, each into four lanes; from one piece to the next it is `STRIDE` bytes.
     #[inline(always)]
     fn load_pieces<const STRIDE: usize>(self, bytes: &[u8]) -> Self::I {

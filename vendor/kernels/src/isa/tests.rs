@@ -222,8 +222,6 @@ impl Check {
         let whole: [f32; 4] = std::array::from_fn(|_| rng.f32());
         let fours: Vec<f32> = (0..n).map(|i| whole[i / 4]).collect();
         assert_same(&floats(s, s.each_four(&whole)), &fours);
-        let integers: Vec<i32> = whole.iter().map(|x| x.to_bits() as i32).collect();
-        assert_same(&floats(s, s.as_f(s.each_four_i(&integers))), &fours);
         assert_same(&floats(s, s.spread::<18, false>(&blocks)[0]), &first(18, 0));
         let [d, m] = s.spread::<20, true>(&blocks).map(|x| floats(s, x));
         assert_same(&d, &first(20, 0));
