@@ -29,15 +29,15 @@ pub struct GemvActs {
     n_tokens: usize,
     /// Step by step, in each token by token
     codes: Vec<Codes>,
-    /// In the same order, the scale of each four of [`Lanes`]; or super-block by super-block, token by token, that of each group or of each half of
-    /// one, if [`GemvActs::add_groups`] or [`GemvActs::add_halves`] was called
+    /// In the same order, the scale of each four of [`Lanes`]; or token by token that of each group or of each half of one, if
+    /// [`GemvActs::add_groups`] or [`GemvActs::add_halves`] was called
     scales: Vec<f32>,
     /// In the order of the scales, sums of activations: for each four what [`Lanes::excess`] asks for, or that of the group or half of one, times a
     /// factor
     sums: Vec<f32>,
 }
 
-/// What all tokens have in a step, or in the steps of a super-block.
+/// What all tokens have in a step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Step<'a> {
     pub codes: &'a [Codes],
@@ -112,6 +112,21 @@ impl<'a, const R: usize> Rows<'a, R> {
 /// For each row and token a sum by lanes, whose total is the result.
 pub(crate) type Sums<S, const T: usize, const R: usize> = [[<S as Simd>::F; T]; R];
 
+/// What the products of a step of a super-block are added to, see [`with_step`].
+#[inline(always)]
+pub(crate) fn step_begin<S: Simd>(s: S, sum: S::F) -> S::F {
+    if S::LANES == 16 { sum } else { s.splat(0.0) }
+}
+
+/// The sum with a step's products.
+///
+/// Each addition to a sum waits for the one before. With 16 lanes a super-block has few of them; with fewer lanes those of a step have a sum of
+/// their own.
+#[inline(always)]
+pub(crate) fn with_step<S: Simd>(s: S, sum: S::F, of_step: S::F) -> S::F {
+    if S::LANES == 16 { of_step } else { s.add(sum, of_step) }
+}
+
 impl GemvActs {
     /// Arranges activations in steps of `n_inputs`. Piece `i` of a step is of the inputs from `first(step, i)` on, all of one group; without
     /// a first input, or behind the last, it is zeros.
@@ -160,30 +175,26 @@ impl GemvActs {
         all
     }
 
-    /// Adds scale and sum of each group, by super-blocks of eight.
+    /// Adds scale and sum of each group, token by token.
     pub(crate) fn add_groups(&mut self, acts: Acts) {
-        for first in (0..acts.n_groups()).step_by(8) {
-            for t in 0..self.n_tokens {
-                let token = acts.token(t);
-                for g in first..first + 8 {
-                    self.scales.push(token.scale(g));
-                    self.sums.push(token.sum(g) as f32 * token.scale(g));
-                }
+        for t in 0..self.n_tokens {
+            let token = acts.token(t);
+            for g in 0..acts.n_groups() {
+                self.scales.push(token.scale(g));
+                self.sums.push(token.sum(g) as f32 * token.scale(g));
             }
         }
     }
 
-    /// Adds scale and sum, times a factor, of each half of a group, by super-blocks of eight groups.
+    /// Adds scale and sum, times a factor, of each half of a group, token by token.
     pub(crate) fn add_halves(&mut self, acts: Acts, factor: i32) {
-        for first in (0..acts.n_groups()).step_by(8) {
-            for t in 0..self.n_tokens {
-                let token = acts.token(t);
-                for g in first..first + 8 {
-                    for half in token.codes(g).chunks_exact(GROUP / 2) {
-                        let sum: i32 = half.iter().map(|&c| i32::from(c as i8)).sum();
-                        self.scales.push(token.scale(g));
-                        self.sums.push((factor * sum) as f32 * token.scale(g));
-                    }
+        for t in 0..self.n_tokens {
+            let token = acts.token(t);
+            for g in 0..acts.n_groups() {
+                for half in token.codes(g).chunks_exact(GROUP / 2) {
+                    let sum: i32 = half.iter().map(|&c| i32::from(c as i8)).sum();
+                    self.scales.push(token.scale(g));
+                    self.sums.push((factor * sum) as f32 * token.scale(g));
                 }
             }
         }
@@ -196,12 +207,26 @@ impl GemvActs {
         }
     }
 
-    /// Steps, or super-blocks, in which a token has `n_units` units of codes, and `n` scales and sums.
+    /// Steps in which a token has `n_units` units of codes, and `n` fours.
     #[inline(always)]
     pub(crate) fn steps<const T: usize>(&self, n_units: usize, n: usize) -> impl Iterator<Item = Step<'_>> {
         let numbers = self.scales.chunks_exact(n * T).zip(self.sums.chunks_exact(n * T));
         let codes = self.codes.chunks_exact(n_units * T);
         codes.zip(numbers).map(|(codes, (scales, sums))| Step { codes, scales, sums })
+    }
+
+    /// What tokens have in each super-block: `n_units` units of codes each.
+    #[inline(always)]
+    pub(crate) fn super_blocks<const T: usize>(&self, n_units: usize) -> impl Iterator<Item = &[Codes]> {
+        self.codes.chunks_exact(n_units * T)
+    }
+
+    /// The `N` scales and the sums that token `t` of `T` has in super-block `i`.
+    #[inline(always)]
+    pub(crate) fn numbers<const T: usize, const N: usize>(&self, t: usize, i: usize) -> (&[f32; N], &[f32; N]) {
+        let at = self.scales.len() / T * t + N * i;
+        let numbers = (self.scales[at..].first_chunk(), self.sums[at..].first_chunk());
+        (numbers.0.expect("scales"), numbers.1.expect("sums"))
     }
 }
 

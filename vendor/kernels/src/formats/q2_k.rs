@@ -12,7 +12,7 @@
 
 use super::{Block, Weight};
 use crate::acts::Acts;
-use crate::gemv::{GemvActs, PIECE, Rows, Sums, vector};
+use crate::gemv::{GemvActs, PIECE, Rows, Sums, step_begin, vector, with_step};
 use crate::isa::Simd;
 
 const INPUTS: usize = 256;
@@ -143,7 +143,7 @@ pub(crate) fn dot<S: Simd, W: Quarters, const T: usize, const R: usize, const N:
     let mut acc = [[s.splat(0.0); T]; R];
     let bytes = 4 * S::LANES;
     let units = (4 * bytes).div_ceil(64);
-    for x in acts.steps::<T>(CODE_BYTES / bytes * units, N_BLOCKS) {
+    for (i, x) in acts.super_blocks::<T>(CODE_BYTES / bytes * units).enumerate() {
         let blocks = rows.next_block::<S, N>(s);
         let mut factors = [[[0.0f32; N_BLOCKS]; T]; R];
         for r in 0..R {
@@ -155,25 +155,27 @@ pub(crate) fn dot<S: Simd, W: Quarters, const T: usize, const R: usize, const N:
                 let d = s.mul(s.load_i8(&d_bytes[first..]), d);
                 let m = s.mul(s.load_i8(&m_bytes[first..]), m);
                 for t in 0..T {
-                    let at = t * N_BLOCKS + first;
-                    s.store_f(s.mul(d, s.load_f(&x.scales[at..])), &mut factors[r][t][first..]);
-                    acc[r][t] = s.fma(m, s.load_f(&x.sums[at..]), acc[r][t]);
+                    let (x_scales, sums) = acts.numbers::<T, N_BLOCKS>(t, i);
+                    s.store_f(s.mul(d, s.load_f(&x_scales[first..])), &mut factors[r][t][first..]);
+                    acc[r][t] = s.fma(m, s.load_f(&sums[first..]), acc[r][t]);
                 }
             }
         }
-        for (step, x) in x.codes.chunks_exact(units * T).enumerate() {
+        for (step, x) in x.chunks_exact(units * T).enumerate() {
             let mut codes = [[s.splat_i(0); 4]; R];
             for r in 0..R {
                 codes[r] = W::codes(s, blocks[r], step * bytes);
             }
             for t in 0..T {
-                for quarter in 0..4 {
-                    let block = 4 * quarter + step * bytes / 16;
-                    let x = vector(s, x, t * units * 64 + quarter * bytes);
-                    for r in 0..R {
+                for r in 0..R {
+                    let mut sum = step_begin(s, acc[r][t]);
+                    for quarter in 0..4 {
+                        let x = vector(s, x, t * units * 64 + quarter * bytes);
                         let dots = s.whole(s.add_products(s.splat_i(0), codes[r][quarter], x));
-                        acc[r][t] = s.fma(s.to_f(dots), s.each_four(&factors[r][t][block..]), acc[r][t]);
+                        let block = 4 * quarter + step * bytes / 16;
+                        sum = s.fma(s.to_f(dots), s.each_four(&factors[r][t][block..]), sum);
                     }
+                    acc[r][t] = with_step(s, acc[r][t], sum);
                 }
             }
         }

@@ -11,7 +11,7 @@
 
 use super::{BLOCK, Block, Weight, nibbles, q5_k};
 use crate::acts::Acts;
-use crate::gemv::{GemvActs, PIECE, Rows, Sums, vector};
+use crate::gemv::{GemvActs, PIECE, Rows, Sums, step_begin, vector, with_step};
 use crate::isa::Simd;
 use crate::panel::{Codes, PanelRow};
 
@@ -153,17 +153,18 @@ pub(crate) fn dot<S: Simd, const T: usize, const R: usize, const N: usize>(
     let mut acc = [[s.splat(0.0); T]; R];
     let bytes = 4 * S::LANES;
     let units = (2 * bytes).div_ceil(64);
-    for x in acts.steps::<T>(128 / bytes * units, 8) {
+    for (i, x) in acts.super_blocks::<T>(128 / bytes * units).enumerate() {
         let blocks = rows.next_block::<S, N>(s);
         let mut factors = [[[0.0f32; 8]; T]; R];
         for r in 0..R {
             let (d, m) = scales(s, blocks[r]);
             for t in 0..T {
-                factors[r][t] = s.mul_eight(&d, &x.scales[8 * t..]);
-                acc[r][t] = s.fma_eight(&x.sums[8 * t..], &m, acc[r][t]);
+                let (x_scales, sums) = acts.numbers::<T, 8>(t, i);
+                factors[r][t] = s.mul_eight(&d, x_scales);
+                acc[r][t] = s.fma_eight(sums, &m, acc[r][t]);
             }
         }
-        for (step, x) in x.codes.chunks_exact(units * T).enumerate() {
+        for (step, x) in x.chunks_exact(units * T).enumerate() {
             let mut codes = [[s.splat_i(0); 2]; R];
             for r in 0..R {
                 let c = s.load_i(&blocks[r][codes_at + step * bytes..]);
@@ -176,13 +177,16 @@ pub(crate) fn dot<S: Simd, const T: usize, const R: usize, const N: usize>(
             // The numbers of the blocks that the first and the second half of the bytes are of.
             let (first, second) = (step * bytes / BLOCK * 2, (step * bytes + bytes / 2) / BLOCK * 2);
             for t in 0..T {
-                for upper in 0..2 {
-                    let x = vector(s, x, t * units * 64 + upper * bytes);
-                    for r in 0..R {
-                        let dots = s.whole(s.add_products(s.splat_i(0), codes[r][upper], x));
-                        let d = s.two_of(&factors[r][t], first + upper, second + upper);
-                        acc[r][t] = s.fma(s.to_f(dots), d, acc[r][t]);
-                    }
+                let at = t * units * 64;
+                let (lower, upper) = (vector(s, x, at), vector(s, x, at + bytes));
+                for r in 0..R {
+                    let [low, high] = codes[r];
+                    let low = s.to_f(s.whole(s.add_products(s.splat_i(0), low, lower)));
+                    let high = s.to_f(s.whole(s.add_products(s.splat_i(0), high, upper)));
+                    let sum = step_begin(s, acc[r][t]);
+                    let sum = s.fma(low, s.two_of(&factors[r][t], first, second), sum);
+                    let sum = s.fma(high, s.two_of(&factors[r][t], first + 1, second + 1), sum);
+                    acc[r][t] = with_step(s, acc[r][t], sum);
                 }
             }
         }

@@ -13,7 +13,7 @@
 
 use super::{Block, Weight, nibbles};
 use crate::acts::{Acts, GROUP};
-use crate::gemv::{GemvActs, PIECE, Rows, Sums, vector};
+use crate::gemv::{GemvActs, PIECE, Rows, Sums, step_begin, vector, with_step};
 use crate::isa::Simd;
 use crate::panel::{Codes, PanelRow};
 
@@ -97,7 +97,7 @@ impl Weight for Q6K {
         let mut acc = [[s.splat(0.0); T]; R];
         let bytes = 4 * S::LANES;
         let units = (2 * bytes).div_ceil(64);
-        for x in acts.steps::<T>(UPPER / bytes * units, N_BLOCKS) {
+        for (i, x) in acts.super_blocks::<T>(UPPER / bytes * units).enumerate() {
             let blocks = rows.next_block::<S, BYTES>(s);
             let mut factors = [[[0.0f32; N_BLOCKS]; T]; R];
             for r in 0..R {
@@ -105,13 +105,13 @@ impl Weight for Q6K {
                 for first in (0..N_BLOCKS).step_by(S::LANES) {
                     let d = s.mul(s.load_i8(&blocks[r][SCALES + first..]), d);
                     for t in 0..T {
-                        let at = t * N_BLOCKS + first;
-                        s.store_f(s.mul(d, s.load_f(&x.scales[at..])), &mut factors[r][t][first..]);
-                        acc[r][t] = s.fma(d, s.load_f(&x.sums[at..]), acc[r][t]);
+                        let (x_scales, sums) = acts.numbers::<T, N_BLOCKS>(t, i);
+                        s.store_f(s.mul(d, s.load_f(&x_scales[first..])), &mut factors[r][t][first..]);
+                        acc[r][t] = s.fma(d, s.load_f(&sums[first..]), acc[r][t]);
                     }
                 }
             }
-            for (step, x) in x.codes.chunks_exact(units * T).enumerate() {
+            for (step, x) in x.chunks_exact(units * T).enumerate() {
                 let (group, byte) = (step * bytes / 64, step * bytes % 64);
                 let mut codes = [[s.splat_i(0); 2]; R];
                 for r in 0..R {
@@ -120,14 +120,18 @@ impl Weight for Q6K {
                     let (low, high) = (s.low_nibbles(c), s.high_nibbles(c));
                     codes[r] = [s.with_bits::<4, 0x30>(low, bits), s.with_bits::<0, 0x30>(high, bits)];
                 }
+                let block = (128 * group + byte) / 16;
                 for t in 0..T {
-                    for upper in 0..2 {
-                        let block = (128 * group + 64 * upper + byte) / 16;
-                        let x = vector(s, x, t * units * 64 + upper * bytes);
-                        for r in 0..R {
-                            let dots = s.whole(s.add_products(s.splat_i(0), codes[r][upper], x));
-                            acc[r][t] = s.fma(s.to_f(dots), s.each_four(&factors[r][t][block..]), acc[r][t]);
-                        }
+                    let at = t * units * 64;
+                    let (lower, upper) = (vector(s, x, at), vector(s, x, at + bytes));
+                    for r in 0..R {
+                        let [low, high] = codes[r];
+                        let low = s.to_f(s.whole(s.add_products(s.splat_i(0), low, lower)));
+                        let high = s.to_f(s.whole(s.add_products(s.splat_i(0), high, upper)));
+                        let sum = step_begin(s, acc[r][t]);
+                        let sum = s.fma(low, s.each_four(&factors[r][t][block..]), sum);
+                        let sum = s.fma(high, s.each_four(&factors[r][t][block + 4..]), sum);
+                        acc[r][t] = with_step(s, acc[r][t], sum);
                     }
                 }
             }
