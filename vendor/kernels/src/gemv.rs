@@ -1,4 +1,5 @@
-//! Gemv: products of a matrix with few tokens. Each row is read once, where the file has it, and multiplied with all tokens.
+//! Gemv: products of a matrix with few tokens. Each row is read once, where the file has it, and multiplied with all tokens. What a token's sum
+//! is does not depend on the number of tokens, nor on that of the rows at once.
 //!
 //! The activations are arranged beforehand, once for all rows, in the order in which a weight type's codes come out of a row's bytes. How a
 //! type does both is in its file in `formats/`.
@@ -299,7 +300,7 @@ const fn rows_at_once<S: Simd>(n_tokens: usize) -> usize {
     if n_tokens > 2 && 2 * n_tokens <= S::GEMV_SUMS { 2 } else { 1 }
 }
 
-/// How many bytes before it is read a row is to be fetched.
+/// How many bytes before it is read a row is to be fetched: from 2 to 32 KiB it makes little difference.
 const AHEAD: usize = 8192;
 
 impl<W: Weight, const T: usize> Kernel for GemvOf<'_, '_, W, T> {
