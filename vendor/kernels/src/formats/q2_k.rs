@@ -12,7 +12,7 @@
 
 use super::{Block, Weight};
 use crate::acts::Acts;
-use crate::gemv::{GemvActs, PIECE, Rows, Sums, step_begin, vector, with_step};
+use crate::gemv::{GemvActs, PIECE, Rows, Sums, vector};
 use crate::isa::Simd;
 
 const INPUTS: usize = 256;
@@ -133,7 +133,7 @@ pub(crate) fn gemv_acts<S: Simd>(acts: Acts, factor: i32) -> GemvActs {
     made
 }
 
-/// Products of some rows, in super-blocks of `N` bytes.
+/// Products of some rows, in super-blocks of `N` bytes. A step has a sum of its own, see [`crate::gemv::steps_at_once`].
 #[inline(always)]
 pub(crate) fn dot<S: Simd, W: Quarters, const T: usize, const R: usize, const N: usize>(
     s: S,
@@ -168,14 +168,14 @@ pub(crate) fn dot<S: Simd, W: Quarters, const T: usize, const R: usize, const N:
             }
             for t in 0..T {
                 for r in 0..R {
-                    let mut sum = step_begin(s, acc[r][t]);
+                    let mut sum = s.splat(0.0);
                     for quarter in 0..4 {
                         let x = vector(s, x, t * units * 64 + quarter * bytes);
                         let dots = s.whole(s.add_products(s.splat_i(0), codes[r][quarter], x));
                         let block = 4 * quarter + step * bytes / 16;
                         sum = s.fma(s.to_f(dots), s.each_four(&factors[r][t][block..]), sum);
                     }
-                    acc[r][t] = with_step(s, acc[r][t], sum);
+                    acc[r][t] = s.add(acc[r][t], sum);
                 }
             }
         }

@@ -32,12 +32,17 @@ pub(crate) struct Q3K;
 
 /// Writes the codes less `LESS`, bytes with sign.
 #[inline(always)]
-fn codes<const LESS: u8>(b: &[u8], out: &mut [u8; INPUTS]) {
-    q2_k::codes(&b[LOWER..], out);
-    let third: &[u8; 32] = b.first_chunk().expect("32 bytes");
-    for (bit, codes) in out.chunks_exact_mut(32).enumerate() {
-        for (c, third) in codes.iter_mut().zip(third) {
-            *c = (*c | (third >> bit & 1) << 2).wrapping_sub(LESS);
+fn codes<S: Simd, const LESS: u8>(s: S, b: &[u8], out: &mut [u8; INPUTS]) {
+    let less = s.splat_i(i32::from_le_bytes([LESS.wrapping_neg(); 4]));
+    let mut bytes = [0u8; 64];
+    for at in (0..INPUTS / 4).step_by(4 * S::LANES) {
+        let quarters = <Q3K as Quarters>::codes(s, b, at);
+        for (i, quarter) in quarters.iter().enumerate() {
+            s.store_i(s.add_bytes(*quarter, less), &mut bytes);
+            for (part, bytes) in bytes[..4 * S::LANES].chunks(32).enumerate() {
+                let byte = at + part * 32;
+                out[byte / 32 * 128 + i * 32 + byte % 32..][..bytes.len()].copy_from_slice(bytes);
+            }
         }
     }
 }
@@ -49,7 +54,7 @@ impl Weight for Q3K {
     fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
         let mut bytes = [0u8; INPUTS];
         for (b, out) in row.chunks_exact(BYTES).zip(out.chunks_exact_mut(INPUTS)) {
-            codes::<{ EXCESS as u8 }>(b, &mut bytes);
+            codes::<S, { EXCESS as u8 }>(s, b, &mut bytes);
             let (d, _) = Q3K::factors(s, b);
             for ((codes, out), scale) in bytes.chunks_exact(16).zip(out.chunks_exact_mut(16)).zip(Q3K::scales(b).0) {
                 let d = s.splat(d * f32::from(scale as i8));
@@ -66,7 +71,7 @@ impl Weight for Q3K {
     fn small_row<S: Simd>(self, s: S, row: &[u8], mut out: PanelRow) {
         for (i, b) in row.chunks_exact(BYTES).enumerate() {
             nibbles::scales_of_halves(Q3K::factors(s, b).0, &Q3K::scales(b).0, i * INPUTS / GROUP, &mut out);
-            codes::<0>(b, (&mut out.codes[INPUTS * i..][..INPUTS]).try_into().expect("a super-block"));
+            codes::<S, 0>(s, b, (&mut out.codes[INPUTS * i..][..INPUTS]).try_into().expect("a super-block"));
         }
     }
 
@@ -95,13 +100,16 @@ impl Quarters for Q3K {
     fn scales(b: &[u8]) -> ([u8; N_BLOCKS], [u8; N_BLOCKS]) {
         let lower = u64::from_le_bytes(*b[SCALES..].first_chunk().expect("8 bytes"));
         let upper = u32::from_le_bytes(*b[SCALES + 8..].first_chunk().expect("4 bytes"));
-        let upper = |shift: u32| u64::from(upper >> shift & 0x0303_0303) << 4;
-        let first = lower & 0x0f0f_0f0f_0f0f_0f0f | upper(0) | upper(2) << 32;
-        let others = lower >> 4 & 0x0f0f_0f0f_0f0f_0f0f | upper(4) | upper(6) << 32;
-        let mut scales = [0; N_BLOCKS];
-        scales[..8].copy_from_slice(&first.to_le_bytes());
-        scales[8..].copy_from_slice(&others.to_le_bytes());
-        let scales = scales.map(|scale: u8| scale.wrapping_sub(32));
+        // Of the upper bits those of four scales to the lower half, and those of the next four to the upper one.
+        let upper = u64::from(upper);
+        let bits = |both: u64| (both & 0x0303_0303_0303_0303) << 4;
+        let first = lower & 0x0f0f_0f0f_0f0f_0f0f | bits(upper | upper << 30);
+        let others = lower >> 4 & 0x0f0f_0f0f_0f0f_0f0f | bits(upper >> 4 | upper << 26);
+        // Hidden from the compiler, which else computes them in a vector together with one that has the sums of the rows before, and has them wait
+        // for these.
+        let (first, others) = std::hint::black_box((first, others));
+        let all = (u128::from(first) | u128::from(others) << 64).to_le_bytes();
+        let scales = all.map(|scale| scale.wrapping_sub(32));
         (scales, scales)
     }
 
