@@ -297,6 +297,8 @@ fn random_models_agree_for_every_cache() {
 #[test]
 fn opt_agrees_with_hugging_face() {
     let _turn = turn();
+    // A GPU's products are of 16-bit floats.
+    let most = if n_gpu_layers() > 0 { 2e-3 } else { 1e-4 };
     let figures: Vec<serde_json::Value> = serde_json::from_str(include_str!("golden/opt.json")).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("opt.gguf");
@@ -324,7 +326,7 @@ fn opt_agrees_with_hugging_face() {
             session.sync(&prompt, &mut |_, _| {}).unwrap();
             for (i, (got, want)) in session.logits().iter().zip(&want).enumerate() {
                 let error = (f64::from(*got) - want).abs() / largest;
-                assert!(error < 1e-4, "{} tokens, logit {i}: {got}, not {want}", prompt.len());
+                assert!(error < most, "{} tokens, logit {i}: {got}, not {want}", prompt.len());
             }
         }
     }
