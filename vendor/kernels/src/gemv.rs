@@ -113,10 +113,19 @@ impl<'a, const R: usize> Rows<'a, R> {
 /// For each row and token a sum by lanes, whose total is the result.
 pub(crate) type Sums<S, const T: usize, const R: usize> = [[<S as Simd>::F; T]; R];
 
-/// How many steps of a super-block have a sum of their own, as each addition to a sum waits for the one before: two where vectors are so large
-/// that these are the whole super-block, and where there are registers for their codes.
-pub(crate) const fn steps_at_once<S: Simd>() -> usize {
-    if S::LANES == 16 { 2 } else { 1 }
+/// What the products of a super-block's step are added to, see [`with_step`].
+#[inline(always)]
+pub(crate) fn step_begin<S: Simd>(s: S, sum: S::F) -> S::F {
+    if S::LANES == 16 { sum } else { s.splat(0.0) }
+}
+
+/// The sum with a step's products.
+///
+/// Each addition to a sum waits for the one before. With 16 lanes a super-block has few of them; with fewer lanes those of a step have a sum of
+/// their own.
+#[inline(always)]
+pub(crate) fn with_step<S: Simd>(s: S, sum: S::F, of_step: S::F) -> S::F {
+    if S::LANES == 16 { of_step } else { s.add(sum, of_step) }
 }
 
 impl GemvActs {

@@ -133,7 +133,7 @@ pub(crate) fn gemv_acts<S: Simd>(acts: Acts, factor: i32) -> GemvActs {
     made
 }
 
-/// Products of some rows, in super-blocks of `N` bytes. A step has a sum of its own, see [`crate::gemv::steps_at_once`].
+/// Products of some rows, in super-blocks of `N` bytes. A step has a sum of its own, as in [`crate::gemv::with_step`].
 #[inline(always)]
 pub(crate) fn dot<S: Simd, W: Quarters, const T: usize, const R: usize, const N: usize>(
     s: S,

@@ -11,7 +11,7 @@
 
 use super::{BLOCK, Block, Weight, nibbles, q5_k};
 use crate::acts::Acts;
-use crate::gemv::{GemvActs, PIECE, Rows, Sums, steps_at_once, vector};
+use crate::gemv::{GemvActs, PIECE, Rows, Sums, step_begin, vector, with_step};
 use crate::isa::Simd;
 use crate::panel::{Codes, PanelRow};
 
@@ -164,36 +164,29 @@ pub(crate) fn dot<S: Simd, const T: usize, const R: usize, const N: usize>(
                 acc[r][t] = s.fma_eight(sums, &m, acc[r][t]);
             }
         }
-        let n_steps = steps_at_once::<S>();
-        for (first, x) in x.chunks_exact(n_steps * units * T).enumerate() {
-            let mut codes = [[[s.splat_i(0); 2]; 2]; R];
+        for (step, x) in x.chunks_exact(units * T).enumerate() {
+            let mut codes = [[s.splat_i(0); 2]; R];
             for r in 0..R {
-                for i in 0..n_steps {
-                    let at = (first * n_steps + i) * bytes;
-                    let c = s.load_i(&blocks[r][codes_at + at..]);
-                    let (mut low, mut high) = (s.low_nibbles(c), s.high_nibbles(c));
-                    if is_fifth {
-                        let bits = s.upper_bits::<2>(&blocks[r][q5_k::UPPER..], at);
-                        low = s.with_bits::<4, 0x10>(low, bits);
-                        high = s.with_bits::<3, 0x10>(high, bits);
-                    }
-                    codes[r][i] = [low, high];
+                let c = s.load_i(&blocks[r][codes_at + step * bytes..]);
+                codes[r] = [s.low_nibbles(c), s.high_nibbles(c)];
+                if is_fifth {
+                    let bits = s.upper_bits::<2>(&blocks[r][q5_k::UPPER..], step * bytes);
+                    codes[r] = [s.with_bits::<4, 0x10>(codes[r][0], bits), s.with_bits::<3, 0x10>(codes[r][1], bits)];
                 }
             }
+            // The numbers of the blocks that the first and the second half of the bytes are of.
+            let (first, second) = (step * bytes / BLOCK * 2, (step * bytes + bytes / 2) / BLOCK * 2);
             for t in 0..T {
+                let at = t * units * 64;
+                let (lower, upper) = (vector(s, x, at), vector(s, x, at + bytes));
                 for r in 0..R {
-                    let mut sum = s.splat(0.0);
-                    for i in 0..n_steps {
-                        let at = (first * n_steps + i) * bytes;
-                        // The numbers of the blocks that the first and the second half of the bytes are of.
-                        let (a, b) = (at / BLOCK * 2, (at + bytes / 2) / BLOCK * 2);
-                        for upper in 0..2 {
-                            let x = vector(s, x, (i * T + t) * units * 64 + upper * bytes);
-                            let dots = s.whole(s.add_products(s.splat_i(0), codes[r][i][upper], x));
-                            sum = s.fma(s.to_f(dots), s.two_of(&factors[r][t], a + upper, b + upper), sum);
-                        }
-                    }
-                    acc[r][t] = s.add(acc[r][t], sum);
+                    let [low, high] = codes[r];
+                    let low = s.to_f(s.whole(s.add_products(s.splat_i(0), low, lower)));
+                    let high = s.to_f(s.whole(s.add_products(s.splat_i(0), high, upper)));
+                    let sum = step_begin(s, acc[r][t]);
+                    let sum = s.fma(low, s.two_of(&factors[r][t], first, second), sum);
+                    let sum = s.fma(high, s.two_of(&factors[r][t], first + 1, second + 1), sum);
+                    acc[r][t] = with_step(s, acc[r][t], sum);
                 }
             }
         }

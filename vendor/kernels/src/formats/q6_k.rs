@@ -13,7 +13,7 @@
 
 use super::{Block, Weight, nibbles};
 use crate::acts::{Acts, GROUP};
-use crate::gemv::{GemvActs, PIECE, Rows, Sums, steps_at_once, vector};
+use crate::gemv::{GemvActs, PIECE, Rows, Sums, step_begin, vector, with_step};
 use crate::isa::Simd;
 use crate::panel::{Codes, PanelRow};
 
@@ -111,31 +111,27 @@ impl Weight for Q6K {
                     }
                 }
             }
-            let n_steps = steps_at_once::<S>();
-            for (first, x) in x.chunks_exact(n_steps * units * T).enumerate() {
-                let mut codes = [[[s.splat_i(0); 2]; 2]; R];
+            for (step, x) in x.chunks_exact(units * T).enumerate() {
+                let (group, byte) = (step * bytes / 64, step * bytes % 64);
+                let mut codes = [[s.splat_i(0); 2]; R];
                 for r in 0..R {
-                    for i in 0..n_steps {
-                        let at = (first * n_steps + i) * bytes;
-                        let c = s.load_i(&blocks[r][at..]);
-                        let bits = s.upper_bits::<2>(&blocks[r][UPPER + at / 64 * 32..], at % 64);
-                        let (low, high) = (s.low_nibbles(c), s.high_nibbles(c));
-                        codes[r][i] = [s.with_bits::<4, 0x30>(low, bits), s.with_bits::<0, 0x30>(high, bits)];
-                    }
+                    let c = s.load_i(&blocks[r][step * bytes..]);
+                    let bits = s.upper_bits::<2>(&blocks[r][UPPER + 32 * group..], byte);
+                    let (low, high) = (s.low_nibbles(c), s.high_nibbles(c));
+                    codes[r] = [s.with_bits::<4, 0x30>(low, bits), s.with_bits::<0, 0x30>(high, bits)];
                 }
+                let block = (128 * group + byte) / 16;
                 for t in 0..T {
+                    let at = t * units * 64;
+                    let (lower, upper) = (vector(s, x, at), vector(s, x, at + bytes));
                     for r in 0..R {
-                        let mut sum = s.splat(0.0);
-                        for i in 0..n_steps {
-                            let at = (first * n_steps + i) * bytes;
-                            for upper in 0..2 {
-                                let x = vector(s, x, (i * T + t) * units * 64 + upper * bytes);
-                                let dots = s.whole(s.add_products(s.splat_i(0), codes[r][i][upper], x));
-                                let block = (at / 64 * 128 + upper * 64 + at % 64) / 16;
-                                sum = s.fma(s.to_f(dots), s.each_four(&factors[r][t][block..]), sum);
-                            }
-                        }
-                        acc[r][t] = s.add(acc[r][t], sum);
+                        let [low, high] = codes[r];
+                        let low = s.to_f(s.whole(s.add_products(s.splat_i(0), low, lower)));
+                        let high = s.to_f(s.whole(s.add_products(s.splat_i(0), high, upper)));
+                        let sum = step_begin(s, acc[r][t]);
+                        let sum = s.fma(low, s.each_four(&factors[r][t][block..]), sum);
+                        let sum = s.fma(high, s.each_four(&factors[r][t][block + 4..]), sum);
+                        acc[r][t] = with_step(s, acc[r][t], sum);
                     }
                 }
             }
