@@ -733,7 +733,7 @@ fn killed_at_any_moment() {
         (state >> 33) % n
     };
     let real = smollm2();
-    // The real model takes long enough for parts of an answer to be noted.
+    // The real model takes long enough for parts of an answer to be noted, and on no machine gets to the end of so many tokens before it is killed.
     let (mut whole, mut begun, mut nothing) = (0, 0, 0);
     for i in 0..40 {
         let long = i % 4 == 0;
@@ -742,7 +742,8 @@ fn killed_at_any_moment() {
         fs::write(home.file(&name), format!("{}{USER}\n{ANSWER}\n", head(model))).unwrap();
         check(&name, &home.turn(&name, "three"), 0, "");
         let earlier = home.said(&name);
-        let mut command = home.go_on(&[&name, "-p", "four", "-n", "400", "--ignore-eos"]);
+        let n = if long { "4000" } else { "400" };
+        let mut command = home.go_on(&[&name, "-p", "four", "-n", n, "--ignore-eos"]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(random(if long { 4000 } else { 1500 })));
         child.kill().unwrap();
