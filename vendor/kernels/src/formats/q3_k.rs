@@ -105,8 +105,8 @@ impl Quarters for Q3K {
         let bits = |both: u64| (both & 0x0303_0303_0303_0303) << 4;
         let first = lower & 0x0f0f_0f0f_0f0f_0f0f | bits(upper | upper << 30);
         let others = lower >> 4 & 0x0f0f_0f0f_0f0f_0f0f | bits(upper >> 4 | upper << 26);
-        // Hidden from the compiler, which else computes them in a vector together with one that has the sums of the rows before, and has them wait
-        // for these.
+        // Without this the compiler orders these bytes by an instruction that has a second operand, for which it takes whatever register comes: the
+        // one of the sums, so that each block waited for the one before and single tokens took twice as long with AVX-512.
         let (first, others) = std::hint::black_box((first, others));
         let all = (u128::from(first) | u128::from(others) << 64).to_le_bytes();
         let scales = all.map(|scale| scale.wrapping_sub(32));
