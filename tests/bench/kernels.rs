@@ -82,12 +82,14 @@ impl Random {
 struct Quantize(Isa);
 
 impl Op for Quantize {
+    fn division(&self, ne: [usize; 4]) -> Division {
+        Division { rows: self.0.tile_tokens(), columns: ne[0] }
+    }
+
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
-        let bytes = token_bytes(sources[0].ne()[0]);
         while let Some(mut out) = parts.next() {
-            for (i, out) in out.rows().zip(out.bytes().chunks_exact_mut(bytes)) {
-                self.0.quantize(sources[0].row(i), out);
-            }
+            let tokens: Vec<&[f32]> = out.rows().map(|i| sources[0].row(i)).collect();
+            self.0.quantize(&tokens, out.bytes());
         }
     }
 }
@@ -144,7 +146,8 @@ impl Op for Product {
                 }
             }
             Weights::Rows { bytes, format, n_in, n_out, columns } => {
-                let acts = Acts::new(sources[0].all_bytes(), columns.as_ref().map_or(*n_in, Columns::len));
+                let k = columns.as_ref().map_or(*n_in, Columns::len);
+                let acts = Acts::new(sources[0].all_bytes(), k, isa.tile_tokens());
                 let gemv_acts = (n <= MAX_GEMV_TOKENS).then(|| isa.gemv_acts(acts, *format));
                 let (row, tokens) = (bytes.len() / n_out, (0..n).collect::<Vec<_>>());
                 let mut panel = Vec::new();

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use ggml::{Division, Op, Parts, Source};
-use kernels::{Acts, GemvActs, Isa, MAX_GEMV_TOKENS, Out, Packed, token_bytes};
+use kernels::{Acts, GemvActs, Isa, MAX_GEMV_TOKENS, Out, Packed};
 
 use super::gemv::share;
 use super::operand::{Combine, Operand, Operands};
@@ -134,10 +134,9 @@ impl Op for ExpertProduct {
         }
         let isa = Isa::best();
         let k = self.operands[0].matrix.n_in();
-        let bytes = sources[0].all_bytes();
-        let all = Acts::new(bytes, k);
+        let all = Acts::new(sources[0].all_bytes(), k, isa.tile_tokens());
         let operands = Operands::new(&self.operands);
-        let given = self.given(sources, bytes, k, &operands);
+        let given = self.given(sources, all, &operands);
         let mut row_of = vec![0; all.n_tokens()];
         while let Some(mut out) = parts.next() {
             let columns = out.columns();
@@ -176,15 +175,12 @@ impl ExpertProduct {
     fn in_place(&self, sources: &[Source], parts: &mut Parts) {
         let isa = Isa::best();
         let k = self.operands[0].matrix.n_in();
-        let bytes = sources[0].all_bytes();
+        let all = Acts::new(sources[0].all_bytes(), k, isa.tile_tokens());
         let operands = Operands::new(&self.operands);
         let [n_used, n_tokens, ..] = sources[1].ne();
         let per_token = sources[0].ne()[1] / n_tokens;
-        let size = token_bytes(k);
         // Each row of the activations for each operand's format, once for all parts of this thread.
-        let ready = |a: usize, i: usize| {
-            isa.gemv_acts(Acts::new(&bytes[a * size..(a + 1) * size], k), operands.rows(i).format())
-        };
+        let ready = |a: usize, i: usize| isa.gemv_acts(Acts::new(&all.of(&[a]), k, 1), operands.rows(i).format());
         let acts: Vec<Vec<GemvActs>> =
             (0..n_tokens * per_token).map(|a| (0..self.operands.len()).map(|i| ready(a, i)).collect()).collect();
         let mut up = Vec::new();
@@ -215,7 +211,7 @@ impl ExpertProduct {
     }
 
     /// What each chosen expert multiplies.
-    fn given(&self, sources: &[Source], bytes: &[u8], k: usize, operands: &Operands) -> Vec<Given> {
+    fn given(&self, sources: &[Source], acts: Acts, operands: &Operands) -> Vec<Given> {
         let [n_used, n_tokens, ..] = sources[1].ne();
         // Rows of the activations for a token: one, or one for each of its experts.
         let per_token = sources[0].ne()[1] / n_tokens;
@@ -236,9 +232,8 @@ impl ExpertProduct {
         }
         let is_direct = self.operands.iter().all(|o| has_gemv(o.matrix.ty()));
         for one in all.iter_mut().filter(|one| is_direct && one.acts.len() <= MAX_GEMV_TOKENS) {
-            let size = token_bytes(k);
-            let own: Vec<u8> = one.acts.iter().flat_map(|&a| &bytes[a * size..(a + 1) * size]).copied().collect();
-            let ready = |i: usize| Isa::best().gemv_acts(Acts::new(&own, k), operands.rows(i).format());
+            let own = acts.of(&one.acts);
+            let ready = |i: usize| Isa::best().gemv_acts(Acts::new(&own, acts.k(), 1), operands.rows(i).format());
             one.few = Some((0..self.operands.len()).map(ready).collect());
         }
         all

@@ -45,7 +45,7 @@ impl Op for RowProduct {
         let acts = quantize_rows(&sources[0], self.gain.map(|i| &sources[i]), self.eps);
         let operands = Operands::new(&self.operands);
         // The tokens for each operand's format, once for all parts of this thread.
-        let ready = |i: usize| Isa::best().gemv_acts(Acts::new(&acts, k), operands.rows(i).format());
+        let ready = |i: usize| Isa::best().gemv_acts(Acts::new(&acts, k, n), operands.rows(i).format());
         let tokens: Vec<GemvActs> = (0..self.operands.len()).map(ready).collect();
         while let Some(mut out) = parts.next() {
             let range = out.columns();

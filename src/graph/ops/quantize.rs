@@ -1,6 +1,6 @@
 //! Activations in 8 bits.
 
-use ggml::{Op, Parts, Source};
+use ggml::{Division, Op, Parts, Source};
 use kernels::{Isa, token_bytes};
 
 /// Words of a token's activations of `k` inputs: what [`Quantize`] makes is I32 `[words(k), n_tokens]`.
@@ -9,7 +9,7 @@ pub fn words(k: usize) -> usize {
 }
 
 /// `x` F32 `[k, n_tokens]` -> I32 `[words(k), n_tokens]`: its activations in 8 bits; with a gain F32 `[k]` as second source, of the
-/// RMS norm of `x` times the gain.
+/// RMS norm of `x` times the gain. Tokens lie in tiles of [`Isa::tile_tokens`].
 #[derive(Debug)]
 pub struct Quantize {
     /// Of the norm
@@ -17,31 +17,31 @@ pub struct Quantize {
 }
 
 impl Op for Quantize {
+    fn division(&self, ne: [usize; 4]) -> Division {
+        Division { rows: Isa::best().tile_tokens(), columns: ne[0] }
+    }
+
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
-        let bytes = token_bytes(sources[0].ne()[0]);
         while let Some(mut out) = parts.next() {
-            for (i, out) in out.rows().zip(out.bytes().chunks_exact_mut(bytes)) {
-                quantize_row(&sources[0], sources.get(1), i, self.eps, out);
-            }
+            let tokens: Vec<&[f32]> = out.rows().map(|i| sources[0].row(i)).collect();
+            quantize(&tokens, sources.get(1), self.eps, out.bytes());
         }
     }
 }
 
-/// The activations of row `i` of `x`; with a `gain` those of its RMS norm.
-fn quantize_row(x: &Source, gain: Option<&Source>, i: usize, eps: f32, out: &mut [u8]) {
-    let x = x.row::<f32>(i);
+/// A tile of activations; with a `gain` of the tokens' RMS norms.
+fn quantize(tokens: &[&[f32]], gain: Option<&Source>, eps: f32, tile: &mut [u8]) {
     match gain {
-        Some(gain) => Isa::best().rms_norm_quantize(x, gain.row::<f32>(0), eps, out),
-        None => Isa::best().quantize(x, out),
+        Some(gain) => Isa::best().rms_norm_quantize(tokens, gain.row::<f32>(0), eps, tile),
+        None => Isa::best().quantize(tokens, tile),
     }
 }
 
-/// The activations of all rows of `x`, one after the other; see [`quantize_row`].
+/// The activations of all rows of `x`, in one tile; see [`Quantize`].
 pub fn quantize_rows(x: &Source, gain: Option<&Source>, eps: f32) -> Vec<u8> {
     let [k, n, ..] = x.ne();
     let mut acts = vec![0u8; n * token_bytes(k)];
-    for (i, acts) in acts.chunks_exact_mut(token_bytes(k)).enumerate() {
-        quantize_row(x, gain, i, eps, acts);
-    }
+    let tokens: Vec<&[f32]> = (0..n).map(|i| x.row(i)).collect();
+    quantize(&tokens, gain, eps, &mut acts);
     acts
 }

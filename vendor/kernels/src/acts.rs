@@ -1,8 +1,19 @@
 //! Activations in 8 bits, as matrix products take them, and the operations that make them.
 //!
-//! A token's `k` activations are groups of [`GROUP`], filled up with zeros to an even number of groups. First come the codes of all groups,
-//! bytes with sign within -127 and 127, then for each group its scale (F32) and the sum of its codes times -128 (I32), with which products
-//! begin whose weights are stored with 128 too much. An activation is `scale * code`.
+//! A token's `k` activations are groups of [`GROUP`], filled up with zeros to an even number of groups. An activation is `scale * code`. With the
+//! codes, bytes with sign within -127 and 127, lies what products need of a group:
+//!
+//! ```text
+//! codes                                                      32 bytes
+//! scale                                                      F32
+//! sum of the codes times -128: with it products begin whose
+//!   weights are stored with 128 too much                     I32
+//! sum of the activations                                     F32
+//! sums of the codes of both halves                           2 x I16
+//! ```
+//!
+//! Tokens lie in tiles: as many as a gemm multiplies at once ([`crate::Isa::tile_tokens`]), in the order in which it reads them. A tile has group
+//! after group, of each the tokens one after the other. The last tile has the tokens that are left.
 
 use crate::isa::{Kernel, Simd};
 use crate::math::Activation;
@@ -13,26 +24,84 @@ pub const GROUP: usize = 32;
 /// Inputs of two groups: codes are filled up to a multiple of this.
 pub(crate) const SPAN: usize = 2 * GROUP;
 
-/// Bytes of a token's `k` activations, as [`crate::Isa::quantize`] writes them.
-pub const fn token_bytes(k: usize) -> usize {
-    2 * k.div_ceil(SPAN) * (GROUP + 8)
+/// Bytes of a token's group.
+pub(crate) const GROUP_BYTES: usize = GROUP + 16;
+
+/// A token's activations of a group: see the file's head.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Group<'a>(pub &'a [u8; GROUP_BYTES]);
+
+impl<'a> Group<'a> {
+    /// Four bytes, whose number is counted in fours.
+    #[inline(always)]
+    fn word(self, i: usize) -> [u8; 4] {
+        self.0[4 * i..][..4].try_into().expect("four bytes")
+    }
+
+    /// Codes, signed bytes.
+    #[inline(always)]
+    pub fn codes(self) -> &'a [u8; GROUP] {
+        self.0.first_chunk().expect("codes")
+    }
+
+    /// Four codes, whose number is counted in fours.
+    #[inline(always)]
+    pub fn four(self, i: usize) -> i32 {
+        i32::from_le_bytes(self.word(i))
+    }
+
+    #[inline(always)]
+    pub fn scale(self) -> f32 {
+        f32::from_le_bytes(self.word(GROUP / 4))
+    }
+
+    /// What a product begins with where weights have 128 too much.
+    #[inline(always)]
+    pub fn start(self) -> i32 {
+        i32::from_le_bytes(self.word(GROUP / 4 + 1))
+    }
+
+    /// Sum of the activations.
+    #[inline(always)]
+    pub fn sum(self) -> f32 {
+        f32::from_le_bytes(self.word(GROUP / 4 + 2))
+    }
+
+    /// Sum of the codes of a half.
+    #[inline(always)]
+    pub fn half(self, half: usize) -> i32 {
+        let at = GROUP + 12 + 2 * half;
+        i32::from(i16::from_le_bytes([self.0[at], self.0[at + 1]]))
+    }
+
+    /// Sum of the codes.
+    #[inline(always)]
+    pub fn codes_sum(self) -> i32 {
+        self.half(0) + self.half(1)
+    }
 }
 
-/// Activations of tokens, one after the other, each in [`token_bytes`] bytes.
+/// Bytes of a token's `k` activations.
+pub const fn token_bytes(k: usize) -> usize {
+    2 * k.div_ceil(SPAN) * GROUP_BYTES
+}
+
+/// Activations of tokens, each in [`token_bytes`] bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Acts<'a> {
     bytes: &'a [u8],
     k: usize,
+    tile_tokens: usize,
 }
 
 impl<'a> Acts<'a> {
-    /// The activations of `bytes.len() / token_bytes(k)` tokens.
+    /// The activations of `bytes.len() / token_bytes(k)` tokens, in tiles of so many.
     ///
     /// # Panics
-    /// If `k` is 0, or `bytes` are not whole tokens.
-    pub fn new(bytes: &'a [u8], k: usize) -> Acts<'a> {
-        assert!(k > 0 && bytes.len().is_multiple_of(token_bytes(k)), "whole tokens");
-        Acts { bytes, k }
+    /// If `k` or `tile_tokens` is 0, or `bytes` are not whole tokens.
+    pub fn new(bytes: &'a [u8], k: usize, tile_tokens: usize) -> Acts<'a> {
+        assert!(k > 0 && tile_tokens > 0 && bytes.len().is_multiple_of(token_bytes(k)), "whole tokens");
+        Acts { bytes, k, tile_tokens }
     }
 
     /// The number of tokens.
@@ -45,52 +114,34 @@ impl<'a> Acts<'a> {
         self.k
     }
 
+    /// The activations of some tokens, one after the other: in tiles of one.
+    ///
+    /// # Panics
+    /// If a token is beyond those that there are.
+    pub fn of(&self, tokens: &[usize]) -> Vec<u8> {
+        let groups = |t: usize| (0..self.n_groups()).flat_map(move |g| *self.group(t, g).0);
+        tokens.iter().flat_map(|&t| groups(t)).collect()
+    }
+
     /// Groups of a token.
     #[inline(always)]
     pub(crate) fn n_groups(&self) -> usize {
         2 * self.k.div_ceil(SPAN)
     }
 
-    /// One token.
+    /// The tile that begins with token `t`, and how many tokens it has; `None` if none does.
     #[inline(always)]
-    pub(crate) fn token(&self, t: usize) -> Token<'a> {
-        let n = token_bytes(self.k);
-        let (codes, tail) = self.bytes[t * n..(t + 1) * n].split_at(self.n_groups() * GROUP);
-        Token { codes, tail }
-    }
-}
-
-/// One token's activations.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Token<'a> {
-    codes: &'a [u8],
-    /// Scales and starts
-    tail: &'a [u8],
-}
-
-impl<'a> Token<'a> {
-    /// Codes, signed bytes, of group `g`.
-    #[inline(always)]
-    pub fn codes(&self, g: usize) -> &'a [u8; GROUP] {
-        self.codes[g * GROUP..][..GROUP].try_into().expect("a group")
+    pub(crate) fn tile(&self, t: usize) -> Option<(&'a [u8], usize)> {
+        let n = self.tile_tokens.min(self.n_tokens().checked_sub(t)?);
+        (t.is_multiple_of(self.tile_tokens)).then(|| (&self.bytes[t * token_bytes(self.k)..][..n * token_bytes(self.k)], n))
     }
 
-    /// Scale of group `g`.
+    /// Group `g` of token `t`.
     #[inline(always)]
-    pub fn scale(&self, g: usize) -> f32 {
-        f32::from_le_bytes(self.tail[8 * g..][..4].try_into().expect("four bytes"))
-    }
-
-    /// What a product with group `g` begins with where weights have 128 too much.
-    #[inline(always)]
-    pub fn start(&self, g: usize) -> i32 {
-        i32::from_le_bytes(self.tail[8 * g + 4..][..4].try_into().expect("four bytes"))
-    }
-
-    /// Sum of the codes of group `g`.
-    #[inline(always)]
-    pub fn sum(&self, g: usize) -> i32 {
-        self.start(g) / -128
+    pub(crate) fn group(&self, t: usize, g: usize) -> Group<'a> {
+        let at = t % self.tile_tokens;
+        let (tile, n) = self.tile(t - at).expect("a tile");
+        Group(tile[(g * n + at) * GROUP_BYTES..].first_chunk().expect("a group"))
     }
 }
 
@@ -105,15 +156,18 @@ pub(crate) fn scales(largest: f32) -> (f32, f32) {
     }
 }
 
-/// Writes the activations of one token: those of `factor * x * gain`, or without gain of `factor * x`.
+/// Writes activations of one token: those of `factor * x * gain`, or without gain of `factor * x`. `groups` are where they go.
 #[inline(always)]
-fn quantize<S: Simd>(s: S, x: &[f32], factor: f32, gain: Option<&[f32]>, out: &mut [u8]) {
-    assert_eq!(out.len(), token_bytes(x.len()), "bytes of a token's activations");
-    let n_groups = 2 * x.len().div_ceil(SPAN);
-    let (codes, tail) = out.split_at_mut(n_groups * GROUP);
+fn quantize<'a, S: Simd>(
+    s: S,
+    x: &[f32],
+    factor: f32,
+    gain: Option<&[f32]>,
+    groups: impl Iterator<Item = &'a mut [u8; GROUP_BYTES]>,
+) {
     let factor = s.splat(factor);
     let mut group = [0.0f32; GROUP];
-    for (g, (codes, tail)) in codes.chunks_exact_mut(GROUP).zip(tail.chunks_exact_mut(8)).enumerate() {
+    for (g, out) in groups.enumerate() {
         let range = x.len().min(g * GROUP)..x.len().min((g + 1) * GROUP);
         let (mut x, mut gain) = (&x[range.clone()], gain.map(|w| &w[range]));
         let mut padded = [[0.0f32; GROUP]; 2];
@@ -134,22 +188,35 @@ fn quantize<S: Simd>(s: S, x: &[f32], factor: f32, gain: Option<&[f32]>, out: &m
             s.store_f(v, &mut group[i..]);
         }
         let (scale, inverse) = scales(s.reduce_max_or_nan(largest));
-        tail[..4].copy_from_slice(&scale.to_le_bytes());
+        let mut halves = [0i16; 2];
+        // No code stands for NaN: the scale does.
         if scale.is_nan() {
-            // No code stands for NaN: the scale does.
-            codes.fill(0);
-            tail[4..].fill(0);
-            continue;
+            out.fill(0);
+        } else {
+            let inverse = s.splat(inverse);
+            for (half, sum) in halves.iter_mut().enumerate() {
+                let mut of_half = s.splat(0.0);
+                for i in (half * GROUP / 2..(half + 1) * GROUP / 2).step_by(S::LANES) {
+                    let q = s.round(s.mul(s.load_f(&group[i..]), inverse));
+                    s.store_bytes(q, &mut out[i..]);
+                    of_half = s.add(of_half, s.to_f(q));
+                }
+                *sum = s.reduce_sum(of_half) as i16;
+            }
         }
-        let inverse = s.splat(inverse);
-        let mut sum = s.splat(0.0);
-        for i in (0..GROUP).step_by(S::LANES) {
-            let q = s.round(s.mul(s.load_f(&group[i..]), inverse));
-            s.store_bytes(q, &mut codes[i..]);
-            sum = s.add(sum, s.to_f(q));
-        }
-        tail[4..].copy_from_slice(&(-128 * s.reduce_sum(sum) as i32).to_le_bytes());
+        let sum = i32::from(halves[0]) + i32::from(halves[1]);
+        out[GROUP..][..4].copy_from_slice(&scale.to_le_bytes());
+        out[GROUP + 4..][..4].copy_from_slice(&(-128 * sum).to_le_bytes());
+        out[GROUP + 8..][..4].copy_from_slice(&(sum as f32 * scale).to_le_bytes());
+        out[GROUP + 12..][..2].copy_from_slice(&halves[0].to_le_bytes());
+        out[GROUP + 14..].copy_from_slice(&halves[1].to_le_bytes());
     }
+}
+
+/// The groups that token `t` of `n` has in a tile.
+#[inline(always)]
+fn groups_of(tile: &mut [u8], t: usize, n: usize) -> impl Iterator<Item = &mut [u8; GROUP_BYTES]> {
+    tile.as_chunks_mut().0.iter_mut().skip(t).step_by(n)
 }
 
 /// The sum of squares.
@@ -165,10 +232,24 @@ fn squares<S: Simd>(s: S, x: &[f32]) -> f32 {
     s.reduce_sum(sum) + rest.iter().map(|x| x * x).sum::<f32>()
 }
 
-/// See [`crate::Isa::quantize`].
+/// See [`crate::Isa::tile_tokens`].
+pub(crate) struct TileTokens;
+
+impl Kernel for TileTokens {
+    type Out = usize;
+
+    #[inline(always)]
+    fn call<S: Simd>(self, _s: S) -> usize {
+        S::GEMM_TOKENS
+    }
+}
+
+/// See [`crate::Isa::quantize`] and [`crate::Isa::rms_norm_quantize`].
 pub(crate) struct Quantize<'a> {
-    pub x: &'a [f32],
-    pub out: &'a mut [u8],
+    pub tokens: &'a [&'a [f32]],
+    /// Of an RMS norm that comes first, and what is added to the mean of squares
+    pub norm: Option<(&'a [f32], f32)>,
+    pub tile: &'a mut [u8],
 }
 
 impl Kernel for Quantize<'_> {
@@ -176,25 +257,18 @@ impl Kernel for Quantize<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        quantize(s, self.x, 1.0, None, self.out);
-    }
-}
-
-/// See [`crate::Isa::rms_norm_quantize`].
-pub(crate) struct RmsNormQuantize<'a> {
-    pub x: &'a [f32],
-    pub gain: &'a [f32],
-    pub eps: f32,
-    pub out: &'a mut [u8],
-}
-
-impl Kernel for RmsNormQuantize<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn call<S: Simd>(self, s: S) {
-        let mean = squares(s, self.x) / self.x.len() as f32;
-        quantize(s, self.x, 1.0 / (mean + self.eps).sqrt(), Some(self.gain), self.out);
+        let Quantize { tokens, norm, tile } = self;
+        assert_eq!(tile.len(), tokens.iter().map(|x| token_bytes(x.len())).sum(), "bytes of a tile");
+        for (t, &x) in tokens.iter().enumerate() {
+            let groups = groups_of(tile, t, tokens.len());
+            match norm {
+                None => quantize(s, x, 1.0, None, groups),
+                Some((gain, eps)) => {
+                    let mean = squares(s, x) / x.len() as f32;
+                    quantize(s, x, 1.0 / (mean + eps).sqrt(), Some(gain), groups);
+                }
+            }
+        }
     }
 }
 

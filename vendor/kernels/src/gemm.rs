@@ -1,9 +1,9 @@
 //! Gemm: products of a matrix with many tokens, some panels of its rows at a time.
 //!
-//! A tile is some tokens times a panel's rows, whose sums fit into registers. The tokens' activations are arranged once for all panels, which
-//! are read from the processor's second nearest memory once for each tile.
+//! A tile of tokens is multiplied with a panel's rows at once: their sums fit into registers. Panels are read from the processor's second nearest
+//! memory once for each tile.
 
-use crate::acts::{Acts, GROUP};
+use crate::acts::{Acts, GROUP, GROUP_BYTES, Group};
 use crate::formats::Format;
 use crate::isa::{Kernel, Simd};
 use crate::math::Activation;
@@ -29,35 +29,16 @@ pub struct Packed<'a> {
 /// The most rows of a panel.
 const MAX_ROWS: usize = 32;
 
-/// A token's activations of a group.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Group {
-    /// In fours
-    codes: [[u8; 4]; GROUP / 4],
-    scale: f32,
-    /// See [`Token::start`](crate::acts::Token::start)
-    start: i32,
-    /// Sum of the activations, where panels may have minima
-    sum: f32,
-    /// Sums of the codes of both halves, where panels may have a scale for each half
-    halves: [i32; 2],
-}
+/// What `T` tokens have of a group, see [`crate::acts`].
+type Groups<const T: usize> = [[u8; GROUP_BYTES]; T];
 
-/// Writes the activations of `T` tokens in the order in which a tile reads them: so it has one place to read from, and not one for each token.
+/// Writes a tile of tokens from anywhere.
 #[inline(always)]
-fn arrange<S: Simd, const T: usize>(acts: Acts, tokens: &[usize; T], arranged: &mut Vec<Group>) {
-    arranged.resize(T * acts.n_groups(), Group::default());
-    for (t, &token) in tokens.iter().enumerate() {
-        let token = acts.token(token);
-        for (g, to) in arranged.as_chunks_mut::<T>().0.iter_mut().enumerate() {
-            to[t].codes.copy_from_slice(token.codes(g).as_chunks().0);
-            to[t].scale = token.scale(g);
-            to[t].start = token.start(g);
-            if S::SMALL_SUMS {
-                to[t].sum = token.sum(g) as f32 * token.scale(g);
-                let first: i32 = token.codes(g)[..GROUP / 2].iter().map(|&c| i32::from(c as i8)).sum();
-                to[t].halves = [first, token.sum(g) - first];
-            }
+fn gather<const T: usize>(acts: Acts, tokens: &[usize; T], tile: &mut Vec<u8>) {
+    tile.clear();
+    for g in 0..acts.n_groups() {
+        for &t in tokens {
+            tile.extend_from_slice(acts.group(t, g).0);
         }
     }
 }
@@ -68,7 +49,7 @@ fn tile<S: Simd, const T: usize, const V: usize, const BITS: u32>(
     s: S,
     panel: &[u8],
     first: usize,
-    tokens: &[[Group; T]],
+    tokens: &[Groups<T>],
     products: &mut [[f32; MAX_ROWS]; T],
 ) {
     let (rows, bytes) = (panel_rows::<S>(), S::LANES * 4);
@@ -76,18 +57,19 @@ fn tile<S: Simd, const T: usize, const V: usize, const BITS: u32>(
     for (group, tokens) in panel.chunks_exact(group_bytes::<S>()).zip(tokens) {
         let (weights, rest) = group.split_at(rows * GROUP);
         let weights = &weights[first * GROUP / 4 * bytes..][..V * GROUP / 4 * bytes];
+        let tokens: [Group; T] = std::array::from_fn(|t| Group(&tokens[t]));
         let mut acc = [[s.splat_i(0); V]; T];
         if BITS == 8 && S::OFFSET != 0 {
             // Weights are stored with an offset, of 128. What it adds to the product is subtracted beforehand.
             for t in 0..T {
-                acc[t] = [s.splat_i(tokens[t].start); V];
+                acc[t] = [s.splat_i(tokens[t].start()); V];
             }
         }
         let mut wide = [[s.splat_i(0); V]; T];
         for i in 0..GROUP / 4 {
             let w: [S::I; V] = std::array::from_fn(|v| s.load_i(&weights[(v * GROUP / 4 + i) * bytes..]));
             for t in 0..T {
-                let x = s.splat_i(i32::from_le_bytes(tokens[t].codes[i]));
+                let x = s.splat_i(tokens[t].four(i));
                 for v in 0..V {
                     acc[t][v] = match BITS {
                         8 => s.dot(acc[t][v], w[v], x),
@@ -107,7 +89,7 @@ fn tile<S: Simd, const T: usize, const V: usize, const BITS: u32>(
         let floats = |row: usize| std::array::from_fn(|v| s.as_f(s.load_i(&rest[4 * row + (first + v) * bytes..])));
         let (scales, minima): ([S::F; V], [S::F; V]) = (floats(0), if BITS == 8 { floats(0) } else { floats(rows) });
         for t in 0..T {
-            let (scale, sum) = (s.splat(tokens[t].scale), s.splat(tokens[t].sum));
+            let (scale, sum) = (s.splat(tokens[t].scale()), s.splat(tokens[t].sum()));
             for v in 0..V {
                 let dots = match BITS {
                     8 => acc[t][v],
@@ -135,12 +117,13 @@ fn tile_of_halves<S: Simd, const T: usize, const BITS: u32>(
     s: S,
     panel: &[u8],
     v: usize,
-    tokens: &[[Group; T]],
+    tokens: &[Groups<T>],
     products: &mut [[f32; MAX_ROWS]; T],
 ) {
     let (rows, bytes) = (panel_rows::<S>(), S::LANES * 4);
     let mut out = [s.splat(0.0); T];
     for (group, tokens) in panel.chunks_exact(group_bytes::<S>()).zip(tokens) {
+        let tokens: [Group; T] = std::array::from_fn(|t| Group(&tokens[t]));
         let mut sums = [s.splat(0.0); T];
         for half in 0..2 {
             let w: [S::I; GROUP / 8] =
@@ -148,10 +131,10 @@ fn tile_of_halves<S: Simd, const T: usize, const BITS: u32>(
             let scale = s.as_f(s.load_i(&group[rows * GROUP + 4 * rows * half + v * bytes..]));
             for t in 0..T {
                 // What the codes' excess adds to the product is subtracted beforehand.
-                let mut dots = s.splat_i(tokens[t].halves[half] * -(1 << (BITS - 1)));
+                let mut dots = s.splat_i(tokens[t].half(half) * -(1 << (BITS - 1)));
                 let mut small = s.splat_i(0);
                 for (i, &w) in w.iter().enumerate() {
-                    let x = s.splat_i(i32::from_le_bytes(tokens[t].codes[half * GROUP / 8 + i]));
+                    let x = s.splat_i(tokens[t].four(half * GROUP / 8 + i));
                     small = s.add_products(small, w, x);
                     // A small sum has room for two products of codes of 6 bits.
                     if BITS == 6 && i == 1 {
@@ -162,7 +145,7 @@ fn tile_of_halves<S: Simd, const T: usize, const BITS: u32>(
             }
         }
         for t in 0..T {
-            out[t] = s.fma(sums[t], s.splat(tokens[t].scale), out[t]);
+            out[t] = s.fma(sums[t], s.splat(tokens[t].scale()), out[t]);
         }
     }
     for (out, products) in out.iter().zip(products) {
@@ -176,7 +159,7 @@ fn multiply<S: Simd, const T: usize>(
     s: S,
     panel: &[u8],
     codes: Codes,
-    tokens: &[[Group; T]],
+    tokens: &[Groups<T>],
     products: &mut [[f32; MAX_ROWS]; T],
 ) {
     for v in (0..VECS).step_by(S::GEMM_VECS) {
@@ -199,8 +182,8 @@ pub(crate) struct Gemm<'a> {
     pub n_rows: usize,
     pub acts: Acts<'a>,
     pub tokens: &'a [usize],
-    /// Room for the activations of a tile's tokens
-    pub arranged: &'a mut Vec<Group>,
+    /// Room for a tile of tokens that are none where they are
+    pub gathered: &'a mut Vec<u8>,
     pub out: &'a mut dyn Out,
 }
 
@@ -209,8 +192,15 @@ impl Gemm<'_> {
     #[inline(always)]
     fn tokens<S: Simd, const T: usize>(&mut self, s: S, tokens: &[usize; T]) {
         let (rows, n_bytes) = (panel_rows::<S>(), self.acts.n_groups() * group_bytes::<S>());
-        arrange::<S, T>(self.acts, tokens, self.arranged);
-        let (groups, _) = self.arranged.as_chunks::<T>();
+        let is_tile = tokens.windows(2).all(|two| two[0] + 1 == two[1]);
+        let tile = match self.acts.tile(tokens[0]) {
+            Some((tile, n)) if is_tile && n == T => tile,
+            _ => {
+                gather(self.acts, tokens, self.gathered);
+                &self.gathered[..]
+            }
+        };
+        let groups = tile.as_chunks().0.as_chunks::<T>().0;
         let mut products = [[[0.0f32; MAX_ROWS]; T]; 2];
         for (p, panel) in self.first.bytes.chunks_exact(n_bytes).enumerate() {
             multiply(s, panel, Codes::of::<S>(self.first.format, self.first.is_kept), groups, &mut products[0]);

@@ -146,7 +146,6 @@ impl GemvActs {
         let mut all = GemvActs { format: "", n_tokens, codes: Vec::new(), scales: Vec::new(), sums: Vec::new() };
         for step in 0..acts.k().div_ceil(n_inputs) {
             for t in 0..n_tokens {
-                let token = acts.token(t);
                 let mut codes = [Codes([0; 64]); 4];
                 let (mut scales, mut sums) = ([0.0; 4], [0.0; 4]);
                 for i in 0..n_inputs / PIECE {
@@ -155,14 +154,15 @@ impl GemvActs {
                     if g >= acts.n_groups() {
                         continue;
                     }
-                    let piece: &[u8; PIECE] = token.codes(g)[at..].first_chunk().expect("a piece of a group");
+                    let group = acts.group(t, g);
+                    let piece: &[u8; PIECE] = group.codes()[at..].first_chunk().expect("a piece of a group");
                     codes[i * PIECE / 64].0[i * PIECE % 64..][..PIECE].copy_from_slice(piece);
                     if let Some(lanes) = lanes {
                         let four = i % lanes.fours;
-                        scales[four] = token.scale(g);
+                        scales[four] = group.scale();
                         sums[four] = match lanes.excess {
-                            Some(excess) => (-excess * token.sum(g) / lanes.per_block) as f32,
-                            None => token.sum(g) as f32 * token.scale(g) / lanes.per_block as f32,
+                            Some(excess) => (-excess * group.codes_sum() / lanes.per_block) as f32,
+                            None => group.sum() / lanes.per_block as f32,
                         };
                     }
                 }
@@ -179,10 +179,10 @@ impl GemvActs {
     /// Adds scale and sum of each group, token by token.
     pub(crate) fn add_groups(&mut self, acts: Acts) {
         for t in 0..self.n_tokens {
-            let token = acts.token(t);
             for g in 0..acts.n_groups() {
-                self.scales.push(token.scale(g));
-                self.sums.push(token.sum(g) as f32 * token.scale(g));
+                let group = acts.group(t, g);
+                self.scales.push(group.scale());
+                self.sums.push(group.sum());
             }
         }
     }
@@ -190,12 +190,11 @@ impl GemvActs {
     /// Adds scale and sum, times a factor, of each half of a group, token by token.
     pub(crate) fn add_halves(&mut self, acts: Acts, factor: i32) {
         for t in 0..self.n_tokens {
-            let token = acts.token(t);
             for g in 0..acts.n_groups() {
-                for half in token.codes(g).chunks_exact(GROUP / 2) {
-                    let sum: i32 = half.iter().map(|&c| i32::from(c as i8)).sum();
-                    self.scales.push(token.scale(g));
-                    self.sums.push((factor * sum) as f32 * token.scale(g));
+                let group = acts.group(t, g);
+                for half in 0..2 {
+                    self.scales.push(group.scale());
+                    self.sums.push((factor * group.half(half)) as f32 * group.scale());
                 }
             }
         }

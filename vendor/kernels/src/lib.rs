@@ -46,7 +46,7 @@ pub type RowFn<'a, 'r> = &'a dyn Fn(usize) -> Row<'r>;
 
 thread_local! {
     static PACK_SCRATCH: RefCell<panel::Scratch> = RefCell::default();
-    static GEMM_GROUPS: RefCell<Vec<gemm::Group>> = RefCell::default();
+    static GEMM_TILE: RefCell<Vec<u8>> = RefCell::default();
     static ATTEND_BUFFERS: RefCell<attend::Buffers> = RefCell::default();
 }
 
@@ -57,20 +57,25 @@ impl Isa {
         self.run(peak::Peak)
     }
 
-    /// Writes the activations of a token: of floats `x` `[k]` the [`token_bytes`] bytes `out`.
-    ///
-    /// # Panics
-    /// If `out` is shorter.
-    pub fn quantize(self, x: &[f32], out: &mut [u8]) {
-        self.run(acts::Quantize { x, out });
+    /// Tokens that [`Isa::gemm`] multiplies at once: activations for it lie in tiles of so many.
+    pub fn tile_tokens(self) -> usize {
+        self.run(acts::TileTokens)
     }
 
-    /// Writes the activations of a token's RMS norm: of `x * gain / sqrt(mean(x^2) + eps)`, with `x` and `gain` `[k]`.
+    /// Writes a tile of activations ([`Acts`]): of the floats `[k]` of each token; [`token_bytes`] bytes for each.
     ///
     /// # Panics
-    /// If `gain` or `out` is shorter.
-    pub fn rms_norm_quantize(self, x: &[f32], gain: &[f32], eps: f32, out: &mut [u8]) {
-        self.run(acts::RmsNormQuantize { x, gain, eps, out });
+    /// If `tile` has another size.
+    pub fn quantize(self, tokens: &[&[f32]], tile: &mut [u8]) {
+        self.run(acts::Quantize { tokens, norm: None, tile });
+    }
+
+    /// Writes a tile of activations of tokens' RMS norms: of `x * gain / sqrt(mean(x^2) + eps)`, with `x` and `gain` `[k]`.
+    ///
+    /// # Panics
+    /// If `gain` is shorter, or `tile` has another size.
+    pub fn rms_norm_quantize(self, tokens: &[&[f32]], gain: &[f32], eps: f32, tile: &mut [u8]) {
+        self.run(acts::Quantize { tokens, norm: Some((gain, eps)), tile });
     }
 
     /// `act(gate) * up`, element by element; all three slices have the same length.
@@ -113,14 +118,14 @@ impl Isa {
     }
 
     /// Multiplies `n_rows` rows, packed one after the other into as few panels as hold them, with the activations of `tokens`. A row's product
-    /// with token `t` goes to the element of the row's number of `out.token(t)`.
+    /// with token `t` goes to the element of the row's number of `out.token(t)`. Tokens that are whole tiles, in their order, are multiplied fastest.
     ///
     /// # Panics
     /// If panels have another number of inputs than the activations, or there are more or fewer, or a token is beyond them. What panels are said to
     /// be of decides how they are read: if it is something else, products are anything.
     pub fn gemm(self, panels: Packed, n_rows: usize, acts: Acts, tokens: &[usize], out: &mut dyn Out) {
-        GEMM_GROUPS.with_borrow_mut(|arranged| {
-            self.run(gemm::Gemm { first: panels, second: None, n_rows, acts, tokens, arranged, out });
+        GEMM_TILE.with_borrow_mut(|gathered| {
+            self.run(gemm::Gemm { first: panels, second: None, n_rows, acts, tokens, gathered, out });
         })
     }
 
@@ -137,8 +142,8 @@ impl Isa {
         tokens: &[usize],
         out: &mut dyn Out,
     ) {
-        GEMM_GROUPS.with_borrow_mut(|arranged| {
-            self.run(gemm::Gemm { first: gate, second: Some((up, act)), n_rows, acts, tokens, arranged, out });
+        GEMM_TILE.with_borrow_mut(|gathered| {
+            self.run(gemm::Gemm { first: gate, second: Some((up, act)), n_rows, acts, tokens, gathered, out });
         })
     }
 
