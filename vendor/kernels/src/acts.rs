@@ -133,7 +133,8 @@ impl<'a> Acts<'a> {
     #[inline(always)]
     pub(crate) fn tile(&self, t: usize) -> Option<(&'a [u8], usize)> {
         let n = self.tile_tokens.min(self.n_tokens().checked_sub(t)?);
-        (t.is_multiple_of(self.tile_tokens)).then(|| (&self.bytes[t * token_bytes(self.k)..][..n * token_bytes(self.k)], n))
+        (t.is_multiple_of(self.tile_tokens))
+            .then(|| (&self.bytes[t * token_bytes(self.k)..][..n * token_bytes(self.k)], n))
     }
 
     /// Group `g` of token `t`.

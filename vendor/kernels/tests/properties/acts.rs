@@ -1,16 +1,16 @@
 //! What makes activations.
 
 use fastrand::Rng;
-use kernels::{GROUP, token_bytes};
+use kernels::{Acts, GROUP, token_bytes};
 
 use crate::common::*;
 
 /// Checks activations of `x`, whose largest magnitude may be off by `rounding` of itself.
 fn check_acts(x: &[f64], token: &[u8], rounding: f64) {
     let k = x.len();
-    let (codes, tail) = (&token[..k.next_multiple_of(2 * GROUP)], tail(token, k));
-    assert!(codes[k..].iter().all(|&c| c == 0), "zeros behind the last input");
-    for (g, (codes, (scale, sum))) in codes.chunks_exact(GROUP).zip(tail).enumerate() {
+    for (g, (codes, tail)) in groups(token).enumerate() {
+        let (at, scale) = (g * GROUP, tail.scale);
+        assert!(codes.iter().enumerate().all(|(i, &c)| at + i < k || c == 0), "zeros behind the last input");
         let x = &x[k.min(g * GROUP)..k.min((g + 1) * GROUP)];
         if x.iter().any(|x| !x.is_finite()) {
             assert!(scale.is_nan(), "group {g}: {scale}");
@@ -18,7 +18,9 @@ fn check_acts(x: &[f64], token: &[u8], rounding: f64) {
         }
         let largest = x.iter().fold(0.0f64, |a, x| a.max(x.abs()));
         assert!((f64::from(scale) * 127.0 - largest).abs() <= largest * (rounding + 1e-6) + 1e-35);
-        assert_eq!(sum, codes.iter().map(|&c| i32::from(c as i8)).sum::<i32>());
+        let sum = |codes: &[u8]| codes.iter().map(|&c| i32::from(c as i8)).sum::<i32>();
+        assert_eq!(tail.halves, [sum(&codes[..GROUP / 2]), sum(&codes[GROUP / 2..])]);
+        assert_eq!((tail.start, tail.sum), (-128 * sum(codes), sum(codes) as f32 * scale));
         for (x, &code) in x.iter().zip(codes) {
             assert_ne!(code as i8, -128);
             let error = (x - f64::from(scale) * f64::from(code as i8)).abs();
@@ -55,6 +57,38 @@ fn quantize() {
     }
 }
 
+/// Tokens are the same in a tile as alone, group after group of all tokens.
+#[test]
+fn tiles() {
+    let mut rng = Rng::with_seed(12);
+    for n in [1, 64, 65, 576] {
+        let x: Vec<_> = (0..7).map(|_| any_floats(&mut rng, n, 1.0)).collect();
+        let gain = any_floats(&mut rng, n, 2.0);
+        for isa in isas() {
+            for tile_tokens in 1..=x.len() {
+                let (tiles, alone) = (in_tiles(isa, &x, tile_tokens), quantized(isa, &x));
+                let acts = Acts::new(&tiles, n, tile_tokens);
+                assert_eq!(acts.of(&(0..x.len()).collect::<Vec<_>>()), alone);
+                assert_eq!(acts.of(&[5, 2]), [5, 2].map(|t| &alone[t * token_bytes(n)..][..token_bytes(n)]).concat());
+            }
+            let all: Vec<&[f32]> = x.iter().map(Vec::as_slice).collect();
+            let mut tile = vec![0xaa; 7 * token_bytes(n)];
+            isa.rms_norm_quantize(&all, &gain, 1e-5, &mut tile);
+            for (i, (codes, _)) in groups(&tile).enumerate() {
+                let (g, t) = (i / all.len(), i % all.len());
+                let mut alone = vec![0xaa; token_bytes(n)];
+                isa.rms_norm_quantize(&all[t..=t], &gain, 1e-5, &mut alone);
+                assert_eq!(codes, groups(&alone).nth(g).unwrap().0, "group {g} of token {t}");
+            }
+            for (t, x) in all.iter().enumerate() {
+                let mut alone = vec![0xaa; token_bytes(n)];
+                isa.rms_norm_quantize(&[x], &gain, 1e-5, &mut alone);
+                assert_eq!(Acts::new(&tile, n, 7).of(&[t]), alone);
+            }
+        }
+    }
+}
+
 #[test]
 fn rms_norm_quantize() {
     let mut rng = Rng::with_seed(2);
@@ -70,12 +104,12 @@ fn rms_norm_quantize() {
             let exact: Vec<f64> = x.iter().zip(&gain).map(|(&x, &g)| f64::from(x) * factor * f64::from(g)).collect();
             for isa in isas() {
                 let mut token = vec![0xaa; token_bytes(n)];
-                isa.rms_norm_quantize(&x, &gain, eps, &mut token);
+                isa.rms_norm_quantize(&[&x], &gain, eps, &mut token);
                 if mean.is_finite() {
                     check_acts(&exact, &token, ROUNDING);
                 } else {
                     let special = x.iter().position(|x| !x.is_finite()).unwrap();
-                    assert!(tail(&token, n)[special / GROUP].0.is_nan());
+                    assert!(groups(&token).nth(special / GROUP).unwrap().1.scale.is_nan());
                 }
             }
         }

@@ -197,25 +197,45 @@ pub fn values(row: &Row, n_in: usize) -> Vec<f32> {
     out
 }
 
-/// Activations of tokens, one after the other.
-pub fn quantized(isa: Isa, tokens: &[Vec<f32>]) -> Vec<u8> {
-    let bytes = token_bytes(tokens[0].len());
-    let mut out = vec![0xaa; tokens.len() * bytes];
-    tokens.iter().zip(out.chunks_exact_mut(bytes)).for_each(|(x, out)| isa.quantize(x, out));
+/// Activations of tokens in tiles of so many.
+pub fn in_tiles(isa: Isa, tokens: &[Vec<f32>], tile_tokens: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    for tile in tokens.chunks(tile_tokens) {
+        let mut bytes = vec![0xaa; tile.len() * token_bytes(tile[0].len())];
+        isa.quantize(&tile.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut bytes);
+        out.extend(bytes);
+    }
     out
 }
 
-/// Scale and sum of each group of a token's activations.
-pub fn tail(token: &[u8], k: usize) -> Vec<(f32, i32)> {
-    let tail = &token[k.next_multiple_of(2 * GROUP)..];
-    let word = |b: &[u8]| [b[0], b[1], b[2], b[3]];
-    tail.chunks_exact(8).map(|b| (f32::from_le_bytes(word(b)), i32::from_le_bytes(word(&b[4..])) / -128)).collect()
+/// Activations of tokens, one after the other.
+pub fn quantized(isa: Isa, tokens: &[Vec<f32>]) -> Vec<u8> {
+    in_tiles(isa, tokens, 1)
+}
+
+/// What there is of a group beside its codes.
+pub struct Tail {
+    pub scale: f32,
+    pub start: i32,
+    pub sum: f32,
+    pub halves: [i32; 2],
+}
+
+/// Codes and the rest of each group of a token's activations.
+pub fn groups(token: &[u8]) -> impl Iterator<Item = (&[u8], Tail)> {
+    token.chunks_exact(GROUP + 16).map(|group| {
+        let (codes, tail) = group.split_at(GROUP);
+        let word = |i: usize| <[u8; 4]>::try_from(&tail[4 * i..4 * i + 4]).unwrap();
+        let half = |i: usize| i32::from(i16::from_le_bytes([tail[12 + 2 * i], tail[13 + 2 * i]]));
+        let (scale, sum) = (f32::from_le_bytes(word(0)), f32::from_le_bytes(word(2)));
+        (codes, Tail { scale, start: i32::from_le_bytes(word(1)), sum, halves: [half(0), half(1)] })
+    })
 }
 
 /// What a token's activations stand for.
 pub fn dequantized(token: &[u8], k: usize) -> Vec<f32> {
-    let scales = tail(token, k);
-    (0..k).map(|i| scales[i / GROUP].0 * f32::from(token[i] as i8)).collect()
+    let values = groups(token).flat_map(|(codes, tail)| codes.iter().map(move |&c| tail.scale * f32::from(c as i8)));
+    values.take(k).collect()
 }
 
 /// What is in places that are not to be written.

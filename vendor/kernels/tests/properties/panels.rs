@@ -83,9 +83,8 @@ impl<'a> Case<'a> {
         Row { bytes: &self.rows[which][i], format: self.format }
     }
 
-    fn run(&self, isa: Isa, acts: &[u8]) -> Results {
+    fn run(&self, isa: Isa, acts: Acts) -> Results {
         let columns = self.kept.as_ref().map(|(kept, width)| Columns::new(kept, *width, self.n_in));
-        let acts = Acts::new(acts, self.x[0].len());
         assert_eq!((acts.n_tokens(), acts.k()), (self.x.len(), columns.as_ref().map_or(self.n_in, Columns::len)));
         let mut out = Results::new(isa, self.x.len());
         let packed = |which| {
@@ -147,7 +146,7 @@ fn gemm() {
         for isa in isas() {
             let case = Case::any(&mut rng, format, isa.panel_rows());
             let acts = quantized(isa, &case.x);
-            let out = case.run(isa, &acts);
+            let out = case.run(isa, Acts::new(&acts, case.x[0].len(), 1));
             let weights = [0, 1].map(|which| (0..case.n_rows()).map(|i| case.weights(which, i)).collect::<Vec<_>>());
             let k = case.x[0].len();
             for (t, token) in acts.chunks_exact(token_bytes(k)).enumerate() {
@@ -176,12 +175,36 @@ fn whole_numbers_are_multiplied_exactly() {
                 let rows = [(); 2].map(|()| (0..isa.panel_rows()).map(|_| whole_row(&mut rng, format, n_in)).collect());
                 let x: Vec<_> = (0..13).map(|_| whole_acts(&mut rng, k)).collect();
                 let case = Case { format, n_in, rows, gated: None, kept, x, tokens: (0..13).collect() };
-                let out = case.run(isa, &quantized(isa, &case.x));
+                let out = case.run(isa, Acts::new(&quantized(isa, &case.x), k, 1));
                 for i in 0..case.n_rows() {
                     let weights = case.weights(0, i).values;
                     for (t, x) in case.x.iter().enumerate() {
                         assert_eq!(out.get(t, i), whole_dot(&weights, x), "{isa} {format:?}");
                     }
+                }
+            }
+        }
+    }
+}
+
+/// A token's products are the same bits in tiles of any size, in any order, with any others.
+#[test]
+fn tiles() {
+    let mut rng = Rng::with_seed(13);
+    for number in 0..200 {
+        let format = FORMATS[number % FORMATS.len()];
+        for isa in isas() {
+            let mut case = Case::any(&mut rng, format, isa.panel_rows());
+            let k = case.x[0].len();
+            let out = case.run(isa, Acts::new(&quantized(isa, &case.x), k, 1));
+            let tokens = case.tokens.clone();
+            case.tokens.sort_unstable();
+            for tile_tokens in [isa.tile_tokens(), rng.usize(1..9)] {
+                let tiles = in_tiles(isa, &case.x, tile_tokens);
+                let other = case.run(isa, Acts::new(&tiles, k, tile_tokens));
+                for (t, i) in tokens.iter().flat_map(|&t| (0..case.n_rows()).map(move |i| (t, i))) {
+                    let (a, b) = (out.get(t, i), other.get(t, i));
+                    assert_eq!(a.to_bits(), b.to_bits(), "{isa} {format:?} {tile_tokens}: {a} {b}");
                 }
             }
         }
@@ -220,7 +243,7 @@ fn nan_stays() {
                 case.x[1][rng.usize(..case.n_in)] = special;
             }
             let acts = quantized(isa, &case.x);
-            let out = case.run(isa, &acts);
+            let out = case.run(isa, Acts::new(&acts, case.n_in, 1));
             for t in 0..3 {
                 for i in 0..case.n_rows() {
                     let is_bad = if in_weights { i == bad_row } else { t == 1 };
@@ -229,7 +252,7 @@ fn nan_stays() {
                 }
             }
             if format.has_gemv() {
-                let out = products(isa, format, &case.rows[which], Acts::new(&acts, case.n_in));
+                let out = products(isa, format, &case.rows[which], Acts::new(&acts, case.n_in, 1));
                 for (i, out) in out.iter().enumerate() {
                     for (t, x) in out.iter().enumerate() {
                         // Infinity may stay infinity.
@@ -250,7 +273,7 @@ fn instruction_sets_agree() {
         let case = Case::any(&mut rng, FORMATS[number % FORMATS.len()], least);
         let acts = quantized(Isa::best(), &case.x);
         let k = case.x[0].len();
-        let all: Vec<Results> = isas().iter().map(|&isa| case.run(isa, &acts)).collect();
+        let all: Vec<Results> = isas().iter().map(|&isa| case.run(isa, Acts::new(&acts, k, 1))).collect();
         for (t, token) in acts.chunks_exact(token_bytes(k)).enumerate() {
             let x = dequantized(token, k);
             for i in 0..if case.tokens.contains(&t) { case.n_rows() } else { 0 } {
