@@ -4,14 +4,14 @@
 //! others come with it, all that two prompts have in common can be taken over, with one exception: a piece of a few tokens is computed by
 //! other kernels than a longer one. Where bits depend on the piece, only whole pieces can be taken over.
 
-use kernels::MAX_GEMV_TOKENS;
+use crate::graph::MAX_ROW_TOKENS;
 
 /// How prompts are read.
 #[derive(Debug, Clone, Copy)]
 pub struct Reuse {
     /// Tokens of a piece
     pub n_ubatch: usize,
-    /// A token is computed as the same bits in any piece of more than [`MAX_GEMV_TOKENS`]
+    /// A token is computed as the same bits in any piece of more than [`MAX_ROW_TOKENS`]
     pub reads_alike: bool,
 }
 
@@ -23,7 +23,7 @@ impl Reuse {
 
     /// Whether pieces of a prompt count as they are: it has tokens that few others are computed with.
     fn has_few(self, n_prompt: usize) -> bool {
-        self.n_ubatch <= MAX_GEMV_TOKENS || self.last_piece(n_prompt) <= MAX_GEMV_TOKENS
+        self.n_ubatch <= MAX_ROW_TOKENS || self.last_piece(n_prompt) <= MAX_ROW_TOKENS
     }
 
     /// Of a prompt's first `n_common` tokens, which another one has read, how many it can take over.
@@ -34,7 +34,7 @@ impl Reuse {
         }
         // The last piece must not become one of few tokens.
         match (n_prompt - n_common) % self.n_ubatch {
-            n @ 1..=MAX_GEMV_TOKENS => n_common.saturating_sub(MAX_GEMV_TOKENS + 1 - n),
+            n @ 1..=MAX_ROW_TOKENS => n_common.saturating_sub(MAX_ROW_TOKENS + 1 - n),
             _ => n_common,
         }
     }
@@ -59,11 +59,11 @@ mod tests {
 
     #[test]
     fn every_token_is_read_as_without() {
-        for (n_ubatch, reads_alike) in [(32, true), (32, false), (8, true), (1, true), (20, true)] {
+        for (n_ubatch, reads_alike) in [(32, true), (32, false), (8, true), (16, true), (1, true), (20, true)] {
             let reuse = Reuse { n_ubatch, reads_alike };
             // What a token's bits depend on: the piece, or whether it is one of few tokens.
-            let kind = |piece: &std::ops::Range<usize>| match reads_alike && n_ubatch > MAX_GEMV_TOKENS {
-                true => (0..0, piece.len() <= MAX_GEMV_TOKENS),
+            let kind = |piece: &std::ops::Range<usize>| match reads_alike && n_ubatch > MAX_ROW_TOKENS {
+                true => (0..0, piece.len() <= MAX_ROW_TOKENS),
                 false => (piece.clone(), false),
             };
             let of =
@@ -87,6 +87,6 @@ mod tests {
             assert_eq!(reuse.left(0, 10), 0);
         }
         let reuse = Reuse { n_ubatch: 512, reads_alike: true };
-        assert_eq!((reuse.taken(811, 840), reuse.taken(811, 812), reuse.left(840, 840)), (811, 803, 840));
+        assert_eq!((reuse.taken(811, 840), reuse.taken(811, 812), reuse.left(840, 840)), (811, 795, 840));
     }
 }

@@ -17,7 +17,7 @@ use super::report::{BreakEven, Report};
 use super::reuse::Reuse;
 use super::threads::Fewer;
 use crate::error::{Error, Result};
-use crate::graph::{Batch, KV_STEP, Results};
+use crate::graph::{Batch, KV_STEP, MAX_ROW_TOKENS, Results};
 use crate::model::Model;
 use crate::prune::{
     self, Block, Costs, LeftOut, MaskSource, Masks, Notes, Observed, Pass, Pruning, Record, Reduced, Setup, Summary,
@@ -228,7 +228,7 @@ impl<'m> Session<'m> {
             let (n_tokens, duration, n_parts) = (piece.len(), began.elapsed(), self.engine.n_parts());
             trace.push(TracedBatch { first, n_tokens, start: began, duration, n_parts, nodes });
         }
-        if self.n_many == first && piece.len() > MAX_GEMV_TOKENS {
+        if self.n_many == first && piece.len() > MAX_ROW_TOKENS {
             self.n_many += piece.len();
         }
         self.tokens.extend_from_slice(piece);

@@ -7,7 +7,7 @@ use ggml::{Tensor, Type};
 use kernels::MAX_GEMV_TOKENS;
 
 use super::builder::GraphBuilder;
-use super::ops::{self, ColumnProduct, Combine, Operand, PanelProduct, RowProduct};
+use super::ops::{self, ColumnProduct, Combine, MAX_ROW_TOKENS, Operand, PanelProduct, RowProduct};
 use super::states::States;
 use crate::prune::{
     self, Block, GatherColumns, GatherRows, Pass, Reduced, ReducedLinear, ReducedMatrix, Role, column_type,
@@ -169,7 +169,7 @@ impl<'g> GraphBuilder<'_, 'g> {
         let kept = kept.filter(|_| operands.iter().any(|o| o.unit_rows.is_some()));
         let n_kept = kept.map_or(0, |k| k.n);
         let n_out = (operands.iter().step_by(combine.n_together())).map(|o| o.n_out(n_kept)).sum();
-        if n > MAX_GEMV_TOKENS || !is_direct {
+        if n > MAX_ROW_TOKENS || !is_direct {
             return self.panel_product(states, operands, combine, kept, None, n_out);
         }
         // The kernel does one kind of norm itself.

@@ -29,4 +29,4 @@ pub use builder::{GraphBuilder, GraphSlots, Task};
 pub use cache_type::CacheType;
 pub use inputs::Feed;
 pub use kv_cache::{CacheParams, KV_STEP, KvCache};
-pub use ops::{Clock, attend};
+pub use ops::{Clock, MAX_ROW_TOKENS, attend};

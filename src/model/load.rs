@@ -6,14 +6,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ggml::{BufferType, Device, Graph, Slot, Store, Type};
-use kernels::MAX_GEMV_TOKENS;
 
 use super::arch::{self, Architecture, Tensors};
 use super::hparams::Hparams;
 use super::options::Options;
 use crate::error::Result;
 use crate::gguf::Gguf;
-use crate::graph::{Clock, GraphBuilder, GraphSlots, KvCache, Layout, Pieces, Results, Task};
+use crate::graph::{Clock, GraphBuilder, GraphSlots, KvCache, Layout, MAX_ROW_TOKENS, Pieces, Results, Task};
 use crate::prune::{Pass, Scale};
 use crate::system::memory::Needs;
 use crate::weights::{Dims, Factors, Kernel, Kernels, Layer, Loaded, Loader, Mlp, Pack, Placement, pack_all};
@@ -102,13 +101,13 @@ impl Model {
     }
 
     /// Whether a token of a prompt is computed as the same bits whichever others are computed with it, as long as these are more than
-    /// [`MAX_GEMV_TOKENS`]: so it is with our kernels and, where they multiply, with our attention. ggml's round otherwise for other numbers
+    /// [`MAX_ROW_TOKENS`]: so it is with our kernels and, where they multiply, with our attention. ggml's round otherwise for other numbers
     /// of tokens.
     pub fn reads_alike(&self) -> bool {
         let Tensors { layers, per_layer, .. } = &self.tensors;
         let has_experts = layers.iter().any(|l| matches!(l.mlp, Mlp::Experts(_)));
         let mut weights = layers.iter().flat_map(Layer::weights).chain(per_layer.iter().map(|p| &p.projection));
-        !has_experts && weights.all(|w| w.kernel.is_own(MAX_GEMV_TOKENS + 1))
+        !has_experts && weights.all(|w| w.kernel.is_own(MAX_ROW_TOKENS + 1))
     }
 
     /// The model's shape.

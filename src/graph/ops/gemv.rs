@@ -1,7 +1,7 @@
-//! Products of a few tokens, with rows of weights where they are.
+//! Products of a few tokens with rows of weights where they are.
 
 use ggml::{Division, Op, Part, Parts, Source};
-use kernels::{Acts, GemvActs, Isa};
+use kernels::{Acts, GemvActs, Isa, MAX_GEMV_TOKENS};
 
 use super::operand::{Combine, Operand, Operands};
 use super::quantize::quantize_rows;
@@ -24,6 +24,10 @@ pub struct RowProduct {
     pub ids: Option<usize>,
 }
 
+/// The most tokens that are multiplied so. In two groups weights are read twice, the second time from the processor's own memory: that is still
+/// faster than to pack them.
+pub const MAX_ROW_TOKENS: usize = 2 * MAX_GEMV_TOKENS;
+
 /// Bytes of weights that a thread takes at once: with less, a processor that reads ahead starts anew too often.
 const PART_BYTES: usize = 2 << 20;
 
@@ -42,11 +46,16 @@ impl Op for RowProduct {
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
         let ids: &[i32] = self.ids.map_or(&[], |i| sources[i].row(0));
         let [k, n, ..] = sources[0].ne();
-        let acts = quantize_rows(&sources[0], self.gain.map(|i| &sources[i]), self.eps);
         let operands = Operands::new(&self.operands);
-        // The tokens for each operand's format, once for all parts of this thread.
-        let ready = |i: usize| Isa::best().gemv_acts(Acts::new(&acts, k, n), operands.rows(i).format());
-        let tokens: Vec<GemvActs> = (0..self.operands.len()).map(ready).collect();
+        // Groups of tokens that are multiplied at once, for each operand's format, once for all parts of this thread.
+        let size = n.div_ceil(n.div_ceil(MAX_GEMV_TOKENS));
+        let groups = (0..n).step_by(size).map(|first| {
+            let group = first..n.min(first + size);
+            let acts = quantize_rows(&sources[0], group.clone(), self.gain.map(|i| &sources[i]), self.eps);
+            let ready = |i: usize| Isa::best().gemv_acts(Acts::new(&acts, k, group.len()), operands.rows(i).format());
+            (first, (0..self.operands.len()).map(ready).collect())
+        });
+        let groups: Vec<(usize, Vec<GemvActs>)> = groups.collect();
         while let Some(mut out) = parts.next() {
             let range = out.columns();
             let mut first = 0;
@@ -60,9 +69,11 @@ impl Op for RowProduct {
                         let rows = operands.rows(number);
                         let row = |i: usize| rows.row(share.start - first + i, ids);
                         let mut all = vec![0.0f32; n * share.len()];
-                        Isa::best().gemv(&tokens[number], &row, share.len(), &mut |i, x| {
-                            x.iter().enumerate().for_each(|(t, x)| all[t * share.len() + i] = *x);
-                        });
+                        for (first, tokens) in &groups {
+                            Isa::best().gemv(&tokens[number], &row, share.len(), &mut |i, x| {
+                                (*first..).zip(x).for_each(|(t, x)| all[t * share.len() + i] = *x);
+                            });
+                        }
                         all
                     };
                     self.write(products, share.len(), share.start - range.start, &mut out);

@@ -18,7 +18,7 @@ pub use clock::{Clock, Mark};
 pub use columns::ColumnProduct;
 pub use experts::{Blend, ExpertProduct, OfChosen, Route};
 pub use gemm::{Ahead, PanelProduct};
-pub use gemv::RowProduct;
+pub use gemv::{MAX_ROW_TOKENS, RowProduct};
 pub use operand::{Combine, Operand};
 pub use put_rows::PutRows;
 pub use quantize::{Quantize, words};

@@ -1,5 +1,7 @@
 //! Activations in 8 bits.
 
+use std::ops::Range;
+
 use ggml::{Division, Op, Parts, Source};
 use kernels::{Isa, token_bytes};
 
@@ -37,11 +39,10 @@ fn quantize(tokens: &[&[f32]], gain: Option<&Source>, eps: f32, tile: &mut [u8])
     }
 }
 
-/// The activations of all rows of `x`, in one tile; see [`Quantize`].
-pub fn quantize_rows(x: &Source, gain: Option<&Source>, eps: f32) -> Vec<u8> {
-    let [k, n, ..] = x.ne();
-    let mut acts = vec![0u8; n * token_bytes(k)];
-    let tokens: Vec<&[f32]> = (0..n).map(|i| x.row(i)).collect();
+/// The activations of some rows of `x`, in one tile; see [`Quantize`].
+pub fn quantize_rows(x: &Source, rows: Range<usize>, gain: Option<&Source>, eps: f32) -> Vec<u8> {
+    let mut acts = vec![0u8; rows.len() * token_bytes(x.ne()[0])];
+    let tokens: Vec<&[f32]> = rows.map(|i| x.row(i)).collect();
     quantize(&tokens, gain, eps, &mut acts);
     acts
 }
