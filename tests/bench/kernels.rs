@@ -21,7 +21,7 @@ use ggml::{
     Device, Division, Executor, Graph, Op, Part, Parts, Place, Schedule, Slot, Source, Specs, Store, TensorSpec, Type,
     Usage, dequantize_row,
 };
-use kernels::{Acts, ColumnLayout, Columns, Format, Isa, MAX_GEMV_TOKENS, Out, Packed, Row, token_bytes};
+use kernels::{Acts, ColumnLayout, Columns, Format, Isa, MAX_GEMV_TOKENS, Out, Packed, Row, aligned, token_bytes};
 
 const SHAPES: [(usize, usize); 5] = [(576, 1536), (1536, 576), (4096, 4096), (4096, 11008), (11008, 4096)];
 const TOKENS: [usize; 4] = [1, 8, 64, 512];
@@ -160,9 +160,9 @@ impl Op for Product {
                         }),
                         None => {
                             let (n, columns, mut out) = (range.len(), columns.as_ref(), Tokens(&mut out));
-                            panel.resize(n.div_ceil(isa.panel_rows()) * isa.panel_bytes(acts.k()), 0);
-                            isa.pack(&row, n, *n_in, columns, &mut panel);
-                            let panels = Packed { bytes: &panel, format: *format, is_kept: columns.is_some() };
+                            let panels = aligned(&mut panel, n.div_ceil(isa.panel_rows()) * isa.panel_bytes(acts.k()));
+                            isa.pack(&row, n, *n_in, columns, panels);
+                            let panels = Packed { bytes: panels, format: *format, is_kept: columns.is_some() };
                             isa.gemm(panels, n, acts, &tokens, &mut out);
                         }
                     }

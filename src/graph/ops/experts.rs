@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use ggml::{Division, Op, Parts, Source};
-use kernels::{Acts, GemvActs, Isa, MAX_GEMV_TOKENS, Out, Packed};
+use kernels::{Acts, GemvActs, Isa, MAX_GEMV_TOKENS, Out, Packed, aligned};
 
 use super::gemv::share;
 use super::operand::{Combine, Operand, Operands};
@@ -257,16 +257,18 @@ impl ExpertProduct {
         let isa = Isa::best();
         let (at_once, n_bytes, k) =
             (isa.gemm_rows(all.k(), self.combine.n_together()), isa.panel_bytes(all.k()), all.k());
-        PANELS.with_borrow_mut(|panels| {
+        PANELS.with_borrow_mut(|scratch| {
             for start in columns.clone().step_by(at_once) {
                 let n = at_once.min(columns.end - start);
-                for (which, panels) in panels.iter_mut().enumerate().take(self.combine.n_together()) {
-                    panels.resize(n.div_ceil(isa.panel_rows()) * n_bytes, 0);
+                let mut panels: [&[u8]; 2] = Default::default();
+                for (which, room) in scratch.iter_mut().enumerate().take(self.combine.n_together()) {
+                    let packed = aligned(room, n.div_ceil(isa.panel_rows()) * n_bytes);
                     let rows = operands.rows(which);
-                    isa.pack(&|i| rows.row(first + start + i, &[]), n, k, None, panels);
+                    isa.pack(&|i| rows.row(first + start + i, &[]), n, k, None, packed);
+                    panels[which] = packed;
                 }
                 let panels = |which: usize| Packed {
-                    bytes: &panels[which],
+                    bytes: panels[which],
                     format: operands.rows(which).format(),
                     is_kept: false,
                 };

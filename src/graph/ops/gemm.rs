@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ggml::{Division, Op, Part, Parts, Source};
-use kernels::{Acts, Columns, Isa, Out, Packed};
+use kernels::{Acts, Columns, Isa, Out, Packed, aligned};
 
 use super::clock::Clock;
 use super::operand::{Combine, Operand, Operands};
@@ -130,24 +130,26 @@ impl PanelProduct {
         PANELS.with_borrow_mut(|scratch| {
             for start in rows.clone().step_by(at_once) {
                 let n = at_once.min(rows.end - start);
-                let packed = |which: usize| {
-                    let panels = self.operands[number + which].packed.as_ref().filter(|_| columns.is_none())?;
-                    panels.panels(start, n, n_bytes)
-                };
                 let began = Instant::now();
-                for (which, panels) in scratch.iter_mut().enumerate().take(self.combine.n_together()) {
-                    if packed(which).is_none() {
-                        let rows = shared.operands.rows(number + which);
-                        let row = |i: usize| rows.row(start + i, shared.ids);
-                        panels.resize(n.div_ceil(isa.panel_rows()) * n_bytes, 0);
-                        isa.pack(&row, n, n_in, columns, panels);
-                    }
+                let mut panels: [&[u8]; 2] = Default::default();
+                for (which, room) in scratch.iter_mut().enumerate().take(self.combine.n_together()) {
+                    let packed = self.operands[number + which].packed.as_ref().filter(|_| columns.is_none());
+                    panels[which] = match packed.and_then(|packed| packed.panels(start, n, n_bytes)) {
+                        Some(panels) => panels,
+                        None => {
+                            let rows = shared.operands.rows(number + which);
+                            let row = |i: usize| rows.row(start + i, shared.ids);
+                            let panels = aligned(room, n.div_ceil(isa.panel_rows()) * n_bytes);
+                            isa.pack(&row, n, n_in, columns, panels);
+                            panels
+                        }
+                    };
                 }
                 if let Some(clock) = &self.clock {
                     clock.add_pack(began.elapsed());
                 }
                 let panels = |which: usize| Packed {
-                    bytes: packed(which).unwrap_or(&scratch[which]),
+                    bytes: panels[which],
                     format: shared.operands.rows(number + which).format(),
                     is_kept: columns.is_some(),
                 };
