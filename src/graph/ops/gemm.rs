@@ -76,11 +76,11 @@ impl Op for PanelProduct {
         let ahead = self.ahead.map(|a| (&sources[a.products], sources[a.tokens].row::<i32>(0)));
         let mut is_ahead = vec![false; sources[0].ne()[1]];
         ahead.iter().flat_map(|a| a.1).for_each(|&t| is_ahead[t as usize] = true);
-        // Tiles of tokens are multiplied as a whole, so that nothing is copied, unless none of its tokens is missing.
+        // Of a tile in which one token has no products yet all are multiplied: it can be read where it is.
         let tile = Isa::best().tile_tokens();
         let is_missing = |t: &usize| is_ahead[t / tile * tile..].iter().take(tile).any(|is_ahead| !is_ahead);
         let tokens = (0..is_ahead.len()).filter(is_missing).collect();
-        let acts = Acts::new(sources[0].all_bytes(), k, Isa::best().tile_tokens());
+        let acts = Acts::new(sources[0].all_bytes(), k, tile);
         let shared = Shared { operands: Operands::new(&self.operands), ids, columns, acts, tokens };
         while let Some(mut out) = parts.next() {
             let range = out.columns();

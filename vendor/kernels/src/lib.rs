@@ -103,8 +103,8 @@ impl Isa {
         self.run(panel::PanelBytes { k })
     }
 
-    /// Rows that are best packed and multiplied at once, `k` inputs of each of `n_matrices`: several panels share what [`Isa::gemm`] does for
-    /// each token, and all of them should fit into the processor's second nearest memory, of half a megabyte or more.
+    /// Rows that are best packed and multiplied at once, `k` inputs of each of `n_matrices`: several panels share what is read of the tokens, and
+    /// all of them should fit into the processor's second nearest memory, of half a megabyte or more.
     pub fn gemm_rows(self, k: usize, n_matrices: usize) -> usize {
         (512usize << 10).div_ceil(n_matrices * self.panel_bytes(k)).min(4) * self.panel_rows()
     }
