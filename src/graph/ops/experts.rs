@@ -180,9 +180,12 @@ impl ExpertProduct {
         let [n_used, n_tokens, ..] = sources[1].ne();
         let per_token = sources[0].ne()[1] / n_tokens;
         // Each row of the activations for each operand's format, once for all parts of this thread.
-        let ready = |a: usize, i: usize| isa.gemv_acts(Acts::new(&all.of(&[a]), k, 1), operands.rows(i).format());
-        let acts: Vec<Vec<GemvActs>> =
-            (0..n_tokens * per_token).map(|a| (0..self.operands.len()).map(|i| ready(a, i)).collect()).collect();
+        let ready = |a: usize| {
+            let own = all.of(&[a]);
+            let ready = |i: usize| isa.gemv_acts(Acts::new(&own, k, 1), operands.rows(i).format());
+            (0..self.operands.len()).map(ready).collect()
+        };
+        let acts: Vec<Vec<GemvActs>> = (0..n_tokens * per_token).map(ready).collect();
         let mut up = Vec::new();
         while let Some(mut out) = parts.next() {
             let columns = out.columns();

@@ -119,8 +119,11 @@ impl<'a> Acts<'a> {
     /// # Panics
     /// If a token is beyond those that there are.
     pub fn of(&self, tokens: &[usize]) -> Vec<u8> {
-        let groups = |t: usize| (0..self.n_groups()).flat_map(move |g| *self.group(t, g).0);
-        tokens.iter().flat_map(|&t| groups(t)).collect()
+        let mut all = Vec::with_capacity(tokens.len() * token_bytes(self.k));
+        for token in tokens.iter().map(|&t| self.token(t)) {
+            (0..self.n_groups()).for_each(|g| all.extend_from_slice(token.group(g).0));
+        }
+        all
     }
 
     /// Groups of a token.
@@ -137,12 +140,29 @@ impl<'a> Acts<'a> {
             .then(|| (&self.bytes[t * token_bytes(self.k)..][..n * token_bytes(self.k)], n))
     }
 
-    /// Group `g` of token `t`.
+    /// One token.
     #[inline(always)]
-    pub(crate) fn group(&self, t: usize, g: usize) -> Group<'a> {
+    pub(crate) fn token(&self, t: usize) -> Token<'a> {
         let at = t % self.tile_tokens;
         let (tile, n) = self.tile(t - at).expect("a tile");
-        Group(tile[(g * n + at) * GROUP_BYTES..].first_chunk().expect("a group"))
+        Token { bytes: &tile[at * GROUP_BYTES..], stride: n * GROUP_BYTES }
+    }
+}
+
+/// One token's activations.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Token<'a> {
+    /// Of its tile, from its first group on
+    bytes: &'a [u8],
+    /// Bytes from a group to the token's next one
+    stride: usize,
+}
+
+impl<'a> Token<'a> {
+    /// Group `g`.
+    #[inline(always)]
+    pub fn group(&self, g: usize) -> Group<'a> {
+        Group(self.bytes[g * self.stride..].first_chunk().expect("a group"))
     }
 }
 

@@ -36,9 +36,10 @@ type Groups<const T: usize> = [[u8; GROUP_BYTES]; T];
 #[inline(always)]
 fn gather<const T: usize>(acts: Acts, tokens: &[usize; T], tile: &mut Vec<u8>) {
     tile.clear();
+    let tokens = tokens.map(|t| acts.token(t));
     for g in 0..acts.n_groups() {
-        for &t in tokens {
-            tile.extend_from_slice(acts.group(t, g).0);
+        for token in &tokens {
+            tile.extend_from_slice(token.group(g).0);
         }
     }
 }
@@ -182,7 +183,7 @@ pub(crate) struct Gemm<'a> {
     pub n_rows: usize,
     pub acts: Acts<'a>,
     pub tokens: &'a [usize],
-    /// Room for a tile of tokens that are none where they are
+    /// Room for tokens that do not lie in a tile of their own
     pub gathered: &'a mut Vec<u8>,
     pub out: &'a mut dyn Out,
 }

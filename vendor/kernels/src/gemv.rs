@@ -146,6 +146,7 @@ impl GemvActs {
         let mut all = GemvActs { format: "", n_tokens, codes: Vec::new(), scales: Vec::new(), sums: Vec::new() };
         for step in 0..acts.k().div_ceil(n_inputs) {
             for t in 0..n_tokens {
+                let token = acts.token(t);
                 let mut codes = [Codes([0; 64]); 4];
                 let (mut scales, mut sums) = ([0.0; 4], [0.0; 4]);
                 for i in 0..n_inputs / PIECE {
@@ -154,7 +155,7 @@ impl GemvActs {
                     if g >= acts.n_groups() {
                         continue;
                     }
-                    let group = acts.group(t, g);
+                    let group = token.group(g);
                     let piece: &[u8; PIECE] = group.codes()[at..].first_chunk().expect("a piece of a group");
                     codes[i * PIECE / 64].0[i * PIECE % 64..][..PIECE].copy_from_slice(piece);
                     if let Some(lanes) = lanes {
@@ -179,8 +180,9 @@ impl GemvActs {
     /// Adds scale and sum of each group, token by token.
     pub(crate) fn add_groups(&mut self, acts: Acts) {
         for t in 0..self.n_tokens {
+            let token = acts.token(t);
             for g in 0..acts.n_groups() {
-                let group = acts.group(t, g);
+                let group = token.group(g);
                 self.scales.push(group.scale());
                 self.sums.push(group.sum());
             }
@@ -190,8 +192,9 @@ impl GemvActs {
     /// Adds scale and sum, times a factor, of each half of a group, token by token.
     pub(crate) fn add_halves(&mut self, acts: Acts, factor: i32) {
         for t in 0..self.n_tokens {
+            let token = acts.token(t);
             for g in 0..acts.n_groups() {
-                let group = acts.group(t, g);
+                let group = token.group(g);
                 for half in 0..2 {
                     self.scales.push(group.scale());
                     self.sums.push((factor * group.half(half)) as f32 * group.scale());

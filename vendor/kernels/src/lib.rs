@@ -50,12 +50,12 @@ thread_local! {
     static ATTEND_BUFFERS: RefCell<attend::Buffers> = RefCell::default();
 }
 
-/// `n` bytes of `room`, which grows if it must. They begin where a vector of any instruction set is within one line of the processor's memory:
-/// vectors of panels that begin elsewhere take twice as long to read.
+/// `n` bytes of `room`, which grows if it must, for panels. They begin at a line of the processor's cache: a vector that lies across two lines
+/// may take twice as long to read.
 pub fn aligned(room: &mut Vec<u8>, n: usize) -> &mut [u8] {
     const LINE: usize = 64;
     room.resize(room.len().max(n + LINE - 1), 0);
-    // Only a compiler that computes this in advance does not know the address.
+    // `align_offset` may answer that it does not know, with a huge number: then it is only slower.
     let at = room.as_ptr().align_offset(LINE).min(LINE - 1);
     &mut room[at..at + n]
 }
