@@ -237,6 +237,8 @@ fn compare_on_gpu(models: impl Iterator<Item = (String, Forge)>) {
             _ => 1e-2,
         };
         for n in [forge.n_layer as u32 + 1, 2, 1] {
+            // Layers on the CPU come first, and none of their operations is moved to the GPU.
+            assert_eq!(parts(&load(&path, Kernels::Ggml, n), None, &stats), dense, "{name}, {n} on the GPU: parts");
             compare(&format!("{name}, {n} on the GPU"), &own, &load(&path, Kernels::Auto, n), Some(0.05), error);
         }
     }

@@ -44,9 +44,13 @@ impl Drop for Schedule {
 fn scheduler(backends: &Backends, max_tensors: usize) -> NonNull<sys::ggml_backend_sched> {
     let mut pointers = backends.pointers();
     let n = i32::try_from(pointers.len()).expect("devices are few");
+    // What weights in the host's memory are multiplied with is not moved to a GPU, as ggml can do from some tokens on: their layer is computed on
+    // the CPU, whole, at any number of tokens.
+    let (is_parallel, moves_operations) = (false, false);
     // SAFETY: the array holds n live backends, the CPU last as ggml asks; null selects their own buffer types.
     let sched = unsafe {
-        sys::ggml_backend_sched_new(pointers.as_mut_ptr(), std::ptr::null_mut(), n, max_tensors, false, true)
+        let (backends, own_types) = (pointers.as_mut_ptr(), std::ptr::null_mut());
+        sys::ggml_backend_sched_new(backends, own_types, n, max_tensors, is_parallel, moves_operations)
     };
     NonNull::new(sched).expect("ggml_backend_sched_new never fails")
 }
