@@ -7,7 +7,7 @@ use crate::acts::{Acts, GROUP, GROUP_BYTES, Group};
 use crate::formats::Format;
 use crate::isa::{Kernel, Simd};
 use crate::math::Activation;
-use crate::panel::{Codes, VECS, group_bytes, panel_rows};
+use crate::panel::{Codes, MAX_ROWS, VECS, group_bytes, panel_rows};
 
 /// Where a gemm writes its results.
 pub trait Out {
@@ -25,9 +25,6 @@ pub struct Packed<'a> {
     /// Whether of the rows' columns only some were kept
     pub is_kept: bool,
 }
-
-/// The most rows of a panel.
-const MAX_ROWS: usize = 32;
 
 /// What `T` tokens have of a group, see [`crate::acts`].
 type Groups<const T: usize> = [[u8; GROUP_BYTES]; T];

@@ -50,13 +50,13 @@ thread_local! {
     static ATTEND_BUFFERS: RefCell<attend::Buffers> = RefCell::default();
 }
 
-/// `n` bytes of `room`, which grows if it must, for panels. They begin at a line of the processor's cache: a vector that lies across two lines
-/// may take twice as long to read.
-pub fn aligned(room: &mut Vec<u8>, n: usize) -> &mut [u8] {
-    const LINE: usize = 64;
-    room.resize(room.len().max(n + LINE - 1), 0);
+/// `n` elements of `room`, which grows if it must. They begin at a line of the processor's cache: a vector that lies across two lines may take twice
+/// as long to read.
+pub fn aligned<T: Clone + Default>(room: &mut Vec<T>, n: usize) -> &mut [T] {
+    let line = 64 / size_of::<T>();
+    room.resize(room.len().max(n + line - 1), T::default());
     // `align_offset` may answer that it does not know, with a huge number: then it is only slower.
-    let at = room.as_ptr().align_offset(LINE).min(LINE - 1);
+    let at = room.as_ptr().align_offset(64).min(line - 1);
     &mut room[at..at + n]
 }
 

@@ -17,11 +17,11 @@
 //! is `scale * (code - excess)`, where the excess is half the number of codes (4 or 32), and each half of a group has a scale of its own: where
 //! other types have scales there are those of first halves, and where they have minima those of second halves.
 
-use crate::RowFn;
 use crate::acts::{GROUP, SPAN, scales};
 use crate::columns::Columns;
-use crate::formats::{Format, Row, Weight, is_row, with_weight};
+use crate::formats::{Block, Format, Weight, is_row, with_weight};
 use crate::isa::{Kernel, Simd};
+use crate::{RowFn, aligned};
 
 /// Vectors that a panel's rows fill: two, so that gemm uses each activation that it broadcasts twice.
 pub(crate) const VECS: usize = 2;
@@ -117,19 +117,46 @@ pub(crate) fn quantize<S: Simd>(s: S, x: &[f32], out: PanelRow) {
     }
 }
 
+/// The most rows of a panel.
+pub(crate) const MAX_ROWS: usize = 32;
+
+/// Inputs of a panel's rows that are packed at once, or somewhat more: their codes stay in the processor's nearest memory until the panel is written.
+const PIECE: usize = 512;
+
+/// Codes of a piece of a row are followed by so many bytes that nobody reads. Without them rows would be a power of two apart, and processors
+/// have room for few of such places in their nearest memory.
+const GAP: usize = 64;
+
+/// Scales of groups whose largest magnitudes are these, and what makes codes of their values: the largest becomes 127. As in `acts::scales`, a value
+/// that is NaN or infinite makes its group NaN.
+#[inline(always)]
+pub(crate) fn scales_of<S: Simd>(s: S, largest: S::F) -> (S::F, S::F) {
+    let scale = s.fma(largest, s.splat(0.0), s.div(largest, s.splat(127.0)));
+    (scale, s.div(s.splat(127.0), s.max(largest, s.splat(1e-35))))
+}
+
 /// What packing writes in between. Each thread keeps it.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    /// `[panel_rows][width]`
     codes: Vec<u8>,
-    /// `[panel_rows][n_groups]`
     scales: Vec<f32>,
-    /// `[panel_rows][n_groups]`
     minima: Vec<f32>,
-    /// A row's values
     floats: Vec<f32>,
-    /// Of these the kept ones
     kept: Vec<f32>,
+}
+
+/// Room in it for a piece of a panel's rows.
+struct Room<'a> {
+    /// `[panel_rows][piece + GAP]`
+    codes: &'a mut [u8],
+    /// `[panel_rows][groups of a piece]`
+    scales: &'a mut [f32],
+    /// `[panel_rows][groups of a piece]`
+    minima: &'a mut [f32],
+    /// Values of a row
+    floats: &'a mut [f32],
+    /// Of these the kept ones, and a vector more
+    kept: &'a mut [f32],
 }
 
 /// See [`crate::Isa::pack`].
@@ -149,73 +176,105 @@ impl Kernel for Pack<'_, '_> {
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
         let Pack { row, n_rows, n_in, columns, scratch, panels } = self;
-        let n_groups = 2 * columns.map_or(n_in, Columns::len).div_ceil(SPAN);
-        let width = n_groups * GROUP;
-        let Scratch { codes, scales, minima, floats, kept } = scratch;
-        let rows = panel_rows::<S>();
-        codes.resize(rows * width, 0);
-        scales.resize(rows * n_groups, 0.0);
-        minima.resize(rows * n_groups, 0.0);
-        floats.resize(n_in.next_multiple_of(SPAN), 0.0);
-        assert_eq!(panels.len(), n_rows.div_ceil(rows) * n_groups * group_bytes::<S>(), "bytes of panels");
-        for (p, panel) in panels.chunks_exact_mut(n_groups * group_bytes::<S>()).enumerate() {
-            for i in 0..rows {
-                let groups = i * n_groups..(i + 1) * n_groups;
-                let out = PanelRow {
-                    codes: &mut codes[i * width..(i + 1) * width],
-                    scales: &mut scales[groups.clone()],
-                    minima: &mut minima[groups],
-                };
-                if p * rows + i >= n_rows {
-                    out.codes.fill(0);
-                    out.scales.fill(0.0);
-                    out.minima.fill(0.0);
-                    continue;
-                }
-                let Row { bytes, format } = row(p * rows + i);
-                assert!(with_weight!(format, w => is_row(w, bytes, n_in)), "a row of {n_in} inputs");
-                with_weight!(format, weight => s.run(PackRow { weight, bytes, n_in, columns, floats, kept, out }));
+        let Some(format) = (n_rows > 0).then(|| row(0).format) else { return };
+        let width = columns.map_or(n_in, Columns::len).next_multiple_of(SPAN);
+        let span_bytes = 2 * group_bytes::<S>();
+        assert_eq!(panels.len(), n_rows.div_ceil(panel_rows::<S>()) * (width / SPAN) * span_bytes, "bytes of panels");
+        // Of kept columns, and of a type of unknown blocks, nobody can say which bytes a piece of a row is made of.
+        let block = with_weight!(format, w => block(w)).filter(|_| columns.is_none());
+        let piece = if block.is_some() && width >= 2 * PIECE { PIECE } else { width };
+        let piece_bytes = block.map_or(usize::MAX, |block| piece / block.inputs * block.bytes);
+        let rows_of = |panel: usize| {
+            let (first, mut rows) = (panel * panel_rows::<S>(), [&[][..]; MAX_ROWS]);
+            for (i, bytes) in (first..n_rows.min(first + panel_rows::<S>())).zip(&mut rows) {
+                let row = row(i);
+                debug_assert_eq!(row.format.name(), format.name(), "rows of one format");
+                assert!(with_weight!(format, w => is_row(w, row.bytes, n_in)), "a row of {n_in} inputs");
+                *bytes = row.bytes;
             }
-            interleave(s, codes, [scales, minima], panel);
+            rows
+        };
+        let n_floats = panel_rows::<S>() * piece / GROUP;
+        let mut room = Room {
+            codes: aligned(&mut scratch.codes, panel_rows::<S>() * (piece + GAP)),
+            scales: aligned(&mut scratch.scales, n_floats),
+            minima: aligned(&mut scratch.minima, n_floats),
+            floats: aligned(&mut scratch.floats, if block.is_some() { piece } else { n_in.next_multiple_of(SPAN) }),
+            kept: aligned(&mut scratch.kept, if columns.is_some() { width + S::LANES } else { 0 }),
+        };
+        let mut next = rows_of(0);
+        for (p, panel) in panels.chunks_exact_mut(width / SPAN * span_bytes).enumerate() {
+            let mut rows = next;
+            next = rows_of(p + 1);
+            let n = panel_rows::<S>().min(n_rows - p * panel_rows::<S>());
+            for (i, part) in panel.chunks_mut(piece / SPAN * span_bytes).enumerate() {
+                let width = part.len() / span_bytes * SPAN;
+                let mut now = [&[][..]; MAX_ROWS];
+                for ((now, rest), next) in now.iter_mut().zip(&mut rows).zip(next) {
+                    (*now, *rest) = rest.split_at(piece_bytes.min(rest.len()));
+                    // The processor reads ahead by itself, but not of so many rows at once, nor beyond a page of memory.
+                    let soon = if rest.is_empty() { next } else { rest };
+                    s.prefetch(&soon[..piece_bytes.min(soon.len())]);
+                }
+                let n_in = if block.is_some() { width.min(n_in - i * piece) } else { n_in };
+                let (rows, room) = (&now[..n], &mut room);
+                with_weight!(format, weight => s.run(PackPiece { weight, rows, n_in, width, columns, room }));
+                s.run(Interleave { width, room, panel: part });
+            }
         }
     }
 }
 
-/// One row on its way into a panel.
-struct PackRow<'a, W> {
-    weight: W,
-    bytes: &'a [u8],
-    n_in: usize,
-    columns: Option<&'a Columns>,
-    floats: &'a mut [f32],
-    kept: &'a mut Vec<f32>,
-    out: PanelRow<'a>,
+/// The block of a type.
+fn block<W: Weight>(_: W) -> Option<Block> {
+    W::BLOCK
 }
 
-impl<W: Weight> Kernel for PackRow<'_, W> {
+/// As many inputs of a panel's rows as are packed at once.
+struct PackPiece<'a, 'r, W> {
+    weight: W,
+    /// The bytes of these inputs; rows that the panel has beyond them become zeros
+    rows: &'a [&'a [u8]],
+    n_in: usize,
+    /// Inputs of the panel that are made of them
+    width: usize,
+    columns: Option<&'a Columns>,
+    room: &'a mut Room<'r>,
+}
+
+impl<W: Weight> Kernel for PackPiece<'_, '_, W> {
     type Out = ();
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let PackRow { weight, bytes, n_in, columns, floats, kept, out } = self;
-        match columns {
-            None if S::SMALL_SUMS && W::SMALL_CODES != Codes::Eight => weight.small_row(s, bytes, out),
-            None => weight.panel_row(s, bytes, n_in, floats, out),
-            Some(columns) => {
-                let width = out.codes.len();
-                weight.decode(s, bytes, &mut floats[..n_in]);
-                keep(s, columns, n_in, floats, kept, width);
-                quantize(s, &kept[..width], out);
+        let PackPiece { weight, rows, n_in, width, columns, room } = self;
+        let floats = &mut room.floats[..n_in.next_multiple_of(SPAN)];
+        let codes = room.codes.chunks_exact_mut(width + GAP);
+        let numbers = room.scales.chunks_exact_mut(width / GROUP).zip(room.minima.chunks_exact_mut(width / GROUP));
+        for (i, (codes, (scales, minima))) in codes.zip(numbers).enumerate().take(panel_rows::<S>()) {
+            let out = PanelRow { codes: &mut codes[..width], scales, minima };
+            let Some(row) = rows.get(i) else {
+                out.codes.fill(0);
+                out.scales.fill(0.0);
+                out.minima.fill(0.0);
+                continue;
+            };
+            match columns {
+                None if S::SMALL_SUMS && W::SMALL_CODES != Codes::Eight => weight.small_row(s, row, out),
+                None => weight.panel_row(s, row, n_in, floats, out),
+                Some(columns) => {
+                    weight.decode(s, row, &mut floats[..n_in]);
+                    keep(s, columns, n_in, floats, room.kept, width);
+                    quantize(s, &room.kept[..width], out);
+                }
             }
         }
     }
 }
 
-/// Writes the kept ones of `n_in` floats to `kept`, and zeros up to `width`. There may be more floats.
+/// Writes the kept ones of `n_in` floats to `kept`, and zeros up to `width`. There may be more floats, and `kept` has a vector more.
 #[inline(always)]
-fn keep<S: Simd>(s: S, columns: &Columns, n_in: usize, floats: &[f32], kept: &mut Vec<f32>, width: usize) {
-    // `compress` writes up to a whole vector.
-    kept.resize(width + S::LANES, 0.0);
+fn keep<S: Simd>(s: S, columns: &Columns, n_in: usize, floats: &[f32], kept: &mut [f32], width: usize) {
     let mut n = 0;
     let bits = |i: usize| columns.masks()[i / 32] >> (i % 32) & ((1u64 << S::LANES) - 1) as u32;
     for (j, x) in floats.chunks_exact(S::LANES).enumerate() {
@@ -226,32 +285,42 @@ fn keep<S: Simd>(s: S, columns: &Columns, n_in: usize, floats: &[f32], kept: &mu
     kept[n..width].fill(0.0);
 }
 
-/// Writes a panel: codes `[panel_rows][width]`, and scales and minima `[panel_rows][n_groups]`, change from row by row to group by group.
-#[inline(always)]
-fn interleave<S: Simd>(s: S, codes: &[u8], floats: [&[f32]; 2], panel: &mut [u8]) {
-    let rows = panel_rows::<S>();
-    let (width, n_groups) = (codes.len() / rows, floats[0].len() / rows);
-    let offset = s.splat_i(i32::from_le_bytes([S::OFFSET as u8; 4]));
-    let mut square = [s.splat_i(0); 16];
-    for (p, both) in panel.chunks_exact_mut(2 * group_bytes::<S>()).enumerate() {
-        for v in 0..VECS {
-            for part in 0..16 / S::LANES {
-                let square = &mut square[..S::LANES];
-                for (i, r) in square.iter_mut().enumerate() {
-                    *r = s.load_i(&codes[(v * S::LANES + i) * width + p * SPAN + part * 4 * S::LANES..]);
-                }
-                s.transpose(square);
-                for (i, r) in square.iter().enumerate() {
-                    let four = part * S::LANES + i;
-                    let at = four / 8 * group_bytes::<S>() + (v * GROUP / 4 + four % 8) * S::LANES * 4;
-                    s.store_i(s.add_bytes(*r, offset), &mut both[at..]);
+/// Writes the part of a panel that a piece of its rows is: codes, scales and minima change from row by row to group by group.
+struct Interleave<'a, 'r> {
+    width: usize,
+    room: &'a Room<'r>,
+    panel: &'a mut [u8],
+}
+
+impl Kernel for Interleave<'_, '_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        let Interleave { width, room: Room { codes, scales, minima, .. }, panel } = self;
+        let (rows, n_groups, row) = (panel_rows::<S>(), width / GROUP, width + GAP);
+        let offset = s.splat_i(i32::from_le_bytes([S::OFFSET as u8; 4]));
+        let mut square = [s.splat_i(0); 16];
+        for (p, both) in panel.chunks_exact_mut(2 * group_bytes::<S>()).enumerate() {
+            for v in 0..VECS {
+                for part in 0..16 / S::LANES {
+                    let square = &mut square[..S::LANES];
+                    for (i, r) in square.iter_mut().enumerate() {
+                        *r = s.load_i(&codes[(v * S::LANES + i) * row + p * SPAN + part * 4 * S::LANES..]);
+                    }
+                    s.transpose(square);
+                    for (i, r) in square.iter().enumerate() {
+                        let four = part * S::LANES + i;
+                        let at = four / 8 * group_bytes::<S>() + (v * GROUP / 4 + four % 8) * S::LANES * 4;
+                        s.store_i(s.add_bytes(*r, offset), &mut both[at..]);
+                    }
                 }
             }
-        }
-        for (half, group) in both.chunks_exact_mut(group_bytes::<S>()).enumerate() {
-            for (to, floats) in group[rows * GROUP..].chunks_exact_mut(4 * rows).zip(floats) {
-                for (i, to) in to.chunks_exact_mut(4).enumerate() {
-                    to.copy_from_slice(&floats[i * n_groups + 2 * p + half].to_le_bytes());
+            for (half, group) in both.chunks_exact_mut(group_bytes::<S>()).enumerate() {
+                for (to, floats) in group[rows * GROUP..].chunks_exact_mut(4 * rows).zip([scales, minima]) {
+                    for (i, to) in to.chunks_exact_mut(4).enumerate() {
+                        to.copy_from_slice(&floats[i * n_groups + 2 * p + half].to_le_bytes());
+                    }
                 }
             }
         }

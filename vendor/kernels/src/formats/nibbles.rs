@@ -8,7 +8,7 @@ use super::BLOCK;
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Lanes, PIECE, Rows, Step, Sums, vector};
 use crate::isa::Simd;
-use crate::panel::PanelRow;
+use crate::panel::{PanelRow, scales_of};
 
 /// The codes of a block of 32: the lower nibbles of 16 bytes, then the upper ones.
 #[inline(always)]
@@ -31,9 +31,7 @@ pub(crate) fn panel_scales<S: Simd>(s: S, d: &mut [f32; 16], m: &mut [f32; 16]) 
         let (first, least) = (s.load_f(&d[i..]), s.load_f(&m[i..]));
         let last = s.fma(first, s.splat(15.0), least);
         let largest = s.max_abs(s.max_abs(s.splat(0.0), least), last);
-        // As in `acts::scales`, a value that is NaN or infinite makes the block NaN.
-        let scale = s.fma(largest, s.splat(0.0), s.div(largest, s.splat(127.0)));
-        let inverse = s.div(s.splat(127.0), s.max(largest, s.splat(1e-35)));
+        let (scale, inverse) = scales_of(s, largest);
         s.store_f(scale, &mut scales[i..]);
         s.store_f(s.mul(first, inverse), &mut d[i..]);
         s.store_f(s.mul(least, inverse), &mut m[i..]);

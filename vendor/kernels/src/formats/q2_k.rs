@@ -10,17 +10,16 @@
 //! codes of inputs `i`, `32 + i`, `64 + i` and `96 + i`, the first in its lowest bits. A weight is
 //! `scale * block's scale * code - minimum * block's minimum`.
 
+use super::super_blocks::{self, INPUTS, N_BLOCKS, SuperBlocks};
 use super::{Block, Weight};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, PIECE, Rows, Sums, vector};
 use crate::isa::Simd;
+use crate::panel::PanelRow;
 
-const INPUTS: usize = 256;
 const BYTES: usize = 84;
 const CODES: usize = 16;
 const SCALE: usize = 80;
-/// Blocks of a super-block.
-pub(crate) const N_BLOCKS: usize = 16;
 /// Bytes of its codes' lower two bits.
 const CODE_BYTES: usize = 64;
 
@@ -48,19 +47,12 @@ impl Weight for Q2K {
 
     #[inline(always)]
     fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
-        let mut bytes = [0u8; INPUTS];
-        for (b, out) in row.chunks_exact(BYTES).zip(out.chunks_exact_mut(INPUTS)) {
-            codes(&b[CODES..], &mut bytes);
-            let (d, dmin) = Q2K::factors(s, b);
-            let (scales, minima) = Q2K::scales(b);
-            let blocks = bytes.chunks_exact(16).zip(out.chunks_exact_mut(16)).zip(scales.into_iter().zip(minima));
-            for ((codes, out), (scale, minimum)) in blocks {
-                let (d, m) = (s.splat(d * f32::from(scale)), s.splat(dmin * f32::from(minimum)));
-                for (c, x) in codes.chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
-                    s.store_f(s.fma(s.load_i8(c), d, m), x);
-                }
-            }
-        }
+        super_blocks::decode::<S, Q2K>(s, row, out);
+    }
+
+    #[inline(always)]
+    fn panel_row<S: Simd>(self, s: S, row: &[u8], _n_in: usize, _scratch: &mut [f32], out: PanelRow) {
+        super_blocks::panel_row::<S, Q2K>(s, row, out);
     }
 
     const GEMV: bool = true;
@@ -73,6 +65,19 @@ impl Weight for Q2K {
     #[inline(always)]
     fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
         dot::<S, Q2K, T, R, BYTES>(s, rows, acts)
+    }
+}
+
+impl SuperBlocks for Q2K {
+    const BYTES: usize = BYTES;
+    const RANGE: [f32; 2] = [0.0, 3.0];
+
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, b: &[u8], to: &mut [u8; INPUTS]) -> [[f32; N_BLOCKS]; 2] {
+        codes(&b[CODES..], to);
+        let (d, dmin) = Q2K::factors(s, b);
+        let (scales, minima) = Q2K::scales(b);
+        [scales.map(|scale| d * f32::from(scale)), minima.map(|minimum| dmin * f32::from(minimum))]
     }
 }
 

@@ -12,14 +12,14 @@
 //! two of scales `i`, `4 + i`, `8 + i` and `12 + i`, the first in its lowest bits. A weight is
 //! `scale * (block's scale - 32) * (code - 4)`.
 
-use super::q2_k::{self, N_BLOCKS, Quarters};
+use super::q2_k::{self, Quarters};
+use super::super_blocks::{self, INPUTS, N_BLOCKS, SuperBlocks};
 use super::{Block, Weight, nibbles};
 use crate::acts::{Acts, GROUP};
 use crate::gemv::{GemvActs, Rows, Sums};
 use crate::isa::Simd;
 use crate::panel::{Codes, PanelRow};
 
-const INPUTS: usize = 256;
 const BYTES: usize = 110;
 const LOWER: usize = 32;
 const SCALES: usize = 96;
@@ -52,17 +52,12 @@ impl Weight for Q3K {
 
     #[inline(always)]
     fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
-        let mut bytes = [0u8; INPUTS];
-        for (b, out) in row.chunks_exact(BYTES).zip(out.chunks_exact_mut(INPUTS)) {
-            codes::<S, { EXCESS as u8 }>(s, b, &mut bytes);
-            let (d, _) = Q3K::factors(s, b);
-            for ((codes, out), scale) in bytes.chunks_exact(16).zip(out.chunks_exact_mut(16)).zip(Q3K::scales(b).0) {
-                let d = s.splat(d * f32::from(scale as i8));
-                for (c, x) in codes.chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
-                    s.store_f(s.mul(s.load_i8(c), d), x);
-                }
-            }
-        }
+        super_blocks::decode::<S, Q3K>(s, row, out);
+    }
+
+    #[inline(always)]
+    fn panel_row<S: Simd>(self, s: S, row: &[u8], _n_in: usize, _scratch: &mut [f32], out: PanelRow) {
+        super_blocks::panel_row::<S, Q3K>(s, row, out);
     }
 
     const SMALL_CODES: Codes = Codes::Three;
@@ -85,6 +80,18 @@ impl Weight for Q3K {
     #[inline(always)]
     fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
         q2_k::dot::<S, Q3K, T, R, BYTES>(s, rows, acts)
+    }
+}
+
+impl SuperBlocks for Q3K {
+    const BYTES: usize = BYTES;
+    const RANGE: [f32; 2] = [-4.0, 3.0];
+
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, b: &[u8], to: &mut [u8; INPUTS]) -> [[f32; N_BLOCKS]; 2] {
+        codes::<S, { EXCESS as u8 }>(s, b, to);
+        let (d, _) = Q3K::factors(s, b);
+        [Q3K::scales(b).0.map(|scale| d * f32::from(scale as i8)), [0.0; N_BLOCKS]]
     }
 }
 

@@ -9,13 +9,13 @@
 //!
 //! It is [Q4_K](super::q4_k) with a fifth bit for each code. A weight is `scale * block's scale * code - minimum * block's minimum`.
 
+use super::super_blocks::{self, INPUTS, N_BLOCKS, SuperBlocks};
 use super::{BLOCK, Block, Weight, nibbles, q4_k};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Rows, Sums};
 use crate::isa::Simd;
 use crate::panel::{Codes, PanelRow};
 
-const INPUTS: usize = 256;
 pub(crate) const BYTES: usize = 176;
 /// Where upper bits begin.
 pub(crate) const UPPER: usize = 16;
@@ -41,23 +41,29 @@ fn codes(b: &[u8], out: &mut [u8; INPUTS]) {
     }
 }
 
+impl SuperBlocks for Q5K {
+    const BYTES: usize = BYTES;
+    const RANGE: [f32; 2] = [0.0, 31.0];
+
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, b: &[u8], to: &mut [u8; INPUTS]) -> [[f32; N_BLOCKS]; 2] {
+        codes(b, to);
+        let (d, m) = q4_k::scales(s, b);
+        [std::array::from_fn(|i| d[i / 2]), std::array::from_fn(|i| m[i / 2])]
+    }
+}
+
 impl Weight for Q5K {
     const BLOCK: Option<Block> = Some(Block { inputs: INPUTS, bytes: BYTES });
 
     #[inline(always)]
     fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
-        let mut bytes = [0u8; INPUTS];
-        for (b, out) in row.chunks_exact(BYTES).zip(out.chunks_exact_mut(INPUTS)) {
-            let (d, m) = q4_k::scales(s, b);
-            codes(b, &mut bytes);
-            let blocks = bytes.chunks_exact(BLOCK).zip(out.chunks_exact_mut(BLOCK));
-            for ((codes, out), (d, m)) in blocks.zip(d.into_iter().zip(m)) {
-                let (d, m) = (s.splat(d), s.splat(m));
-                for (c, x) in codes.chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
-                    s.store_f(s.fma(s.load_i8(c), d, m), x);
-                }
-            }
-        }
+        super_blocks::decode::<S, Q5K>(s, row, out);
+    }
+
+    #[inline(always)]
+    fn panel_row<S: Simd>(self, s: S, row: &[u8], _n_in: usize, _scratch: &mut [f32], out: PanelRow) {
+        super_blocks::panel_row::<S, Q5K>(s, row, out);
     }
 
     const SMALL_CODES: Codes = Codes::Five;

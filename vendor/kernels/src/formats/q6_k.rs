@@ -11,19 +11,17 @@
 //! upper bits holds those of inputs `i`, `32 + i`, `64 + i` and `96 + i`, the first in its lowest bits. The scale is a 16-bit float, those
 //! of blocks are bytes with sign. A weight is `scale * block's scale * (code - 32)`.
 
+use super::super_blocks::{self, INPUTS, N_BLOCKS, SuperBlocks};
 use super::{Block, Weight, nibbles};
 use crate::acts::{Acts, GROUP};
 use crate::gemv::{GemvActs, PIECE, Rows, Sums, step_begin, vector, with_step};
 use crate::isa::Simd;
 use crate::panel::{Codes, PanelRow};
 
-const INPUTS: usize = 256;
 const BYTES: usize = 210;
 const UPPER: usize = 128;
 const SCALES: usize = 192;
 const SCALE: usize = 208;
-/// Blocks of a super-block.
-const N_BLOCKS: usize = 16;
 /// What codes have too much.
 const EXCESS: i32 = 32;
 
@@ -48,23 +46,32 @@ fn codes<const LESS: u8>(b: &[u8], out: &mut [u8; INPUTS]) {
     }
 }
 
+impl SuperBlocks for Q6K {
+    const BYTES: usize = BYTES;
+    const RANGE: [f32; 2] = [-32.0, 31.0];
+
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, b: &[u8], to: &mut [u8; INPUTS]) -> [[f32; N_BLOCKS]; 2] {
+        codes::<{ EXCESS as u8 }>(b, to);
+        let (d, mut scales) = (s.splat(s.f16_at(&b[SCALE..])), [0.0; N_BLOCKS]);
+        for i in (0..N_BLOCKS).step_by(S::LANES) {
+            s.store_f(s.mul(s.load_i8(&b[SCALES + i..]), d), &mut scales[i..]);
+        }
+        [scales, [0.0; N_BLOCKS]]
+    }
+}
+
 impl Weight for Q6K {
     const BLOCK: Option<Block> = Some(Block { inputs: INPUTS, bytes: BYTES });
 
     #[inline(always)]
     fn decode<S: Simd>(self, s: S, row: &[u8], out: &mut [f32]) {
-        let mut bytes = [0u8; INPUTS];
-        for (b, out) in row.chunks_exact(BYTES).zip(out.chunks_exact_mut(INPUTS)) {
-            codes::<{ EXCESS as u8 }>(b, &mut bytes);
-            let d = s.f16_at(&b[SCALE..]);
-            let blocks = bytes.chunks_exact(16).zip(out.chunks_exact_mut(16));
-            for ((codes, out), scale) in blocks.zip(&b[SCALES..SCALE]) {
-                let d = s.splat(d * f32::from(*scale as i8));
-                for (c, x) in codes.chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
-                    s.store_f(s.mul(s.load_i8(c), d), x);
-                }
-            }
-        }
+        super_blocks::decode::<S, Q6K>(s, row, out);
+    }
+
+    #[inline(always)]
+    fn panel_row<S: Simd>(self, s: S, row: &[u8], _n_in: usize, _scratch: &mut [f32], out: PanelRow) {
+        super_blocks::panel_row::<S, Q6K>(s, row, out);
     }
 
     const SMALL_CODES: Codes = Codes::Six;

@@ -1,0 +1,70 @@
+//! What types with super-blocks of 256 inputs share whose codes are bytes once they are unpacked: values, and rows of panels.
+
+use crate::isa::Simd;
+use crate::panel::{self, PanelRow};
+
+/// Inputs of a super-block.
+pub(crate) const INPUTS: usize = 256;
+/// Blocks of 16 inputs of a super-block. Where a type's blocks have 32, two of them have the same scale and minimum.
+pub(crate) const N_BLOCKS: usize = 16;
+/// Inputs of such a block.
+const BLOCK: usize = INPUTS / N_BLOCKS;
+
+/// A type with super-blocks of 16 blocks, whose weights are `scale * code + minimum`, with a scale and a minimum for each block.
+pub(crate) trait SuperBlocks {
+    /// Of a super-block
+    const BYTES: usize;
+    /// The least and the greatest code
+    const RANGE: [f32; 2];
+
+    /// Writes the codes of a super-block, bytes with sign, and gives the scales and the minima of its blocks.
+    fn unpack<S: Simd>(s: S, block: &[u8], codes: &mut [u8; INPUTS]) -> [[f32; N_BLOCKS]; 2];
+}
+
+/// See [`super::Weight::decode`].
+#[inline(always)]
+pub(crate) fn decode<S: Simd, W: SuperBlocks>(s: S, row: &[u8], out: &mut [f32]) {
+    let mut codes = [0u8; INPUTS];
+    for (block, out) in row.chunks_exact(W::BYTES).zip(out.chunks_exact_mut(INPUTS)) {
+        let [d, m] = W::unpack(s, block, &mut codes);
+        for (i, (codes, out)) in codes.chunks_exact(BLOCK).zip(out.chunks_exact_mut(BLOCK)).enumerate() {
+            let (d, m) = (s.splat(d[i]), s.splat(m[i]));
+            for (c, x) in codes.chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
+                s.store_f(s.fma(s.load_i8(c), d, m), x);
+            }
+        }
+    }
+}
+
+/// See [`super::Weight::panel_row`]: what the greatest magnitude is that a block's codes can have becomes 127, so that nobody has to look for that which
+/// they have.
+#[inline(always)]
+pub(crate) fn panel_row<S: Simd, W: SuperBlocks>(s: S, row: &[u8], out: PanelRow) {
+    let mut codes = [0u8; INPUTS];
+    let to = out.codes.chunks_exact_mut(INPUTS).zip(out.scales.chunks_exact_mut(N_BLOCKS / 2));
+    for (block, (to, scales)) in row.chunks_exact(W::BYTES).zip(to) {
+        let [mut d, mut m] = W::unpack(s, block, &mut codes);
+        let mut largest = [0u32; N_BLOCKS];
+        for i in 0..N_BLOCKS {
+            let [least, greatest] = W::RANGE.map(|code| (d[i] * code + m[i]).abs().to_bits());
+            largest[i] = least.max(greatest);
+        }
+        // The bits of magnitudes have the magnitudes' order, and NaN is above all. Both blocks of a group get the group's.
+        let largest: [f32; N_BLOCKS] = std::array::from_fn(|i| f32::from_bits(largest[i].max(largest[i ^ 1])));
+        let mut all_scales = [0.0; N_BLOCKS];
+        for i in (0..N_BLOCKS).step_by(S::LANES) {
+            let (scale, inverse) = panel::scales_of(s, s.load_f(&largest[i..]));
+            s.store_f(scale, &mut all_scales[i..]);
+            for x in [&mut d, &mut m] {
+                s.store_f(s.mul(s.load_f(&x[i..]), inverse), &mut x[i..]);
+            }
+        }
+        scales.iter_mut().zip(all_scales.chunks_exact(2)).for_each(|(to, scale)| *to = scale[0]);
+        for (i, (codes, to)) in codes.chunks_exact(BLOCK).zip(to.chunks_exact_mut(BLOCK)).enumerate() {
+            let (d, m) = (s.splat(d[i]), s.splat(m[i]));
+            for (c, to) in codes.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
+                s.store_bytes(s.round(s.fma(s.load_i8(c), d, m)), to);
+            }
+        }
+    }
+}
