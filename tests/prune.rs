@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use std::sync::LazyLock;
 
 use common::forge::{Arch, Forge, golden};
-use common::{gemma3, load, n_gpu_layers, ppl, smollm2, turn};
+use common::{gemma3, load, n_gpu_layers, nmse, ppl, smollm2, turn};
 use ggml::Type;
 use pp_run::engine::{Options as ContextOptions, Session};
 use pp_run::prune::{
@@ -154,7 +154,8 @@ fn tiny_models_agree_with_the_reference_in_every_choice() {
         let model = DIR.path().join(name).with_extension("gguf");
         forge.write(&model);
         // A GPU's products are of 16-bit floats.
-        let (jaccard, error) = if n_gpu_layers() > 0 { (0.98, 0.01) } else { (1.0, 0.002) };
+        // Perplexities of random models are up to 1e26: a GPU's differ by less than a thousandth of their logarithms.
+        let (jaccard, error) = if n_gpu_layers() > 0 { (0.98, 0.05) } else { (1.0, 0.002) };
         compare(name, &model, jaccard, error);
     }
 }
@@ -261,7 +262,11 @@ fn counts_are_exact_masks_are_reproducible_and_dumps_replay() {
         };
         assert!(answer.len() == n_blocks && answer.iter().all(|(b, k)| k.len() == half(b)), "{name}: {answer:?}");
         let again = run(&["--prune-replay", &first, "--prune-dump", &third]);
-        assert_eq!((again.0, again.1), (one.0, one.1), "{name}");
+        assert_eq!(again.1, one.1, "{name}");
+        // See `a_conversation_of_two_turns_replays`.
+        if n_gpu_layers() == 0 {
+            assert_eq!(again.0, one.0, "{name}");
+        }
         assert_eq!(dump(Path::new(&third)), batches);
     }
 }
@@ -298,7 +303,9 @@ fn a_conversation_of_two_turns_replays() {
     let frozen: Vec<bool> = records.iter().map(|r| r.frozen).collect();
     assert_eq!(frozen, [false, true, false, true], "each turn has masks of its own");
     let (again, replayed) = run(Some(records.clone()));
-    assert!(again == logits);
+    // A GPU rounds a product by how many rows are multiplied at once, and without a probe they are others.
+    let most = if n_gpu_layers() > 0 { 1e-3 } else { 0.0 };
+    assert!(nmse(&again.concat(), &logits.concat()) <= most);
     assert!(replayed.iter().zip(&records).all(|(a, b)| a.kept == b.kept && a.frozen == b.frozen));
 }
 

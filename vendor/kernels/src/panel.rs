@@ -212,9 +212,9 @@ impl Kernel for Pack<'_, '_> {
                 let mut now = [&[][..]; MAX_ROWS];
                 for ((now, rest), next) in now.iter_mut().zip(&mut rows).zip(next) {
                     (*now, *rest) = rest.split_at(piece_bytes.min(rest.len()));
-                    // The processor reads ahead by itself, but not of so many rows at once, nor beyond a page of memory.
+                    // The processor reads ahead by itself, but not of so many rows at once, nor beyond a page of memory. Whole rows are too much.
                     let soon = if rest.is_empty() { next } else { rest };
-                    s.prefetch(&soon[..piece_bytes.min(soon.len())]);
+                    s.prefetch(soon.get(..piece_bytes).unwrap_or_default());
                 }
                 let n_in = if block.is_some() { width.min(n_in - i * piece) } else { n_in };
                 let (rows, room) = (&now[..n], &mut room);
