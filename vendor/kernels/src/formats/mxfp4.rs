@@ -24,15 +24,22 @@ const VALUES: [u8; 16] = nibbles::bytes([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3,
 /// What is added to values, so that they are codes without sign, below 32.
 const ZERO: i32 = 12;
 
-/// The factor on a block's values: `2^(exponent - 128)`, or NaN if the largest value times that is no float.
+/// The factor on a block's values by its exponent: `2^(exponent - 128)`, or NaN if the largest value times that is no float.
+static SCALES: [f32; 256] = {
+    let mut scales = [f32::NAN; 256];
+    let mut exponent = 0;
+    while exponent < 253 {
+        // The first two have no normal float.
+        let bits = if exponent < 2 { 0x0020_0000 << exponent } else { (exponent as u32 - 1) << 23 };
+        scales[exponent] = f32::from_bits(bits);
+        exponent += 1;
+    }
+    scales
+};
+
 #[inline(always)]
 fn scale(exponent: u8) -> f32 {
-    f32::from_bits(match exponent {
-        // These have no normal float.
-        0 | 1 => 0x0020_0000 << exponent,
-        253.. => return f32::NAN,
-        e => u32::from(e - 1) << 23,
-    })
+    SCALES[usize::from(exponent)]
 }
 
 #[derive(Clone, Copy)]
