@@ -44,13 +44,13 @@ impl Drop for Schedule {
 fn scheduler(backends: &Backends, max_tensors: usize) -> NonNull<sys::ggml_backend_sched> {
     let mut pointers = backends.pointers();
     let n = i32::try_from(pointers.len()).expect("devices are few");
-    // What weights in the host's memory are multiplied with is not moved to a GPU, as ggml can do from some tokens on: their layer is computed on
-    // the CPU, whole, at any number of tokens.
-    let (is_parallel, moves_operations) = (false, false);
+    // From 32 tokens on, ggml can copy weights of a layer on the CPU to a GPU and multiply there. That is switched off: such a layer is computed on
+    // the CPU, whole, at any number of tokens, and takes no memory of a GPU.
+    let (has_copies_of_inputs, moves_operations) = (false, false);
     // SAFETY: the array holds n live backends, the CPU last as ggml asks; null selects their own buffer types.
     let sched = unsafe {
         let (backends, own_types) = (pointers.as_mut_ptr(), std::ptr::null_mut());
-        sys::ggml_backend_sched_new(backends, own_types, n, max_tensors, is_parallel, moves_operations)
+        sys::ggml_backend_sched_new(backends, own_types, n, max_tensors, has_copies_of_inputs, moves_operations)
     };
     NonNull::new(sched).expect("ggml_backend_sched_new never fails")
 }

@@ -50,7 +50,7 @@ thread_local! {
     static ATTEND_BUFFERS: RefCell<attend::Buffers> = RefCell::default();
 }
 
-/// `n` elements of `room`, which grows if it must. They begin at a line of the processor's cache: a vector that lies across two lines may take twice
+/// `n` elements of `room`, bytes or floats, which grows if it must. They begin at a line of the processor's cache: a vector that lies across two lines may take twice
 /// as long to read.
 pub fn aligned<T: Clone + Default>(room: &mut Vec<T>, n: usize) -> &mut [T] {
     let line = 64 / size_of::<T>();

@@ -120,7 +120,7 @@ pub(crate) fn quantize<S: Simd>(s: S, x: &[f32], out: PanelRow) {
 /// The most rows of a panel.
 pub(crate) const MAX_ROWS: usize = 32;
 
-/// Inputs of a panel's rows that are packed at once, or somewhat more: their codes stay in the processor's nearest memory until the panel is written.
+/// Inputs of a panel's rows that are packed at once; rows of less than twice as many are not divided. Their codes stay in the processor's nearest memory until the panel is written.
 const PIECE: usize = 512;
 
 /// Codes of a piece of a row are followed by so many bytes that nobody reads. Without them rows would be a power of two apart, and processors
@@ -212,7 +212,8 @@ impl Kernel for Pack<'_, '_> {
                 let mut now = [&[][..]; MAX_ROWS];
                 for ((now, rest), next) in now.iter_mut().zip(&mut rows).zip(next) {
                     (*now, *rest) = rest.split_at(piece_bytes.min(rest.len()));
-                    // The processor reads ahead by itself, but not of so many rows at once, nor beyond a page of memory. Whole rows are too much.
+                    // The processor reads ahead by itself, but not of so many rows at once, nor beyond a page of memory. Where rows are packed whole, of
+                    // whatever length, nothing is fetched: it could be too much.
                     let soon = if rest.is_empty() { next } else { rest };
                     s.prefetch(soon.get(..piece_bytes).unwrap_or_default());
                 }

@@ -36,8 +36,8 @@ pub(crate) fn decode<S: Simd, W: SuperBlocks>(s: S, row: &[u8], out: &mut [f32])
     }
 }
 
-/// See [`super::Weight::panel_row`]: what the greatest magnitude is that a block's codes can have becomes 127, so that nobody has to look for that which
-/// they have.
+/// See [`super::Weight::panel_row`]. The greatest magnitude that any code of a group could stand for becomes 127: to look for the greatest one that its
+/// codes do stand for would take longer.
 #[inline(always)]
 pub(crate) fn panel_row<S: Simd, W: SuperBlocks>(s: S, row: &[u8], out: PanelRow) {
     let mut codes = [0u8; INPUTS];

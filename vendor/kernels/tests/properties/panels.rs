@@ -47,7 +47,8 @@ impl<'a> Case<'a> {
     fn any(rng: &mut Rng, format: Format<'a>, panel_rows: usize) -> Case<'a> {
         let n_in = match format {
             Format::Other(_) => rng.usize(1..300),
-            _ => block(format).0 * rng.usize(1..6),
+            // Rows from 1024 inputs on are packed in pieces.
+            _ => block(format).0 * rng.usize(1..6) + if rng.u8(..4) == 0 { 1024 } else { 0 },
         };
         let n_rows = rng.usize(1..=2 * panel_rows + 1);
         let rows = [(); 2].map(|()| (0..n_rows).map(|_| any_row(rng, format, n_in)).collect());
@@ -112,11 +113,15 @@ impl<'a> Case<'a> {
         let values_of = |row: &Row| kept(&values(row, self.n_in));
         let x: Vec<f32> = values_of(&row);
         let mut most: Vec<f64> = x.chunks(GROUP).map(largest).collect();
-        // Codes of 4 bits go through a table of all 16 values, in the row or not.
+        // These types are packed by the largest value that a code could stand for, in the row or not.
         let codes = match self.format {
             Format::Q4_0 => Some(2..18),
             Format::Q4_1 => Some(4..20),
+            Format::Q2K => Some(16..80),
+            Format::Q3K => Some(0..96),
             Format::Q4K => Some(16..144),
+            Format::Q5K => Some(16..176),
+            Format::Q6K => Some(0..192),
             _ => None,
         };
         for code in [0x00, 0xff] {
