@@ -213,21 +213,20 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         *states.floats.get_or_insert_with(|| norm.map_or(x, |norm| self.norm(x, norm)))
     }
 
-    /// The states in 8 bits, I32 `[words(k), n]`.
-    pub(super) fn codes(&self, states: &mut States<'_, 'g>) -> Tensor<'g> {
+    /// The states in 8 bits, I32 `[words(k), n]`; see [`Quantize`].
+    pub(super) fn codes(&self, states: &mut States<'_, 'g>, shares_scales: bool) -> Tensor<'g> {
         let (x, norm) = (states.x, states.norm);
-        *states.codes.get_or_insert_with(|| {
+        let op = |eps| Quantize { eps, shares_scales };
+        *states.codes[usize::from(shares_scales)].get_or_insert_with(|| {
             let [k, n, ..] = x.ne();
             let ne = [words(k), n, 1, 1];
             match norm {
-                None => self.g.custom(Type::I32, ne, &[x], Quantize { eps: 0.0 }),
-                Some(Norm::Rms { gain, eps }) => {
-                    self.g.custom(Type::I32, ne, &[x, self.vector(gain)], Quantize { eps: *eps })
-                }
+                None => self.g.custom(Type::I32, ne, &[x], op(0.0)),
+                Some(Norm::Rms { gain, eps }) => self.g.custom(Type::I32, ne, &[x, self.vector(gain)], op(*eps)),
                 // Our kernels know the other norm only.
                 Some(norm @ Norm::Layer { .. }) => {
                     let floats = states.floats.get_or_insert_with(|| self.norm(x, norm));
-                    self.g.custom(Type::I32, ne, &[*floats], Quantize { eps: 0.0 })
+                    self.g.custom(Type::I32, ne, &[*floats], op(0.0))
                 }
             }
         })

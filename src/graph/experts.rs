@@ -5,7 +5,7 @@ use kernels::MAX_GEMV_TOKENS;
 
 use super::builder::GraphBuilder;
 use super::matmul::Part;
-use super::ops::{Blend, Combine, ExpertProduct, OfChosen, Operand, Route};
+use super::ops::{Blend, Combine, ExpertProduct, OfChosen, Operand, Route, share_scales};
 use super::states::States;
 use crate::weights::{Activation, Experts, Gating, Kernel, Norm, Stack, has_gemv};
 
@@ -113,10 +113,11 @@ impl<'g> GraphBuilder<'_, 'g> {
         let [n_used, n, ..] = chosen.ne();
         let n_out = stacks[0].n_out();
         if stacks.iter().all(|s| s.kernel.is_own(n)) {
-            let operands = stacks.iter().map(|s| Operand::all(s.rows.clone(), None)).collect();
+            let operands: Vec<_> = stacks.iter().map(|s| Operand::all(s.rows.clone(), None)).collect();
             let is_direct = n <= MAX_GEMV_TOKENS && stacks.iter().all(|s| has_gemv(s.rows.ty()));
+            let codes = self.codes(states, !is_direct && share_scales(&operands));
             let op = ExpertProduct { operands, combine, n_out, is_direct };
-            return g.custom(Type::F32, [n_out, n_used * n, 1, 1], &[self.codes(states), chosen], op);
+            return g.custom(Type::F32, [n_out, n_used * n, 1, 1], &[codes, chosen], op);
         }
         let floats = self.floats(states);
         let [k, n_rows, ..] = floats.ne();

@@ -200,7 +200,7 @@ impl<'g> GraphBuilder<'_, 'g> {
         unit_columns: Option<usize>,
         n_out: usize,
     ) -> Tensor<'g> {
-        let mut sources = vec![self.codes(states)];
+        let mut sources = vec![self.codes(states, ops::share_scales(&operands))];
         let mut push = |t| {
             sources.push(t);
             sources.len() - 1

@@ -13,8 +13,8 @@ pub struct States<'n, 'g> {
     pub norm: Option<&'n Norm>,
     /// F32 `[k, n]`, after the norm
     pub floats: Option<Tensor<'g>>,
-    /// I32 `[words(k), n]`: the same in 8 bits
-    pub codes: Option<Tensor<'g>>,
+    /// I32 `[words(k), n]`: the same in 8 bits, and in 8 bits with shared scales
+    pub codes: [Option<Tensor<'g>>; 2],
     /// Products with whole tensors by ggml's kernels of which other matrices are parts, too
     pub products: Vec<(TensorId, Tensor<'g>)>,
 }
@@ -22,12 +22,12 @@ pub struct States<'n, 'g> {
 impl<'n, 'g> States<'n, 'g> {
     /// States as they are.
     pub fn new(x: Tensor<'g>) -> States<'n, 'g> {
-        States { x, norm: None, floats: None, codes: None, products: Vec::new() }
+        States { x, norm: None, floats: None, codes: [None; 2], products: Vec::new() }
     }
 
     /// The norm of `x`.
     pub fn normalised(x: Tensor<'g>, norm: &'n Norm) -> States<'n, 'g> {
-        States { x, norm: Some(norm), floats: None, codes: None, products: Vec::new() }
+        States { x, norm: Some(norm), floats: None, codes: [None; 2], products: Vec::new() }
     }
 
     /// Number of rows.

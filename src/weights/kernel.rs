@@ -144,6 +144,11 @@ pub fn format(ty: Type) -> Option<Format<'static>> {
     KNOWN.iter().find(|known| known.0 == ty).map(|known| known.1)
 }
 
+/// Whether activations that our kernels multiply with rows of a type, of many tokens, share scales: see [`Format::shares_scales`].
+pub fn shares_scales(ty: Type) -> bool {
+    format(ty).is_some_and(Format::shares_scales)
+}
+
 /// Whether our kernels multiply rows of a type where they are.
 pub fn has_gemv(ty: Type) -> bool {
     format(ty).is_some_and(Format::has_gemv)

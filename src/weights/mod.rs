@@ -10,7 +10,7 @@ mod packed;
 mod placement;
 mod tensors;
 
-pub use kernel::{Kernel, by_kernel, format, has_gemv, quantised_types};
+pub use kernel::{Kernel, by_kernel, format, has_gemv, quantised_types, shares_scales};
 pub use kernels::Activation;
 pub use loader::{Loaded, Loader};
 pub use matrix::Matrix;

@@ -79,17 +79,20 @@ impl Random {
 }
 
 /// `x` F32 `[k, n]` -> I32 `[token_bytes(k) / 4, n]`
-struct Quantize(Isa);
+struct Quantize {
+    isa: Isa,
+    shares_scales: bool,
+}
 
 impl Op for Quantize {
     fn division(&self, ne: [usize; 4]) -> Division {
-        Division { rows: self.0.tile_tokens(), columns: ne[0] }
+        Division { rows: self.isa.tile_tokens(), columns: ne[0] }
     }
 
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
         while let Some(mut out) = parts.next() {
             let tokens: Vec<&[f32]> = out.rows().map(|i| sources[0].row(i)).collect();
-            self.0.quantize(&tokens, out.bytes());
+            self.isa.quantize(&tokens, self.shares_scales, out.bytes());
         }
     }
 }
@@ -147,7 +150,7 @@ impl Op for Product {
             }
             Weights::Rows { bytes, format, n_in, n_out, columns } => {
                 let k = columns.as_ref().map_or(*n_in, Columns::len);
-                let acts = Acts::new(sources[0].all_bytes(), k, isa.tile_tokens());
+                let acts = Acts::new(sources[0].all_bytes(), k, isa.tile_tokens(), format.shares_scales());
                 let gemv_acts = (n <= MAX_GEMV_TOKENS).then(|| isa.gemv_acts(acts, *format));
                 let (row, tokens) = (bytes.len() / n_out, (0..n).collect::<Vec<_>>());
                 let mut panel = Vec::new();
@@ -193,7 +196,10 @@ impl Runner {
         let (graph, (input, out)) = Graph::build(16, |g| {
             let (x, input) = g.input("x", Type::F32, [k, n, 1, 1]);
             let acts = match weights {
-                Weights::Rows { .. } => g.custom(Type::I32, [token_bytes(k) / 4, n, 1, 1], &[x], Quantize(isa)),
+                Weights::Rows { format, .. } => {
+                    let op = Quantize { isa, shares_scales: format.shares_scales() };
+                    g.custom(Type::I32, [token_bytes(k) / 4, n, 1, 1], &[x], op)
+                }
                 Weights::Columns(..) => x,
             };
             let y = g.custom(Type::F32, [n_out, n, 1, 1], &[acts], Product { isa, weights });

@@ -7,7 +7,7 @@ use ggml::{Division, Op, Parts, Source};
 use kernels::{Acts, GemvActs, Isa, MAX_GEMV_TOKENS, Out, Packed, aligned};
 
 use super::gemv::share;
-use super::operand::{Combine, Operand, Operands};
+use super::operand::{Combine, Operand, Operands, share_scales};
 use crate::weights::has_gemv;
 
 /// Scores of experts F32 `[n_expert, n_tokens]` -> I32 `[n_used, n_tokens]`: those of the largest scores, the largest first; of equal ones
@@ -77,7 +77,7 @@ impl Op for Blend {
     }
 }
 
-/// Activations I32 `[words(k), n]` (see [`super::Quantize`]) and the chosen experts I32 `[n_used, n_tokens]` -> F32
+/// Activations I32 `[words(k), n]` (see [`super::Quantize`]; unless `is_direct`, [`share_scales`] says whether they do) and the chosen experts I32 `[n_used, n_tokens]` -> F32
 /// `[n_out, n_used * n_tokens]`: the products of each token with the matrices of its experts. The activations are those of the tokens, or one
 /// row for each token and expert. The rows of experts that were not chosen are not read.
 #[derive(Debug)]
@@ -134,7 +134,7 @@ impl Op for ExpertProduct {
         }
         let isa = Isa::best();
         let k = self.operands[0].matrix.n_in();
-        let all = Acts::new(sources[0].all_bytes(), k, isa.tile_tokens());
+        let all = Acts::new(sources[0].all_bytes(), k, isa.tile_tokens(), share_scales(&self.operands));
         let operands = Operands::new(&self.operands);
         let given = self.given(sources, all, &operands);
         let mut row_of = vec![0; all.n_tokens()];
@@ -175,14 +175,14 @@ impl ExpertProduct {
     fn in_place(&self, sources: &[Source], parts: &mut Parts) {
         let isa = Isa::best();
         let k = self.operands[0].matrix.n_in();
-        let all = Acts::new(sources[0].all_bytes(), k, isa.tile_tokens());
+        let all = Acts::new(sources[0].all_bytes(), k, isa.tile_tokens(), false);
         let operands = Operands::new(&self.operands);
         let [n_used, n_tokens, ..] = sources[1].ne();
         let per_token = sources[0].ne()[1] / n_tokens;
         // Each row of the activations for each operand's format, once for all parts of this thread.
         let ready = |a: usize| {
             let own = all.of(&[a]);
-            let ready = |i: usize| isa.gemv_acts(Acts::new(&own, k, 1), operands.rows(i).format());
+            let ready = |i: usize| isa.gemv_acts(Acts::new(&own, k, 1, false), operands.rows(i).format());
             (0..self.operands.len()).map(ready).collect()
         };
         let acts: Vec<Vec<GemvActs>> = (0..n_tokens * per_token).map(ready).collect();
@@ -236,7 +236,9 @@ impl ExpertProduct {
         let is_direct = self.operands.iter().all(|o| has_gemv(o.matrix.ty()));
         for one in all.iter_mut().filter(|one| is_direct && one.acts.len() <= MAX_GEMV_TOKENS) {
             let own = acts.of(&one.acts);
-            let ready = |i: usize| Isa::best().gemv_acts(Acts::new(&own, acts.k(), 1), operands.rows(i).format());
+            let ready = |i: usize| {
+                Isa::best().gemv_acts(Acts::new(&own, acts.k(), 1, acts.shares_scales()), operands.rows(i).format())
+            };
             one.few = Some((0..self.operands.len()).map(ready).collect());
         }
         all

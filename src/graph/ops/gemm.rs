@@ -8,9 +8,10 @@ use ggml::{Division, Op, Part, Parts, Source};
 use kernels::{Acts, Columns, Isa, Out, Packed, aligned};
 
 use super::clock::Clock;
-use super::operand::{Combine, Operand, Operands};
+use super::operand::{Combine, Operand, Operands, share_scales};
 
-/// Activations I32 `[words(k), n_tokens]` (see [`super::Quantize`]) -> F32 `[n_out, n_tokens]`: their products with all operands.
+/// Activations I32 `[words(k), n_tokens]` (see [`super::Quantize`]; [`share_scales`] says whether they do) -> F32 `[n_out, n_tokens]`: their
+/// products with all operands.
 ///
 /// The first source are the activations; the numbers of the others are in the fields.
 #[derive(Debug)]
@@ -80,7 +81,7 @@ impl Op for PanelProduct {
         let tile = Isa::best().tile_tokens();
         let is_missing = |t: &usize| is_ahead[t / tile * tile..].iter().take(tile).any(|is_ahead| !is_ahead);
         let tokens = (0..is_ahead.len()).filter(is_missing).collect();
-        let acts = Acts::new(sources[0].all_bytes(), k, tile);
+        let acts = Acts::new(sources[0].all_bytes(), k, tile, share_scales(&self.operands));
         let shared = Shared { operands: Operands::new(&self.operands), ids, columns, acts, tokens };
         while let Some(mut out) = parts.next() {
             let range = out.columns();

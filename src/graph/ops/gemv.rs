@@ -52,7 +52,8 @@ impl Op for RowProduct {
         let groups = (0..n).step_by(size).map(|first| {
             let group = first..n.min(first + size);
             let acts = quantize_rows(&sources[0], group.clone(), self.gain.map(|i| &sources[i]), self.eps);
-            let ready = |i: usize| Isa::best().gemv_acts(Acts::new(&acts, k, group.len()), operands.rows(i).format());
+            let ready =
+                |i: usize| Isa::best().gemv_acts(Acts::new(&acts, k, group.len(), false), operands.rows(i).format());
             (first, (0..self.operands.len()).map(ready).collect())
         });
         let groups: Vec<(usize, Vec<GemvActs>)> = groups.collect();

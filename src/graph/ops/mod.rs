@@ -19,6 +19,6 @@ pub use columns::ColumnProduct;
 pub use experts::{Blend, ExpertProduct, OfChosen, Route};
 pub use gemm::{Ahead, PanelProduct};
 pub use gemv::{MAX_ROW_TOKENS, RowProduct};
-pub use operand::{Combine, Operand};
+pub use operand::{Combine, Operand, share_scales};
 pub use put_rows::PutRows;
 pub use quantize::{Quantize, words};

@@ -3,7 +3,7 @@
 use ggml::dequantize_row;
 use kernels::{Activation, Format, Row};
 
-use crate::weights::{Matrix, Panels, format};
+use crate::weights::{Matrix, Panels, format, shares_scales};
 
 /// A matrix of a product: all its rows, or those of the units that the product's ids name.
 #[derive(Debug, Clone)]
@@ -36,6 +36,11 @@ impl Operand {
     pub fn row_number(&self, i: usize, ids: &[i32]) -> usize {
         row_number(self.unit_rows, i, ids)
     }
+}
+
+/// Whether activations that are multiplied with panels of these operands share scales. They do for all operands if they do for one.
+pub fn share_scales(operands: &[Operand]) -> bool {
+    operands.iter().any(|o| shares_scales(o.matrix.ty()))
 }
 
 /// What becomes of the products with several operands.

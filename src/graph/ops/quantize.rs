@@ -16,6 +16,8 @@ pub fn words(k: usize) -> usize {
 pub struct Quantize {
     /// Of the norm
     pub eps: f32,
+    /// Groups share scales, see [`super::share_scales`]
+    pub shares_scales: bool,
 }
 
 impl Op for Quantize {
@@ -26,23 +28,23 @@ impl Op for Quantize {
     fn compute(&self, sources: &[Source], parts: &mut Parts) {
         while let Some(mut out) = parts.next() {
             let tokens: Vec<&[f32]> = out.rows().map(|i| sources[0].row(i)).collect();
-            quantize(&tokens, sources.get(1), self.eps, out.bytes());
+            quantize(&tokens, sources.get(1), self.eps, self.shares_scales, out.bytes());
         }
     }
 }
 
 /// A tile of activations; with a `gain` of the tokens' RMS norms.
-fn quantize(tokens: &[&[f32]], gain: Option<&Source>, eps: f32, tile: &mut [u8]) {
+fn quantize(tokens: &[&[f32]], gain: Option<&Source>, eps: f32, shares_scales: bool, tile: &mut [u8]) {
     match gain {
-        Some(gain) => Isa::best().rms_norm_quantize(tokens, gain.row::<f32>(0), eps, tile),
-        None => Isa::best().quantize(tokens, tile),
+        Some(gain) => Isa::best().rms_norm_quantize(tokens, gain.row::<f32>(0), eps, shares_scales, tile),
+        None => Isa::best().quantize(tokens, shares_scales, tile),
     }
 }
 
-/// The activations of some rows of `x`, in one tile; see [`Quantize`].
+/// The activations of some rows of `x`, in one tile, with scales of their own for each group; see [`Quantize`].
 pub fn quantize_rows(x: &Source, rows: Range<usize>, gain: Option<&Source>, eps: f32) -> Vec<u8> {
     let mut acts = vec![0u8; rows.len() * token_bytes(x.ne()[0])];
     let tokens: Vec<&[f32]> = rows.map(|i| x.row(i)).collect();
-    quantize(&tokens, gain, eps, &mut acts);
+    quantize(&tokens, gain, eps, false, &mut acts);
     acts
 }

@@ -1,7 +1,8 @@
 //! Activations in 8 bits, as matrix products take them, and the operations that make them.
 //!
-//! A token's `k` activations are groups of [`GROUP`], filled up with zeros to an even number of groups. An activation is `scale * code`. With the
-//! codes, bytes with sign within -127 and 127, lies what products need of a group:
+//! A token's `k` activations are groups of [`GROUP`], filled up with zeros to an even number of groups. An activation is `scale * code`. Each group has
+//! a scale of its own, or, where the weights are of super-blocks, four groups ([`SHARING`]) have the same: so products of these groups are added
+//! as integers. With the codes, bytes with sign within -127 and 127, lies what products need of a group:
 //!
 //! ```text
 //! codes                                                      32 bytes
@@ -20,6 +21,10 @@ use crate::math::Activation;
 
 /// Inputs of a group: they share a scale.
 pub const GROUP: usize = 32;
+
+/// Groups that have the same scale where weights are of super-blocks, see [`crate::Format::shares_scales`]: 128 inputs. With all 256 inputs of a
+/// super-block products are hardly faster, and the activations that are largest make the codes of others coarser.
+pub(crate) const SHARING: usize = 4;
 
 /// Inputs of two groups: codes are filled up to a multiple of this.
 pub(crate) const SPAN: usize = 2 * GROUP;
@@ -92,16 +97,23 @@ pub struct Acts<'a> {
     bytes: &'a [u8],
     k: usize,
     tile_tokens: usize,
+    shares_scales: bool,
 }
 
 impl<'a> Acts<'a> {
-    /// The activations of `bytes.len() / token_bytes(k)` tokens, in tiles of so many.
+    /// The activations of `bytes.len() / token_bytes(k)` tokens, in tiles of so many. Whether four groups have the same scale is what
+    /// [`crate::Isa::quantize`] was told.
     ///
     /// # Panics
     /// If `k` or `tile_tokens` is 0, or `bytes` are not whole tokens.
-    pub fn new(bytes: &'a [u8], k: usize, tile_tokens: usize) -> Acts<'a> {
+    pub fn new(bytes: &'a [u8], k: usize, tile_tokens: usize, shares_scales: bool) -> Acts<'a> {
         assert!(k > 0 && tile_tokens > 0 && bytes.len().is_multiple_of(token_bytes(k)), "whole tokens");
-        Acts { bytes, k, tile_tokens }
+        Acts { bytes, k, tile_tokens, shares_scales }
+    }
+
+    /// Whether four groups have the same scale.
+    pub fn shares_scales(&self) -> bool {
+        self.shares_scales
     }
 
     /// The number of tokens.
@@ -177,61 +189,68 @@ pub(crate) fn scales(largest: f32) -> (f32, f32) {
     }
 }
 
-/// Writes activations of one token: those of `factor * x * gain`, or without gain of `factor * x`. `groups` are where they go.
+/// Writes activations of one token: those of `factor * x * gain`, or without gain of `factor * x`. `groups` are where they go. `SHARE` groups each
+/// have the same scale.
 #[inline(always)]
-fn quantize<'a, S: Simd>(
+fn quantize<'a, S: Simd, const SHARE: usize>(
     s: S,
     x: &[f32],
     factor: f32,
     gain: Option<&[f32]>,
-    groups: impl Iterator<Item = &'a mut [u8; GROUP_BYTES]>,
+    mut groups: impl Iterator<Item = &'a mut [u8; GROUP_BYTES]>,
 ) {
     let factor = s.splat(factor);
-    let mut group = [0.0f32; GROUP];
-    for (g, out) in groups.enumerate() {
-        let range = x.len().min(g * GROUP)..x.len().min((g + 1) * GROUP);
-        let (mut x, mut gain) = (&x[range.clone()], gain.map(|w| &w[range]));
-        let mut padded = [[0.0f32; GROUP]; 2];
-        if x.len() < GROUP {
-            padded[0][..x.len()].copy_from_slice(x);
-            if let Some(w) = gain {
-                padded[1][..w.len()].copy_from_slice(w);
-            }
-            (x, gain) = (&padded[0], gain.map(|_| &padded[1][..]));
-        }
+    let mut values = [[0.0f32; GROUP]; SHARE];
+    for start in (0..x.len()).step_by(SHARE * GROUP) {
         let mut largest = s.splat(0.0);
-        for i in (0..GROUP).step_by(S::LANES) {
-            let mut v = s.mul(s.load_f(&x[i..]), factor);
-            if let Some(w) = gain {
-                v = s.mul(v, s.load_f(&w[i..]));
+        for (g, values) in values.iter_mut().enumerate() {
+            let range = x.len().min(start + g * GROUP)..x.len().min(start + (g + 1) * GROUP);
+            let (mut x, mut gain) = (&x[range.clone()], gain.map(|w| &w[range]));
+            let mut padded = [[0.0f32; GROUP]; 2];
+            if x.len() < GROUP {
+                padded[0][..x.len()].copy_from_slice(x);
+                if let Some(w) = gain {
+                    padded[1][..w.len()].copy_from_slice(w);
+                }
+                (x, gain) = (&padded[0], gain.map(|_| &padded[1][..]));
             }
-            largest = s.max_abs(largest, v);
-            s.store_f(v, &mut group[i..]);
+            for i in (0..GROUP).step_by(S::LANES) {
+                let mut v = s.mul(s.load_f(&x[i..]), factor);
+                if let Some(w) = gain {
+                    v = s.mul(v, s.load_f(&w[i..]));
+                }
+                largest = s.max_abs(largest, v);
+                s.store_f(v, &mut values[i..]);
+            }
         }
         let (scale, inverse) = scales(s.reduce_max_or_nan(largest));
-        let mut halves = [0i16; 2];
-        // No code stands for NaN: the scale does.
-        if scale.is_nan() {
-            out.fill(0);
-        } else {
-            let inverse = s.splat(inverse);
-            for (half, sum) in halves.iter_mut().enumerate() {
-                let mut of_half = s.splat(0.0);
-                for i in (half * GROUP / 2..(half + 1) * GROUP / 2).step_by(S::LANES) {
-                    let q = s.round(s.mul(s.load_f(&group[i..]), inverse));
-                    s.store_bytes(q, &mut out[i..]);
-                    of_half = s.add(of_half, s.to_f(q));
+        for (values, out) in values.iter().zip(&mut groups) {
+            let mut halves = [0i16; 2];
+            // No code stands for NaN: the scale does.
+            if scale.is_nan() {
+                out.fill(0);
+            } else {
+                let inverse = s.splat(inverse);
+                for (half, sum) in halves.iter_mut().enumerate() {
+                    let mut of_half = s.splat(0.0);
+                    for i in (half * GROUP / 2..(half + 1) * GROUP / 2).step_by(S::LANES) {
+                        let q = s.round(s.mul(s.load_f(&values[i..]), inverse));
+                        s.store_bytes(q, &mut out[i..]);
+                        of_half = s.add(of_half, s.to_f(q));
+                    }
+                    *sum = s.reduce_sum(of_half) as i16;
                 }
-                *sum = s.reduce_sum(of_half) as i16;
             }
+            let sum = i32::from(halves[0]) + i32::from(halves[1]);
+            out[GROUP..][..4].copy_from_slice(&scale.to_le_bytes());
+            out[GROUP + 4..][..4].copy_from_slice(&(-128 * sum).to_le_bytes());
+            out[GROUP + 8..][..4].copy_from_slice(&(sum as f32 * scale).to_le_bytes());
+            out[GROUP + 12..][..2].copy_from_slice(&halves[0].to_le_bytes());
+            out[GROUP + 14..].copy_from_slice(&halves[1].to_le_bytes());
         }
-        let sum = i32::from(halves[0]) + i32::from(halves[1]);
-        out[GROUP..][..4].copy_from_slice(&scale.to_le_bytes());
-        out[GROUP + 4..][..4].copy_from_slice(&(-128 * sum).to_le_bytes());
-        out[GROUP + 8..][..4].copy_from_slice(&(sum as f32 * scale).to_le_bytes());
-        out[GROUP + 12..][..2].copy_from_slice(&halves[0].to_le_bytes());
-        out[GROUP + 14..].copy_from_slice(&halves[1].to_le_bytes());
     }
+    // With scales of their own, groups that fill up have not been reached.
+    groups.for_each(|out| out.fill(0));
 }
 
 /// The groups that token `t` of `n` has in a tile.
@@ -270,6 +289,7 @@ pub(crate) struct Quantize<'a> {
     pub tokens: &'a [&'a [f32]],
     /// Of an RMS norm that comes first, and what is added to the mean of squares
     pub norm: Option<(&'a [f32], f32)>,
+    pub shares_scales: bool,
     pub tile: &'a mut [u8],
 }
 
@@ -278,16 +298,17 @@ impl Kernel for Quantize<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Quantize { tokens, norm, tile } = self;
+        let Quantize { tokens, norm, shares_scales, tile } = self;
         assert_eq!(tile.len(), tokens.iter().map(|x| token_bytes(x.len())).sum(), "bytes of a tile");
         for (t, &x) in tokens.iter().enumerate() {
             let groups = groups_of(tile, t, tokens.len());
-            match norm {
-                None => quantize(s, x, 1.0, None, groups),
-                Some((gain, eps)) => {
-                    let mean = squares(s, x) / x.len() as f32;
-                    quantize(s, x, 1.0 / (mean + eps).sqrt(), Some(gain), groups);
-                }
+            let (factor, gain) = match norm {
+                None => (1.0, None),
+                Some((gain, eps)) => (1.0 / (squares(s, x) / x.len() as f32 + eps).sqrt(), Some(gain)),
+            };
+            match shares_scales {
+                true => quantize::<S, SHARING>(s, x, factor, gain, groups),
+                false => quantize::<S, 1>(s, x, factor, gain, groups),
             }
         }
     }

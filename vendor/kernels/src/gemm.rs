@@ -3,7 +3,7 @@
 //! A tile of tokens is multiplied with a panel's rows at once: their sums fit into registers. Panels are read from the processor's second nearest
 //! memory once for each tile.
 
-use crate::acts::{Acts, GROUP, GROUP_BYTES, Group};
+use crate::acts::{Acts, GROUP, GROUP_BYTES, Group, SHARING};
 use crate::formats::Format;
 use crate::isa::{Kernel, Simd};
 use crate::math::Activation;
@@ -108,6 +108,74 @@ fn tile<S: Simd, const T: usize, const V: usize, const BITS: u32>(
     }
 }
 
+/// Writes the products of `T` tokens with the rows of `V` of a panel's vectors, from vector `first` on, where four groups have the same scales.
+#[inline(always)]
+fn tile_of_shared<S: Simd, const T: usize, const V: usize>(
+    s: S,
+    panel: &[u8],
+    first: usize,
+    tokens: &[Groups<T>],
+    products: &mut [[f32; MAX_ROWS]; T],
+) {
+    let mut out = [[s.splat(0.0); V]; T];
+    let panels = panel.chunks_exact(SHARING * group_bytes::<S>());
+    let (fours, rest) = tokens.as_chunks::<SHARING>();
+    let last = panels.remainder();
+    for (groups, tokens) in panels.zip(fours) {
+        add_shared(s, groups, first, tokens, &mut out);
+    }
+    // Of kept columns there may be two groups more.
+    if !rest.is_empty() {
+        add_shared(s, last, first, rest, &mut out);
+    }
+    for (out, products) in out.iter().zip(products) {
+        for (v, out) in (first..).zip(out) {
+            s.store_f(*out, &mut products[v * S::LANES..]);
+        }
+    }
+}
+
+/// Adds the products of groups that have the same scales.
+#[inline(always)]
+fn add_shared<S: Simd, const T: usize, const V: usize>(
+    s: S,
+    groups: &[u8],
+    first: usize,
+    tokens: &[Groups<T>],
+    out: &mut [[S::F; V]; T],
+) {
+    let bytes = S::LANES * 4;
+    let mut acc = [[s.splat_i(0); V]; T];
+    for (group, tokens) in groups.chunks_exact(group_bytes::<S>()).zip(tokens) {
+        let weights = &group[first * GROUP / 4 * bytes..][..V * GROUP / 4 * bytes];
+        for i in 0..GROUP / 4 {
+            let w: [S::I; V] = std::array::from_fn(|v| s.load_i(&weights[(v * GROUP / 4 + i) * bytes..]));
+            for t in 0..T {
+                let x = s.splat_i(Group(&tokens[t]).four(i));
+                for v in 0..V {
+                    acc[t][v] = s.dot(acc[t][v], w[v], x);
+                }
+            }
+        }
+    }
+    let scales = &groups[panel_rows::<S>() * GROUP + first * bytes..];
+    let scales: [S::F; V] = std::array::from_fn(|v| s.as_f(s.load_i(&scales[v * bytes..])));
+    for t in 0..T {
+        // Weights are stored with an offset, of 128: what it adds to the products is subtracted.
+        let mut offset = 0;
+        if S::OFFSET != 0 {
+            for tokens in tokens {
+                offset += Group(&tokens[t]).start();
+            }
+        }
+        let scale = s.splat(Group(&tokens[0][t]).scale());
+        for v in 0..V {
+            let dots = s.add_i(acc[t][v], s.splat_i(offset));
+            out[t][v] = s.fma(s.to_f(dots), s.mul(scales[v], scale), out[t][v]);
+        }
+    }
+}
+
 /// Writes the products of `T` tokens with the rows of a panel's vector `v`, where halves of groups have scales of their own and codes have
 /// `BITS` bits.
 #[inline(always)]
@@ -166,6 +234,8 @@ fn multiply<S: Simd, const T: usize>(
             Codes::Five if S::SMALL_SUMS => tile::<S, T, 1, 5>(s, panel, v, tokens, products),
             Codes::Three if S::SMALL_SUMS => tile_of_halves::<S, T, 3>(s, panel, v, tokens, products),
             Codes::Six if S::SMALL_SUMS => tile_of_halves::<S, T, 6>(s, panel, v, tokens, products),
+            Codes::EightShared if S::GEMM_VECS == 1 => tile_of_shared::<S, T, 1>(s, panel, v, tokens, products),
+            Codes::EightShared => tile_of_shared::<S, T, VECS>(s, panel, v, tokens, products),
             _ if S::GEMM_VECS == 1 => tile::<S, T, 1, 8>(s, panel, v, tokens, products),
             _ => tile::<S, T, VECS, 8>(s, panel, v, tokens, products),
         }
@@ -231,6 +301,8 @@ impl Kernel for Gemm<'_> {
             self.first.bytes.len() == n_bytes && self.second.is_none_or(|(p, _)| p.bytes.len() == n_bytes),
             "panels of these activations"
         );
+        let mut formats = std::iter::once(self.first.format).chain(self.second.map(|second| second.0.format));
+        assert!(self.acts.shares_scales() || !formats.any(Format::shares_scales), "activations that share scales");
         let mut rest = self.tokens;
         while !rest.is_empty() {
             // No closure: it would be without the instructions, see `Simd`.

@@ -72,20 +72,21 @@ impl Isa {
         self.run(acts::TileTokens)
     }
 
-    /// Writes a tile of activations ([`Acts`]): of the floats `[k]` of each token; [`token_bytes`] bytes for each.
+    /// Writes a tile of activations ([`Acts`]): of the floats `[k]` of each token; [`token_bytes`] bytes for each. They share scales if they are
+    /// multiplied with weights of a format that does, see [`Format::shares_scales`].
     ///
     /// # Panics
     /// If `tile` has another size.
-    pub fn quantize(self, tokens: &[&[f32]], tile: &mut [u8]) {
-        self.run(acts::Quantize { tokens, norm: None, tile });
+    pub fn quantize(self, tokens: &[&[f32]], shares_scales: bool, tile: &mut [u8]) {
+        self.run(acts::Quantize { tokens, norm: None, shares_scales, tile });
     }
 
     /// Writes a tile of activations of tokens' RMS norms: of `x * gain / sqrt(mean(x^2) + eps)`, with `x` and `gain` `[k]`.
     ///
     /// # Panics
     /// If `gain` is shorter, or `tile` has another size.
-    pub fn rms_norm_quantize(self, tokens: &[&[f32]], gain: &[f32], eps: f32, tile: &mut [u8]) {
-        self.run(acts::Quantize { tokens, norm: Some((gain, eps)), tile });
+    pub fn rms_norm_quantize(self, tokens: &[&[f32]], gain: &[f32], eps: f32, shares_scales: bool, tile: &mut [u8]) {
+        self.run(acts::Quantize { tokens, norm: Some((gain, eps)), shares_scales, tile });
     }
 
     /// `act(gate) * up`, element by element; all three slices have the same length.
@@ -131,8 +132,9 @@ impl Isa {
     /// with token `t` goes to the element of the row's number of `out.token(t)`. Tokens that are whole tiles, in their order, are multiplied fastest.
     ///
     /// # Panics
-    /// If panels have another number of inputs than the activations, or there are more or fewer, or a token is beyond them. What panels are said to
-    /// be of decides how they are read: if it is something else, products are anything.
+    /// If panels have another number of inputs than the activations, or there are more or fewer, or a token is beyond them, or the panels' format
+    /// shares scales and the activations do not. What panels are said to be of decides how they are read: if it is something else, products are
+    /// anything.
     pub fn gemm(self, panels: Packed, n_rows: usize, acts: Acts, tokens: &[usize], out: &mut dyn Out) {
         GEMM_TILE.with_borrow_mut(|gathered| {
             self.run(gemm::Gemm { first: panels, second: None, n_rows, acts, tokens, gathered, out });

@@ -12,14 +12,14 @@
 //!
 //! so that a vector holds four codes of each of `LANES` rows, as [`Simd::dot`] takes them.
 //!
-//! Codes have a sign, and a weight is `scale * code`. Instruction sets that multiply small codes faster ([`Simd::SMALL_SUMS`]) have the codes
+//! Codes have a sign, and a weight is `scale * code`. Of super-blocks four groups have the same scale. Instruction sets that multiply small codes faster ([`Simd::SMALL_SUMS`]) have the codes
 //! of a type's own, without sign, where there are at most 64 of them. Of 4 or 5 bits a weight is then `scale * code + minimum`. Of 3 or 6 bits it
 //! is `scale * (code - excess)`, where the excess is half the number of codes (4 or 32), and each half of a group has a scale of its own: where
 //! other types have scales there are those of first halves, and where they have minima those of second halves.
 
-use crate::acts::{GROUP, SPAN, scales};
+use crate::acts::{GROUP, SHARING, SPAN, scales};
 use crate::columns::Columns;
-use crate::formats::{Block, Format, Weight, is_row, with_weight};
+use crate::formats::{Block, Format, Weight, is_row, shares_scales, with_weight};
 use crate::isa::{Kernel, Simd};
 use crate::{RowFn, aligned};
 
@@ -53,6 +53,8 @@ pub(crate) const fn group_bytes<S: Simd>() -> usize {
 pub(crate) enum Codes {
     /// With sign
     Eight,
+    /// With sign, and the same scale in four groups
+    EightShared,
     /// Below 16, with minima
     Four,
     /// Below 32, with minima
@@ -68,10 +70,15 @@ impl Codes {
     #[inline(always)]
     pub fn of<S: Simd>(format: Format, is_kept: bool) -> Codes {
         #[inline(always)]
-        fn of<W: Weight>(_: W) -> Codes {
-            W::SMALL_CODES
+        fn of<S: Simd, W: Weight>(_: W, is_kept: bool) -> Codes {
+            match W::SMALL_CODES {
+                Codes::Eight if shares_scales::<W>() => Codes::EightShared,
+                codes if S::SMALL_SUMS && !is_kept => codes,
+                _ if shares_scales::<W>() => Codes::EightShared,
+                _ => Codes::Eight,
+            }
         }
-        if S::SMALL_SUMS && !is_kept { with_weight!(format, w => of(w)) } else { Codes::Eight }
+        with_weight!(format, w => of::<S, _>(w, is_kept))
     }
 }
 
@@ -100,20 +107,31 @@ pub(crate) struct PanelRow<'a> {
     pub minima: &'a mut [f32],
 }
 
-/// Writes codes and scales of floats, whose number is that of the codes: the largest magnitude of a group becomes 127.
+/// Writes codes and scales of floats, whose number is that of the codes: the largest magnitude of `SHARE` groups becomes 127.
 #[inline(always)]
-pub(crate) fn quantize<S: Simd>(s: S, x: &[f32], out: PanelRow) {
-    for ((x, codes), scale) in x.chunks_exact(GROUP).zip(out.codes.chunks_exact_mut(GROUP)).zip(out.scales) {
+pub(crate) fn quantize<S: Simd, const SHARE: usize>(s: S, x: &[f32], out: PanelRow) {
+    let shares = x.chunks(SHARE * GROUP).zip(out.codes.chunks_mut(SHARE * GROUP));
+    for ((x, codes), scale) in shares.zip(out.scales.chunks_mut(SHARE)) {
         let mut largest = s.splat(0.0);
         for v in x.chunks_exact(S::LANES) {
             largest = s.max_abs(largest, s.load_f(v));
         }
         let (to, inverse) = scales(s.reduce_max_or_nan(largest));
-        *scale = to;
+        scale.fill(to);
         let inverse = s.splat(inverse);
         for (v, codes) in x.chunks_exact(S::LANES).zip(codes.chunks_exact_mut(S::LANES)) {
             s.store_bytes(s.round(s.mul(s.load_f(v), inverse)), codes);
         }
+    }
+}
+
+/// Makes the largest one of each `n` magnitudes of all of them; NaN counts as larger than any.
+#[inline(always)]
+pub(crate) fn share(magnitudes: &mut [f32], n: usize) {
+    for magnitudes in magnitudes.chunks_exact_mut(n) {
+        // The bits of magnitudes have the magnitudes' order, and NaN is above all.
+        let largest = magnitudes.iter().fold(0, |largest, x| largest.max(x.to_bits()));
+        magnitudes.fill(f32::from_bits(largest));
     }
 }
 
@@ -266,7 +284,10 @@ impl<W: Weight> Kernel for PackPiece<'_, '_, W> {
                 Some(columns) => {
                     weight.decode(s, row, &mut floats[..n_in]);
                     keep(s, columns, n_in, floats, room.kept, width);
-                    quantize(s, &room.kept[..width], out);
+                    match shares_scales::<W>() {
+                        true => quantize::<S, SHARING>(s, &room.kept[..width], out),
+                        false => quantize::<S, 1>(s, &room.kept[..width], out),
+                    }
                 }
             }
         }

@@ -11,10 +11,10 @@
 
 use super::iq4_nl::VALUES;
 use super::{BLOCK, Block, Weight, nibbles};
-use crate::acts::Acts;
+use crate::acts::{Acts, SHARING};
 use crate::gemv::{GemvActs, Rows, Sums};
 use crate::isa::Simd;
-use crate::panel::PanelRow;
+use crate::panel::{self, PanelRow};
 
 const INPUTS: usize = 256;
 const BYTES: usize = 136;
@@ -67,14 +67,31 @@ impl Weight for Iq4Xs {
         }
     }
 
-    /// Codes of panels are the values, and their scales the blocks'.
+    /// Four blocks have the same scale, so their values become others: the greatest magnitude that any of them could be becomes 127.
     #[inline(always)]
     fn panel_row<S: Simd>(self, s: S, row: &[u8], _n_in: usize, _scratch: &mut [f32], out: PanelRow) {
         let to = out.codes.chunks_exact_mut(INPUTS).zip(out.scales.chunks_exact_mut(8));
         for (b, (codes, to)) in row.chunks_exact(BYTES).zip(to) {
-            values(s, b, codes);
-            // An infinite scale makes its block NaN, as in the other types.
-            to.iter_mut().zip(scales(s, b)).for_each(|(to, d)| *to = d + d * 0.0);
+            let (mut d, mut largest, mut all) = ([0.0; 16], [0.0; 16], [0.0; 16]);
+            d[..8].copy_from_slice(&scales(s, b));
+            largest.iter_mut().zip(d).for_each(|(largest, d)| *largest = d.abs() * 127.0);
+            panel::share(&mut largest, SHARING);
+            for i in (0..16).step_by(S::LANES) {
+                let (scale, inverse) = panel::scales_of(s, s.load_f(&largest[i..]));
+                s.store_f(scale, &mut all[i..]);
+                s.store_f(s.mul(s.load_f(&d[i..]), inverse), &mut d[i..]);
+            }
+            to.copy_from_slice(&all[..8]);
+            for (i, codes) in codes.chunks_exact_mut(2 * BLOCK).enumerate() {
+                let mut tables = [[0u8; 16]; 2];
+                for (table, d) in tables.iter_mut().zip(&d[2 * i..]) {
+                    for j in (0..16).step_by(S::LANES) {
+                        s.store_bytes(s.round(s.mul(s.load_i8(&VALUES[j..]), s.splat(*d))), &mut table[j..]);
+                    }
+                }
+                let (first, second) = b[CODES + BLOCK * i..][..BLOCK].split_at(BLOCK / 2);
+                s.look_up([first, second], &tables, codes);
+            }
         }
     }
 

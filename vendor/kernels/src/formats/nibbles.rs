@@ -8,7 +8,7 @@ use super::BLOCK;
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Lanes, PIECE, Rows, Step, Sums, vector};
 use crate::isa::Simd;
-use crate::panel::{PanelRow, scales_of};
+use crate::panel::{PanelRow, scales_of, share};
 
 /// The codes of a block of 32: the lower nibbles of 16 bytes, then the upper ones.
 #[inline(always)]
@@ -22,19 +22,23 @@ pub(crate) fn codes(bytes: &[u8]) -> [u8; BLOCK] {
     all
 }
 
-/// For 16 blocks of weights `d * code + m`: the scales of their 8-bit codes. A code becomes `d * code + m` of what `d` and `m` are
-/// changed to, rounded; see [`panel_codes`].
+/// For 16 blocks of weights `d * code + m`: the scales of their 8-bit codes, of which `SHARE` blocks each have the same. A code becomes
+/// `d * code + m` of what `d` and `m` are changed to, rounded; see [`panel_codes`].
 #[inline(always)]
-pub(crate) fn panel_scales<S: Simd>(s: S, d: &mut [f32; 16], m: &mut [f32; 16]) -> [f32; 16] {
+pub(crate) fn panel_scales<S: Simd, const SHARE: usize>(s: S, d: &mut [f32; 16], m: &mut [f32; 16]) -> [f32; 16] {
     let mut scales = [0.0; 16];
     for i in (0..16).step_by(S::LANES) {
         let (first, least) = (s.load_f(&d[i..]), s.load_f(&m[i..]));
         let last = s.fma(first, s.splat(15.0), least);
-        let largest = s.max_abs(s.max_abs(s.splat(0.0), least), last);
-        let (scale, inverse) = scales_of(s, largest);
+        s.store_f(s.max_abs(s.max_abs(s.splat(0.0), least), last), &mut scales[i..]);
+    }
+    share(&mut scales, SHARE);
+    for i in (0..16).step_by(S::LANES) {
+        let (scale, inverse) = scales_of(s, s.load_f(&scales[i..]));
         s.store_f(scale, &mut scales[i..]);
-        s.store_f(s.mul(first, inverse), &mut d[i..]);
-        s.store_f(s.mul(least, inverse), &mut m[i..]);
+        for x in [&mut *d, &mut *m] {
+            s.store_f(s.mul(s.load_f(&x[i..]), inverse), &mut x[i..]);
+        }
     }
     scales
 }

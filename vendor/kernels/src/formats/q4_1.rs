@@ -41,7 +41,7 @@ impl Weight for Q4_1 {
             for ((d, m), b) in d.iter_mut().zip(&mut m).zip(blocks.chunks_exact(BYTES)) {
                 (*d, *m) = (s.f16_at(b), s.f16_at(&b[2..]));
             }
-            let scales = nibbles::panel_scales(s, &mut d, &mut m);
+            let scales = nibbles::panel_scales::<S, 1>(s, &mut d, &mut m);
             to.copy_from_slice(&scales[..to.len()]);
             for (i, (pair, codes)) in blocks.chunks(2 * BYTES).zip(codes.chunks_exact_mut(2 * BLOCK)).enumerate() {
                 let (a, b) = pair.split_at(BYTES);

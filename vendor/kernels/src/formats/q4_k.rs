@@ -10,7 +10,7 @@
 //! first block in its lower nibble. A weight is `scale * block's scale * code - minimum * block's minimum`.
 
 use super::{BLOCK, Block, Weight, nibbles, q5_k};
-use crate::acts::Acts;
+use crate::acts::{Acts, SHARING};
 use crate::gemv::{GemvActs, PIECE, Rows, Sums, step_begin, vector, with_step};
 use crate::isa::Simd;
 use crate::panel::{Codes, PanelRow};
@@ -63,7 +63,7 @@ impl Weight for Q4K {
             let both = scales(s, b);
             d[..8].copy_from_slice(&both.0);
             m[..8].copy_from_slice(&both.1);
-            to.copy_from_slice(&nibbles::panel_scales(s, &mut d, &mut m)[..8]);
+            to.copy_from_slice(&nibbles::panel_scales::<S, SHARING>(s, &mut d, &mut m)[..8]);
             for (i, codes) in codes.chunks_exact_mut(2 * BLOCK).enumerate() {
                 let tables = nibbles::panel_codes(s, &d[2 * i..], &m[2 * i..]);
                 s.look_up_interleaved(&b[CODES + BLOCK * i..], &tables, codes);

@@ -1,5 +1,6 @@
 //! What types with super-blocks of 256 inputs share whose codes are bytes once they are unpacked: values, and rows of panels.
 
+use crate::acts::{GROUP, SHARING};
 use crate::isa::Simd;
 use crate::panel::{self, PanelRow};
 
@@ -36,21 +37,20 @@ pub(crate) fn decode<S: Simd, W: SuperBlocks>(s: S, row: &[u8], out: &mut [f32])
     }
 }
 
-/// See [`super::Weight::panel_row`]. The greatest magnitude that any code of a group could stand for becomes 127: to look for the greatest one that its
-/// codes do stand for would take longer.
+/// See [`super::Weight::panel_row`]. The greatest magnitude that any code of groups with the same scale could stand for becomes 127: to look for the
+/// greatest one that their codes do stand for would take longer.
 #[inline(always)]
 pub(crate) fn panel_row<S: Simd, W: SuperBlocks>(s: S, row: &[u8], out: PanelRow) {
     let mut codes = [0u8; INPUTS];
     let to = out.codes.chunks_exact_mut(INPUTS).zip(out.scales.chunks_exact_mut(N_BLOCKS / 2));
     for (block, (to, scales)) in row.chunks_exact(W::BYTES).zip(to) {
         let [mut d, mut m] = W::unpack(s, block, &mut codes);
-        let mut largest = [0u32; N_BLOCKS];
+        let mut largest = [0.0; N_BLOCKS];
         for i in 0..N_BLOCKS {
             let [least, greatest] = W::RANGE.map(|code| (d[i] * code + m[i]).abs().to_bits());
-            largest[i] = least.max(greatest);
+            largest[i] = f32::from_bits(least.max(greatest));
         }
-        // The bits of magnitudes have the magnitudes' order, and NaN is above all. Both blocks of a group get the group's.
-        let largest: [f32; N_BLOCKS] = std::array::from_fn(|i| f32::from_bits(largest[i].max(largest[i ^ 1])));
+        panel::share(&mut largest, SHARING * GROUP / BLOCK);
         let mut all_scales = [0.0; N_BLOCKS];
         for i in (0..N_BLOCKS).step_by(S::LANES) {
             let (scale, inverse) = panel::scales_of(s, s.load_f(&largest[i..]));

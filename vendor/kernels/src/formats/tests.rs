@@ -116,8 +116,8 @@ fn products_are_those_of_decoded_rows() {
             }
             let tokens: Vec<_> = (0..MAX_GEMV_TOKENS).map(|_| any_floats(&mut rng, n_in)).collect();
             let mut acts = vec![0; token_bytes(n_in) * tokens.len()];
-            isa.quantize(&tokens.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut acts);
-            let acts = Acts::new(&acts, n_in, tokens.len());
+            isa.quantize(&tokens.iter().map(Vec::as_slice).collect::<Vec<_>>(), format.shares_scales(), &mut acts);
+            let acts = Acts::new(&acts, n_in, tokens.len(), format.shares_scales());
 
             let mut panel = vec![0; isa.panel_bytes(n_in)];
             isa.pack(&row, n_rows, n_in, None, &mut panel);

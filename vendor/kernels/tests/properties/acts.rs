@@ -1,22 +1,27 @@
 //! What makes activations.
 
 use fastrand::Rng;
-use kernels::{Acts, GROUP, token_bytes};
+use kernels::{Acts, Format, GROUP, token_bytes};
 
 use crate::common::*;
 
-/// Checks activations of `x`, whose largest magnitude may be off by `rounding` of itself.
-fn check_acts(x: &[f64], token: &[u8], rounding: f64) {
+/// Formats whose products want scales of their own for each group, and the same one for some groups.
+const BOTH: [Format; 2] = [Format::Q4_0, Format::Q4K];
+
+/// Checks activations of `x` for products with rows of a format. Largest magnitudes may be off by `rounding` of themselves.
+fn check_acts(x: &[f64], format: Format, token: &[u8], rounding: f64) {
     let k = x.len();
     for (g, (codes, tail)) in groups(token).enumerate() {
         let (at, scale) = (g * GROUP, tail.scale);
         assert!(codes.iter().enumerate().all(|(i, &c)| at + i < k || c == 0), "zeros behind the last input");
+        let share = g / sharing(format) * sharing(format);
+        let shared = &x[k.min(share * GROUP)..k.min((share + sharing(format)) * GROUP)];
         let x = &x[k.min(g * GROUP)..k.min((g + 1) * GROUP)];
-        if x.iter().any(|x| !x.is_finite()) {
+        if shared.iter().any(|x| !x.is_finite()) {
             assert!(scale.is_nan(), "group {g}: {scale}");
             continue;
         }
-        let largest = x.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+        let largest = shared.iter().fold(0.0f64, |a, x| a.max(x.abs()));
         assert!((f64::from(scale) * 127.0 - largest).abs() <= largest * (rounding + 1e-6) + 1e-35);
         let sum = |codes: &[u8]| codes.iter().map(|&c| i32::from(c as i8)).sum::<i32>();
         assert_eq!(tail.halves, [sum(&codes[..GROUP / 2]), sum(&codes[GROUP / 2..])]);
@@ -48,10 +53,13 @@ fn quantize() {
     for n in [1, 3, 31, 63, 64, 65, 127, 128, 200, 576] {
         for x in hard_floats(&mut rng, n) {
             let exact: Vec<f64> = x.iter().map(|&x| x.into()).collect();
-            let all: Vec<Vec<u8>> = isas().iter().map(|&isa| quantized(isa, std::slice::from_ref(&x))).collect();
-            for token in &all {
-                check_acts(&exact, token, 0.0);
-                assert_eq!(*token, all[0], "the same bytes everywhere");
+            for format in BOTH {
+                let one = std::slice::from_ref(&x);
+                let all: Vec<Vec<u8>> = isas().iter().map(|&isa| quantized(isa, one, format)).collect();
+                for token in &all {
+                    check_acts(&exact, format, token, 0.0);
+                    assert_eq!(*token, all[0], "the same bytes everywhere");
+                }
             }
         }
     }
@@ -64,26 +72,27 @@ fn tiles() {
     for n in [1, 64, 65, 576] {
         let x: Vec<_> = (0..7).map(|_| any_floats(&mut rng, n, 1.0)).collect();
         let gain = any_floats(&mut rng, n, 2.0);
-        for isa in isas() {
+        for (isa, format) in isas().into_iter().flat_map(|isa| BOTH.map(|format| (isa, format))) {
+            let shares = format.shares_scales();
             for tile_tokens in 1..=x.len() {
-                let (tiles, alone) = (in_tiles(isa, &x, tile_tokens), quantized(isa, &x));
-                let acts = Acts::new(&tiles, n, tile_tokens);
+                let (tiles, alone) = (in_tiles(isa, &x, format, tile_tokens), quantized(isa, &x, format));
+                let acts = Acts::new(&tiles, n, tile_tokens, shares);
                 assert_eq!(acts.of(&(0..x.len()).collect::<Vec<_>>()), alone);
                 assert_eq!(acts.of(&[5, 2]), [5, 2].map(|t| &alone[t * token_bytes(n)..][..token_bytes(n)]).concat());
             }
             let all: Vec<&[f32]> = x.iter().map(Vec::as_slice).collect();
             let mut tile = vec![0xaa; 7 * token_bytes(n)];
-            isa.rms_norm_quantize(&all, &gain, 1e-5, &mut tile);
+            isa.rms_norm_quantize(&all, &gain, 1e-5, shares, &mut tile);
             for (i, (codes, _)) in groups(&tile).enumerate() {
                 let (g, t) = (i / all.len(), i % all.len());
                 let mut alone = vec![0xaa; token_bytes(n)];
-                isa.rms_norm_quantize(&all[t..=t], &gain, 1e-5, &mut alone);
+                isa.rms_norm_quantize(&all[t..=t], &gain, 1e-5, shares, &mut alone);
                 assert_eq!(codes, groups(&alone).nth(g).unwrap().0, "group {g} of token {t}");
             }
             for (t, x) in all.iter().enumerate() {
                 let mut alone = vec![0xaa; token_bytes(n)];
-                isa.rms_norm_quantize(&[x], &gain, 1e-5, &mut alone);
-                assert_eq!(Acts::new(&tile, n, 7).of(&[t]), alone);
+                isa.rms_norm_quantize(&[x], &gain, 1e-5, shares, &mut alone);
+                assert_eq!(Acts::new(&tile, n, 7, shares).of(&[t]), alone);
             }
         }
     }
@@ -102,11 +111,11 @@ fn rms_norm_quantize() {
             }
             let factor = 1.0 / (mean + f64::from(eps)).sqrt();
             let exact: Vec<f64> = x.iter().zip(&gain).map(|(&x, &g)| f64::from(x) * factor * f64::from(g)).collect();
-            for isa in isas() {
+            for (isa, format) in isas().into_iter().flat_map(|isa| BOTH.map(|format| (isa, format))) {
                 let mut token = vec![0xaa; token_bytes(n)];
-                isa.rms_norm_quantize(&[&x], &gain, eps, &mut token);
+                isa.rms_norm_quantize(&[&x], &gain, eps, format.shares_scales(), &mut token);
                 if mean.is_finite() {
-                    check_acts(&exact, &token, ROUNDING);
+                    check_acts(&exact, format, &token, ROUNDING);
                 } else {
                     let special = x.iter().position(|x| !x.is_finite()).unwrap();
                     assert!(groups(&token).nth(special / GROUP).unwrap().1.scale.is_nan());

@@ -197,20 +197,20 @@ pub fn values(row: &Row, n_in: usize) -> Vec<f32> {
     out
 }
 
-/// Activations of tokens in tiles of so many.
-pub fn in_tiles(isa: Isa, tokens: &[Vec<f32>], tile_tokens: usize) -> Vec<u8> {
+/// Activations of tokens in tiles of so many, for products with rows of a format.
+pub fn in_tiles(isa: Isa, tokens: &[Vec<f32>], format: Format, tile_tokens: usize) -> Vec<u8> {
     let mut out = Vec::new();
     for tile in tokens.chunks(tile_tokens) {
         let mut bytes = vec![0xaa; tile.len() * token_bytes(tile[0].len())];
-        isa.quantize(&tile.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut bytes);
+        isa.quantize(&tile.iter().map(Vec::as_slice).collect::<Vec<_>>(), format.shares_scales(), &mut bytes);
         out.extend(bytes);
     }
     out
 }
 
-/// Activations of tokens, one after the other.
-pub fn quantized(isa: Isa, tokens: &[Vec<f32>]) -> Vec<u8> {
-    in_tiles(isa, tokens, 1)
+/// Activations of tokens, one after the other, for products with rows of a format.
+pub fn quantized(isa: Isa, tokens: &[Vec<f32>], format: Format) -> Vec<u8> {
+    in_tiles(isa, tokens, format, 1)
 }
 
 /// What there is of a group beside its codes.
@@ -230,6 +230,11 @@ pub fn groups(token: &[u8]) -> impl Iterator<Item = (&[u8], Tail)> {
         let (scale, sum) = (f32::from_le_bytes(word(0)), f32::from_le_bytes(word(2)));
         (codes, Tail { scale, start: i32::from_le_bytes(word(1)), sum, halves: [half(0), half(1)] })
     })
+}
+
+/// Groups that have the same scale in products with rows of a format.
+pub fn sharing(format: Format) -> usize {
+    if format.shares_scales() { 4 } else { 1 }
 }
 
 /// What a token's activations stand for.

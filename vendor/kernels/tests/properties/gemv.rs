@@ -17,8 +17,8 @@ fn gemv() {
                 let size = |t: usize| [1.0, 1.0, 1e30, 1e-30, 0.0][t % 5];
                 let x: Vec<_> = (0..n_tokens).map(|t| any_floats(&mut rng, n_in, size(t))).collect();
                 for isa in isas() {
-                    let acts = quantized(isa, &x);
-                    let out = products(isa, format, &rows, Acts::new(&acts, n_in, 1));
+                    let acts = quantized(isa, &x, format);
+                    let out = products(isa, format, &rows, Acts::new(&acts, n_in, 1, format.shares_scales()));
                     assert_eq!(out.len(), rows.len());
                     for (row, out) in rows.iter().zip(&out) {
                         // Weights are used as they are.
@@ -49,7 +49,12 @@ fn whole_numbers_are_multiplied_exactly() {
             let rows: Vec<_> = (0..3).map(|_| whole_row(&mut rng, format, n_in)).collect();
             let x: Vec<_> = (0..n_tokens).map(|_| whole_acts(&mut rng, n_in)).collect();
             for isa in isas() {
-                let out = products(isa, format, &rows, Acts::new(&quantized(isa, &x), n_in, 1));
+                let out = products(
+                    isa,
+                    format,
+                    &rows,
+                    Acts::new(&quantized(isa, &x, format), n_in, 1, format.shares_scales()),
+                );
                 for (row, out) in rows.iter().zip(out) {
                     let weights = values(&Row { bytes: row, format }, n_in);
                     let expected: Vec<f32> = x.iter().map(|x| whole_dot(&weights, x)).collect();
@@ -64,5 +69,6 @@ fn whole_numbers_are_multiplied_exactly() {
 #[should_panic(expected = "1 to 8 tokens, not 9")]
 fn too_many_tokens() {
     let (row, x) = (vec![0; 18], vec![vec![1.0; 32]; MAX_GEMV_TOKENS + 1]);
-    products(Isa::best(), Format::Q4_0, &[row], Acts::new(&quantized(Isa::best(), &x), 32, 1));
+    let acts = quantized(Isa::best(), &x, Format::Q4_0);
+    products(Isa::best(), Format::Q4_0, &[row], Acts::new(&acts, 32, 1, false));
 }

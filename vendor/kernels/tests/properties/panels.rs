@@ -122,6 +122,7 @@ impl<'a> Case<'a> {
             Format::Q4K => Some(16..144),
             Format::Q5K => Some(16..176),
             Format::Q6K => Some(0..192),
+            Format::Iq4Xs => Some(8..136),
             _ => None,
         };
         for code in [0x00, 0xff] {
@@ -130,6 +131,10 @@ impl<'a> Case<'a> {
             bytes.chunks_exact_mut(block(self.format).1).for_each(|b| b[codes.clone()].fill(code));
             let x = values_of(&Row { bytes: &bytes, ..row });
             most.iter_mut().zip(x.chunks(GROUP)).for_each(|(most, x)| *most = most.max(largest(x)));
+        }
+        for most in most.chunks_mut(sharing(self.format)) {
+            let largest = most.iter().fold(0.0, |a: f64, &b| a.max(b));
+            most.fill(largest);
         }
         Weights { values: x, steps: most.iter().map(|x| x / 127.0).collect() }
     }
@@ -150,8 +155,8 @@ fn gemm() {
         let format = FORMATS[number % FORMATS.len()];
         for isa in isas() {
             let case = Case::any(&mut rng, format, isa.panel_rows());
-            let acts = quantized(isa, &case.x);
-            let out = case.run(isa, Acts::new(&acts, case.x[0].len(), 1));
+            let acts = quantized(isa, &case.x, format);
+            let out = case.run(isa, Acts::new(&acts, case.x[0].len(), 1, format.shares_scales()));
             let weights = [0, 1].map(|which| (0..case.n_rows()).map(|i| case.weights(which, i)).collect::<Vec<_>>());
             let k = case.x[0].len();
             for (t, token) in acts.chunks_exact(token_bytes(k)).enumerate() {
@@ -180,7 +185,7 @@ fn whole_numbers_are_multiplied_exactly() {
                 let rows = [(); 2].map(|()| (0..isa.panel_rows()).map(|_| whole_row(&mut rng, format, n_in)).collect());
                 let x: Vec<_> = (0..13).map(|_| whole_acts(&mut rng, k)).collect();
                 let case = Case { format, n_in, rows, gated: None, kept, x, tokens: (0..13).collect() };
-                let out = case.run(isa, Acts::new(&quantized(isa, &case.x), k, 1));
+                let out = case.run(isa, Acts::new(&quantized(isa, &case.x, format), k, 1, format.shares_scales()));
                 for i in 0..case.n_rows() {
                     let weights = case.weights(0, i).values;
                     for (t, x) in case.x.iter().enumerate() {
@@ -201,12 +206,12 @@ fn tiles() {
         for isa in isas() {
             let mut case = Case::any(&mut rng, format, isa.panel_rows());
             let k = case.x[0].len();
-            let out = case.run(isa, Acts::new(&quantized(isa, &case.x), k, 1));
+            let out = case.run(isa, Acts::new(&quantized(isa, &case.x, format), k, 1, format.shares_scales()));
             let tokens = case.tokens.clone();
             case.tokens.sort_unstable();
             for tile_tokens in [isa.tile_tokens(), rng.usize(1..9)] {
-                let tiles = in_tiles(isa, &case.x, tile_tokens);
-                let other = case.run(isa, Acts::new(&tiles, k, tile_tokens));
+                let tiles = in_tiles(isa, &case.x, format, tile_tokens);
+                let other = case.run(isa, Acts::new(&tiles, k, tile_tokens, format.shares_scales()));
                 for (t, i) in tokens.iter().flat_map(|&t| (0..case.n_rows()).map(move |i| (t, i))) {
                     let (a, b) = (out.get(t, i), other.get(t, i));
                     assert_eq!(a.to_bits(), b.to_bits(), "{isa} {format:?} {tile_tokens}: {a} {b}");
@@ -247,8 +252,8 @@ fn nan_stays() {
             } else {
                 case.x[1][rng.usize(..case.n_in)] = special;
             }
-            let acts = quantized(isa, &case.x);
-            let out = case.run(isa, Acts::new(&acts, case.n_in, 1));
+            let acts = quantized(isa, &case.x, format);
+            let out = case.run(isa, Acts::new(&acts, case.n_in, 1, format.shares_scales()));
             for t in 0..3 {
                 for i in 0..case.n_rows() {
                     let is_bad = if in_weights { i == bad_row } else { t == 1 };
@@ -257,7 +262,8 @@ fn nan_stays() {
                 }
             }
             if format.has_gemv() {
-                let out = products(isa, format, &case.rows[which], Acts::new(&acts, case.n_in, 1));
+                let out =
+                    products(isa, format, &case.rows[which], Acts::new(&acts, case.n_in, 1, format.shares_scales()));
                 for (i, out) in out.iter().enumerate() {
                     for (t, x) in out.iter().enumerate() {
                         // Infinity may stay infinity.
@@ -276,9 +282,10 @@ fn instruction_sets_agree() {
     let least = isas().iter().map(|isa| isa.panel_rows()).min().unwrap();
     for number in 0..200 {
         let case = Case::any(&mut rng, FORMATS[number % FORMATS.len()], least);
-        let acts = quantized(Isa::best(), &case.x);
+        let acts = quantized(Isa::best(), &case.x, case.format);
         let k = case.x[0].len();
-        let all: Vec<Results> = isas().iter().map(|&isa| case.run(isa, Acts::new(&acts, k, 1))).collect();
+        let all: Vec<Results> =
+            isas().iter().map(|&isa| case.run(isa, Acts::new(&acts, k, 1, case.format.shares_scales()))).collect();
         for (t, token) in acts.chunks_exact(token_bytes(k)).enumerate() {
             let x = dequantized(token, k);
             for i in 0..if case.tokens.contains(&t) { case.n_rows() } else { 0 } {
