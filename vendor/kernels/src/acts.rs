@@ -79,6 +79,12 @@ impl<'a> Group<'a> {
         i32::from(i16::from_le_bytes([self.0[at], self.0[at + 1]]))
     }
 
+    /// Sums of the codes of both halves, 16 bits each.
+    #[inline(always)]
+    pub fn halves(self) -> i32 {
+        i32::from_le_bytes(self.word(GROUP / 4 + 3))
+    }
+
     /// Sum of the codes.
     #[inline(always)]
     pub fn codes_sum(self) -> i32 {

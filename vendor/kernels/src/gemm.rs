@@ -26,6 +26,13 @@ pub struct Packed<'a> {
     pub is_kept: bool,
 }
 
+/// Repeats a block for each number: the compiler does not repeat what has assembly in it, as products of small codes have.
+macro_rules! unroll {
+    ($i:ident in [$($n:literal),*] $body:block) => {
+        $({ let $i: usize = $n; $body })*
+    };
+}
+
 /// What `T` tokens have of a group, see [`crate::acts`].
 type Groups<const T: usize> = [[u8; GROUP_BYTES]; T];
 
@@ -64,7 +71,7 @@ fn tile<S: Simd, const T: usize, const V: usize, const BITS: u32>(
             }
         }
         let mut wide = [[s.splat_i(0); V]; T];
-        for i in 0..GROUP / 4 {
+        unroll!(i in [0, 1, 2, 3, 4, 5, 6, 7] {
             let w: [S::I; V] = std::array::from_fn(|v| s.load_i(&weights[(v * GROUP / 4 + i) * bytes..]));
             for t in 0..T {
                 let x = s.splat_i(tokens[t].four(i));
@@ -83,7 +90,7 @@ fn tile<S: Simd, const T: usize, const V: usize, const BITS: u32>(
                     }
                 }
             }
-        }
+        });
         let floats = |row: usize| std::array::from_fn(|v| s.as_f(s.load_i(&rest[4 * row + (first + v) * bytes..])));
         let (scales, minima): ([S::F; V], [S::F; V]) = (floats(0), if BITS == 8 { floats(0) } else { floats(rows) });
         for t in 0..T {
@@ -176,46 +183,91 @@ fn add_shared<S: Simd, const T: usize, const V: usize>(
     }
 }
 
-/// Writes the products of `T` tokens with the rows of a panel's vector `v`, where halves of groups have scales of their own and codes have
-/// `BITS` bits.
+/// Scales (`WHICH` is 0) or minima (1) of a group for the rows of a panel's vector `v`, or what is in their place.
 #[inline(always)]
-fn tile_of_halves<S: Simd, const T: usize, const BITS: u32>(
+fn numbers<S: Simd, const WHICH: usize>(s: S, group: &[u8], v: usize) -> S::I {
+    s.load_i(&group[panel_rows::<S>() * (GROUP + 4 * WHICH) + v * S::LANES * 4..])
+}
+
+/// Writes the products of `T` tokens with the rows of a panel, where codes are those of super-blocks, of `BITS` bits: of 4 or 5 bits in blocks of 32, of
+/// 3 or 6 bits in blocks of 16.
+#[inline(always)]
+fn tile_of_super_blocks<S: Simd, const T: usize, const BITS: u32>(
     s: S,
     panel: &[u8],
-    v: usize,
     tokens: &[Groups<T>],
     products: &mut [[f32; MAX_ROWS]; T],
 ) {
-    let (rows, bytes) = (panel_rows::<S>(), S::LANES * 4);
-    let mut out = [s.splat(0.0); T];
-    for (group, tokens) in panel.chunks_exact(group_bytes::<S>()).zip(tokens) {
-        let tokens: [Group; T] = std::array::from_fn(|t| Group(&tokens[t]));
-        let mut sums = [s.splat(0.0); T];
-        for half in 0..2 {
-            let w: [S::I; GROUP / 8] =
-                std::array::from_fn(|i| s.load_i(&group[(v * GROUP / 4 + half * GROUP / 8 + i) * bytes..]));
-            let scale = s.as_f(s.load_i(&group[rows * GROUP + 4 * rows * half + v * bytes..]));
-            for t in 0..T {
-                // What the codes' excess adds to the product is subtracted beforehand.
-                let mut dots = s.splat_i(tokens[t].half(half) * -(1 << (BITS - 1)));
-                let mut small = s.splat_i(0);
-                for (i, &w) in w.iter().enumerate() {
-                    let x = s.splat_i(tokens[t].four(half * GROUP / 8 + i));
-                    small = s.add_products(small, w, x);
-                    // A small sum has room for two products of codes of 6 bits.
-                    if BITS == 6 && i == 1 {
-                        (dots, small) = (s.add_i(dots, s.whole(small)), s.splat_i(0));
+    let bytes = S::LANES * 4;
+    let has_halves = const { BITS == 3 || BITS == 6 };
+    let mut out = [[s.splat(0.0); VECS]; T];
+    for (groups, tokens) in panel.chunks_exact(SHARING * group_bytes::<S>()).zip(tokens.as_chunks::<SHARING>().0) {
+        let mut acc = [[s.splat_i(0); VECS]; T];
+        let spans = groups.chunks_exact(2 * group_bytes::<S>()).zip(tokens.as_chunks::<2>().0);
+        for (span, tokens) in spans {
+            for (g, (group, tokens)) in span.chunks_exact(group_bytes::<S>()).zip(tokens).enumerate() {
+                let factors = if has_halves { group } else { span };
+                let mut small = [[s.splat_i(0); VECS]; T];
+                unroll!(i in [0, 1, 2, 3, 4, 5, 6, 7] {
+                    let mut w = [s.splat_i(0); VECS];
+                    for v in 0..VECS {
+                        w[v] = s.load_i(&group[(v * GROUP / 4 + i) * bytes..]);
                     }
-                }
-                sums[t] = s.fma(s.to_f(s.add_i(dots, s.whole(small))), scale, sums[t]);
+                    for t in 0..T {
+                        let x = s.splat_i(Group(&tokens[t]).four(i));
+                        for v in 0..VECS {
+                            small[t][v] = s.add_products(small[t][v], w[v], x);
+                        }
+                    }
+                    // A small sum has room for eight products of codes of 4 bits, four of 5 bits, two of 6 bits. It ends with its block, too.
+                    let n = const { [0, 0, 0, 4, 8, 4, 2][BITS as usize] };
+                    if (i + 1) % n == 0 {
+                        let is_second = if has_halves { i >= GROUP / 8 } else { g == 1 };
+                        for v in 0..VECS {
+                            let factors = numbers::<S, 0>(s, factors, v);
+                            for t in 0..T {
+                                acc[t][v] = match is_second {
+                                    true => s.add_scaled::<true>(acc[t][v], small[t][v], factors),
+                                    false => s.add_scaled::<false>(acc[t][v], small[t][v], factors),
+                                };
+                                small[t][v] = s.splat_i(0);
+                            }
+                        }
+                    }
+                });
             }
         }
         for t in 0..T {
-            out[t] = s.fma(sums[t], s.splat(tokens[t].scale()), out[t]);
+            let scale = s.splat(Group(&tokens[0][t]).scale());
+            for v in 0..VECS {
+                let mut added = s.splat_i(0);
+                for (group, tokens) in groups.chunks_exact(group_bytes::<S>()).zip(tokens) {
+                    if has_halves {
+                        added = s.add_pairs(added, numbers::<S, 0>(s, group, v), s.splat_i(Group(&tokens[t]).halves()));
+                    } else {
+                        let minima = s.as_f(numbers::<S, 1>(s, group, v));
+                        out[t][v] = s.fma(minima, s.splat(Group(&tokens[t]).sum()), out[t][v]);
+                    }
+                }
+                // The super-blocks' scales, which halves of them have more than once.
+                let scales = if has_halves {
+                    numbers::<S, 1>(s, groups, v)
+                } else {
+                    numbers::<S, 0>(s, &groups[group_bytes::<S>()..], v)
+                };
+                let scale = s.mul(s.as_f(scales), scale);
+                if has_halves {
+                    let excess = s.splat(-((1 << (BITS - 1)) as f32));
+                    out[t][v] = s.fma(s.to_f(added), s.mul(scale, excess), out[t][v]);
+                }
+                out[t][v] = s.fma(s.to_f(acc[t][v]), scale, out[t][v]);
+            }
         }
     }
     for (out, products) in out.iter().zip(products) {
-        s.store_f(*out, &mut products[v * S::LANES..]);
+        for (v, out) in out.iter().enumerate() {
+            s.store_f(*out, &mut products[v * S::LANES..]);
+        }
     }
 }
 
@@ -228,17 +280,26 @@ fn multiply<S: Simd, const T: usize>(
     tokens: &[Groups<T>],
     products: &mut [[f32; MAX_ROWS]; T],
 ) {
-    for v in (0..VECS).step_by(S::GEMM_VECS) {
-        match codes {
-            Codes::Four if S::SMALL_SUMS => tile::<S, T, 1, 4>(s, panel, v, tokens, products),
-            Codes::Five if S::SMALL_SUMS => tile::<S, T, 1, 5>(s, panel, v, tokens, products),
-            Codes::Three if S::SMALL_SUMS => tile_of_halves::<S, T, 3>(s, panel, v, tokens, products),
-            Codes::Six if S::SMALL_SUMS => tile_of_halves::<S, T, 6>(s, panel, v, tokens, products),
-            Codes::EightShared if S::GEMM_VECS == 1 => tile_of_shared::<S, T, 1>(s, panel, v, tokens, products),
-            Codes::EightShared => tile_of_shared::<S, T, VECS>(s, panel, v, tokens, products),
-            _ if S::GEMM_VECS == 1 => tile::<S, T, 1, 8>(s, panel, v, tokens, products),
-            _ => tile::<S, T, VECS, 8>(s, panel, v, tokens, products),
+    match codes {
+        Codes::Four if S::SMALL_SUMS => tile::<S, T, VECS, 4>(s, panel, 0, tokens, products),
+        Codes::Five if S::SMALL_SUMS => tile::<S, T, VECS, 5>(s, panel, 0, tokens, products),
+        Codes::FourShared if S::SMALL_SUMS => tile_of_super_blocks::<S, T, 4>(s, panel, tokens, products),
+        Codes::FiveShared if S::SMALL_SUMS => tile_of_super_blocks::<S, T, 5>(s, panel, tokens, products),
+        Codes::ThreeShared if S::SMALL_SUMS => tile_of_super_blocks::<S, T, 3>(s, panel, tokens, products),
+        Codes::SixShared if S::SMALL_SUMS => tile_of_super_blocks::<S, T, 6>(s, panel, tokens, products),
+        // There a dot product takes more registers than one instruction would.
+        Codes::EightShared if S::SMALL_SUMS => {
+            for v in 0..VECS {
+                tile_of_shared::<S, T, 1>(s, panel, v, tokens, products);
+            }
         }
+        _ if S::SMALL_SUMS => {
+            for v in 0..VECS {
+                tile::<S, T, 1, 8>(s, panel, v, tokens, products);
+            }
+        }
+        Codes::EightShared => tile_of_shared::<S, T, VECS>(s, panel, 0, tokens, products),
+        _ => tile::<S, T, VECS, 8>(s, panel, 0, tokens, products),
     }
 }
 

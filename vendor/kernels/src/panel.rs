@@ -12,10 +12,15 @@
 //!
 //! so that a vector holds four codes of each of `LANES` rows, as [`Simd::dot`] takes them.
 //!
-//! Codes have a sign, and a weight is `scale * code`. Of super-blocks four groups have the same scale. Instruction sets that multiply small codes faster ([`Simd::SMALL_SUMS`]) have the codes
-//! of a type's own, without sign, where there are at most 64 of them. Of 4 or 5 bits a weight is then `scale * code + minimum`. Of 3 or 6 bits it
-//! is `scale * (code - excess)`, where the excess is half the number of codes (4 or 32), and each half of a group has a scale of its own: where
-//! other types have scales there are those of first halves, and where they have minima those of second halves.
+//! Codes have a sign, and a weight is `scale * code`. Of super-blocks four groups have the same scale.
+//!
+//! Instruction sets that multiply small codes faster ([`Simd::SMALL_SUMS`]) have the codes of a type's own, without sign, where there are at most
+//! 64 of them. Of blocks of 32 a weight is then `scale * code + minimum`. Super-blocks have integers for scales of their blocks, and one float:
+//!
+//! - with blocks of 32 (codes of 4 and 5 bits) a weight is `scale * block's scale * code + minimum`. Of two groups the first one's scales are both
+//!   groups' blocks', 16 bits each, and the second one's scales are the super-blocks';
+//! - with blocks of 16 (codes of 3 and 6 bits) it is `scale * block's scale * (code - excess)`, where the excess is half the number of codes. A
+//!   group's scales are those of both its blocks, 16 bits each, and its minima are the super-blocks' scales.
 
 use crate::acts::{GROUP, SHARING, SPAN, scales};
 use crate::columns::Columns;
@@ -55,14 +60,18 @@ pub(crate) enum Codes {
     Eight,
     /// With sign, and the same scale in four groups
     EightShared,
-    /// Below 16, with minima
+    /// Of blocks of 32, below 16
     Four,
-    /// Below 32, with minima
+    /// Of blocks of 32, below 32
     Five,
-    /// Below 8, with a scale for each half of a group
-    Three,
-    /// Below 64, with a scale for each half of a group
-    Six,
+    /// Of super-blocks of blocks of 32, below 16
+    FourShared,
+    /// Of super-blocks of blocks of 32, below 32
+    FiveShared,
+    /// Of super-blocks of blocks of 16, below 8
+    ThreeShared,
+    /// Of super-blocks of blocks of 16, below 64
+    SixShared,
 }
 
 impl Codes {
@@ -96,14 +105,13 @@ impl Kernel for PanelBytes {
     }
 }
 
-/// A row on its way into a panel. The weights of a group are `scale * code`, or of small codes `scale * code + minimum`, if halves of groups have
-/// no scales of their own.
+/// A row on its way into a panel, as the file's head says.
 pub(crate) struct PanelRow<'a> {
     /// Codes of all inputs, filled up to whole [`SPAN`]s
     pub codes: &'a mut [u8],
-    /// A scale for each group, or for its first half
+    /// A scale for each group
     pub scales: &'a mut [f32],
-    /// A minimum for each group, or a scale for its second half; nobody reads those of codes of 8 bits
+    /// A minimum for each group; nobody reads those of codes of 8 bits
     pub minima: &'a mut [f32],
 }
 

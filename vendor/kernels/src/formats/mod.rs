@@ -72,11 +72,10 @@ pub(crate) trait Weight: Copy {
         panel::quantize::<S, 1>(s, scratch, out);
     }
 
-    /// Codes of panels on instruction sets that multiply small codes faster: the type's own where they are of 4 or 5 bits in blocks of 32, or of 3
-    /// or 6 bits in blocks of 16.
+    /// Codes of panels on instruction sets that multiply small codes faster: the type's own where they are of 3 to 6 bits.
     const SMALL_CODES: Codes = Codes::Eight;
 
-    /// Writes the row as small codes, if it has such, with a scale and a minimum for each 32 inputs, or two scales.
+    /// Writes the row as small codes, if it has such, with what panels have of them as scales and minima.
     #[inline(always)]
     fn small_row<S: Simd>(self, _s: S, _row: &[u8], _out: PanelRow) {
         panic!("rows of this type have no small codes")

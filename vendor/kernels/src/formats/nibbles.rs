@@ -102,16 +102,6 @@ pub(crate) fn small_scales(d: &[f32], m: &[f32], first: usize, scales: &mut [f32
     }
 }
 
-/// Writes scales of blocks of 16, each `d` times a byte with sign, two for each group. As in the other types, an infinite one makes its block NaN.
-#[inline(always)]
-pub(crate) fn scales_of_halves(d: f32, bytes: &[u8], first: usize, out: &mut PanelRow) {
-    for (i, both) in bytes.chunks_exact(2).enumerate() {
-        let [a, b] = [both[0], both[1]].map(|scale| d * f32::from(scale as i8));
-        out.scales[first + i] = a + a * 0.0;
-        out.minima[first + i] = b + b * 0.0;
-    }
-}
-
 /// A type with such blocks whose codes stand for bytes with sign, times the block's scale.
 pub(crate) trait Table {
     /// Of a block

@@ -14,8 +14,8 @@
 
 use super::q2_k::{self, Quarters};
 use super::super_blocks::{self, INPUTS, N_BLOCKS, SuperBlocks};
-use super::{Block, Weight, nibbles};
-use crate::acts::{Acts, GROUP};
+use super::{Block, Weight};
+use crate::acts::Acts;
 use crate::gemv::{GemvActs, Rows, Sums};
 use crate::isa::Simd;
 use crate::panel::{Codes, PanelRow};
@@ -60,12 +60,12 @@ impl Weight for Q3K {
         super_blocks::panel_row::<S, Q3K>(s, row, out);
     }
 
-    const SMALL_CODES: Codes = Codes::Three;
+    const SMALL_CODES: Codes = Codes::ThreeShared;
 
     #[inline(always)]
     fn small_row<S: Simd>(self, s: S, row: &[u8], mut out: PanelRow) {
         for (i, b) in row.chunks_exact(BYTES).enumerate() {
-            nibbles::scales_of_halves(Q3K::factors(s, b).0, &Q3K::scales(b).0, i * INPUTS / GROUP, &mut out);
+            super_blocks::small_scales_of_16(Q3K::factors(s, b).0, &Q3K::scales(b).0, i, &mut out);
             codes::<S, 0>(s, b, (&mut out.codes[INPUTS * i..][..INPUTS]).try_into().expect("a super-block"));
         }
     }

@@ -9,7 +9,7 @@
 //! Scale and minimum are 16-bit floats, those of the blocks have 6 bits. Of the codes of two blocks a byte holds one of each, that of the
 //! first block in its lower nibble. A weight is `scale * block's scale * code - minimum * block's minimum`.
 
-use super::{BLOCK, Block, Weight, nibbles, q5_k};
+use super::{BLOCK, Block, Weight, nibbles, q5_k, super_blocks};
 use crate::acts::{Acts, SHARING};
 use crate::gemv::{GemvActs, PIECE, Rows, Sums, step_begin, vector, with_step};
 use crate::isa::Simd;
@@ -23,10 +23,9 @@ const CODES: usize = 16;
 #[derive(Clone, Copy)]
 pub(crate) struct Q4K;
 
-/// Scales and minima of a super-block's eight blocks; the minima are to be added.
+/// Scales and minima of a super-block's eight blocks, as its bytes have them.
 #[inline(always)]
-pub(crate) fn scales<S: Simd>(s: S, b: &[u8]) -> ([f32; 8], [f32; 8]) {
-    let (d, dmin) = (s.f16_at(b), s.f16_at(&b[2..]));
+fn integers(b: &[u8]) -> [[u8; 8]; 2] {
     let b: &[u8; CODES] = b.first_chunk().expect("what comes before the codes");
     let word = |i: usize| u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
     // Of the twelve bytes, four hold the 6 bits of the first four scales, and above these the upper 2 bits of the other four; the next
@@ -34,8 +33,22 @@ pub(crate) fn scales<S: Simd>(s: S, b: &[u8]) -> ([f32; 8], [f32; 8]) {
     let (scales, minima, others) = (word(4), word(8), word(12));
     let scales = [scales & 0x3f3f_3f3f, others & 0x0f0f_0f0f | (scales >> 2 & 0x3030_3030)];
     let minima = [minima & 0x3f3f_3f3f, others >> 4 & 0x0f0f_0f0f | (minima >> 2 & 0x3030_3030)];
-    let bytes = |w: [u32; 2]| (u64::from(w[0]) | u64::from(w[1]) << 32).to_le_bytes();
-    (s.scale_bytes(bytes(scales), d), s.scale_bytes(bytes(minima), -dmin))
+    [scales, minima].map(|w| (u64::from(w[0]) | u64::from(w[1]) << 32).to_le_bytes())
+}
+
+/// Scales and minima of a super-block's eight blocks; the minima are to be added.
+#[inline(always)]
+pub(crate) fn scales<S: Simd>(s: S, b: &[u8]) -> ([f32; 8], [f32; 8]) {
+    let [scales, minima] = integers(b);
+    (s.scale_bytes(scales, s.f16_at(b)), s.scale_bytes(minima, -s.f16_at(&b[2..])))
+}
+
+/// Writes what panels of small codes have of super-block `i` beside them.
+#[inline(always)]
+pub(crate) fn small_scales<S: Simd>(s: S, b: &[u8], i: usize, out: &mut PanelRow) {
+    let [scales, minima] = integers(b);
+    let minima = s.scale_bytes(minima, -s.f16_at(&b[2..]));
+    super_blocks::small_scales_of_32(s.f16_at(b), scales, minima, i, out);
 }
 
 impl Weight for Q4K {
@@ -71,13 +84,12 @@ impl Weight for Q4K {
         }
     }
 
-    const SMALL_CODES: Codes = Codes::Four;
+    const SMALL_CODES: Codes = Codes::FourShared;
 
     #[inline(always)]
-    fn small_row<S: Simd>(self, s: S, row: &[u8], out: PanelRow) {
+    fn small_row<S: Simd>(self, s: S, row: &[u8], mut out: PanelRow) {
         for (i, b) in row.chunks_exact(BYTES).enumerate() {
-            let (d, m) = scales(s, b);
-            nibbles::small_scales(&d, &m, i * 8, out.scales, out.minima);
+            small_scales(s, b, i, &mut out);
             for (codes, to) in b[CODES..].chunks_exact(BLOCK).zip(out.codes[INPUTS * i..].chunks_exact_mut(2 * BLOCK)) {
                 s.look_up_interleaved(codes, &[nibbles::IDENTITY; 2], to);
             }

@@ -10,7 +10,7 @@
 //! It is [Q4_K](super::q4_k) with a fifth bit for each code. A weight is `scale * block's scale * code - minimum * block's minimum`.
 
 use super::super_blocks::{self, INPUTS, N_BLOCKS, SuperBlocks};
-use super::{BLOCK, Block, Weight, nibbles, q4_k};
+use super::{BLOCK, Block, Weight, q4_k};
 use crate::acts::Acts;
 use crate::gemv::{GemvActs, Rows, Sums};
 use crate::isa::Simd;
@@ -66,13 +66,12 @@ impl Weight for Q5K {
         super_blocks::panel_row::<S, Q5K>(s, row, out);
     }
 
-    const SMALL_CODES: Codes = Codes::Five;
+    const SMALL_CODES: Codes = Codes::FiveShared;
 
     #[inline(always)]
-    fn small_row<S: Simd>(self, s: S, row: &[u8], out: PanelRow) {
+    fn small_row<S: Simd>(self, s: S, row: &[u8], mut out: PanelRow) {
         for (i, b) in row.chunks_exact(BYTES).enumerate() {
-            let (d, m) = q4_k::scales(s, b);
-            nibbles::small_scales(&d, &m, i * 8, out.scales, out.minima);
+            q4_k::small_scales(s, b, i, &mut out);
             codes(b, (&mut out.codes[INPUTS * i..][..INPUTS]).try_into().expect("a super-block"));
         }
     }

@@ -12,8 +12,8 @@
 //! of blocks are bytes with sign. A weight is `scale * block's scale * (code - 32)`.
 
 use super::super_blocks::{self, INPUTS, N_BLOCKS, SuperBlocks};
-use super::{Block, Weight, nibbles};
-use crate::acts::{Acts, GROUP};
+use super::{Block, Weight};
+use crate::acts::Acts;
 use crate::gemv::{GemvActs, PIECE, Rows, Sums, step_begin, vector, with_step};
 use crate::isa::Simd;
 use crate::panel::{Codes, PanelRow};
@@ -74,12 +74,13 @@ impl Weight for Q6K {
         super_blocks::panel_row::<S, Q6K>(s, row, out);
     }
 
-    const SMALL_CODES: Codes = Codes::Six;
+    const SMALL_CODES: Codes = Codes::SixShared;
 
     #[inline(always)]
     fn small_row<S: Simd>(self, s: S, row: &[u8], mut out: PanelRow) {
         for (i, b) in row.chunks_exact(BYTES).enumerate() {
-            nibbles::scales_of_halves(s.f16_at(&b[SCALE..]), &b[SCALES..SCALE], i * INPUTS / GROUP, &mut out);
+            let scales = b[SCALES..].first_chunk().expect("a scale for each block");
+            super_blocks::small_scales_of_16(s.f16_at(&b[SCALE..]), scales, i, &mut out);
             codes::<0>(b, (&mut out.codes[INPUTS * i..][..INPUTS]).try_into().expect("a super-block"));
         }
     }

@@ -68,3 +68,28 @@ pub(crate) fn panel_row<S: Simd, W: SuperBlocks>(s: S, row: &[u8], out: PanelRow
         }
     }
 }
+
+/// Two integers of 16 bits in the place of a float.
+#[inline(always)]
+fn pair(first: i16, second: i16) -> f32 {
+    f32::from_bits(u32::from(first as u16) | u32::from(second as u16) << 16)
+}
+
+/// Writes what panels of small codes have of super-block `i` with blocks of 32: its scale `d`, the blocks' scales, and their minima. As in the other
+/// types, an infinite scale or minimum makes its weights NaN.
+#[inline(always)]
+pub(crate) fn small_scales_of_32(d: f32, scales: [u8; 8], minima: [f32; 8], i: usize, out: &mut PanelRow) {
+    for (both, to) in scales.chunks_exact(2).zip(out.scales[8 * i..][..8].chunks_exact_mut(2)) {
+        to.copy_from_slice(&[pair(both[0].into(), both[1].into()), d + d * 0.0]);
+    }
+    out.minima[8 * i..].iter_mut().zip(minima).for_each(|(to, m)| *to = m + m * 0.0);
+}
+
+/// The same of a super-block with blocks of 16, whose scales have a sign.
+#[inline(always)]
+pub(crate) fn small_scales_of_16(d: f32, scales: &[u8; N_BLOCKS], i: usize, out: &mut PanelRow) {
+    for (both, to) in scales.chunks_exact(2).zip(&mut out.scales[8 * i..]) {
+        *to = pair((both[0] as i8).into(), (both[1] as i8).into());
+    }
+    out.minima[8 * i..][..8].fill(d + d * 0.0);
+}

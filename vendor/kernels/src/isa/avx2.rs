@@ -118,7 +118,7 @@ pub(super) fn lowest_lane(bits: u16) -> __m128i {
 
 impl Dot for Plain {
     const OFFSET: i32 = 0;
-    const GEMM_TOKENS: usize = 4;
+    const GEMM_TOKENS: usize = 3;
 
     run_with!("avx2,fma,f16c");
 
@@ -135,7 +135,11 @@ impl Dot for Plain {
     #[inline(always)]
     fn add_products(self, small: __m256i, codes: __m256i, x: __m256i) -> __m256i {
         // A small sum is sixteen sums of 16 bits, two for each lane. A product adds two codes times activations, of 127 times 127 at most.
-        op!(_mm256_add_epi16(small, _mm256_maddubs_epi16(codes, x)))
+        let mut sum = op!(_mm256_add_epi16(small, _mm256_maddubs_epi16(codes, x)));
+        // SAFETY: nothing but a comment in the assembly.
+        // The compiler keeps the order of such blocks. Else it would multiply token by token, for which registers are too few.
+        unsafe { asm!("/* {0} */", inout(ymm_reg) sum, options(nomem, nostack, preserves_flags)) };
+        sum
     }
 
     #[inline(always)]
@@ -146,7 +150,7 @@ impl Dot for Plain {
 
 impl Dot for AvxVnni {
     const OFFSET: i32 = 128;
-    const GEMM_TOKENS: usize = 6;
+    const GEMM_TOKENS: usize = 4;
 
     run_with!("avx2,fma,f16c,avxvnni");
 
@@ -158,7 +162,7 @@ impl Dot for AvxVnni {
 
 impl Dot for Avx512Vnni {
     const OFFSET: i32 = 128;
-    const GEMM_TOKENS: usize = 6;
+    const GEMM_TOKENS: usize = 4;
 
     run_with!("avx2,fma,f16c,avx512f,avx512vl,avx512vnni");
 
@@ -218,7 +222,6 @@ impl<D: Dot> Avx2<D> {
 impl<D: Dot> Simd for Avx2<D> {
     const LANES: usize = 8;
     const GEMM_TOKENS: usize = D::GEMM_TOKENS;
-    const GEMM_VECS: usize = 1;
     const GEMV_SUMS: usize = 8;
     const ATTEND_VECS: usize = 2;
     const OFFSET: i32 = D::OFFSET;
@@ -265,6 +268,30 @@ impl<D: Dot> Simd for Avx2<D> {
     #[inline(always)]
     fn whole(self, small: __m256i) -> __m256i {
         self.0.whole(small)
+    }
+
+    #[inline(always)]
+    fn add_scaled<const UPPER: bool>(self, acc: __m256i, small: __m256i, factors: __m256i) -> __m256i {
+        // Of each lane these bytes, twice.
+        let first = if UPPER { 2 } else { 0 };
+        let twice = op!(_mm256_add_epi8(
+            _mm256_setr_epi8(
+                0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13, 0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13,
+            ),
+            _mm256_set1_epi8(first)
+        ));
+        let twice = op!(_mm256_shuffle_epi8(factors, twice));
+        let scaled = match D::SMALL_SUMS {
+            // Of the two sums of 16 bits in a lane each is multiplied.
+            true => op!(_mm256_madd_epi16(small, twice)),
+            false => op!(_mm256_mullo_epi32(small, _mm256_srai_epi32::<16>(twice))),
+        };
+        op!(_mm256_add_epi32(acc, scaled))
+    }
+
+    #[inline(always)]
+    fn add_pairs(self, acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        op!(_mm256_add_epi32(acc, _mm256_madd_epi16(a, b)))
     }
 
     #[inline(always)]

@@ -33,7 +33,6 @@ macro_rules! op {
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const GEMM_TOKENS: usize = 6;
-    const GEMM_VECS: usize = 2;
     const GEMV_SUMS: usize = 16;
     const ATTEND_VECS: usize = 4;
     const OFFSET: i32 = 128;

@@ -172,8 +172,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
     const LANES: usize;
     /// Tokens that a gemm multiplies at once: as many as the registers allow.
     const GEMM_TOKENS: usize;
-    /// Vectors of a panel's rows that a gemm multiplies at once: 1 or 2, as the registers allow. It is 1 with [`Simd::SMALL_SUMS`].
-    const GEMM_VECS: usize;
     /// Sums of rows times tokens that a gemv keeps in registers.
     const GEMV_SUMS: usize;
     /// Vectors of sums that attention keeps in registers for each of six queries.
@@ -211,6 +209,35 @@ pub(crate) trait Simd: Copy + Send + Sync {
     #[inline(always)]
     fn whole(self, small: Self::I) -> Self::I {
         small
+    }
+    /// Adds to each lane of `acc` the lane of a small sum, times the lower or the upper 16 bits of the lane of `factors`, an integer with sign.
+    #[inline(always)]
+    fn add_scaled<const UPPER: bool>(self, acc: Self::I, small: Self::I, factors: Self::I) -> Self::I {
+        let [mut sums, mut by] = [[0u8; 64]; 2];
+        self.store_i(small, &mut sums);
+        self.store_i(factors, &mut by);
+        for (sum, by) in sums.chunks_exact_mut(4).zip(by.chunks_exact(4)) {
+            let at = if UPPER { 2 } else { 0 };
+            let whole = i32::from_le_bytes([sum[0], sum[1], sum[2], sum[3]]);
+            let scaled = whole.wrapping_mul(i16::from_le_bytes([by[at], by[at + 1]]).into());
+            sum.copy_from_slice(&scaled.to_le_bytes());
+        }
+        self.add_i(acc, self.load_i(&sums))
+    }
+    /// Adds to each lane of `acc` the lower 16 bits of the lanes of `a` and `b`, multiplied, and the upper ones: integers with sign.
+    #[inline(always)]
+    fn add_pairs(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        let [mut sums, mut by] = [[0u8; 64]; 2];
+        self.store_i(a, &mut sums);
+        self.store_i(b, &mut by);
+        for (a, b) in sums.chunks_exact_mut(4).zip(by.chunks_exact(4)) {
+            let product = |i: usize| {
+                i32::from(i16::from_le_bytes([a[i], a[i + 1]])) * i32::from(i16::from_le_bytes([b[i], b[i + 1]]))
+            };
+            let sum = product(0).wrapping_add(product(2));
+            a.copy_from_slice(&sum.to_le_bytes());
+        }
+        self.add_i(acc, self.load_i(&sums))
     }
     /// `a + b`, lane by lane.
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;

@@ -114,7 +114,6 @@ impl Neon {
 impl Simd for Neon {
     const LANES: usize = 4;
     const GEMM_TOKENS: usize = 6;
-    const GEMM_VECS: usize = 2;
     const GEMV_SUMS: usize = 16;
     const ATTEND_VECS: usize = 4;
     const OFFSET: i32 = 0;

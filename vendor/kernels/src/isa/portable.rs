@@ -42,7 +42,6 @@ fn half_bits(x: f32) -> u16 {
 impl Simd for Portable {
     const LANES: usize = 8;
     const GEMM_TOKENS: usize = 2;
-    const GEMM_VECS: usize = 2;
     const GEMV_SUMS: usize = 4;
     const ATTEND_VECS: usize = 2;
     const OFFSET: i32 = 0;

@@ -130,6 +130,20 @@ impl Check {
                 }
             }
             assert_eq!(lanes(s, s.add_i(s.splat_i(x / 2), s.whole(small))), sums);
+            // As large as scales of blocks are.
+            let factors: Vec<i16> = (0..2 * n).map(|_| rng.i16(-128..128)).collect();
+            let vector = s.load_i(&factors.iter().flat_map(|f| f.to_le_bytes()).collect::<Vec<u8>>());
+            let scaled = |half: usize| {
+                let lanes = sums.iter().zip(factors.chunks(2));
+                lanes.map(|(sum, both)| 3 + (sum - x / 2) * i32::from(both[half])).collect::<Vec<i32>>()
+            };
+            assert_eq!(lanes(s, s.add_scaled::<false>(s.splat_i(3), small, vector)), scaled(0));
+            assert_eq!(lanes(s, s.add_scaled::<true>(s.splat_i(3), small, vector)), scaled(1));
+            let others: Vec<i16> = (0..2 * n).map(|_| rng.i16(..)).collect();
+            let other = s.load_i(&others.iter().flat_map(|f| f.to_le_bytes()).collect::<Vec<u8>>());
+            let pairs = factors.chunks(2).zip(others.chunks(2));
+            let pairs = pairs.map(|(a, b)| -7 + i32::from(a[0]) * i32::from(b[0]) + i32::from(a[1]) * i32::from(b[1]));
+            assert_eq!(lanes(s, s.add_pairs(s.splat_i(-7), vector, other)), pairs.collect::<Vec<i32>>());
         }
         assert_eq!(lanes(s, s.splat_i(x)), vec![x; n]);
         let word = |b: &[u8], i: usize| i32::from_le_bytes(b[4 * i..][..4].try_into().unwrap());
