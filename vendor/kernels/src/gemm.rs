@@ -221,7 +221,7 @@ fn tile_of_super_blocks<S: Simd, const T: usize, const BITS: u32>(
                     }
                     // A small sum has room for eight products of codes of 4 bits, four of 5 bits, two of 6 bits. It ends with its block, too.
                     let n = const { [0, 0, 0, 4, 8, 4, 2][BITS as usize] };
-                    if (i + 1) % n == 0 {
+                    if (i + 1).is_multiple_of(n) {
                         let is_second = if has_halves { i >= GROUP / 8 } else { g == 1 };
                         for v in 0..VECS {
                             let factors = numbers::<S, 0>(s, factors, v);
@@ -303,6 +303,12 @@ fn multiply<S: Simd, const T: usize>(
     }
 }
 
+/// The most tokens that are multiplied at once.
+const MAX_TOKENS: usize = 6;
+
+/// Room for products of these with a panel's rows, and with those of another one.
+type Room = [[[f32; MAX_ROWS]; MAX_TOKENS]; 2];
+
 /// See [`crate::Isa::gemm`] and [`crate::Isa::gemm_gated`].
 pub(crate) struct Gemm<'a> {
     pub first: Packed<'a>,
@@ -319,7 +325,7 @@ pub(crate) struct Gemm<'a> {
 impl Gemm<'_> {
     /// Multiplies the panels with `T` tokens.
     #[inline(always)]
-    fn tokens<S: Simd, const T: usize>(&mut self, s: S, tokens: &[usize; T]) {
+    fn tokens<S: Simd, const T: usize>(&mut self, s: S, tokens: &[usize; T], room: &mut Room) {
         let (rows, n_bytes) = (panel_rows::<S>(), self.acts.n_groups() * group_bytes::<S>());
         let is_tile = tokens.windows(2).all(|two| two[0] + 1 == two[1]);
         let tile = match self.acts.tile(tokens[0]) {
@@ -330,14 +336,13 @@ impl Gemm<'_> {
             }
         };
         let groups = tile.as_chunks().0.as_chunks::<T>().0;
-        let mut products = [[[0.0f32; MAX_ROWS]; T]; 2];
+        let [first, second] = room.each_mut().map(|room| room.first_chunk_mut::<T>().expect("as many tokens"));
         for (p, panel) in self.first.bytes.chunks_exact(n_bytes).enumerate() {
-            multiply(s, panel, Codes::of::<S>(self.first.format, self.first.is_kept), groups, &mut products[0]);
-            if let Some((second, act)) = self.second {
-                let panel = &second.bytes[p * n_bytes..][..n_bytes];
-                multiply(s, panel, Codes::of::<S>(second.format, second.is_kept), groups, &mut products[1]);
-                let [first, second] = &mut products;
-                for (a, b) in first.iter_mut().zip(second) {
+            multiply(s, panel, Codes::of::<S>(self.first.format, self.first.is_kept), groups, first);
+            if let Some((packed, act)) = self.second {
+                let panel = &packed.bytes[p * n_bytes..][..n_bytes];
+                multiply(s, panel, Codes::of::<S>(packed.format, packed.is_kept), groups, second);
+                for (a, b) in first.iter_mut().zip(&*second) {
                     for v in (0..rows).step_by(S::LANES) {
                         let (gate, up) = (s.load_f(&a[v..]), s.load_f(&b[v..]));
                         s.store_f(s.mul(act.of(s, gate), up), &mut a[v..]);
@@ -345,8 +350,16 @@ impl Gemm<'_> {
                 }
             }
             let range = p * rows..self.n_rows.min((p + 1) * rows);
-            for (&token, x) in tokens.iter().zip(&products[0]) {
-                self.out.token(token)[range.clone()].copy_from_slice(&x[..range.len()]);
+            for (&token, x) in tokens.iter().zip(&*first) {
+                let out = &mut self.out.token(token)[range.clone()];
+                // Of whole panels the number of rows is known here, and they are copied faster.
+                if out.len() == rows {
+                    for i in (0..rows).step_by(S::LANES) {
+                        s.store_f(s.load_f(&x[i..]), &mut out[i..]);
+                    }
+                } else {
+                    out.copy_from_slice(&x[..range.len()]);
+                }
             }
         }
     }
@@ -364,13 +377,13 @@ impl Kernel for Gemm<'_> {
         );
         let mut formats = std::iter::once(self.first.format).chain(self.second.map(|second| second.0.format));
         assert!(self.acts.shares_scales() || !formats.any(Format::shares_scales), "activations that share scales");
-        let mut rest = self.tokens;
+        let (mut rest, mut room) = (self.tokens, [[[0.0f32; MAX_ROWS]; MAX_TOKENS]; 2]);
         while !rest.is_empty() {
             // No closure: it would be without the instructions, see `Simd`.
             macro_rules! run {
                 ($t:literal) => {{
                     let (now, later) = rest.split_first_chunk::<$t>().expect("as many tokens");
-                    self.tokens(s, now);
+                    self.tokens(s, now, &mut room);
                     rest = later;
                 }};
             }
