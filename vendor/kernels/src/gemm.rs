@@ -26,7 +26,7 @@ pub struct Packed<'a> {
     pub is_kept: bool,
 }
 
-/// Repeats a block for each number: the compiler does not repeat what has assembly in it, as products of small codes have.
+/// Repeats a block for each number: the compiler does not repeat what has assembly in it, as products on AVX2 have.
 macro_rules! unroll {
     ($i:ident in [$($n:literal),*] $body:block) => {
         $({ let $i: usize = $n; $body })*
@@ -48,34 +48,41 @@ fn gather<const T: usize>(acts: Acts, tokens: &[usize; T], tile: &mut Vec<u8>) {
     }
 }
 
-/// Writes the products of `T` tokens with the rows of `V` of a panel's vectors, from vector `first` on. The panel's codes have `BITS` bits.
+/// Scales (`WHICH` is 0) or minima (1) of a group for the rows of a panel's vector `v`, or what is in their place.
 #[inline(always)]
-fn tile<S: Simd, const T: usize, const V: usize, const BITS: u32>(
+fn numbers<S: Simd, const WHICH: usize>(s: S, group: &[u8], v: usize) -> S::I {
+    s.load_i(&group[panel_rows::<S>() * (GROUP + 4 * WHICH) + v * S::LANES * 4..])
+}
+
+/// Writes the products of `T` tokens with the rows of a panel. The panel's codes have `BITS` bits.
+#[inline(always)]
+fn tile<S: Simd, const T: usize, const BITS: u32>(
     s: S,
     panel: &[u8],
-    first: usize,
     tokens: &[Groups<T>],
     products: &mut [[f32; MAX_ROWS]; T],
 ) {
-    let (rows, bytes) = (panel_rows::<S>(), S::LANES * 4);
-    let mut out = [[s.splat(0.0); V]; T];
+    let bytes = S::LANES * 4;
+    let mut out = [[s.splat(0.0); VECS]; T];
     for (group, tokens) in panel.chunks_exact(group_bytes::<S>()).zip(tokens) {
-        let (weights, rest) = group.split_at(rows * GROUP);
-        let weights = &weights[first * GROUP / 4 * bytes..][..V * GROUP / 4 * bytes];
+        let weights = &group[..panel_rows::<S>() * GROUP];
         let tokens: [Group; T] = std::array::from_fn(|t| Group(&tokens[t]));
-        let mut acc = [[s.splat_i(0); V]; T];
+        let mut acc = [[s.splat_i(0); VECS]; T];
         if BITS == 8 && S::OFFSET != 0 {
             // Weights are stored with an offset, of 128. What it adds to the product is subtracted beforehand.
             for t in 0..T {
-                acc[t] = [s.splat_i(tokens[t].start()); V];
+                acc[t] = [s.splat_i(tokens[t].start()); VECS];
             }
         }
-        let mut wide = [[s.splat_i(0); V]; T];
+        let mut wide = [[s.splat_i(0); VECS]; T];
         unroll!(i in [0, 1, 2, 3, 4, 5, 6, 7] {
-            let w: [S::I; V] = std::array::from_fn(|v| s.load_i(&weights[(v * GROUP / 4 + i) * bytes..]));
+            let mut w = [s.splat_i(0); VECS];
+            for v in 0..VECS {
+                w[v] = s.load_i(&weights[(v * GROUP / 4 + i) * bytes..]);
+            }
             for t in 0..T {
                 let x = s.splat_i(tokens[t].four(i));
-                for v in 0..V {
+                for v in 0..VECS {
                     acc[t][v] = match BITS {
                         8 => s.dot(acc[t][v], w[v], x),
                         _ => s.add_products(acc[t][v], w[v], x),
@@ -85,17 +92,22 @@ fn tile<S: Simd, const T: usize, const V: usize, const BITS: u32>(
             // A small sum has room for four products of codes of 5 bits.
             if BITS == 5 && i == 3 {
                 for t in 0..T {
-                    for v in 0..V {
+                    for v in 0..VECS {
                         (wide[t][v], acc[t][v]) = (s.whole(acc[t][v]), s.splat_i(0));
                     }
                 }
             }
         });
-        let floats = |row: usize| std::array::from_fn(|v| s.as_f(s.load_i(&rest[4 * row + (first + v) * bytes..])));
-        let (scales, minima): ([S::F; V], [S::F; V]) = (floats(0), if BITS == 8 { floats(0) } else { floats(rows) });
+        let (mut scales, mut minima) = ([s.splat(0.0); VECS], [s.splat(0.0); VECS]);
+        for v in 0..VECS {
+            scales[v] = s.as_f(numbers::<S, 0>(s, group, v));
+            if BITS != 8 {
+                minima[v] = s.as_f(numbers::<S, 1>(s, group, v));
+            }
+        }
         for t in 0..T {
             let (scale, sum) = (s.splat(tokens[t].scale()), s.splat(tokens[t].sum()));
-            for v in 0..V {
+            for v in 0..VECS {
                 let dots = match BITS {
                     8 => acc[t][v],
                     5 => s.add_i(wide[t][v], s.whole(acc[t][v])),
@@ -109,34 +121,33 @@ fn tile<S: Simd, const T: usize, const V: usize, const BITS: u32>(
         }
     }
     for (out, products) in out.iter().zip(products) {
-        for (v, out) in (first..).zip(out) {
+        for (v, out) in out.iter().enumerate() {
             s.store_f(*out, &mut products[v * S::LANES..]);
         }
     }
 }
 
-/// Writes the products of `T` tokens with the rows of `V` of a panel's vectors, from vector `first` on, where four groups have the same scales.
+/// Writes the products of `T` tokens with the rows of a panel, where four groups have the same scales.
 #[inline(always)]
-fn tile_of_shared<S: Simd, const T: usize, const V: usize>(
+fn tile_of_shared<S: Simd, const T: usize>(
     s: S,
     panel: &[u8],
-    first: usize,
     tokens: &[Groups<T>],
     products: &mut [[f32; MAX_ROWS]; T],
 ) {
-    let mut out = [[s.splat(0.0); V]; T];
+    let mut out = [[s.splat(0.0); VECS]; T];
     let panels = panel.chunks_exact(SHARING * group_bytes::<S>());
     let (fours, rest) = tokens.as_chunks::<SHARING>();
     let last = panels.remainder();
     for (groups, tokens) in panels.zip(fours) {
-        add_shared(s, groups, first, tokens, &mut out);
+        add_shared(s, groups, tokens, &mut out);
     }
     // Of kept columns there may be two groups more.
     if !rest.is_empty() {
-        add_shared(s, last, first, rest, &mut out);
+        add_shared(s, last, rest, &mut out);
     }
     for (out, products) in out.iter().zip(products) {
-        for (v, out) in (first..).zip(out) {
+        for (v, out) in out.iter().enumerate() {
             s.store_f(*out, &mut products[v * S::LANES..]);
         }
     }
@@ -144,29 +155,24 @@ fn tile_of_shared<S: Simd, const T: usize, const V: usize>(
 
 /// Adds the products of groups that have the same scales.
 #[inline(always)]
-fn add_shared<S: Simd, const T: usize, const V: usize>(
-    s: S,
-    groups: &[u8],
-    first: usize,
-    tokens: &[Groups<T>],
-    out: &mut [[S::F; V]; T],
-) {
+fn add_shared<S: Simd, const T: usize>(s: S, groups: &[u8], tokens: &[Groups<T>], out: &mut [[S::F; VECS]; T]) {
     let bytes = S::LANES * 4;
-    let mut acc = [[s.splat_i(0); V]; T];
+    let mut acc = [[s.splat_i(0); VECS]; T];
     for (group, tokens) in groups.chunks_exact(group_bytes::<S>()).zip(tokens) {
-        let weights = &group[first * GROUP / 4 * bytes..][..V * GROUP / 4 * bytes];
-        for i in 0..GROUP / 4 {
-            let w: [S::I; V] = std::array::from_fn(|v| s.load_i(&weights[(v * GROUP / 4 + i) * bytes..]));
+        let weights = &group[..panel_rows::<S>() * GROUP];
+        unroll!(i in [0, 1, 2, 3, 4, 5, 6, 7] {
+            let mut w = [s.splat_i(0); VECS];
+            for v in 0..VECS {
+                w[v] = s.load_i(&weights[(v * GROUP / 4 + i) * bytes..]);
+            }
             for t in 0..T {
                 let x = s.splat_i(Group(&tokens[t]).four(i));
-                for v in 0..V {
+                for v in 0..VECS {
                     acc[t][v] = s.dot(acc[t][v], w[v], x);
                 }
             }
-        }
+        });
     }
-    let scales = &groups[panel_rows::<S>() * GROUP + first * bytes..];
-    let scales: [S::F; V] = std::array::from_fn(|v| s.as_f(s.load_i(&scales[v * bytes..])));
     for t in 0..T {
         // Weights are stored with an offset, of 128: what it adds to the products is subtracted.
         let mut offset = 0;
@@ -176,17 +182,12 @@ fn add_shared<S: Simd, const T: usize, const V: usize>(
             }
         }
         let scale = s.splat(Group(&tokens[0][t]).scale());
-        for v in 0..V {
+        for v in 0..VECS {
             let dots = s.add_i(acc[t][v], s.splat_i(offset));
-            out[t][v] = s.fma(s.to_f(dots), s.mul(scales[v], scale), out[t][v]);
+            let scales = s.as_f(numbers::<S, 0>(s, groups, v));
+            out[t][v] = s.fma(s.to_f(dots), s.mul(scales, scale), out[t][v]);
         }
     }
-}
-
-/// Scales (`WHICH` is 0) or minima (1) of a group for the rows of a panel's vector `v`, or what is in their place.
-#[inline(always)]
-fn numbers<S: Simd, const WHICH: usize>(s: S, group: &[u8], v: usize) -> S::I {
-    s.load_i(&group[panel_rows::<S>() * (GROUP + 4 * WHICH) + v * S::LANES * 4..])
 }
 
 /// Writes the products of `T` tokens with the rows of a panel, where codes are those of super-blocks, of `BITS` bits: of 4 or 5 bits in blocks of 32, of
@@ -281,25 +282,14 @@ fn multiply<S: Simd, const T: usize>(
     products: &mut [[f32; MAX_ROWS]; T],
 ) {
     match codes {
-        Codes::Four if S::SMALL_SUMS => tile::<S, T, VECS, 4>(s, panel, 0, tokens, products),
-        Codes::Five if S::SMALL_SUMS => tile::<S, T, VECS, 5>(s, panel, 0, tokens, products),
+        Codes::Four if S::SMALL_SUMS => tile::<S, T, 4>(s, panel, tokens, products),
+        Codes::Five if S::SMALL_SUMS => tile::<S, T, 5>(s, panel, tokens, products),
         Codes::FourShared if S::SMALL_SUMS => tile_of_super_blocks::<S, T, 4>(s, panel, tokens, products),
         Codes::FiveShared if S::SMALL_SUMS => tile_of_super_blocks::<S, T, 5>(s, panel, tokens, products),
         Codes::ThreeShared if S::SMALL_SUMS => tile_of_super_blocks::<S, T, 3>(s, panel, tokens, products),
         Codes::SixShared if S::SMALL_SUMS => tile_of_super_blocks::<S, T, 6>(s, panel, tokens, products),
-        // There a dot product takes more registers than one instruction would.
-        Codes::EightShared if S::SMALL_SUMS => {
-            for v in 0..VECS {
-                tile_of_shared::<S, T, 1>(s, panel, v, tokens, products);
-            }
-        }
-        _ if S::SMALL_SUMS => {
-            for v in 0..VECS {
-                tile::<S, T, 1, 8>(s, panel, v, tokens, products);
-            }
-        }
-        Codes::EightShared => tile_of_shared::<S, T, VECS>(s, panel, 0, tokens, products),
-        _ => tile::<S, T, VECS, 8>(s, panel, 0, tokens, products),
+        Codes::EightShared => tile_of_shared::<S, T>(s, panel, tokens, products),
+        _ => tile::<S, T, 8>(s, panel, tokens, products),
     }
 }
 

@@ -116,6 +116,19 @@ pub(super) fn lowest_lane(bits: u16) -> __m128i {
     lane
 }
 
+/// What it is given. The compiler keeps the order in which such values are computed: else it would multiply token by token, for which registers are too
+/// few.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn in_order(mut x: __m256i) -> __m256i {
+    // SAFETY: a comment in the assembly, and nothing else.
+    unsafe { asm!("/* {x} */", x = inout(ymm_reg) x, options(nomem, nostack, preserves_flags)) };
+    x
+}
+
 impl Dot for Plain {
     const OFFSET: i32 = 0;
     const GEMM_TOKENS: usize = 3;
@@ -127,7 +140,7 @@ impl Dot for Plain {
         // The instruction wants a first operand without sign, so the weight's sign goes to the activation. The sum of two products
         // is below 2^15, as activations are not -128.
         let pairs = op!(_mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights)));
-        op!(_mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))))
+        op!(in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))))
     }
 
     const SMALL_SUMS: bool = true;
@@ -135,11 +148,8 @@ impl Dot for Plain {
     #[inline(always)]
     fn add_products(self, small: __m256i, codes: __m256i, x: __m256i) -> __m256i {
         // A small sum is sixteen sums of 16 bits, two for each lane. A product adds two codes times activations, of 127 times 127 at most.
-        let mut sum = op!(_mm256_add_epi16(small, _mm256_maddubs_epi16(codes, x)));
-        // SAFETY: nothing but a comment in the assembly.
-        // The compiler keeps the order of such blocks. Else it would multiply token by token, for which registers are too few.
-        unsafe { asm!("/* {0} */", inout(ymm_reg) sum, options(nomem, nostack, preserves_flags)) };
-        sum
+        // SAFETY: `self` is a proof that the processor has the instructions.
+        unsafe { in_order(_mm256_add_epi16(small, _mm256_maddubs_epi16(codes, x))) }
     }
 
     #[inline(always)]
