@@ -83,10 +83,10 @@ fn tile<S: Simd, const T: usize, const BITS: u32>(
             for t in 0..T {
                 let x = s.splat_i(tokens[t].four(i));
                 for v in 0..VECS {
-                    acc[t][v] = match BITS {
+                    acc[t][v] = s.in_order(match BITS {
                         8 => s.dot(acc[t][v], w[v], x),
                         _ => s.add_products(acc[t][v], w[v], x),
-                    };
+                    });
                 }
             }
             // A small sum has room for four products of codes of 5 bits.
@@ -168,7 +168,7 @@ fn add_shared<S: Simd, const T: usize>(s: S, groups: &[u8], tokens: &[Groups<T>]
             for t in 0..T {
                 let x = s.splat_i(Group(&tokens[t]).four(i));
                 for v in 0..VECS {
-                    acc[t][v] = s.dot(acc[t][v], w[v], x);
+                    acc[t][v] = s.in_order(s.dot(acc[t][v], w[v], x));
                 }
             }
         });
@@ -217,7 +217,7 @@ fn tile_of_super_blocks<S: Simd, const T: usize, const BITS: u32>(
                     for t in 0..T {
                         let x = s.splat_i(Group(&tokens[t]).four(i));
                         for v in 0..VECS {
-                            small[t][v] = s.add_products(small[t][v], w[v], x);
+                            small[t][v] = s.in_order(s.add_products(small[t][v], w[v], x));
                         }
                     }
                     // A small sum has room for eight products of codes of 4 bits, four of 5 bits, two of 6 bits. It ends with its block, too.

@@ -35,6 +35,11 @@ pub(crate) trait Dot: Copy + Send + Sync {
     fn whole(self, small: __m256i) -> __m256i {
         small
     }
+    /// See [`Simd::in_order`].
+    #[inline(always)]
+    fn in_order(self, x: __m256i) -> __m256i {
+        x
+    }
 }
 
 /// The dot product of AVX2 alone.
@@ -116,8 +121,7 @@ pub(super) fn lowest_lane(bits: u16) -> __m128i {
     lane
 }
 
-/// What it is given. The compiler keeps the order in which such values are computed: else it would multiply token by token, for which registers are too
-/// few.
+/// See [`Simd::in_order`].
 ///
 /// # Safety
 /// The processor has AVX2.
@@ -140,7 +144,7 @@ impl Dot for Plain {
         // The instruction wants a first operand without sign, so the weight's sign goes to the activation. The sum of two products
         // is below 2^15, as activations are not -128.
         let pairs = op!(_mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights)));
-        op!(in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))))
+        op!(_mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))))
     }
 
     const SMALL_SUMS: bool = true;
@@ -148,13 +152,17 @@ impl Dot for Plain {
     #[inline(always)]
     fn add_products(self, small: __m256i, codes: __m256i, x: __m256i) -> __m256i {
         // A small sum is sixteen sums of 16 bits, two for each lane. A product adds two codes times activations, of 127 times 127 at most.
-        // SAFETY: `self` is a proof that the processor has the instructions.
-        unsafe { in_order(_mm256_add_epi16(small, _mm256_maddubs_epi16(codes, x))) }
+        op!(_mm256_add_epi16(small, _mm256_maddubs_epi16(codes, x)))
     }
 
     #[inline(always)]
     fn whole(self, small: __m256i) -> __m256i {
         op!(_mm256_madd_epi16(small, _mm256_set1_epi16(1)))
+    }
+
+    #[inline(always)]
+    fn in_order(self, x: __m256i) -> __m256i {
+        op!(in_order(x))
     }
 }
 
@@ -278,6 +286,11 @@ impl<D: Dot> Simd for Avx2<D> {
     #[inline(always)]
     fn whole(self, small: __m256i) -> __m256i {
         self.0.whole(small)
+    }
+
+    #[inline(always)]
+    fn in_order(self, x: __m256i) -> __m256i {
+        self.0.in_order(x)
     }
 
     #[inline(always)]

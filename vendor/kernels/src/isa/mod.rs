@@ -210,6 +210,12 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn whole(self, small: Self::I) -> Self::I {
         small
     }
+    /// What it is given. Where registers are few the compiler keeps the order in which such values are computed: else it would multiply many tokens
+    /// one by one, for which all weights of a group had to stay in registers.
+    #[inline(always)]
+    fn in_order(self, x: Self::I) -> Self::I {
+        x
+    }
     /// Adds to each lane of `acc` the lane of a small sum, times the lower or the upper 16 bits of the lane of `factors`, an integer with sign.
     #[inline(always)]
     fn add_scaled<const UPPER: bool>(self, acc: Self::I, small: Self::I, factors: Self::I) -> Self::I {
