@@ -13,7 +13,7 @@ pub struct States<'n, 'g> {
     pub norm: Option<&'n Norm>,
     /// F32 `[k, n]`, after the norm
     pub floats: Option<Tensor<'g>>,
-    /// I32 `[words(k), n]`: the same in 8 bits, and in 8 bits with shared scales
+    /// I32 `[words(k), n]`: the same in 8 bits, with a scale for each group, and with one for four groups
     pub codes: [Option<Tensor<'g>>; 2],
     /// Products with whole tensors by ggml's kernels of which other matrices are parts, too
     pub products: Vec<(TensorId, Tensor<'g>)>,

@@ -77,8 +77,8 @@ impl Op for Blend {
     }
 }
 
-/// Activations I32 `[words(k), n]` (see [`super::Quantize`]; unless `is_direct`, [`share_scales`] says whether they do) and the chosen experts I32 `[n_used, n_tokens]` -> F32
-/// `[n_out, n_used * n_tokens]`: the products of each token with the matrices of its experts. The activations are those of the tokens, or one
+/// Activations I32 `[words(k), n]` (see [`super::Quantize`]; they share scales where [`share_scales`] says so, but never if `is_direct`) and the
+/// chosen experts I32 `[n_used, n_tokens]` -> F32 `[n_out, n_used * n_tokens]`: the products of each token with the matrices of its experts. The activations are those of the tokens, or one
 /// row for each token and expert. The rows of experts that were not chosen are not read.
 #[derive(Debug)]
 pub struct ExpertProduct {

@@ -10,8 +10,8 @@ use kernels::{Acts, Columns, Isa, Out, Packed, aligned};
 use super::clock::Clock;
 use super::operand::{Combine, Operand, Operands, share_scales};
 
-/// Activations I32 `[words(k), n_tokens]` (see [`super::Quantize`]; [`share_scales`] says whether they do) -> F32 `[n_out, n_tokens]`: their
-/// products with all operands.
+/// Activations I32 `[words(k), n_tokens]` (see [`super::Quantize`]; they share scales where [`share_scales`] says so) -> F32
+/// `[n_out, n_tokens]`: their products with all operands.
 ///
 /// The first source are the activations; the numbers of the others are in the fields.
 #[derive(Debug)]

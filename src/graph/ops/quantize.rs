@@ -16,7 +16,7 @@ pub fn words(k: usize) -> usize {
 pub struct Quantize {
     /// Of the norm
     pub eps: f32,
-    /// Groups share scales, see [`super::share_scales`]
+    /// Four groups have the same scale, see [`super::share_scales`]
     pub shares_scales: bool,
 }
 

@@ -54,7 +54,7 @@ fn numbers<S: Simd, const WHICH: usize>(s: S, group: &[u8], v: usize) -> S::I {
     s.load_i(&group[panel_rows::<S>() * (GROUP + 4 * WHICH) + v * S::LANES * 4..])
 }
 
-/// Writes the products of `T` tokens with the rows of a panel. The panel's codes have `BITS` bits.
+/// Writes the products of `T` tokens with the rows of a panel, where each group has scales of its own and codes have `BITS` bits.
 #[inline(always)]
 fn tile<S: Simd, const T: usize, const BITS: u32>(
     s: S,

@@ -50,8 +50,8 @@ thread_local! {
     static ATTEND_BUFFERS: RefCell<attend::Buffers> = RefCell::default();
 }
 
-/// `n` elements of `room`, bytes or floats, which grows if it must. They begin at a line of the processor's cache: a vector that lies across two lines may take twice
-/// as long to read.
+/// `n` elements of `room`, bytes or floats, which grows if it must. They begin at a line of the processor's cache: a vector that lies across two
+/// lines may take twice as long to read.
 pub fn aligned<T: Clone + Default>(room: &mut Vec<T>, n: usize) -> &mut [T] {
     let line = 64 / size_of::<T>();
     room.resize(room.len().max(n + line - 1), T::default());

@@ -17,10 +17,10 @@
 //! Instruction sets that multiply small codes faster ([`Simd::SMALL_SUMS`]) have the codes of a type's own, without sign, where there are at most
 //! 64 of them. Of blocks of 32 a weight is then `scale * code + minimum`. Super-blocks have integers for scales of their blocks, and one float:
 //!
-//! - with blocks of 32 (codes of 4 and 5 bits) a weight is `scale * block's scale * code + minimum`. Of two groups the first one's scales are both
-//!   groups' blocks', 16 bits each, and the second one's scales are the super-blocks';
-//! - with blocks of 16 (codes of 3 and 6 bits) it is `scale * block's scale * (code - excess)`, where the excess is half the number of codes. A
-//!   group's scales are those of both its blocks, 16 bits each, and its minima are the super-blocks' scales.
+//! - with blocks of 32 (codes of 4 and 5 bits) a weight is `scale * block's scale * code + minimum`. Where the first of two groups has a row's scale
+//!   there are the scales of both groups' blocks, 16 bits each, and where the second has it there is the super-block's;
+//! - with blocks of 16 (codes of 3 and 6 bits) it is `scale * block's scale * (code - excess)`, where the excess is half the number of codes. Where
+//!   a group has a row's scale there are those of both its blocks, 16 bits each, and where it has the minimum there is the super-block's scale.
 
 use crate::acts::{GROUP, SHARING, SPAN, scales};
 use crate::columns::Columns;
@@ -133,7 +133,7 @@ pub(crate) fn quantize<S: Simd, const SHARE: usize>(s: S, x: &[f32], out: PanelR
     }
 }
 
-/// Makes the largest one of each `n` magnitudes of all of them; NaN counts as larger than any.
+/// Of each `n` magnitudes, all become the largest of them; NaN counts as larger than any.
 #[inline(always)]
 pub(crate) fn share(magnitudes: &mut [f32], n: usize) {
     for magnitudes in magnitudes.chunks_exact_mut(n) {
@@ -146,7 +146,8 @@ pub(crate) fn share(magnitudes: &mut [f32], n: usize) {
 /// The most rows of a panel.
 pub(crate) const MAX_ROWS: usize = 32;
 
-/// Inputs of a panel's rows that are packed at once; rows of less than twice as many are not divided. Their codes stay in the processor's nearest memory until the panel is written.
+/// Inputs of a panel's rows that are packed at once; rows of less than twice as many are not divided. Their codes stay in the processor's nearest
+/// memory until the panel is written.
 const PIECE: usize = 512;
 
 /// Codes of a piece of a row are followed by so many bytes that nobody reads. Without them rows would be a power of two apart, and processors

@@ -155,8 +155,10 @@ fn gemm() {
         let format = FORMATS[number % FORMATS.len()];
         for isa in isas() {
             let case = Case::any(&mut rng, format, isa.panel_rows());
-            let acts = quantized(isa, &case.x, format);
-            let out = case.run(isa, Acts::new(&acts, case.x[0].len(), 1, format.shares_scales()));
+            // The same activations may be multiplied with rows of a format that shares scales, too.
+            let sharing = if rng.bool() { Format::Q4K } else { format };
+            let acts = quantized(isa, &case.x, sharing);
+            let out = case.run(isa, Acts::new(&acts, case.x[0].len(), 1, sharing.shares_scales()));
             let weights = [0, 1].map(|which| (0..case.n_rows()).map(|i| case.weights(which, i)).collect::<Vec<_>>());
             let k = case.x[0].len();
             for (t, token) in acts.chunks_exact(token_bytes(k)).enumerate() {
@@ -172,6 +174,14 @@ fn gemm() {
             }
         }
     }
+}
+
+#[test]
+#[should_panic(expected = "activations that share scales")]
+fn activations_of_another_format() {
+    let case = Case::any(&mut Rng::with_seed(14), Format::Q4K, Isa::best().panel_rows());
+    let acts = quantized(Isa::best(), &case.x, Format::Q4_0);
+    case.run(Isa::best(), Acts::new(&acts, case.x[0].len(), 1, false));
 }
 
 #[test]
