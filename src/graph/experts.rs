@@ -115,7 +115,7 @@ impl<'g> GraphBuilder<'_, 'g> {
         if stacks.iter().all(|s| s.kernel.is_own(n)) {
             let operands: Vec<_> = stacks.iter().map(|s| Operand::all(s.rows.clone(), None)).collect();
             let is_direct = n <= MAX_GEMV_TOKENS && stacks.iter().all(|s| has_gemv(s.rows.ty()));
-            let codes = self.codes(states, !is_direct && share_scales(&operands));
+            let codes = self.codes(states, share_scales(&operands));
             let op = ExpertProduct { operands, combine, n_out, is_direct };
             return g.custom(Type::F32, [n_out, n_used * n, 1, 1], &[codes, chosen], op);
         }

@@ -144,7 +144,7 @@ pub fn format(ty: Type) -> Option<Format<'static>> {
     KNOWN.iter().find(|known| known.0 == ty).map(|known| known.1)
 }
 
-/// Whether activations that our kernels multiply with rows of a type, of many tokens, share scales: see [`Format::shares_scales`].
+/// Whether activations that our kernels multiply with rows of a type share scales: see [`Format::shares_scales`].
 pub fn shares_scales(ty: Type) -> bool {
     format(ty).is_some_and(Format::shares_scales)
 }

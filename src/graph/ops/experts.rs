@@ -77,7 +77,7 @@ impl Op for Blend {
     }
 }
 
-/// Activations I32 `[words(k), n]` (see [`super::Quantize`]; they share scales where [`share_scales`] says so, but never if `is_direct`) and the
+/// Activations I32 `[words(k), n]` (see [`super::Quantize`]; they share scales where [`share_scales`] says so) and the
 /// chosen experts I32 `[n_used, n_tokens]` -> F32 `[n_out, n_used * n_tokens]`: the products of each token with the matrices of its experts. The activations are those of the tokens, or one
 /// row for each token and expert. The rows of experts that were not chosen are not read.
 #[derive(Debug)]
@@ -175,14 +175,14 @@ impl ExpertProduct {
     fn in_place(&self, sources: &[Source], parts: &mut Parts) {
         let isa = Isa::best();
         let k = self.operands[0].matrix.n_in();
-        let all = Acts::new(sources[0].all_bytes(), k, isa.tile_tokens(), false);
+        let all = Acts::new(sources[0].all_bytes(), k, isa.tile_tokens(), share_scales(&self.operands));
         let operands = Operands::new(&self.operands);
         let [n_used, n_tokens, ..] = sources[1].ne();
         let per_token = sources[0].ne()[1] / n_tokens;
         // Each row of the activations for each operand's format, once for all parts of this thread.
         let ready = |a: usize| {
             let own = all.of(&[a]);
-            let ready = |i: usize| isa.gemv_acts(Acts::new(&own, k, 1, false), operands.rows(i).format());
+            let ready = |i: usize| isa.gemv_acts(Acts::new(&own, k, 1, all.shares_scales()), operands.rows(i).format());
             (0..self.operands.len()).map(ready).collect()
         };
         let acts: Vec<Vec<GemvActs>> = (0..n_tokens * per_token).map(ready).collect();

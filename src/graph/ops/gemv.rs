@@ -3,7 +3,7 @@
 use ggml::{Division, Op, Part, Parts, Source};
 use kernels::{Acts, GemvActs, Isa, MAX_GEMV_TOKENS};
 
-use super::operand::{Combine, Operand, Operands};
+use super::operand::{Combine, Operand, Operands, share_scales};
 use super::quantize::quantize_rows;
 
 /// `x` F32 `[k, n_tokens]` -> F32 `[n_out, n_tokens]`: products of its activations with all operands, whose types our kernels read where
@@ -47,13 +47,15 @@ impl Op for RowProduct {
         let ids: &[i32] = self.ids.map_or(&[], |i| sources[i].row(0));
         let [k, n, ..] = sources[0].ne();
         let operands = Operands::new(&self.operands);
+        let shares_scales = share_scales(&self.operands);
         // Groups of tokens that are multiplied at once, for each operand's format, once for all parts of this thread.
         let size = n.div_ceil(n.div_ceil(MAX_GEMV_TOKENS));
         let groups = (0..n).step_by(size).map(|first| {
             let group = first..n.min(first + size);
-            let acts = quantize_rows(&sources[0], group.clone(), self.gain.map(|i| &sources[i]), self.eps);
-            let ready =
-                |i: usize| Isa::best().gemv_acts(Acts::new(&acts, k, group.len(), false), operands.rows(i).format());
+            let gain = self.gain.map(|i| &sources[i]);
+            let bytes = quantize_rows(&sources[0], group.clone(), gain, self.eps, shares_scales);
+            let acts = Acts::new(&bytes, k, group.len(), shares_scales);
+            let ready = |i: usize| Isa::best().gemv_acts(acts, operands.rows(i).format());
             (first, (0..self.operands.len()).map(ready).collect())
         });
         let groups: Vec<(usize, Vec<GemvActs>)> = groups.collect();

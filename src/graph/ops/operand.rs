@@ -38,8 +38,8 @@ impl Operand {
     }
 }
 
-/// Whether activations that are multiplied with panels of these operands share scales. Scales are shared if one operand wants it: to the others it
-/// makes no difference but in rounding.
+/// Whether activations that are multiplied with these operands share scales. Scales are shared if one operand wants it: to the others it makes no
+/// difference but in rounding.
 pub fn share_scales(operands: &[Operand]) -> bool {
     operands.iter().any(|o| shares_scales(o.matrix.ty()))
 }

@@ -41,10 +41,10 @@ fn quantize(tokens: &[&[f32]], gain: Option<&Source>, eps: f32, shares_scales: b
     }
 }
 
-/// The activations of some rows of `x`, in one tile, with scales of their own for each group; see [`Quantize`].
-pub fn quantize_rows(x: &Source, rows: Range<usize>, gain: Option<&Source>, eps: f32) -> Vec<u8> {
+/// The activations of some rows of `x`, in one tile; see [`Quantize`].
+pub fn quantize_rows(x: &Source, rows: Range<usize>, gain: Option<&Source>, eps: f32, shares_scales: bool) -> Vec<u8> {
     let mut acts = vec![0u8; rows.len() * token_bytes(x.ne()[0])];
     let tokens: Vec<&[f32]> = rows.map(|i| x.row(i)).collect();
-    quantize(&tokens, gain, eps, false, &mut acts);
+    quantize(&tokens, gain, eps, shares_scales, &mut acts);
     acts
 }

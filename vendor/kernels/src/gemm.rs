@@ -5,7 +5,7 @@
 
 use crate::acts::{Acts, GROUP, GROUP_BYTES, Group, SHARING};
 use crate::formats::Format;
-use crate::isa::{Kernel, Simd};
+use crate::isa::{Kernel, Simd, unroll};
 use crate::math::Activation;
 use crate::panel::{Codes, MAX_ROWS, VECS, group_bytes, panel_rows};
 
@@ -24,13 +24,6 @@ pub struct Packed<'a> {
     pub format: Format<'a>,
     /// Whether of the rows' columns only some were kept
     pub is_kept: bool,
-}
-
-/// Repeats a block for each number: the compiler does not repeat what has assembly in it, as products on AVX2 have.
-macro_rules! unroll {
-    ($i:ident in [$($n:literal),*] $body:block) => {
-        $({ let $i: usize = $n; $body })*
-    };
 }
 
 /// What `T` tokens have of a group, see [`crate::acts`].

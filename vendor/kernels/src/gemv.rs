@@ -5,7 +5,7 @@
 //! type does both is in its file in `formats/`.
 
 use crate::RowFn;
-use crate::acts::{Acts, GROUP};
+use crate::acts::{Acts, GROUP, SHARING};
 use crate::formats::{Format, Weight, with_weight};
 use crate::isa::{Kernel, Simd};
 
@@ -30,11 +30,10 @@ pub struct GemvActs {
     n_tokens: usize,
     /// Step by step, in each token by token
     codes: Vec<Codes>,
-    /// In the same order, the scale of each four of [`Lanes`]; or token by token that of each group or of each half of one, if
-    /// [`GemvActs::add_groups`] or [`GemvActs::add_halves`] was called
+    /// In the same order, the scale of each four of [`Lanes`]; or of super-blocks, one by one, [`HalfScales`]
     scales: Vec<f32>,
-    /// In the order of the scales, sums of activations: for each four what [`Lanes::excess`] asks for, or that of the group or half of one, times a
-    /// factor
+    /// In the order of the scales, for each four of [`Lanes`] what [`Lanes::excess`] asks for; or of super-blocks, token by token, the sums of the
+    /// activations of each group or of each half of one, times a factor
     sums: Vec<f32>,
 }
 
@@ -113,21 +112,6 @@ impl<'a, const R: usize> Rows<'a, R> {
 /// For each row and token a sum by lanes, whose total is the result.
 pub(crate) type Sums<S, const T: usize, const R: usize> = [[<S as Simd>::F; T]; R];
 
-/// What the products of a super-block's step are added to, see [`with_step`].
-#[inline(always)]
-pub(crate) fn step_begin<S: Simd>(s: S, sum: S::F) -> S::F {
-    if S::LANES == 16 { sum } else { s.splat(0.0) }
-}
-
-/// The sum with a step's products.
-///
-/// Each addition to a sum waits for the one before. With 16 lanes a super-block has few of them; with fewer lanes those of a step have a sum of
-/// their own.
-#[inline(always)]
-pub(crate) fn with_step<S: Simd>(s: S, sum: S::F, of_step: S::F) -> S::F {
-    if S::LANES == 16 { of_step } else { s.add(sum, of_step) }
-}
-
 impl GemvActs {
     /// Arranges activations in steps of `n_inputs`. Piece `i` of a step is of the inputs from `first(step, i)` on, all of one group; without
     /// a first input, or behind the last, it is zeros.
@@ -177,37 +161,43 @@ impl GemvActs {
         all
     }
 
-    /// Adds scale and sum of each group, token by token.
+    /// Adds the scales of super-blocks, and of each group the sum.
     pub(crate) fn add_groups(&mut self, acts: Acts) {
+        self.add_scales(acts);
+        for t in 0..self.n_tokens {
+            let token = acts.token(t);
+            self.sums.extend((0..acts.n_groups()).map(|g| token.group(g).sum()));
+        }
+    }
+
+    /// Adds the scales of super-blocks, and of each half of a group the sum, times a factor.
+    pub(crate) fn add_halves(&mut self, acts: Acts, factor: i32) {
+        self.add_scales(acts);
         for t in 0..self.n_tokens {
             let token = acts.token(t);
             for g in 0..acts.n_groups() {
                 let group = token.group(g);
-                self.scales.push(group.scale());
-                self.sums.push(group.sum());
+                self.sums.extend([0, 1].map(|half| (factor * group.half(half)) as f32 * group.scale()));
             }
         }
     }
 
-    /// Adds scale and sum, times a factor, of each half of a group, token by token.
-    pub(crate) fn add_halves(&mut self, acts: Acts, factor: i32) {
-        for t in 0..self.n_tokens {
-            let token = acts.token(t);
-            for g in 0..acts.n_groups() {
-                let group = token.group(g);
-                for half in 0..2 {
-                    self.scales.push(group.scale());
-                    self.sums.push((factor * group.half(half)) as f32 * group.scale());
+    /// Adds the scales of each super-block.
+    fn add_scales(&mut self, acts: Acts) {
+        for g in (0..acts.n_groups()).step_by(2 * SHARING) {
+            let mut scales: HalfScales = [0.0; 2 * MAX_GEMV_TOKENS];
+            for (half, scales) in scales.chunks_exact_mut(MAX_GEMV_TOKENS).enumerate() {
+                for (t, scale) in scales.iter_mut().enumerate().take(self.n_tokens) {
+                    *scale = acts.token(t).group(g + half * SHARING).scale();
                 }
             }
+            self.scales.extend(scales);
         }
     }
 
-    /// Changes scales and sums of each super-block of 16 blocks.
+    /// Changes the order of the sums of each super-block of 16 blocks.
     pub(crate) fn reorder(&mut self, order: impl Fn(&[f32; 16]) -> [f32; 16]) {
-        for all in [&mut self.scales, &mut self.sums] {
-            all.as_chunks_mut().0.iter_mut().for_each(|of_blocks| *of_blocks = order(of_blocks));
-        }
+        self.sums.as_chunks_mut().0.iter_mut().for_each(|of_blocks| *of_blocks = order(of_blocks));
     }
 
     /// Steps in which a token has `n_units` units of codes, and `n` fours.
@@ -224,14 +214,21 @@ impl GemvActs {
         self.codes.chunks_exact(n_units * T)
     }
 
-    /// The `N` scales and the sums that token `t` of `T` has in super-block `i`.
+    /// The scales of all tokens in super-block `i`.
     #[inline(always)]
-    pub(crate) fn numbers<const T: usize, const N: usize>(&self, t: usize, i: usize) -> (&[f32; N], &[f32; N]) {
-        let at = self.scales.len() / T * t + N * i;
-        let numbers = (self.scales[at..].first_chunk(), self.sums[at..].first_chunk());
-        (numbers.0.expect("scales"), numbers.1.expect("sums"))
+    pub(crate) fn half_scales(&self, i: usize) -> &HalfScales {
+        self.scales[2 * MAX_GEMV_TOKENS * i..].first_chunk().expect("scales")
+    }
+
+    /// The `N` sums that token `t` of `T` has in super-block `i`.
+    #[inline(always)]
+    pub(crate) fn sums<const T: usize, const N: usize>(&self, t: usize, i: usize) -> &[f32; N] {
+        self.sums[self.sums.len() / T * t + N * i..].first_chunk().expect("sums")
     }
 }
+
+/// Scales of a super-block: token by token of its first half, then of its second one.
+pub(crate) type HalfScales = [f32; 2 * MAX_GEMV_TOKENS];
 
 /// See [`crate::Isa::gemv_acts`].
 pub(crate) struct MakeGemvActs<'a> {
@@ -244,6 +241,7 @@ impl Kernel for MakeGemvActs<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) -> GemvActs {
+        assert!(self.acts.shares_scales() || !self.format.shares_scales(), "activations that share scales");
         let acts = with_weight!(self.format, w => s.run(ActsOf { weight: w, acts: self.acts }));
         GemvActs { format: self.format.name(), ..acts }
     }

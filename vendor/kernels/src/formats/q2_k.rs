@@ -10,10 +10,10 @@
 //! codes of inputs `i`, `32 + i`, `64 + i` and `96 + i`, the first in its lowest bits. A weight is
 //! `scale * block's scale * code - minimum * block's minimum`.
 
-use super::super_blocks::{self, INPUTS, N_BLOCKS, SuperBlocks};
+use super::super_blocks::{self, HALF, INPUTS, N_BLOCKS, SuperBlocks, Vectors};
 use super::{Block, Weight};
 use crate::acts::Acts;
-use crate::gemv::{GemvActs, PIECE, Rows, Sums, vector};
+use crate::gemv::{GemvActs, MAX_GEMV_TOKENS, PIECE, Rows, Sums};
 use crate::isa::Simd;
 use crate::panel::PanelRow;
 
@@ -124,21 +124,28 @@ fn in_order<T: Copy>(of_blocks: &[T; N_BLOCKS]) -> [T; N_BLOCKS] {
     std::array::from_fn(|i| of_blocks[i % 4 / 2 * 8 + i / 4 * 2 + i % 2])
 }
 
-/// Activations for [`dot`]. A step is a vector of bytes: the activations of their lowest two bits, then of the next. Scales are those of
-/// blocks, and so are sums, times a factor.
+/// Inputs of a step of [`dot`]: those of a vector of bytes, at least a half of a super-block.
+const fn step_inputs<S: Simd>() -> usize {
+    let inputs = 4 * 4 * S::LANES;
+    if inputs > HALF { inputs } else { HALF }
+}
+
+/// Activations for [`dot`]. A step is vector by vector of bytes: of each the activations of the bytes' lowest two bits, then of the next. Scales are
+/// those of blocks, and so are sums, times a factor.
 #[inline(always)]
 pub(crate) fn gemv_acts<S: Simd>(acts: Acts, factor: i32) -> GemvActs {
     let bytes = 4 * S::LANES;
-    let mut made = GemvActs::arrange(acts, 4 * bytes, None, |step, i| {
-        let (quarter, byte) = (i * PIECE / bytes, step * bytes + i * PIECE % bytes);
-        Some(byte / 32 * 128 + quarter * 32 + byte % 32)
+    let mut made = GemvActs::arrange(acts, step_inputs::<S>(), None, |step, i| {
+        let (v, byte) = (i * PIECE / bytes, i * PIECE % bytes);
+        let byte = step * step_inputs::<S>() / 4 + v / 4 * bytes + byte;
+        Some(byte / 32 * 128 + v % 4 * 32 + byte % 32)
     });
     made.add_halves(acts, factor);
     made.reorder(in_order);
     made
 }
 
-/// Products of some rows, in super-blocks of `N` bytes. A step has a sum of its own, as in [`crate::gemv::with_step`].
+/// Products of some rows, in super-blocks of `N` bytes.
 #[inline(always)]
 pub(crate) fn dot<S: Simd, W: Quarters, const T: usize, const R: usize, const N: usize>(
     s: S,
@@ -147,42 +154,38 @@ pub(crate) fn dot<S: Simd, W: Quarters, const T: usize, const R: usize, const N:
 ) -> Sums<S, T, R> {
     let mut acc = [[s.splat(0.0); T]; R];
     let bytes = 4 * S::LANES;
-    let units = (4 * bytes).div_ceil(64);
-    for (i, x) in acts.super_blocks::<T>(CODE_BYTES / bytes * units).enumerate() {
+    for (i, x) in acts.super_blocks::<T>(INPUTS / 64).enumerate() {
         let blocks = rows.next_block::<S, N>(s);
-        let mut factors = [[[0.0f32; N_BLOCKS]; T]; R];
+        let (mut scales, mut of_blocks) = ([[0.0; 2 * MAX_GEMV_TOKENS]; R], [[0u8; N_BLOCKS]; R]);
         for r in 0..R {
-            let (d, m) = W::factors(s, blocks[r]);
-            let (d, m) = (s.splat(d), s.splat(m));
+            let (factor, m) = W::factors(s, blocks[r]);
             let (d_bytes, m_bytes) = W::scales(blocks[r]);
-            let (d_bytes, m_bytes) = (in_order(&d_bytes), in_order(&m_bytes));
+            scales[r] = super_blocks::scaled(s, factor, acts.half_scales(i));
+            of_blocks[r] = in_order(&d_bytes);
+            let (m, m_bytes) = (s.splat(m), in_order(&m_bytes));
             for first in (0..N_BLOCKS).step_by(S::LANES) {
-                let d = s.mul(s.load_i8(&d_bytes[first..]), d);
                 let m = s.mul(s.load_i8(&m_bytes[first..]), m);
                 for t in 0..T {
-                    let (x_scales, sums) = acts.numbers::<T, N_BLOCKS>(t, i);
-                    s.store_f(s.mul(d, s.load_f(&x_scales[first..])), &mut factors[r][t][first..]);
+                    let sums = acts.sums::<T, N_BLOCKS>(t, i);
                     acc[r][t] = s.fma(m, s.load_f(&sums[first..]), acc[r][t]);
                 }
             }
         }
-        for (step, x) in x.chunks_exact(units * T).enumerate() {
-            let mut codes = [[s.splat_i(0); 4]; R];
-            for r in 0..R {
-                codes[r] = W::codes(s, blocks[r], step * bytes);
-            }
-            for t in 0..T {
+        for (step, x) in x.chunks_exact(step_inputs::<S>() / 64 * T).enumerate() {
+            let mut vectors = Vectors::new(s);
+            for v in 0..step_inputs::<S>() / 4 / bytes {
+                let byte = step * step_inputs::<S>() / 4 + v * bytes;
                 for r in 0..R {
-                    let mut sum = s.splat(0.0);
+                    let codes = W::codes(s, blocks[r], byte);
                     for quarter in 0..4 {
-                        let x = vector(s, x, t * units * 64 + quarter * bytes);
-                        let dots = s.whole(s.add_products(s.splat_i(0), codes[r][quarter], x));
-                        let block = 4 * quarter + step * bytes / 16;
-                        sum = s.fma(s.to_f(dots), s.each_four(&factors[r][t][block..]), sum);
+                        let factors = s.factors_of_fours(&of_blocks[r], 4 * quarter + byte / 16);
+                        vectors.set(r, 4 * v + quarter, codes[quarter], factors);
                     }
-                    acc[r][t] = s.add(acc[r][t], sum);
                 }
             }
+            // With 16 lanes a vector has bytes of both halves.
+            let half = (S::LANES < 16).then_some(step);
+            vectors.add_products(s, step_inputs::<S>() / bytes, x, &scales, half, &mut acc);
         }
     }
     acc

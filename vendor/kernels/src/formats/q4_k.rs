@@ -9,10 +9,11 @@
 //! Scale and minimum are 16-bit floats, those of the blocks have 6 bits. Of the codes of two blocks a byte holds one of each, that of the
 //! first block in its lower nibble. A weight is `scale * block's scale * code - minimum * block's minimum`.
 
-use super::{BLOCK, Block, Weight, nibbles, q5_k, super_blocks};
+use super::super_blocks::{self, HALF, Vectors};
+use super::{BLOCK, Block, Weight, nibbles, q5_k};
 use crate::acts::{Acts, SHARING};
-use crate::gemv::{GemvActs, PIECE, Rows, Sums, step_begin, vector, with_step};
-use crate::isa::Simd;
+use crate::gemv::{GemvActs, MAX_GEMV_TOKENS, PIECE, Rows, Sums};
+use crate::isa::{Simd, unroll};
 use crate::panel::{Codes, PanelRow};
 
 const INPUTS: usize = 256;
@@ -141,14 +142,15 @@ impl Weight for Q4K {
     }
 }
 
-/// Activations for [`dot`]. A step is a vector of bytes of codes: the activations of their lower nibbles, then those of their upper ones.
-/// Scales and sums are those of whole blocks, as a super-block's eight are multiplied at once.
+/// Activations for [`dot`]. A step is a half of a super-block, vector by vector of its bytes of codes: of each the activations of the lower nibbles,
+/// then those of the upper ones. Scales and sums are those of whole blocks, as a super-block's eight are multiplied at once.
 #[inline(always)]
 pub(crate) fn gemv_acts<S: Simd>(acts: Acts) -> GemvActs {
     let bytes = 4 * S::LANES;
-    let mut made = GemvActs::arrange(acts, 2 * bytes, None, |step, i| {
-        let (upper, byte) = (i * PIECE / bytes, step * bytes + i * PIECE % bytes);
-        Some(byte / BLOCK * 2 * BLOCK + upper * BLOCK + byte % BLOCK)
+    let mut made = GemvActs::arrange(acts, HALF, None, |step, i| {
+        let (v, byte) = (i * PIECE / bytes, i * PIECE % bytes);
+        let byte = v / 2 * bytes + byte;
+        Some(step * HALF + byte / BLOCK * 2 * BLOCK + v % 2 * BLOCK + byte % BLOCK)
     });
     made.add_groups(acts);
     made
@@ -164,44 +166,43 @@ pub(crate) fn dot<S: Simd, const T: usize, const R: usize, const N: usize>(
     let (is_fifth, codes_at) = if N == q5_k::BYTES { (true, q5_k::CODES) } else { (false, CODES) };
     let mut acc = [[s.splat(0.0); T]; R];
     let bytes = 4 * S::LANES;
-    let units = (2 * bytes).div_ceil(64);
-    for (i, x) in acts.super_blocks::<T>(128 / bytes * units).enumerate() {
+    for (i, x) in acts.super_blocks::<T>(INPUTS / 64).enumerate() {
         let blocks = rows.next_block::<S, N>(s);
-        let mut factors = [[[0.0f32; 8]; T]; R];
+        let (mut scales, mut of_blocks) = ([[0.0; 2 * MAX_GEMV_TOKENS]; R], [[0u8; 8]; R]);
         for r in 0..R {
-            let (d, m) = scales(s, blocks[r]);
+            let integers = integers(blocks[r]);
+            of_blocks[r] = integers[0];
+            scales[r] = super_blocks::scaled(s, s.f16_at(blocks[r]), acts.half_scales(i));
+            let minima = s.scale_bytes(integers[1], -s.f16_at(&blocks[r][2..]));
             for t in 0..T {
-                let (x_scales, sums) = acts.numbers::<T, 8>(t, i);
-                factors[r][t] = s.mul_eight(&d, x_scales);
-                acc[r][t] = s.fma_eight(sums, &m, acc[r][t]);
+                acc[r][t] = s.in_order_f(s.fma_eight(acts.sums::<T, 8>(t, i), &minima, acc[r][t]));
             }
         }
-        for (step, x) in x.chunks_exact(units * T).enumerate() {
-            let mut codes = [[s.splat_i(0); 2]; R];
-            for r in 0..R {
-                let c = s.load_i(&blocks[r][codes_at + step * bytes..]);
-                codes[r] = [s.low_nibbles(c), s.high_nibbles(c)];
-                if is_fifth {
-                    let bits = s.upper_bits::<2>(&blocks[r][q5_k::UPPER..], step * bytes);
-                    codes[r] = [s.with_bits::<4, 0x10>(codes[r][0], bits), s.with_bits::<3, 0x10>(codes[r][1], bits)];
-                }
-            }
-            // The numbers of the blocks that the first and the second half of the bytes are of.
-            let (first, second) = (step * bytes / BLOCK * 2, (step * bytes + bytes / 2) / BLOCK * 2);
-            for t in 0..T {
-                let at = t * units * 64;
-                let (lower, upper) = (vector(s, x, at), vector(s, x, at + bytes));
+        // The compiler would make shuffles of registers of what each product reads.
+        if T > 2 {
+            std::hint::black_box(&scales);
+        }
+        unroll!(half in [0, 1] {
+            let x = &x[half * HALF / 64 * T..][..HALF / 64 * T];
+            let mut vectors = Vectors::new(s);
+            for step in 0..HALF / 2 / bytes {
+                let at = half * HALF / 2 + step * bytes;
+                // The numbers of the blocks that the first and the second half of the bytes are of.
+                let (first, second) = (at / BLOCK * 2, (at + bytes / 2) / BLOCK * 2);
                 for r in 0..R {
-                    let [low, high] = codes[r];
-                    let low = s.to_f(s.whole(s.add_products(s.splat_i(0), low, lower)));
-                    let high = s.to_f(s.whole(s.add_products(s.splat_i(0), high, upper)));
-                    let sum = step_begin(s, acc[r][t]);
-                    let sum = s.fma(low, s.two_of(&factors[r][t], first, second), sum);
-                    let sum = s.fma(high, s.two_of(&factors[r][t], first + 1, second + 1), sum);
-                    acc[r][t] = with_step(s, acc[r][t], sum);
+                    let c = s.load_i(&blocks[r][codes_at + at..]);
+                    let (mut low, mut high) = (s.low_nibbles(c), s.high_nibbles(c));
+                    if is_fifth {
+                        let bits = s.upper_bits::<2>(&blocks[r][q5_k::UPPER..], at);
+                        low = s.with_bits::<4, 0x10>(low, bits);
+                        high = s.with_bits::<3, 0x10>(high, bits);
+                    }
+                    vectors.set(r, 2 * step, low, s.two_factors(of_blocks[r], first, second));
+                    vectors.set(r, 2 * step + 1, high, s.two_factors(of_blocks[r], first + 1, second + 1));
                 }
             }
-        }
+            vectors.add_products(s, HALF / bytes, x, &scales, Some(half), &mut acc);
+        });
     }
     acc
 }

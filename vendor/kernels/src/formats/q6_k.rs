@@ -11,11 +11,11 @@
 //! upper bits holds those of inputs `i`, `32 + i`, `64 + i` and `96 + i`, the first in its lowest bits. The scale is a 16-bit float, those
 //! of blocks are bytes with sign. A weight is `scale * block's scale * (code - 32)`.
 
-use super::super_blocks::{self, INPUTS, N_BLOCKS, SuperBlocks};
+use super::super_blocks::{self, HALF, INPUTS, N_BLOCKS, SuperBlocks, Vectors};
 use super::{Block, Weight};
 use crate::acts::Acts;
-use crate::gemv::{GemvActs, PIECE, Rows, Sums, step_begin, vector, with_step};
-use crate::isa::Simd;
+use crate::gemv::{GemvActs, MAX_GEMV_TOKENS, PIECE, Rows, Sums};
+use crate::isa::{Simd, unroll};
 use crate::panel::{Codes, PanelRow};
 
 const BYTES: usize = 210;
@@ -87,14 +87,14 @@ impl Weight for Q6K {
 
     const GEMV: bool = true;
 
-    /// A step is a vector of bytes of lower bits: the activations of their lower nibbles, then those of their upper ones. Scales are those of
-    /// blocks, and sums what the codes' excess adds to them, as a super-block's sixteen are multiplied at once.
+    /// A step is a half of a super-block, vector by vector of its bytes of lower bits: of each the activations of the lower nibbles, then those of the
+    /// upper ones. Scales are those of blocks, and sums what the codes' excess adds to them, as a super-block's sixteen are multiplied at once.
     #[inline(always)]
     fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
         let bytes = 4 * S::LANES;
-        let mut made = GemvActs::arrange(acts, 2 * bytes, None, |step, i| {
-            let (upper, byte) = (i * PIECE / bytes, step * bytes + i * PIECE % bytes);
-            Some(byte / 64 * 128 + upper * 64 + byte % 64)
+        let mut made = GemvActs::arrange(acts, HALF, None, |step, i| {
+            let (v, byte) = (i * PIECE / bytes, i * PIECE % bytes);
+            Some(step * HALF + v % 2 * HALF / 2 + v / 2 * bytes + byte)
         });
         made.add_halves(acts, -EXCESS);
         made
@@ -104,45 +104,43 @@ impl Weight for Q6K {
     fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, mut rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
         let mut acc = [[s.splat(0.0); T]; R];
         let bytes = 4 * S::LANES;
-        let units = (2 * bytes).div_ceil(64);
-        for (i, x) in acts.super_blocks::<T>(UPPER / bytes * units).enumerate() {
+        for (i, x) in acts.super_blocks::<T>(INPUTS / 64).enumerate() {
             let blocks = rows.next_block::<S, BYTES>(s);
-            let mut factors = [[[0.0f32; N_BLOCKS]; T]; R];
+            let mut scales = [[0.0; 2 * MAX_GEMV_TOKENS]; R];
             for r in 0..R {
-                let d = s.splat(s.f16_at(&blocks[r][SCALE..]));
+                let scale = s.f16_at(&blocks[r][SCALE..]);
+                scales[r] = super_blocks::scaled(s, scale, acts.half_scales(i));
                 for first in (0..N_BLOCKS).step_by(S::LANES) {
-                    let d = s.mul(s.load_i8(&blocks[r][SCALES + first..]), d);
+                    let of_blocks = s.mul(s.load_i8(&blocks[r][SCALES + first..]), s.splat(scale));
                     for t in 0..T {
-                        let (x_scales, sums) = acts.numbers::<T, N_BLOCKS>(t, i);
-                        s.store_f(s.mul(d, s.load_f(&x_scales[first..])), &mut factors[r][t][first..]);
-                        acc[r][t] = s.fma(d, s.load_f(&sums[first..]), acc[r][t]);
+                        let sums = acts.sums::<T, N_BLOCKS>(t, i);
+                        acc[r][t] = s.fma(of_blocks, s.load_f(&sums[first..]), acc[r][t]);
                     }
                 }
             }
-            for (step, x) in x.chunks_exact(units * T).enumerate() {
-                let (group, byte) = (step * bytes / 64, step * bytes % 64);
-                let mut codes = [[s.splat_i(0); 2]; R];
-                for r in 0..R {
-                    let c = s.load_i(&blocks[r][step * bytes..]);
-                    let bits = s.upper_bits::<2>(&blocks[r][UPPER + 32 * group..], byte);
-                    let (low, high) = (s.low_nibbles(c), s.high_nibbles(c));
-                    codes[r] = [s.with_bits::<4, 0x30>(low, bits), s.with_bits::<0, 0x30>(high, bits)];
-                }
-                let block = (128 * group + byte) / 16;
-                for t in 0..T {
-                    let at = t * units * 64;
-                    let (lower, upper) = (vector(s, x, at), vector(s, x, at + bytes));
+            // As in Q4_K.
+            if T > 2 {
+                std::hint::black_box(&scales);
+            }
+            unroll!(half in [0, 1] {
+                let x = &x[half * HALF / 64 * T..][..HALF / 64 * T];
+                let mut vectors = Vectors::new(s);
+                for step in 0..HALF / 2 / bytes {
+                    let byte = step * bytes;
+                    let block = (HALF * half + byte) / 16;
                     for r in 0..R {
-                        let [low, high] = codes[r];
-                        let low = s.to_f(s.whole(s.add_products(s.splat_i(0), low, lower)));
-                        let high = s.to_f(s.whole(s.add_products(s.splat_i(0), high, upper)));
-                        let sum = step_begin(s, acc[r][t]);
-                        let sum = s.fma(low, s.each_four(&factors[r][t][block..]), sum);
-                        let sum = s.fma(high, s.each_four(&factors[r][t][block + 4..]), sum);
-                        acc[r][t] = with_step(s, acc[r][t], sum);
+                        let c = s.load_i(&blocks[r][HALF / 2 * half + byte..]);
+                        let bits = s.upper_bits::<2>(&blocks[r][UPPER + 32 * half..], byte);
+                        let (low, high) = (s.low_nibbles(c), s.high_nibbles(c));
+                        let of_blocks = blocks[r][SCALES..].first_chunk().expect("a scale for each block");
+                        let low = s.with_bits::<4, 0x30>(low, bits);
+                        let high = s.with_bits::<0, 0x30>(high, bits);
+                        vectors.set(r, 2 * step, low, s.factors_of_fours(of_blocks, block));
+                        vectors.set(r, 2 * step + 1, high, s.factors_of_fours(of_blocks, block + 4));
                     }
                 }
-            }
+                vectors.add_products(s, HALF / bytes, x, &scales, Some(half), &mut acc);
+            });
         }
         acc
     }

@@ -1,6 +1,7 @@
 //! What types with super-blocks of 256 inputs share whose codes are bytes once they are unpacked: values, and rows of panels.
 
 use crate::acts::{GROUP, SHARING};
+use crate::gemv::{Codes, HalfScales, MAX_GEMV_TOKENS, Sums, vector};
 use crate::isa::Simd;
 use crate::panel::{self, PanelRow};
 
@@ -8,6 +9,8 @@ use crate::panel::{self, PanelRow};
 pub(crate) const INPUTS: usize = 256;
 /// Blocks of 16 inputs of a super-block. Where a type's blocks have 32, two of them have the same scale and minimum.
 pub(crate) const N_BLOCKS: usize = 16;
+/// Inputs of a half of a super-block: their activations have the same scale.
+pub(crate) const HALF: usize = SHARING * GROUP;
 /// Inputs of such a block.
 const BLOCK: usize = INPUTS / N_BLOCKS;
 
@@ -92,4 +95,70 @@ pub(crate) fn small_scales_of_16(d: f32, scales: &[u8; N_BLOCKS], i: usize, out:
         *to = pair((both[0] as i8).into(), (both[1] as i8).into());
     }
     out.minima[8 * i..][..8].fill(d + d * 0.0);
+}
+
+/// What rows are multiplied with of a super-block or of its half: their codes, vector by vector, each with the integers that its lanes' products are
+/// multiplied with: the scales of blocks.
+pub(crate) struct Vectors<S: Simd, const R: usize> {
+    codes: [[S::I; MAX_VECTORS]; R],
+    factors: [[S::I; MAX_VECTORS]; R],
+}
+
+/// With vectors of 16 bytes those of a half.
+const MAX_VECTORS: usize = HALF / 16;
+
+impl<S: Simd, const R: usize> Vectors<S, R> {
+    #[inline(always)]
+    pub fn new(s: S) -> Vectors<S, R> {
+        let none = [[s.splat_i(0); MAX_VECTORS]; R];
+        Vectors { codes: none, factors: none }
+    }
+
+    /// Sets vector `v` of row `r`.
+    #[inline(always)]
+    pub fn set(&mut self, r: usize, v: usize, codes: S::I, factors: S::I) {
+        (self.codes[r][v], self.factors[r][v]) = (codes, factors);
+    }
+
+    /// Adds the products of the first `n` vectors to the sums. They are multiplied with the `scales` of all tokens, which have the rows' in them: those
+    /// of the first or of the second half, or, if it is not said which, of the first in the first lanes and of the second in the others. `x` are
+    /// the tokens' codes for these vectors, token by token.
+    #[inline(always)]
+    pub fn add_products<const T: usize>(
+        &self,
+        s: S,
+        n: usize,
+        x: &[Codes],
+        scales: &[HalfScales; R],
+        half: Option<usize>,
+        sums: &mut Sums<S, T, R>,
+    ) {
+        for t in 0..T {
+            let x = &x[t * x.len() / T..];
+            for r in 0..R {
+                let mut sum = s.splat_i(0);
+                for v in 0..n {
+                    let x = vector(s, x, v * 4 * S::LANES);
+                    sum = s.add_scaled_products(sum, self.codes[r][v], x, self.factors[r][v]);
+                }
+                let scale = match half {
+                    Some(half) => s.splat(scales[r][half * MAX_GEMV_TOKENS + t]),
+                    None => s.two_of(&scales[r], t, MAX_GEMV_TOKENS + t),
+                };
+                sums[r][t] = s.fma(s.to_f(sum), scale, sums[r][t]);
+            }
+            // Registers do for the sums of all tokens, but not for more products than a token's.
+            sums[R - 1][t] = s.in_order_f(sums[R - 1][t]);
+        }
+    }
+}
+
+/// The tokens' scales times a row's.
+#[inline(always)]
+pub(crate) fn scaled<S: Simd>(s: S, d: f32, of_tokens: &HalfScales) -> HalfScales {
+    let mut scales = [0.0; 2 * MAX_GEMV_TOKENS];
+    for i in (0..scales.len()).step_by(S::LANES) {
+        s.store_f(s.mul(s.splat(d), s.load_f(&of_tokens[i..])), &mut scales[i..]);
+    }
+    scales
 }

@@ -40,6 +40,8 @@ pub(crate) trait Dot: Copy + Send + Sync {
     fn in_order(self, x: __m256i) -> __m256i {
         x
     }
+    /// See [`Simd::add_pairs`].
+    fn add_pairs(self, acc: __m256i, a: __m256i, b: __m256i) -> __m256i;
 }
 
 /// The dot product of AVX2 alone.
@@ -164,6 +166,11 @@ impl Dot for Plain {
     fn in_order(self, x: __m256i) -> __m256i {
         op!(in_order(x))
     }
+
+    #[inline(always)]
+    fn add_pairs(self, acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        op!(_mm256_add_epi32(acc, _mm256_madd_epi16(a, b)))
+    }
 }
 
 impl Dot for AvxVnni {
@@ -176,6 +183,11 @@ impl Dot for AvxVnni {
     fn dot(self, acc: __m256i, weights: __m256i, x: __m256i) -> __m256i {
         op!(_mm256_dpbusd_avx_epi32(acc, weights, x))
     }
+
+    #[inline(always)]
+    fn add_pairs(self, acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        op!(_mm256_dpwssd_avx_epi32(acc, a, b))
+    }
 }
 
 impl Dot for Avx512Vnni {
@@ -187,6 +199,11 @@ impl Dot for Avx512Vnni {
     #[inline(always)]
     fn dot(self, acc: __m256i, weights: __m256i, x: __m256i) -> __m256i {
         op!(_mm256_dpbusd_epi32(acc, weights, x))
+    }
+
+    #[inline(always)]
+    fn add_pairs(self, acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        op!(_mm256_dpwssd_epi32(acc, a, b))
     }
 }
 
@@ -314,7 +331,30 @@ impl<D: Dot> Simd for Avx2<D> {
 
     #[inline(always)]
     fn add_pairs(self, acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
-        op!(_mm256_add_epi32(acc, _mm256_madd_epi16(a, b)))
+        self.0.add_pairs(acc, a, b)
+    }
+
+    #[inline(always)]
+    fn add_scaled_products(self, acc: __m256i, codes: __m256i, x: __m256i, factors: __m256i) -> __m256i {
+        self.add_pairs(acc, op!(_mm256_maddubs_epi16(codes, x)), factors)
+    }
+
+    #[inline(always)]
+    fn two_factors(self, bytes: [u8; 8], a: usize, _b: usize) -> __m256i {
+        op!(_mm256_set1_epi16(bytes[a].into()))
+    }
+
+    #[inline(always)]
+    fn factors_of_fours(self, bytes: &[u8; 16], first: usize) -> __m256i {
+        let two = i16::from_le_bytes([bytes[first], bytes[first + 1]]);
+        // Each byte becomes the upper one of 16 bits, from where it is shifted with its sign.
+        let index = op!(_mm256_setr_epi64x(
+            0x0080_0080_0080_0080,
+            0x0080_0080_0080_0080,
+            0x0180_0180_0180_0180,
+            0x0180_0180_0180_0180
+        ));
+        op!(_mm256_srai_epi16::<8>(_mm256_shuffle_epi8(_mm256_set1_epi16(two), index)))
     }
 
     #[inline(always)]
@@ -467,7 +507,7 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn two_of(self, x: &[f32; 8], a: usize, _b: usize) -> __m256 {
+    fn two_of(self, x: &[f32; 16], a: usize, _b: usize) -> __m256 {
         self.splat(x[a])
     }
 
@@ -584,13 +624,6 @@ impl<D: Dot> Simd for Avx2<D> {
     #[inline(always)]
     fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         op!(_mm256_fmadd_ps(a, b, c))
-    }
-
-    #[inline(always)]
-    fn mul_eight(self, a: &[f32; 8], b: &[f32]) -> [f32; 8] {
-        let mut out = [0.0f32; 8];
-        self.store_f(self.mul(self.load_f(a), self.load_f(b)), &mut out);
-        out
     }
 
     #[inline(always)]

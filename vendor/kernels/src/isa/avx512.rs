@@ -1,5 +1,6 @@
 //! AVX-512 with VNNI: 16 lanes, 32 registers.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd};
@@ -28,6 +29,18 @@ macro_rules! op {
         // SAFETY: `self` is a proof that the processor has the instruction; it touches no memory.
         unsafe { $e }
     };
+}
+
+/// See [`Simd::in_order`].
+///
+/// # Safety
+/// The processor has AVX-512 F.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn in_order(mut x: __m512i) -> __m512i {
+    // SAFETY: a comment in the assembly, and nothing else.
+    unsafe { asm!("/* {x} */", x = inout(zmm_reg) x, options(nomem, nostack, preserves_flags)) };
+    x
 }
 
 impl Simd for Avx512 {
@@ -72,6 +85,47 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn dot(self, acc: __m512i, weights: __m512i, x: __m512i) -> __m512i {
         op!(_mm512_dpbusd_epi32(acc, weights, x))
+    }
+
+    #[inline(always)]
+    fn in_order(self, x: __m512i) -> __m512i {
+        op!(in_order(x))
+    }
+
+    #[inline(always)]
+    fn add_pairs(self, acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        op!(_mm512_dpwssd_epi32(acc, a, b))
+    }
+
+    #[inline(always)]
+    fn add_scaled_products(self, acc: __m512i, codes: __m512i, x: __m512i, factors: __m512i) -> __m512i {
+        self.add_pairs(acc, op!(_mm512_maddubs_epi16(codes, x)), factors)
+    }
+
+    #[inline(always)]
+    fn two_factors(self, bytes: [u8; 8], a: usize, b: usize) -> __m512i {
+        // The index of the upper byte of each 16 bits makes it zero.
+        let (first, second) = op!((_mm256_set1_epi16((0x8000 | a) as i16), _mm256_set1_epi16((0x8000 | b) as i16)));
+        let index = op!(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second));
+        op!(_mm512_shuffle_epi8(_mm512_set1_epi64(i64::from_le_bytes(bytes)), index))
+    }
+
+    #[inline(always)]
+    fn factors_of_fours(self, bytes: &[u8; 16], first: usize) -> __m512i {
+        // SAFETY: 16 readable bytes; the processor has the instructions.
+        let all = unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes.as_ptr().cast())) };
+        let four = op!(_mm512_setr_epi64(
+            0,
+            0,
+            0x0001_0001_0001_0001,
+            0x0001_0001_0001_0001,
+            0x0002_0002_0002_0002,
+            0x0002_0002_0002_0002,
+            0x0003_0003_0003_0003,
+            0x0003_0003_0003_0003
+        ));
+        let index = op!(_mm512_add_epi16(four, _mm512_set1_epi16(first as i16)));
+        op!(_mm512_permutexvar_epi16(index, _mm512_castsi256_si512(all)))
     }
 
     #[inline(always)]
@@ -252,9 +306,8 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn two_of(self, x: &[f32; 8], a: usize, b: usize) -> __m512 {
-        // SAFETY: 8 readable floats; the processor has the instructions.
-        let x = unsafe { _mm512_castps256_ps512(_mm256_loadu_ps(x.as_ptr())) };
+    fn two_of(self, x: &[f32; 16], a: usize, b: usize) -> __m512 {
+        let x = self.load_f(x);
         let (a, b) = (a as i32, b as i32);
         op!(_mm512_permutexvar_ps(_mm512_mask_blend_epi32(0xff00, _mm512_set1_epi32(a), _mm512_set1_epi32(b)), x))
     }
@@ -380,18 +433,6 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         op!(_mm512_fmadd_ps(a, b, c))
-    }
-
-    #[inline(always)]
-    fn mul_eight(self, a: &[f32; 8], b: &[f32]) -> [f32; 8] {
-        let b: &[f32; 8] = b[..8].try_into().expect("8 floats");
-        let mut out = [0.0f32; 8];
-        // SAFETY: 8 readable floats each and 8 writable ones; the processor has the instructions.
-        unsafe {
-            let product = _mm256_mul_ps(_mm256_loadu_ps(a.as_ptr()), _mm256_loadu_ps(b.as_ptr()));
-            _mm256_storeu_ps(out.as_mut_ptr(), product);
-        }
-        out
     }
 
     #[inline(always)]

@@ -157,6 +157,15 @@ pub(crate) trait Kernel {
     fn call<S: Simd>(self, s: S) -> Self::Out;
 }
 
+/// Repeats a block for each number. The compiler does not do so by itself with what has assembly in it, see [`Simd::in_order`], or is long: what
+/// depends on the number alone would then be computed each time.
+macro_rules! unroll {
+    ($i:ident in [$($n:literal),*] $body:block) => {
+        $({ let $i: usize = $n; $body })*
+    };
+}
+pub(crate) use unroll;
+
 /// Vectors of `LANES` lanes of 32 bits: integers ([`Simd::I`]) or floats ([`Simd::F`]).
 ///
 /// Every method is inlined into [`Simd::run`], which enables the instruction set. In a build for any x86-64 a function that the compiler
@@ -210,11 +219,16 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn whole(self, small: Self::I) -> Self::I {
         small
     }
-    /// What it is given. Where registers are few the compiler keeps the order in which such values are computed: else it would multiply many tokens
-    /// one by one, for which all weights of a group had to stay in registers.
+    /// What it is given. The compiler keeps the order in which such values are computed, where registers are few: else it would begin many sums before
+    /// it ends one, or multiply many tokens one by one, for which all weights of a group had to stay in registers.
     #[inline(always)]
     fn in_order(self, x: Self::I) -> Self::I {
         x
+    }
+    /// The same of floats.
+    #[inline(always)]
+    fn in_order_f(self, x: Self::F) -> Self::F {
+        self.as_f(self.in_order(self.as_i(x)))
     }
     /// Adds to each lane of `acc` the lane of a small sum, times the lower or the upper 16 bits of the lane of `factors`, an integer with sign.
     #[inline(always)]
@@ -244,6 +258,31 @@ pub(crate) trait Simd: Copy + Send + Sync {
             a.copy_from_slice(&sum.to_le_bytes());
         }
         self.add_i(acc, self.load_i(&sums))
+    }
+    /// Adds to each lane of `acc` the dot product of the lane's four codes, without sign and at most 127, and four activations, times a factor: an
+    /// integer with sign, which is both the lower and the upper 16 bits of the lane of `factors`.
+    #[inline(always)]
+    fn add_scaled_products(self, acc: Self::I, codes: Self::I, x: Self::I, factors: Self::I) -> Self::I {
+        self.add_scaled::<false>(acc, self.add_products(self.splat_i(0), codes, x), factors)
+    }
+    /// Factors for [`Simd::add_scaled_products`]: with 16 lanes `bytes[a]`, without sign, in the first eight and `bytes[b]` in the others; with fewer
+    /// lanes `bytes[a]` in all.
+    #[inline(always)]
+    fn two_factors(self, bytes: [u8; 8], a: usize, b: usize) -> Self::I {
+        let mut all = [0u8; 64];
+        for (i, x) in all.iter_mut().enumerate().step_by(2) {
+            *x = if Self::LANES == 16 && i >= 32 { bytes[b] } else { bytes[a] };
+        }
+        self.load_i(&all)
+    }
+    /// Factors for [`Simd::add_scaled_products`]: `LANES / 4` bytes with sign, from byte `first` on, each in four lanes.
+    #[inline(always)]
+    fn factors_of_fours(self, bytes: &[u8; 16], first: usize) -> Self::I {
+        let mut all = [0u8; 64];
+        for (i, x) in all.chunks_exact_mut(2).enumerate().take(2 * Self::LANES) {
+            x.copy_from_slice(&i16::from(bytes[first + i / 8] as i8).to_le_bytes());
+        }
+        self.load_i(&all)
     }
     /// `a + b`, lane by lane.
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
@@ -336,7 +375,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
     }
     /// With 16 lanes `x[a]` in the first eight and `x[b]` in the others; with fewer lanes `x[a]` in all.
     #[inline(always)]
-    fn two_of(self, x: &[f32; 8], a: usize, b: usize) -> Self::F {
+    fn two_of(self, x: &[f32; 16], a: usize, b: usize) -> Self::F {
         let mut lanes = [x[a]; 16];
         if Self::LANES == 16 {
             lanes[8..].fill(x[b]);
@@ -380,15 +419,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// The products of eight floats of `a` and of `b`.
-    #[inline(always)]
-    fn mul_eight(self, a: &[f32; 8], b: &[f32]) -> [f32; 8] {
-        let mut out = [0.0; 8];
-        for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
-            *out = a * b;
-        }
-        out
-    }
     /// Adds the products of eight floats to lanes of `c`. Which lanes these are is open: only the sum of all lanes counts.
     fn fma_eight(self, a: &[f32], b: &[f32; 8], c: Self::F) -> Self::F;
     /// The larger of `a` and `b`; `b` if one is NaN.

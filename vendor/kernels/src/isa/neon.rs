@@ -146,6 +146,22 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn add_scaled<const UPPER: bool>(self, acc: int32x4_t, small: int32x4_t, factors: int32x4_t) -> int32x4_t {
+        let upper = if UPPER { factors } else { op!(vshlq_n_s32::<16>(factors)) };
+        op!(vmlaq_s32(acc, small, vshrq_n_s32::<16>(upper)))
+    }
+
+    #[inline(always)]
+    fn two_factors(self, bytes: [u8; 8], a: usize, _b: usize) -> int32x4_t {
+        op!(vreinterpretq_s32_s16(vdupq_n_s16(bytes[a].into())))
+    }
+
+    #[inline(always)]
+    fn factors_of_fours(self, bytes: &[u8; 16], first: usize) -> int32x4_t {
+        op!(vreinterpretq_s32_s16(vdupq_n_s16((bytes[first] as i8).into())))
+    }
+
+    #[inline(always)]
     fn add_i(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
         op!(vaddq_s32(a, b))
     }
@@ -254,7 +270,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn two_of(self, x: &[f32; 8], a: usize, _b: usize) -> float32x4_t {
+    fn two_of(self, x: &[f32; 16], a: usize, _b: usize) -> float32x4_t {
         self.splat(x[a])
     }
 

@@ -139,6 +139,14 @@ impl Check {
             };
             assert_eq!(lanes(s, s.add_scaled::<false>(s.splat_i(3), small, vector)), scaled(0));
             assert_eq!(lanes(s, s.add_scaled::<true>(s.splat_i(3), small, vector)), scaled(1));
+            let (codes, acts) = (vec![most; 4 * n], [rng.i8(-127..), -127, rng.i8(-127..), -127].map(|x| x as u8));
+            let acts: Vec<u8> = acts.into_iter().cycle().take(4 * n).collect();
+            let product = i32::from(most) * acts[..4].iter().map(|&x| i32::from(x as i8)).sum::<i32>();
+            let twice: Vec<i16> = factors.chunks(2).flat_map(|both| [both[0]; 2]).collect();
+            let by = s.load_i(&twice.iter().flat_map(|f| f.to_le_bytes()).collect::<Vec<u8>>());
+            let scaled = factors.chunks(2).map(|both| 5 + product * i32::from(both[0]));
+            let sums = s.add_scaled_products(s.splat_i(5), s.load_i(&codes), s.load_i(&acts), by);
+            assert_eq!(lanes(s, sums), scaled.collect::<Vec<i32>>());
             let others: Vec<i16> = (0..2 * n).map(|_| rng.i16(..)).collect();
             let other = s.load_i(&others.iter().flat_map(|f| f.to_le_bytes()).collect::<Vec<u8>>());
             let pairs = factors.chunks(2).zip(others.chunks(2));
@@ -223,14 +231,19 @@ impl Check {
             assert_eq!((low[i], high[i]), expected);
         }
         assert_eq!((low[16], high[16]), (7.0, 7.0));
-        let x: [f32; 8] = std::array::from_fn(|i| i as f32);
+        let x: [f32; 16] = std::array::from_fn(|i| i as f32);
         let h = |b: &[u8]| half(u16::from_le_bytes([b[0], b[1]]));
         for v in 0..16 / n {
             let expected: Vec<f32> = (0..n).map(|i| if v * n + i < 8 { h(&a) } else { h(&b) }).collect();
             assert_same(&floats(s, s.pair_f16(&a, &b, v)), &expected);
         }
-        let expected: Vec<f32> = (0..n).map(|i| if i < 8 { x[2] } else { x[5] }).collect();
-        assert_same(&floats(s, s.two_of(&x, 2, 5)), &expected);
+        let expected: Vec<f32> = (0..n).map(|i| if i < 8 { x[2] } else { x[13] }).collect();
+        assert_same(&floats(s, s.two_of(&x, 2, 13)), &expected);
+        let both = |x: i16| i32::from(x as u16) | i32::from(x) << 16;
+        let expected: Vec<i32> = (0..n).map(|i| both(if i < 8 { eight[2] } else { eight[5] }.into())).collect();
+        assert_eq!(lanes(s, s.two_factors(eight, 2, 5)), expected);
+        let signed: Vec<i32> = (0..n).map(|i| both((a[8 + i / 4] as i8).into())).collect();
+        assert_eq!(lanes(s, s.factors_of_fours(a.first_chunk().unwrap(), 8)), signed);
         let blocks = bytes(rng, 80);
         let first = |of: usize, at: usize| (0..n).map(|i| h(&blocks[i / 4 * of + at..])).collect::<Vec<f32>>();
         let whole: [f32; 4] = std::array::from_fn(|_| rng.f32());
@@ -285,7 +298,6 @@ impl Check {
         let even: Vec<i32> = halves.iter().map(|x| x.round_ties_even() as i32).collect();
         assert_eq!(lanes(s, s.round(s.load_f(&halves))), even);
         let (x, y) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], [1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0]);
-        assert_eq!(s.mul_eight(&y, &x), std::array::from_fn(|i| x[i] * y[i]));
         assert_eq!(s.reduce_sum(s.fma_eight(&x, &y, s.splat(0.0))), 110.0);
     }
 }
