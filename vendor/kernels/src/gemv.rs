@@ -6,7 +6,7 @@
 
 use crate::RowFn;
 use crate::acts::{Acts, GROUP, SHARING};
-use crate::formats::{Format, Weight, with_weight};
+use crate::formats::{Format, Weight, shares_scales, with_weight};
 use crate::isa::{Kernel, Simd};
 
 /// The most tokens that [`crate::Isa::gemv`] multiplies at once.
@@ -295,9 +295,11 @@ impl Kernel for Gemv<'_, '_> {
 }
 
 /// How many rows are multiplied with `n_tokens` tokens at once. With two of them what is read of the activations serves both; but each is one more
-/// place that memory is read from, which is what most time goes to with one or two tokens.
-const fn rows_at_once<S: Simd>(n_tokens: usize) -> usize {
-    if n_tokens > 2 && 2 * n_tokens <= S::GEMV_SUMS { 2 } else { 1 }
+/// place that memory is read from, which is what most time goes to with one or two tokens. Of super-blocks the blocks' scales are in registers, too:
+/// 16 registers do for one row of them.
+const fn rows_at_once<S: Simd, W: Weight>(n_tokens: usize) -> usize {
+    let do_registers = 2 * n_tokens <= S::GEMV_SUMS && (S::GEMV_SUMS >= 16 || !shares_scales::<W>());
+    if n_tokens > 2 && do_registers { 2 } else { 1 }
 }
 
 /// How many bytes before it is read a row is to be fetched: from 2 to 32 KiB it makes little difference.
@@ -308,7 +310,7 @@ impl<W: Weight, const T: usize> Kernel for GemvOf<'_, '_, W, T> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        match const { rows_at_once::<S>(T) } {
+        match const { rows_at_once::<S, W>(T) } {
             1 => self.rows::<S, 1>(s),
             _ => self.rows::<S, 2>(s),
         }
