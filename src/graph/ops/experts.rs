@@ -77,9 +77,9 @@ impl Op for Blend {
     }
 }
 
-/// Activations I32 `[words(k), n]` (see [`super::Quantize`]; they share scales where [`share_scales`] says so) and the
-/// chosen experts I32 `[n_used, n_tokens]` -> F32 `[n_out, n_used * n_tokens]`: the products of each token with the matrices of its experts. The activations are those of the tokens, or one
-/// row for each token and expert. The rows of experts that were not chosen are not read.
+/// Activations I32 `[words(k), n]` (see [`super::Quantize`]; they share scales where [`share_scales`] says so) and the chosen
+/// experts I32 `[n_used, n_tokens]` -> F32 `[n_out, n_used * n_tokens]`: the products of each token with the matrices of its experts. The
+/// activations are those of the tokens, or one row for each token and expert. The rows of experts that were not chosen are not read.
 #[derive(Debug)]
 pub struct ExpertProduct {
     /// One matrix, or a gated pair: the experts' rows one below the other

@@ -295,11 +295,11 @@ impl Kernel for Gemv<'_, '_> {
 }
 
 /// How many rows are multiplied with `n_tokens` tokens at once. With two of them what is read of the activations serves both; but each is one more
-/// place that memory is read from, which is what most time goes to with one or two tokens. Of super-blocks the blocks' scales are in registers, too:
-/// 16 registers do for one row of them.
+/// place that memory is read from, which is what most time goes to with one or two tokens. Rows of super-blocks have the scales of their blocks in
+/// registers, too: only instruction sets with 32 of these, which keep 16 sums, have room for two such rows.
 const fn rows_at_once<S: Simd, W: Weight>(n_tokens: usize) -> usize {
-    let do_registers = 2 * n_tokens <= S::GEMV_SUMS && (S::GEMV_SUMS >= 16 || !shares_scales::<W>());
-    if n_tokens > 2 && do_registers { 2 } else { 1 }
+    let is_room = 2 * n_tokens <= S::GEMV_SUMS && (S::GEMV_SUMS >= 16 || !shares_scales::<W>());
+    if n_tokens > 2 && is_room { 2 } else { 1 }
 }
 
 /// How many bytes before it is read a row is to be fetched: from 2 to 32 KiB it makes little difference.

@@ -130,8 +130,8 @@ const fn step_inputs<S: Simd>() -> usize {
     if inputs > HALF { inputs } else { HALF }
 }
 
-/// Activations for [`dot`]. A step is vector by vector of bytes: of each the activations of the bytes' lowest two bits, then of the next. Scales are
-/// those of blocks, and so are sums, times a factor.
+/// Activations for [`dot`]. A step is vector by vector of bytes: of each the activations of the bytes' lowest two bits, then of the next. Sums are
+/// those of blocks, times a factor.
 #[inline(always)]
 pub(crate) fn gemv_acts<S: Simd>(acts: Acts, factor: i32) -> GemvActs {
     let bytes = 4 * S::LANES;

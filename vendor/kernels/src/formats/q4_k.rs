@@ -143,7 +143,7 @@ impl Weight for Q4K {
 }
 
 /// Activations for [`dot`]. A step is a half of a super-block, vector by vector of its bytes of codes: of each the activations of the lower nibbles,
-/// then those of the upper ones. Scales and sums are those of whole blocks, as a super-block's eight are multiplied at once.
+/// then those of the upper ones. Sums are those of blocks, as they are multiplied with the minima of a super-block's eight at once.
 #[inline(always)]
 pub(crate) fn gemv_acts<S: Simd>(acts: Acts) -> GemvActs {
     let bytes = 4 * S::LANES;
@@ -178,10 +178,7 @@ pub(crate) fn dot<S: Simd, const T: usize, const R: usize, const N: usize>(
                 acc[r][t] = s.in_order_f(s.fma_eight(acts.sums::<T, 8>(t, i), &minima, acc[r][t]));
             }
         }
-        // The compiler would make shuffles of registers of what each product reads.
-        if T > 2 {
-            std::hint::black_box(&scales);
-        }
+        super_blocks::keep_in_memory::<T, R>(&scales);
         unroll!(half in [0, 1] {
             let x = &x[half * HALF / 64 * T..][..HALF / 64 * T];
             let mut vectors = Vectors::new(s);

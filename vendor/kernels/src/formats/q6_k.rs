@@ -88,7 +88,7 @@ impl Weight for Q6K {
     const GEMV: bool = true;
 
     /// A step is a half of a super-block, vector by vector of its bytes of lower bits: of each the activations of the lower nibbles, then those of the
-    /// upper ones. Scales are those of blocks, and sums what the codes' excess adds to them, as a super-block's sixteen are multiplied at once.
+    /// upper ones. Sums are what the codes' excess adds to each block, as they are multiplied with the scales of a super-block's sixteen at once.
     #[inline(always)]
     fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
         let bytes = 4 * S::LANES;
@@ -118,10 +118,7 @@ impl Weight for Q6K {
                     }
                 }
             }
-            // As in Q4_K.
-            if T > 2 {
-                std::hint::black_box(&scales);
-            }
+            super_blocks::keep_in_memory::<T, R>(&scales);
             unroll!(half in [0, 1] {
                 let x = &x[half * HALF / 64 * T..][..HALF / 64 * T];
                 let mut vectors = Vectors::new(s);

@@ -147,9 +147,18 @@ impl<S: Simd, const R: usize> Vectors<S, R> {
                 };
                 sums[r][t] = s.fma(s.to_f(sum), scale, sums[r][t]);
             }
-            // Registers do for the sums of all tokens, but not for more products than a token's.
+            // There are registers for the sums of all tokens, and beside them for the products of one.
             sums[R - 1][t] = s.in_order_f(sums[R - 1][t]);
         }
+    }
+}
+
+/// Has the compiler leave the rows' scales in memory, where each product of several tokens reads its own. It would else keep all of them in
+/// registers, and take each out by two more instructions; for one or two tokens that is no slower.
+#[inline(always)]
+pub(crate) fn keep_in_memory<const T: usize, const R: usize>(scales: &[HalfScales; R]) {
+    if T > 2 {
+        std::hint::black_box(scales);
     }
 }
 

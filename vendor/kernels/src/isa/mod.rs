@@ -219,8 +219,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn whole(self, small: Self::I) -> Self::I {
         small
     }
-    /// What it is given. The compiler keeps the order in which such values are computed, where registers are few: else it would begin many sums before
-    /// it ends one, or multiply many tokens one by one, for which all weights of a group had to stay in registers.
+    /// What it is given. Where that was found to be faster, the compiler has to keep the order in which such values are computed: else it would begin
+    /// many sums before it ends one, or multiply tokens one by one, and move registers to memory and back for lack of them.
     #[inline(always)]
     fn in_order(self, x: Self::I) -> Self::I {
         x

@@ -17,8 +17,10 @@ fn gemv() {
                 let size = |t: usize| [1.0, 1.0, 1e30, 1e-30, 0.0][t % 5];
                 let x: Vec<_> = (0..n_tokens).map(|t| any_floats(&mut rng, n_in, size(t))).collect();
                 for isa in isas() {
-                    let acts = quantized(isa, &x, format);
-                    let out = products(isa, format, &rows, Acts::new(&acts, n_in, 1, format.shares_scales()));
+                    // The same activations may be multiplied with rows of a format that shares scales, too.
+                    let sharing = if rng.bool() { Format::Q4K } else { format };
+                    let acts = quantized(isa, &x, sharing);
+                    let out = products(isa, format, &rows, Acts::new(&acts, n_in, 1, sharing.shares_scales()));
                     assert_eq!(out.len(), rows.len());
                     for (row, out) in rows.iter().zip(&out) {
                         // Weights are used as they are.
@@ -71,4 +73,12 @@ fn too_many_tokens() {
     let (row, x) = (vec![0; 18], vec![vec![1.0; 32]; MAX_GEMV_TOKENS + 1]);
     let acts = quantized(Isa::best(), &x, Format::Q4_0);
     products(Isa::best(), Format::Q4_0, &[row], Acts::new(&acts, 32, 1, false));
+}
+
+#[test]
+#[should_panic(expected = "activations that share scales")]
+fn activations_of_another_format() {
+    let x = vec![vec![1.0; 256]];
+    let acts = quantized(Isa::best(), &x, Format::Q4_0);
+    products(Isa::best(), Format::Q4K, &[vec![0; 144]], Acts::new(&acts, 256, 1, false));
 }
