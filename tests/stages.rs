@@ -16,7 +16,8 @@ use pp_run::engine::{Options as ContextOptions, Session};
 use pp_run::gguf::Gguf;
 use pp_run::model::{Model, Options as ModelOptions};
 use pp_run::prune::{
-    self, BlockStats, Calibration, HistoryKind, Method, Metric, Options, Picker, Record, Sources, Spread,
+    self, BlockStats, Calibration, HistoryKind, LeftOut, MaskSource, Masks, Method, Metric, Options, Picker, Record,
+    Reduced, Sources, Spread,
 };
 use pp_run::weights::{self, GpuOptions, Kernel, Kernels, Mlp};
 
@@ -186,6 +187,45 @@ fn models() -> Vec<(String, Forge)> {
         models.push((arch.name().to_owned(), Forge { arch, n_layer: 3, ..Forge::tiny(Type::F32, 8, 2) }));
     }
     models
+}
+
+/// What blocks of ggml's operations have copies of is counted before they are made: at least as much as they take, and not many times as much.
+#[test]
+fn copies_take_what_was_counted() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    for (name, forge) in models() {
+        let path = dir.path().join("model.gguf");
+        forge.write(&path);
+        let model = load(&path, Kernels::Stock, 0);
+        let calibration = calibration(&model);
+        for (setting, options) in settings(&model) {
+            let sources = Sources { calibration: Some((&calibration, 1)), ..Sources::default() };
+            let mut setup = prune::prepare(&options, model.dims(), model.layers(), sources, 1).unwrap();
+            let mut taken = 0;
+            let masks: Masks = match &mut setup.source {
+                MaskSource::Fixed(masks, _) => std::mem::take(masks),
+                _ => {
+                    setup.pruning.reside(model.layers(), model.placement(), 1).unwrap();
+                    for (store, block) in setup.pruning.plan.blocks().filter_map(|b| setup.pruning.resident(b)) {
+                        let ids = [block.constants, block.prior, block.history, Some(block.columns)];
+                        taken += ids.into_iter().flatten().map(|id| store.n_bytes(id) as u64).sum::<u64>();
+                    }
+                    let plan = setup.pruning.answer_plan.as_ref();
+                    let first = |b| Some((b, (0..plan?.kept(b)? as i32).collect()));
+                    setup.pruning.plan.blocks().filter_map(first).collect()
+                }
+            };
+            if !masks.is_empty() {
+                let reduced = Reduced::new(model.layers(), model.placement(), &masks, &LeftOut::new(), 1).unwrap();
+                taken += reduced.n_bytes();
+            }
+            let counted = prune::copies(model.layers(), model.placement(), &options, 136).total();
+            assert!(taken > 0 && taken <= counted, "{name}, {setting}: {taken} of {counted} bytes");
+            // A plan may leave half of the blocks whole, or half of their units.
+            assert!(counted < 4 * taken, "{name}, {setting}: {taken} of {counted} bytes");
+        }
+    }
 }
 
 /// In how many parts, each on one device, the graph of a prompt runs, pruned or dense.

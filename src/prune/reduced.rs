@@ -53,13 +53,14 @@ impl Role {
     }
 }
 
-/// Bytes of a block's matrices that are reduced in advance, were all of their units kept.
+/// Bytes of what is made of a block's matrices that are reduced in advance, were all of their units kept: rows or columns, biases, and the
+/// units' numbers.
 pub fn reducible_bytes(layer: &Layer, kind: BlockKind) -> u64 {
     let bytes = |(role, linear): (Role, &Linear)| {
         let matrix = &linear.weight.rows;
         let columns = || column_type(matrix, matrix.n_in()).row_bytes(matrix.n_in()).unwrap_or(0);
         let row = if role.keeps_rows() { matrix.row_bytes() } else { columns() };
-        (row * matrix.n_out()) as u64
+        ((row + size_of::<f32>()) * matrix.n_out() + size_of::<i32>() * matrix.n_in()) as u64
     };
     Role::of_block(layer, kind).into_iter().map(bytes).sum()
 }
@@ -168,7 +169,7 @@ impl Reduced {
 }
 
 /// Rows or columns of a unit.
-fn unit_width(layer: &Layer, kind: BlockKind) -> usize {
+pub fn unit_width(layer: &Layer, kind: BlockKind) -> usize {
     match kind {
         BlockKind::Attn => layer.attn.n_embd_head,
         BlockKind::Mlp => 1,

@@ -4,16 +4,16 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use ggml::{Device, Store, TensorId, Type, Usage};
+use ggml::{Store, TensorId, Type, Usage};
 
 use super::block::{Block, BlockKind};
 use super::made::{Fill, Made};
-use super::options::{HistoryKind, Options};
-use super::reduced::reducible_bytes;
+use super::options::{HistoryKind, Method, Options};
+use super::reduced::{reducible_bytes, unit_width};
 use super::score::BlockState;
 use crate::error::Result;
 use crate::system::memory::Needs;
-use crate::weights::{Layer, Linear, Matrix, Mlp, Placement};
+use crate::weights::{Kernel, Layer, Linear, Matrix, Mlp, Placement};
 
 /// The numbers of one block.
 #[derive(Debug)]
@@ -90,19 +90,34 @@ impl Resident {
 /// Bytes of each GPU's memory that pruning by these options takes at most in a context of `n_ctx` tokens: what is resident of all blocks, and
 /// the weights that are reduced in advance.
 pub fn copies(layers: &[Layer], placement: &Placement, options: &Options, n_ctx: usize) -> Needs {
-    let reduced = if options.method.looks_at_batch() { options.answer } else { options.ratio };
-    let kept = if reduced > 0.0 { 1.0 - reduced } else { 0.0 };
+    // Masks that do not look at a batch are fixed, and their weights are reduced for prompts, too: nothing is gathered from columns then.
+    let looks = options.method.looks_at_batch();
+    let reduced = if looks { options.answer } else { options.ratio };
+    // FLAP leaves out more of some blocks than of others, and nothing of some.
+    let is_even = !matches!(options.method, Method::Flap | Method::FlapAsCoded);
+    let share = |n_channels: usize, most_more: usize| match reduced {
+        0.0 => 0.0,
+        _ if !is_even => 1.0,
+        _ => (1.0 - reduced + most_more as f64 / n_channels as f64).min(1.0),
+    };
     let mut needs = Needs::default();
     for (il, layer) in layers.iter().enumerate().skip(options.skip) {
-        let device = placement.device(il);
         let is_expert = matches!(layer.mlp, Mlp::Experts(_));
         let kinds = [(BlockKind::Attn, !options.mlp_only), (BlockKind::Mlp, !is_expert)];
-        for kind in kinds.into_iter().filter(|k| device != Device::cpu() && k.1).map(|k| k.0) {
-            let matrix = &Block { il, kind }.last(layers).weight.rows;
+        for kind in kinds.into_iter().filter(|k| k.1).map(|k| k.0) {
+            let weight = &Block { il, kind }.last(layers).weight;
+            if weight.kernel != Kernel::Stock {
+                continue;
+            }
+            let matrix = &weight.rows;
             let columns = row_type(matrix).row_bytes(matrix.n_out()).unwrap_or(0) * matrix.n_in();
             let positions = if options.history == HistoryKind::Position { n_ctx } else { 1 };
             let numbers = 4 * matrix.n_in() * (2 + positions);
-            needs.add(device, (columns + numbers) as u64 + (kept * reducible_bytes(layer, kind) as f64) as u64);
+            let resident = if looks { columns + numbers } else { 0 };
+            // What is kept is rounded up, to whole heads or to a multiple of channels.
+            let most_more = options.multiple.max(unit_width(layer, kind));
+            let reduced = share(matrix.n_in(), most_more) * reducible_bytes(layer, kind) as f64;
+            needs.add(placement.device(il), resident as u64 + reduced as u64);
         }
     }
     needs
