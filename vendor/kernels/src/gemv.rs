@@ -6,7 +6,7 @@
 
 use crate::RowFn;
 use crate::acts::{Acts, GROUP, SHARING};
-use crate::formats::{Format, Weight, shares_scales, with_weight};
+use crate::formats::{Format, Weight, by_block, shares_scales, with_weight};
 use crate::isa::{Kernel, Simd};
 
 /// The most tokens that [`crate::Isa::gemv`] multiplies at once.
@@ -35,6 +35,9 @@ pub struct GemvActs {
     /// In the order of the scales, for each four of [`Lanes`] what [`Lanes::excess`] asks for; or of super-blocks, token by token, the sums of the
     /// activations of each group or of each half of one, times a factor
     sums: Vec<f32>,
+    /// For products by lanes of blocks, step by step, in each token by token: of each lane the sum of the codes, as a 16-bit float, which such a sum
+    /// is exactly
+    block_sums: Vec<[u8; 32]>,
 }
 
 /// What all tokens have in a step.
@@ -43,6 +46,14 @@ pub(crate) struct Step<'a> {
     pub codes: &'a [Codes],
     pub scales: &'a [f32],
     pub sums: &'a [f32],
+}
+
+/// What all tokens have in a super-block, by lanes of its blocks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlockStep<'a, const T: usize> {
+    pub codes: &'a [[Codes; by_block::VECTORS]; T],
+    pub scales: &'a [[f32; 2]; T],
+    pub sums: &'a [[u8; 32]; T],
 }
 
 /// Which lanes of a step belong to which blocks, for types whose steps have lanes of one block each.
@@ -113,6 +124,22 @@ impl<'a, const R: usize> Rows<'a, R> {
 pub(crate) type Sums<S, const T: usize, const R: usize> = [[<S as Simd>::F; T]; R];
 
 impl GemvActs {
+    /// Of nothing yet.
+    fn new(n_tokens: usize) -> GemvActs {
+        assert!(
+            (1..=MAX_GEMV_TOKENS).contains(&n_tokens),
+            "a gemv is of 1 to {MAX_GEMV_TOKENS} tokens, not {n_tokens}"
+        );
+        GemvActs {
+            format: "",
+            n_tokens,
+            codes: Vec::new(),
+            scales: Vec::new(),
+            sums: Vec::new(),
+            block_sums: Vec::new(),
+        }
+    }
+
     /// Arranges activations in steps of `n_inputs`. Piece `i` of a step is of the inputs from `first(step, i)` on, all of one group; without
     /// a first input, or behind the last, it is zeros.
     #[inline(always)]
@@ -123,11 +150,7 @@ impl GemvActs {
         first: impl Fn(usize, usize) -> Option<usize>,
     ) -> GemvActs {
         let n_tokens = acts.n_tokens();
-        assert!(
-            (1..=MAX_GEMV_TOKENS).contains(&n_tokens),
-            "a gemv is of 1 to {MAX_GEMV_TOKENS} tokens, not {n_tokens}"
-        );
-        let mut all = GemvActs { format: "", n_tokens, codes: Vec::new(), scales: Vec::new(), sums: Vec::new() };
+        let mut all = GemvActs::new(n_tokens);
         for step in 0..acts.k().div_ceil(n_inputs) {
             for t in 0..n_tokens {
                 let token = acts.token(t);
@@ -156,6 +179,39 @@ impl GemvActs {
                     all.scales.extend(&scales[..lanes.fours]);
                     all.sums.extend(&sums[..lanes.fours]);
                 }
+            }
+        }
+        all
+    }
+
+    /// Arranges the activations of super-blocks in lanes of their blocks: see [`by_block`].
+    #[inline(always)]
+    pub(crate) fn by_block<S: Simd>(s: S, acts: Acts) -> GemvActs {
+        let n_tokens = acts.n_tokens();
+        let mut all = GemvActs::new(n_tokens);
+        for first in (0..acts.n_groups()).step_by(2 * SHARING) {
+            for t in 0..n_tokens {
+                let token = acts.token(t);
+                let mut codes = [Codes([0; 64]); by_block::VECTORS];
+                let mut sums = [0.0; 16];
+                for g in 0..2 * SHARING {
+                    let group = token.group(first + g);
+                    for half in [0, 1] {
+                        let lane = by_block::lane(2 * g + half);
+                        let words = group.codes()[PIECE * half..][..PIECE].chunks_exact(4);
+                        for (codes, word) in codes.iter_mut().zip(words) {
+                            codes.0[4 * lane..][..4].copy_from_slice(word);
+                        }
+                        sums[lane] = group.half(half) as f32;
+                    }
+                }
+                all.codes.extend(&codes);
+                all.scales.extend([0, SHARING].map(|g| token.group(first + g).scale()));
+                let mut bytes = [0; 32];
+                for i in (0..sums.len()).step_by(S::LANES) {
+                    s.store_f16(s.load_f(&sums[i..]), &mut bytes[2 * i..]);
+                }
+                all.block_sums.push(bytes);
             }
         }
         all
@@ -208,6 +264,13 @@ impl GemvActs {
         codes.zip(numbers).map(|(codes, (scales, sums))| Step { codes, scales, sums })
     }
 
+    /// Steps of super-blocks by lanes of blocks: codes, the scales of both halves, and the sums of blocks.
+    #[inline(always)]
+    pub(crate) fn by_lanes<const T: usize>(&self) -> impl Iterator<Item = BlockStep<'_, T>> {
+        let steps = self.codes.as_chunks().0.as_chunks().0.iter().zip(self.scales.as_chunks().0.as_chunks().0);
+        steps.zip(self.block_sums.as_chunks().0).map(|((codes, scales), sums)| BlockStep { codes, scales, sums })
+    }
+
     /// What tokens have in each super-block: `n_units` units of codes each.
     #[inline(always)]
     pub(crate) fn super_blocks<const T: usize>(&self, n_units: usize) -> impl Iterator<Item = &[Codes]> {
@@ -257,7 +320,10 @@ impl<W: Weight> Kernel for ActsOf<'_, W> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) -> GemvActs {
-        self.weight.gemv_acts(s, self.acts)
+        match const { by_block::is_used::<S, W>() } {
+            true => GemvActs::by_block(s, self.acts),
+            false => self.weight.gemv_acts(s, self.acts),
+        }
     }
 }
 
@@ -333,7 +399,10 @@ impl<W: Weight, const T: usize> GemvOf<'_, '_, W, T> {
                     rows.ahead[r] = row(i + r + ahead).bytes;
                 }
             }
-            let sums = self.weight.dot::<S, T, R>(s, rows, acts);
+            let sums = match const { by_block::is_used::<S, W>() } {
+                true => by_block::dot::<S, W, T, R>(s, self.weight, rows, acts),
+                false => self.weight.dot::<S, T, R>(s, rows, acts),
+            };
             for (r, sums) in sums.into_iter().enumerate().take(n_rows - i) {
                 let mut out = [0.0; T];
                 for (out, sum) in out.iter_mut().zip(sums) {

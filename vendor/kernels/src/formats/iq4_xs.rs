@@ -9,6 +9,7 @@
 //! Codes are those of [IQ4_NL](super::iq4_nl). The scale is a 16-bit float, those of blocks have 6 bits, the first in the lowest. A weight is
 //! `scale * (block's scale - 32) * value`.
 
+use super::by_block;
 use super::iq4_nl::VALUES;
 use super::{BLOCK, Block, Weight, nibbles};
 use crate::acts::{Acts, SHARING};
@@ -23,10 +24,9 @@ const CODES: usize = 8;
 #[derive(Clone, Copy)]
 pub(crate) struct Iq4Xs;
 
-/// The factors on the values of the eight blocks.
+/// The scales of the eight blocks, with 32 too much.
 #[inline(always)]
-fn scales<S: Simd>(s: S, b: &[u8]) -> [f32; 8] {
-    let d = s.f16_at(b);
+fn integers(b: &[u8]) -> [u8; 8] {
     let mut lower = u64::from(u32::from_le_bytes([b[4], b[5], b[6], b[7]]));
     let mut upper = u64::from(u16::from_le_bytes([b[2], b[3]]));
     // Bits move apart by halves, until each scale's are in a byte of their own.
@@ -36,9 +36,20 @@ fn scales<S: Simd>(s: S, b: &[u8]) -> [f32; 8] {
     for (shift, mask) in [(24, 0x0000_00ff_0000_00ff), (12, 0x000f_000f_000f_000f), (6, 0x0303_0303_0303_0303)] {
         upper = (upper | upper << shift) & mask;
     }
-    // The products are exact, as 16-bit floats have few bits.
-    s.scale_bytes((lower | upper << 4).to_le_bytes(), d).map(|scale| scale - 32.0 * d)
+    (lower | upper << 4).to_le_bytes()
 }
+
+/// The factors on the values of the eight blocks.
+#[inline(always)]
+fn scales<S: Simd>(s: S, b: &[u8]) -> [f32; 8] {
+    let d = s.f16_at(b);
+    // The products are exact, as 16-bit floats have few bits.
+    s.scale_bytes(integers(b), d).map(|scale| scale - 32.0 * d)
+}
+
+/// The numbers of the words of codes, and where in their bytes those of a block are: two blocks of 16 are one of 32.
+const WORDS: [[u32; 16]; 4] = by_block::words([0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28]);
+const NIBBLES: [u32; 16] = by_block::rotations([0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4], 0);
 
 /// Writes the values that the codes stand for, bytes with sign.
 #[inline(always)]
@@ -126,5 +137,23 @@ impl Weight for Iq4Xs {
             }
         }
         acc
+    }
+
+    #[inline(always)]
+    fn codes_of_blocks<S: Simd>(self, s: S, b: &[u8]) -> [S::I; 4] {
+        let table = const { nibbles::with_offset(VALUES, 128) };
+        let mut values = [s.splat_i(0); 4];
+        for (values, words) in values.iter_mut().zip(&WORDS) {
+            let codes = s.low_nibbles(s.rotate(s.words(&b[CODES..], words), &NIBBLES));
+            *values = s.look_up_bytes(&table, codes);
+        }
+        values
+    }
+
+    #[inline(always)]
+    fn scales_of_blocks<S: Simd>(self, s: S, b: &[u8]) -> [S::F; 2] {
+        let scales = s.sub(s.load_places(&integers(b), &by_block::OF_32), s.splat(32.0));
+        let scales = s.mul(scales, s.splat(s.f16_at(b)));
+        [scales, s.mul(scales, s.splat(-128.0))]
     }
 }

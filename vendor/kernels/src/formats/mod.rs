@@ -16,6 +16,7 @@
 //!    `nibbles.rs` has what types of 4 bits share. Types of other widths can have the last three alone, and with super-blocks of 256 inputs
 //!    [`super_blocks::SuperBlocks`] for the rest, as `q6_k.rs` has.
 
+pub(crate) mod by_block;
 mod iq4_nl;
 mod iq4_xs;
 mod mxfp4;
@@ -129,6 +130,19 @@ pub(crate) trait Weight: Copy {
     /// Products of `R` rows with `T` tokens, as sums by lanes.
     #[inline(always)]
     fn dot<S: Simd, const T: usize, const R: usize>(self, _s: S, _rows: Rows<R>, _acts: &GemvActs) -> Sums<S, T, R> {
+        panic!("{NO_GEMV}")
+    }
+
+    /// The codes of a super-block, bytes without sign, by lanes of its blocks: see [`by_block`], which multiplies rows of super-blocks instead of
+    /// [`Weight::dot`] where vectors have as many lanes.
+    #[inline(always)]
+    fn codes_of_blocks<S: Simd>(self, _s: S, _block: &[u8]) -> [S::I; by_block::VECTORS] {
+        panic!("{NO_GEMV}")
+    }
+
+    /// For each lane the scale of its block, and the minimum: weights are `scale * code + minimum`.
+    #[inline(always)]
+    fn scales_of_blocks<S: Simd>(self, _s: S, _block: &[u8]) -> [S::F; 2] {
         panic!("{NO_GEMV}")
     }
 }

@@ -10,6 +10,7 @@
 //! codes of inputs `i`, `32 + i`, `64 + i` and `96 + i`, the first in its lowest bits. A weight is
 //! `scale * block's scale * code - minimum * block's minimum`.
 
+use super::by_block;
 use super::super_blocks::{self, HALF, INPUTS, N_BLOCKS, SuperBlocks, Vectors};
 use super::{Block, Weight};
 use crate::acts::Acts;
@@ -42,6 +43,20 @@ pub(crate) fn codes(bytes: &[u8], out: &mut [u8; INPUTS]) {
     }
 }
 
+/// The numbers of the words of codes, and where in their bytes those of a block are.
+const WORDS: [[u32; 16]; 4] = by_block::words([0, 4, 0, 4, 0, 4, 0, 4, 8, 12, 8, 12, 8, 12, 8, 12]);
+const BITS: [u32; 16] = by_block::rotations([0, 0, 2, 2, 4, 4, 6, 6, 0, 0, 2, 2, 4, 4, 6, 6], 0);
+
+/// The lower two bits of codes, of 64 bytes.
+#[inline(always)]
+pub(crate) fn codes_by_block<S: Simd>(s: S, bytes: &[u8]) -> [S::I; 4] {
+    let mut codes = [s.splat_i(0); 4];
+    for (codes, words) in codes.iter_mut().zip(&WORDS) {
+        *codes = s.bits::<0, 3>(s.rotate(s.words(&bytes[..CODE_BYTES], words), &BITS));
+    }
+    codes
+}
+
 impl Weight for Q2K {
     const BLOCK: Option<Block> = Some(Block { inputs: INPUTS, bytes: BYTES });
 
@@ -65,6 +80,19 @@ impl Weight for Q2K {
     #[inline(always)]
     fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
         dot::<S, Q2K, T, R, BYTES>(s, rows, acts)
+    }
+
+    #[inline(always)]
+    fn codes_of_blocks<S: Simd>(self, s: S, b: &[u8]) -> [S::I; 4] {
+        codes_by_block(s, &b[CODES..])
+    }
+
+    #[inline(always)]
+    fn scales_of_blocks<S: Simd>(self, s: S, b: &[u8]) -> [S::F; 2] {
+        let (d, m) = Q2K::factors(s, b);
+        let (scales, minima) = Q2K::scales(b);
+        let (scales, minima) = (s.load_places(&scales, &by_block::OF_16), s.load_places(&minima, &by_block::OF_16));
+        [s.mul(scales, s.splat(d)), s.mul(minima, s.splat(m))]
     }
 }
 
@@ -124,20 +152,14 @@ fn in_order<T: Copy>(of_blocks: &[T; N_BLOCKS]) -> [T; N_BLOCKS] {
     std::array::from_fn(|i| of_blocks[i % 4 / 2 * 8 + i / 4 * 2 + i % 2])
 }
 
-/// Inputs of a step of [`dot`]: those of a vector of bytes, at least a half of a super-block.
-const fn step_inputs<S: Simd>() -> usize {
-    let inputs = 4 * 4 * S::LANES;
-    if inputs > HALF { inputs } else { HALF }
-}
-
-/// Activations for [`dot`]. A step is vector by vector of bytes: of each the activations of the bytes' lowest two bits, then of the next. Sums are
+/// Activations for [`dot`]. A step is a half of a super-block, vector by vector of its bytes: of each the activations of the bytes' lowest two bits, then of the next. Sums are
 /// those of blocks, times a factor.
 #[inline(always)]
 pub(crate) fn gemv_acts<S: Simd>(acts: Acts, factor: i32) -> GemvActs {
     let bytes = 4 * S::LANES;
-    let mut made = GemvActs::arrange(acts, step_inputs::<S>(), None, |step, i| {
+    let mut made = GemvActs::arrange(acts, HALF, None, |step, i| {
         let (v, byte) = (i * PIECE / bytes, i * PIECE % bytes);
-        let byte = step * step_inputs::<S>() / 4 + v / 4 * bytes + byte;
+        let byte = step * HALF / 4 + v / 4 * bytes + byte;
         Some(byte / 32 * 128 + v % 4 * 32 + byte % 32)
     });
     made.add_halves(acts, factor);
@@ -171,10 +193,10 @@ pub(crate) fn dot<S: Simd, W: Quarters, const T: usize, const R: usize, const N:
                 }
             }
         }
-        for (step, x) in x.chunks_exact(step_inputs::<S>() / 64 * T).enumerate() {
+        for (half, x) in x.chunks_exact(HALF / 64 * T).enumerate() {
             let mut vectors = Vectors::new(s);
-            for v in 0..step_inputs::<S>() / 4 / bytes {
-                let byte = step * step_inputs::<S>() / 4 + v * bytes;
+            for v in 0..HALF / 4 / bytes {
+                let byte = half * HALF / 4 + v * bytes;
                 for r in 0..R {
                     let codes = W::codes(s, blocks[r], byte);
                     for quarter in 0..4 {
@@ -183,9 +205,7 @@ pub(crate) fn dot<S: Simd, W: Quarters, const T: usize, const R: usize, const N:
                     }
                 }
             }
-            // With 16 lanes a vector has bytes of both halves.
-            let half = (S::LANES < 16).then_some(step);
-            vectors.add_products(s, step_inputs::<S>() / bytes, x, &scales, half, &mut acc);
+            vectors.add_products(s, HALF / bytes, x, &scales, half, &mut acc);
         }
     }
     acc

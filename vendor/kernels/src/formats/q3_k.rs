@@ -12,6 +12,7 @@
 //! two of scales `i`, `4 + i`, `8 + i` and `12 + i`, the first in its lowest bits. A weight is
 //! `scale * (block's scale - 32) * (code - 4)`.
 
+use super::by_block;
 use super::q2_k::{self, Quarters};
 use super::super_blocks::{self, INPUTS, N_BLOCKS, SuperBlocks};
 use super::{Block, Weight};
@@ -47,6 +48,10 @@ fn codes<S: Simd, const LESS: u8>(s: S, b: &[u8], out: &mut [u8; INPUTS]) {
     }
 }
 
+/// The numbers of the words of third bits, and where in their bytes those of a block are.
+const THIRD_WORDS: [[u32; 16]; 4] = by_block::words([0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4]);
+const THIRD_BITS: [u32; 16] = by_block::rotations([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7], 2);
+
 impl Weight for Q3K {
     const BLOCK: Option<Block> = Some(Block { inputs: INPUTS, bytes: BYTES });
 
@@ -80,6 +85,23 @@ impl Weight for Q3K {
     #[inline(always)]
     fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
         q2_k::dot::<S, Q3K, T, R, BYTES>(s, rows, acts)
+    }
+
+    #[inline(always)]
+    fn codes_of_blocks<S: Simd>(self, s: S, b: &[u8]) -> [S::I; 4] {
+        let mut codes = q2_k::codes_by_block(s, &b[LOWER..]);
+        for (codes, words) in codes.iter_mut().zip(&THIRD_WORDS) {
+            let bits = s.rotate(s.words(&b[..64], words), &THIRD_BITS);
+            *codes = s.with_bits::<0, 4>(*codes, bits);
+        }
+        codes
+    }
+
+    #[inline(always)]
+    fn scales_of_blocks<S: Simd>(self, s: S, b: &[u8]) -> [S::F; 2] {
+        let (d, _) = Q3K::factors(s, b);
+        let scales = s.mul(s.load_places(&Q3K::scales(b).0, &by_block::OF_16), s.splat(d));
+        [scales, s.mul(scales, s.splat(-EXCESS as f32))]
     }
 }
 

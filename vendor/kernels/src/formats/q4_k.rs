@@ -9,6 +9,7 @@
 //! Scale and minimum are 16-bit floats, those of the blocks have 6 bits. Of the codes of two blocks a byte holds one of each, that of the
 //! first block in its lower nibble. A weight is `scale * block's scale * code - minimum * block's minimum`.
 
+use super::by_block;
 use super::super_blocks::{self, HALF, Vectors};
 use super::{BLOCK, Block, Weight, nibbles, q5_k};
 use crate::acts::{Acts, SHARING};
@@ -140,6 +141,40 @@ impl Weight for Q4K {
     fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
         dot::<S, T, R, BYTES>(s, rows, acts)
     }
+
+    #[inline(always)]
+    fn codes_of_blocks<S: Simd>(self, s: S, b: &[u8]) -> [S::I; 4] {
+        codes_by_block(s, &b[CODES..])
+    }
+
+    #[inline(always)]
+    fn scales_of_blocks<S: Simd>(self, s: S, b: &[u8]) -> [S::F; 2] {
+        scales_by_block(s, b)
+    }
+}
+
+/// The numbers of the words of codes that a block's four vectors have, by its number: two blocks of 16 are one of 32.
+const WORDS: [[u32; 16]; 4] = by_block::words([0, 4, 0, 4, 8, 12, 8, 12, 16, 20, 16, 20, 24, 28, 24, 28]);
+/// Where in a byte of these words a block's codes begin.
+const NIBBLES: [u32; 16] = by_block::rotations([0, 0, 4, 4, 0, 0, 4, 4, 0, 0, 4, 4, 0, 0, 4, 4], 0);
+
+/// Codes of four bits, of 128 bytes.
+#[inline(always)]
+pub(crate) fn codes_by_block<S: Simd>(s: S, bytes: &[u8]) -> [S::I; 4] {
+    let mut codes = [s.splat_i(0); 4];
+    for (codes, words) in codes.iter_mut().zip(&WORDS) {
+        *codes = s.low_nibbles(s.rotate(s.words(bytes, words), &NIBBLES));
+    }
+    codes
+}
+
+/// See [`ByBlock::scales`].
+#[inline(always)]
+pub(crate) fn scales_by_block<S: Simd>(s: S, b: &[u8]) -> [S::F; 2] {
+    let [scales, minima] = integers(b);
+    let (d, m) = (s.splat(s.f16_at(b)), s.splat(-s.f16_at(&b[2..])));
+    let (scales, minima) = (s.load_places(&scales, &by_block::OF_32), s.load_places(&minima, &by_block::OF_32));
+    [s.mul(scales, d), s.mul(minima, m)]
 }
 
 /// Activations for [`dot`]. A step is a half of a super-block, vector by vector of its bytes of codes: of each the activations of the lower nibbles,
@@ -184,8 +219,7 @@ pub(crate) fn dot<S: Simd, const T: usize, const R: usize, const N: usize>(
             let mut vectors = Vectors::new(s);
             for step in 0..HALF / 2 / bytes {
                 let at = half * HALF / 2 + step * bytes;
-                // The numbers of the blocks that the first and the second half of the bytes are of.
-                let (first, second) = (at / BLOCK * 2, (at + bytes / 2) / BLOCK * 2);
+                let block = at / BLOCK * 2;
                 for r in 0..R {
                     let c = s.load_i(&blocks[r][codes_at + at..]);
                     let (mut low, mut high) = (s.low_nibbles(c), s.high_nibbles(c));
@@ -194,11 +228,11 @@ pub(crate) fn dot<S: Simd, const T: usize, const R: usize, const N: usize>(
                         low = s.with_bits::<4, 0x10>(low, bits);
                         high = s.with_bits::<3, 0x10>(high, bits);
                     }
-                    vectors.set(r, 2 * step, low, s.two_factors(of_blocks[r], first, second));
-                    vectors.set(r, 2 * step + 1, high, s.two_factors(of_blocks[r], first + 1, second + 1));
+                    vectors.set(r, 2 * step, low, s.splat_twice(of_blocks[r][block].into()));
+                    vectors.set(r, 2 * step + 1, high, s.splat_twice(of_blocks[r][block + 1].into()));
                 }
             }
-            vectors.add_products(s, HALF / bytes, x, &scales, Some(half), &mut acc);
+            vectors.add_products(s, HALF / bytes, x, &scales, half, &mut acc);
         });
     }
     acc

@@ -9,6 +9,7 @@
 //!
 //! It is [Q4_K](super::q4_k) with a fifth bit for each code. A weight is `scale * block's scale * code - minimum * block's minimum`.
 
+use super::by_block;
 use super::super_blocks::{self, INPUTS, N_BLOCKS, SuperBlocks};
 use super::{BLOCK, Block, Weight, q4_k};
 use crate::acts::Acts;
@@ -53,6 +54,10 @@ impl SuperBlocks for Q5K {
     }
 }
 
+/// The numbers of the words of upper bits, and where in their bytes those of a block are.
+const UPPER_WORDS: [[u32; 16]; 4] = by_block::words([0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4]);
+const UPPER_BITS: [u32; 16] = by_block::rotations([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7], 4);
+
 impl Weight for Q5K {
     const BLOCK: Option<Block> = Some(Block { inputs: INPUTS, bytes: BYTES });
 
@@ -86,5 +91,20 @@ impl Weight for Q5K {
     #[inline(always)]
     fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
         q4_k::dot::<S, T, R, BYTES>(s, rows, acts)
+    }
+
+    #[inline(always)]
+    fn codes_of_blocks<S: Simd>(self, s: S, b: &[u8]) -> [S::I; 4] {
+        let mut codes = q4_k::codes_by_block(s, &b[CODES..]);
+        for (codes, words) in codes.iter_mut().zip(&UPPER_WORDS) {
+            let bits = s.rotate(s.words(&b[UPPER..UPPER + 64], words), &UPPER_BITS);
+            *codes = s.with_bits::<0, 0x10>(*codes, bits);
+        }
+        codes
+    }
+
+    #[inline(always)]
+    fn scales_of_blocks<S: Simd>(self, s: S, b: &[u8]) -> [S::F; 2] {
+        q4_k::scales_by_block(s, b)
     }
 }

@@ -11,6 +11,7 @@
 //! upper bits holds those of inputs `i`, `32 + i`, `64 + i` and `96 + i`, the first in its lowest bits. The scale is a 16-bit float, those
 //! of blocks are bytes with sign. A weight is `scale * block's scale * (code - 32)`.
 
+use super::by_block;
 use super::super_blocks::{self, HALF, INPUTS, N_BLOCKS, SuperBlocks, Vectors};
 use super::{Block, Weight};
 use crate::acts::Acts;
@@ -60,6 +61,12 @@ impl SuperBlocks for Q6K {
         [scales, [0.0; N_BLOCKS]]
     }
 }
+
+/// The numbers of the words of lower bits, of upper ones, and where in their bytes those of a block are.
+const LOWER_WORDS: [[u32; 16]; 4] = by_block::words([0, 4, 8, 12, 0, 4, 8, 12, 16, 20, 24, 28, 16, 20, 24, 28]);
+const LOWER_BITS: [u32; 16] = by_block::rotations([0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4], 0);
+const UPPER_WORDS: [[u32; 16]; 4] = by_block::words([0, 4, 0, 4, 0, 4, 0, 4, 8, 12, 8, 12, 8, 12, 8, 12]);
+const UPPER_BITS: [u32; 16] = by_block::rotations([0, 0, 2, 2, 4, 4, 6, 6, 0, 0, 2, 2, 4, 4, 6, 6], 4);
 
 impl Weight for Q6K {
     const BLOCK: Option<Block> = Some(Block { inputs: INPUTS, bytes: BYTES });
@@ -136,9 +143,27 @@ impl Weight for Q6K {
                         vectors.set(r, 2 * step + 1, high, s.factors_of_fours(of_blocks, block + 4));
                     }
                 }
-                vectors.add_products(s, HALF / bytes, x, &scales, Some(half), &mut acc);
+                vectors.add_products(s, HALF / bytes, x, &scales, half, &mut acc);
             });
         }
         acc
+    }
+
+    #[inline(always)]
+    fn codes_of_blocks<S: Simd>(self, s: S, b: &[u8]) -> [S::I; 4] {
+        let mut codes = [s.splat_i(0); 4];
+        for k in 0..4 {
+            let lower = s.rotate(s.words(b, &LOWER_WORDS[k]), &LOWER_BITS);
+            let upper = s.rotate(s.words(&b[UPPER..SCALES], &UPPER_WORDS[k]), &UPPER_BITS);
+            codes[k] = s.with_bits::<0, 0x30>(s.low_nibbles(lower), upper);
+        }
+        codes
+    }
+
+    #[inline(always)]
+    fn scales_of_blocks<S: Simd>(self, s: S, b: &[u8]) -> [S::F; 2] {
+        let of_blocks: &[u8; N_BLOCKS] = b[SCALES..].first_chunk().expect("a scale for each block");
+        let scales = s.mul(s.load_places(of_blocks, &by_block::OF_16), s.splat(s.f16_at(&b[SCALE..])));
+        [scales, s.mul(scales, s.splat(-EXCESS as f32))]
     }
 }

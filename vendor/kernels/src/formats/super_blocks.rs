@@ -97,7 +97,7 @@ pub(crate) fn small_scales_of_16(d: f32, scales: &[u8; N_BLOCKS], i: usize, out:
     out.minima[8 * i..][..8].fill(d + d * 0.0);
 }
 
-/// What rows are multiplied with of a super-block or of its half: their codes, vector by vector, each with the integers that its lanes' products are
+/// What rows are multiplied with of a half of a super-block: their codes, vector by vector, each with the integers that its lanes' products are
 /// multiplied with: the scales of blocks.
 pub(crate) struct Vectors<S: Simd, const R: usize> {
     codes: [[S::I; MAX_VECTORS]; R],
@@ -121,8 +121,7 @@ impl<S: Simd, const R: usize> Vectors<S, R> {
     }
 
     /// Adds the products of the first `n` vectors to the sums. They are multiplied with the `scales` of all tokens, which have the rows' in them: those
-    /// of the first or of the second half, or, if it is not said which, of the first in the first lanes and of the second in the others. `x` are
-    /// the tokens' codes for these vectors, token by token.
+    /// of the first or of the second half. `x` are the tokens' codes for these vectors, token by token.
     #[inline(always)]
     pub fn add_products<const T: usize>(
         &self,
@@ -130,7 +129,7 @@ impl<S: Simd, const R: usize> Vectors<S, R> {
         n: usize,
         x: &[Codes],
         scales: &[HalfScales; R],
-        half: Option<usize>,
+        half: usize,
         sums: &mut Sums<S, T, R>,
     ) {
         for t in 0..T {
@@ -141,10 +140,7 @@ impl<S: Simd, const R: usize> Vectors<S, R> {
                     let x = vector(s, x, v * 4 * S::LANES);
                     sum = s.add_scaled_products(sum, self.codes[r][v], x, self.factors[r][v]);
                 }
-                let scale = match half {
-                    Some(half) => s.splat(scales[r][half * MAX_GEMV_TOKENS + t]),
-                    None => s.two_of(&scales[r], t, MAX_GEMV_TOKENS + t),
-                };
+                let scale = s.splat(scales[r][half * MAX_GEMV_TOKENS + t]);
                 sums[r][t] = s.fma(s.to_f(sum), scale, sums[r][t]);
             }
             // There are registers for the sums of all tokens, and beside them for the products of one.

@@ -340,8 +340,8 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn two_factors(self, bytes: [u8; 8], a: usize, _b: usize) -> __m256i {
-        op!(_mm256_set1_epi16(bytes[a].into()))
+    fn splat_twice(self, x: i16) -> __m256i {
+        op!(_mm256_set1_epi16(x))
     }
 
     #[inline(always)]
@@ -504,11 +504,6 @@ impl<D: Dot> Simd for Avx2<D> {
         let b = &bytes[..STRIDE + 16];
         // SAFETY: both pieces of 16 bytes are within `b`; the processor has the instructions.
         unsafe { _mm256_loadu2_m128i(b.as_ptr().add(STRIDE).cast(), b.as_ptr().cast()) }
-    }
-
-    #[inline(always)]
-    fn two_of(self, x: &[f32; 16], a: usize, _b: usize) -> __m256 {
-        self.splat(x[a])
     }
 
     #[inline(always)]

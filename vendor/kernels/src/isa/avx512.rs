@@ -98,34 +98,38 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn add_scaled_products(self, acc: __m512i, codes: __m512i, x: __m512i, factors: __m512i) -> __m512i {
-        self.add_pairs(acc, op!(_mm512_maddubs_epi16(codes, x)), factors)
+    fn words(self, bytes: &[u8], numbers: &[u32; 16]) -> __m512i {
+        // SAFETY: numbers are 64 readable bytes; the processor has the instruction.
+        let numbers = unsafe { _mm512_loadu_si512(numbers.as_ptr().cast()) };
+        let first = self.load_i(bytes);
+        match bytes.len() {
+            64 => op!(_mm512_permutexvar_epi32(numbers, first)),
+            _ => op!(_mm512_permutex2var_epi32(first, numbers, self.load_i(&bytes[64..]))),
+        }
     }
 
     #[inline(always)]
-    fn two_factors(self, bytes: [u8; 8], a: usize, b: usize) -> __m512i {
-        // The index of the upper byte of each 16 bits makes it zero.
-        let (first, second) = op!((_mm256_set1_epi16((0x8000 | a) as i16), _mm256_set1_epi16((0x8000 | b) as i16)));
-        let index = op!(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second));
-        op!(_mm512_shuffle_epi8(_mm512_set1_epi64(i64::from_le_bytes(bytes)), index))
+    fn rotate(self, x: __m512i, by: &[u32; 16]) -> __m512i {
+        // SAFETY: 64 readable bytes; the processor has the instructions.
+        unsafe { _mm512_rorv_epi32(x, _mm512_loadu_si512(by.as_ptr().cast())) }
     }
 
     #[inline(always)]
-    fn factors_of_fours(self, bytes: &[u8; 16], first: usize) -> __m512i {
-        // SAFETY: 16 readable bytes; the processor has the instructions.
-        let all = unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes.as_ptr().cast())) };
-        let four = op!(_mm512_setr_epi64(
-            0,
-            0,
-            0x0001_0001_0001_0001,
-            0x0001_0001_0001_0001,
-            0x0002_0002_0002_0002,
-            0x0002_0002_0002_0002,
-            0x0003_0003_0003_0003,
-            0x0003_0003_0003_0003
-        ));
-        let index = op!(_mm512_add_epi16(four, _mm512_set1_epi16(first as i16)));
-        op!(_mm512_permutexvar_epi16(index, _mm512_castsi256_si512(all)))
+    fn load_places<const N: usize>(self, bytes: &[u8; N], places: &[u8; 16]) -> __m512 {
+        let mut all = [0u8; 16];
+        all[..N].copy_from_slice(bytes);
+        // SAFETY: 16 readable bytes each; the processor has the instructions.
+        unsafe {
+            let places = _mm_loadu_si128(places.as_ptr().cast());
+            let x = _mm_shuffle_epi8(_mm_loadu_si128(all.as_ptr().cast()), places);
+            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x))
+        }
+    }
+
+    #[inline(always)]
+    fn splat_two(self, x: &[f32; 2]) -> __m512 {
+        let both = u64::from(x[0].to_bits()) | u64::from(x[1].to_bits()) << 32;
+        op!(_mm512_castsi512_ps(_mm512_set1_epi64(both as i64)))
     }
 
     #[inline(always)]
@@ -303,13 +307,6 @@ impl Simd for Avx512 {
             let high = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(2)), load(3));
             _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
         }
-    }
-
-    #[inline(always)]
-    fn two_of(self, x: &[f32; 16], a: usize, b: usize) -> __m512 {
-        let x = self.load_f(x);
-        let (a, b) = (a as i32, b as i32);
-        op!(_mm512_permutexvar_ps(_mm512_mask_blend_epi32(0xff00, _mm512_set1_epi32(a), _mm512_set1_epi32(b)), x))
     }
 
     #[inline(always)]

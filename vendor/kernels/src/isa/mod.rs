@@ -265,15 +265,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn add_scaled_products(self, acc: Self::I, codes: Self::I, x: Self::I, factors: Self::I) -> Self::I {
         self.add_scaled::<false>(acc, self.add_products(self.splat_i(0), codes, x), factors)
     }
-    /// Factors for [`Simd::add_scaled_products`]: with 16 lanes `bytes[a]`, without sign, in the first eight and `bytes[b]` in the others; with fewer
-    /// lanes `bytes[a]` in all.
+    /// An integer as both the lower and the upper 16 bits of every lane.
     #[inline(always)]
-    fn two_factors(self, bytes: [u8; 8], a: usize, b: usize) -> Self::I {
-        let mut all = [0u8; 64];
-        for (i, x) in all.iter_mut().enumerate().step_by(2) {
-            *x = if Self::LANES == 16 && i >= 32 { bytes[b] } else { bytes[a] };
-        }
-        self.load_i(&all)
+    fn splat_twice(self, x: i16) -> Self::I {
+        self.splat_i(i32::from(x as u16) | i32::from(x) << 16)
     }
     /// Factors for [`Simd::add_scaled_products`]: `LANES / 4` bytes with sign, from byte `first` on, each in four lanes.
     #[inline(always)]
@@ -283,6 +278,42 @@ pub(crate) trait Simd: Copy + Send + Sync {
             x.copy_from_slice(&i16::from(bytes[first + i / 8] as i8).to_le_bytes());
         }
         self.load_i(&all)
+    }
+    /// In each lane the four bytes whose number, in fours, is said of it. `bytes` are 64, or at least 128 of which 128 are read.
+    #[inline(always)]
+    fn words(self, bytes: &[u8], numbers: &[u32; 16]) -> Self::I {
+        let mut all = [0u8; 64];
+        for (to, number) in all.chunks_exact_mut(4).zip(numbers) {
+            to.copy_from_slice(&bytes[4 * *number as usize..][..4]);
+        }
+        self.load_i(&all)
+    }
+    /// Rotates each lane to the right, by so many bits as are said of it.
+    #[inline(always)]
+    fn rotate(self, x: Self::I, by: &[u32; 16]) -> Self::I {
+        let mut all = [0u8; 64];
+        self.store_i(x, &mut all);
+        for (x, by) in all.chunks_exact_mut(4).zip(by) {
+            let rotated = u32::from_le_bytes([x[0], x[1], x[2], x[3]]).rotate_right(*by);
+            x.copy_from_slice(&rotated.to_le_bytes());
+        }
+        self.load_i(&all)
+    }
+    /// In each lane the byte, with sign, at the place that is said of it.
+    #[inline(always)]
+    fn load_places<const N: usize>(self, bytes: &[u8; N], places: &[u8; 16]) -> Self::F {
+        let mut all = [0.0; 16];
+        for (to, place) in all.iter_mut().zip(places) {
+            *to = f32::from(bytes[usize::from(*place)] as i8);
+        }
+        self.load_f(&all)
+    }
+    /// Two floats in turn.
+    #[inline(always)]
+    fn splat_two(self, x: &[f32; 2]) -> Self::F {
+        let mut all = [x[0]; 16];
+        all.iter_mut().skip(1).step_by(2).for_each(|to| *to = x[1]);
+        self.load_f(&all)
     }
     /// `a + b`, lane by lane.
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
@@ -372,15 +403,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
             all[16 * i..16 * i + 16].copy_from_slice(&bytes[STRIDE * i..STRIDE * i + 16]);
         }
         self.load_i(&all)
-    }
-    /// With 16 lanes `x[a]` in the first eight and `x[b]` in the others; with fewer lanes `x[a]` in all.
-    #[inline(always)]
-    fn two_of(self, x: &[f32; 16], a: usize, b: usize) -> Self::F {
-        let mut lanes = [x[a]; 16];
-        if Self::LANES == 16 {
-            lanes[8..].fill(x[b]);
-        }
-        self.load_f(&lanes)
     }
     /// Transposes `LANES` vectors, which are the rows of a square.
     fn transpose(self, rows: &mut [Self::I]);

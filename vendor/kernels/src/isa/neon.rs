@@ -152,8 +152,8 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn two_factors(self, bytes: [u8; 8], a: usize, _b: usize) -> int32x4_t {
-        op!(vreinterpretq_s32_s16(vdupq_n_s16(bytes[a].into())))
+    fn splat_twice(self, x: i16) -> int32x4_t {
+        op!(vreinterpretq_s32_s16(vdupq_n_s16(x)))
     }
 
     #[inline(always)]
@@ -267,11 +267,6 @@ impl Simd for Neon {
     #[inline(always)]
     fn load_pieces<const STRIDE: usize>(self, bytes: &[u8]) -> int32x4_t {
         self.load_i(bytes)
-    }
-
-    #[inline(always)]
-    fn two_of(self, x: &[f32; 16], a: usize, _b: usize) -> float32x4_t {
-        self.splat(x[a])
     }
 
     #[inline(always)]

@@ -157,6 +157,14 @@ impl Check {
         let word = |b: &[u8], i: usize| i32::from_le_bytes(b[4 * i..][..4].try_into().unwrap());
         let words: Vec<i32> = (0..n).map(|i| word(&a, i)).collect();
         assert_eq!(lanes(s, s.load_i(&a)), words);
+        let (table, numbers): (_, [u32; 16]) = (bytes(rng, 128), std::array::from_fn(|_| rng.u32(..32)));
+        let expected: Vec<i32> = numbers[..n].iter().map(|&i| word(&table, i as usize)).collect();
+        assert_eq!(lanes(s, s.words(&table, &numbers)), expected);
+        let numbers = numbers.map(|i| i % 16);
+        let expected: Vec<i32> = numbers[..n].iter().map(|&i| word(&table, i as usize)).collect();
+        assert_eq!(lanes(s, s.words(&table[..64], &numbers)), expected);
+        let expected: Vec<i32> = (0..n).map(|i| word(&a, i).rotate_right(numbers[i])).collect();
+        assert_eq!(lanes(s, s.rotate(s.load_i(&a), &numbers)), expected);
         assert_eq!(floats(s, s.to_f(s.load_i(&a))), words.iter().map(|&x| x as f32).collect::<Vec<_>>());
         let mut out = vec![7; 4 * n + 1];
         s.store_i(s.add_bytes(s.load_i(&a), s.load_i(&b)), &mut out);
@@ -237,11 +245,13 @@ impl Check {
             let expected: Vec<f32> = (0..n).map(|i| if v * n + i < 8 { h(&a) } else { h(&b) }).collect();
             assert_same(&floats(s, s.pair_f16(&a, &b, v)), &expected);
         }
-        let expected: Vec<f32> = (0..n).map(|i| if i < 8 { x[2] } else { x[13] }).collect();
-        assert_same(&floats(s, s.two_of(&x, 2, 13)), &expected);
+        let in_turn: Vec<f32> = (0..n).map(|i| x[3 + i % 2]).collect();
+        assert_same(&floats(s, s.splat_two(&[x[3], x[4]])), &in_turn);
         let both = |x: i16| i32::from(x as u16) | i32::from(x) << 16;
-        let expected: Vec<i32> = (0..n).map(|i| both(if i < 8 { eight[2] } else { eight[5] }.into())).collect();
-        assert_eq!(lanes(s, s.two_factors(eight, 2, 5)), expected);
+        assert_eq!(lanes(s, s.splat_twice(-3)), vec![both(-3); n]);
+        let places: [u8; 16] = std::array::from_fn(|_| rng.u8(..8));
+        let expected: Vec<f32> = places[..n].iter().map(|&p| f32::from(eight[usize::from(p)] as i8)).collect();
+        assert_same(&floats(s, s.load_places(&eight, &places)), &expected);
         let signed: Vec<i32> = (0..n).map(|i| both((a[8 + i / 4] as i8).into())).collect();
         assert_eq!(lanes(s, s.factors_of_fours(a.first_chunk().unwrap(), 8)), signed);
         let blocks = bytes(rng, 80);
