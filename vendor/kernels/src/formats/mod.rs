@@ -13,8 +13,9 @@
 //! 3. Where the type's own codes are 4 or 8 bits wide, use them: implement [`Weight::panel_row`] (packs faster), then `BITS`, `MINIMA`,
 //!    `ZERO`, [`Weight::prepare`] and [`Weight::block`] (reduced columns take half the memory with 4 bits), then `GEMV`,
 //!    [`Weight::gemv_acts`] and [`Weight::dot`] (single tokens need no packing). `q8_0.rs` is the simplest model with all of these;
-//!    `nibbles.rs` has what types of 4 bits share. Types of other widths can have the last three alone, and with super-blocks of 256 inputs
-//!    [`super_blocks::SuperBlocks`] for the rest, as `q6_k.rs` has.
+//!    `nibbles.rs` has what types of 4 bits share. Types of other widths can have the last three alone. Types with super-blocks of 256
+//!    inputs have [`super_blocks::SuperBlocks`] for the rest, and with them [`Weight::codes_of_blocks`] and [`Weight::scales_of_blocks`], as
+//!    `q6_k.rs` has.
 
 pub(crate) mod by_block;
 mod iq4_nl;

@@ -168,7 +168,7 @@ pub(crate) fn codes_by_block<S: Simd>(s: S, bytes: &[u8]) -> [S::I; 4] {
     codes
 }
 
-/// See [`ByBlock::scales`].
+/// See [`Weight::scales_of_blocks`].
 #[inline(always)]
 pub(crate) fn scales_by_block<S: Simd>(s: S, b: &[u8]) -> [S::F; 2] {
     let [scales, minima] = integers(b);
