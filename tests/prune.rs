@@ -157,7 +157,8 @@ fn tiny_models_agree_with_the_reference_in_every_choice() {
     for (name, forge) in golden() {
         let model = DIR.path().join(name).with_extension("gguf");
         forge.write(&model);
-        let (jaccard, error) = if n_gpu_layers() > 0 { (0.98, 0.01) } else { (1.0, 0.002) };
+        // As many units may differ there as in `tests/stages.rs`: one in twenty.
+        let (jaccard, error) = if n_gpu_layers() > 0 { (0.9, 0.01) } else { (1.0, 0.002) };
         compare(name, &model, jaccard, error);
     }
 }
