@@ -4,6 +4,7 @@ mod common;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use common::forge::Forge;
 use common::smollm2;
@@ -719,6 +720,22 @@ fn a_rest_is_interrupted() {
         let o = common::finished(child);
         assert_eq!(o.status.code(), Some(130), "{}", text(&o.stderr));
     }
+}
+
+/// The baseline reads 12,000 tokens first, which takes minutes.
+#[cfg(unix)]
+#[test]
+fn a_baseline_is_interrupted() {
+    let model = smollm2();
+    let m = model.to_str().unwrap();
+    let args = ["bench", "-m", m, "-p", "1", "-n", "0", "-d", "12000", "-r", "1", "--baseline", "llama.cpp"];
+    let child = pp_run(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(4));
+    let start = Instant::now();
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let o = common::finished(child);
+    assert_eq!(o.status.code(), Some(143), "{}", text(&o.stderr));
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -62,6 +62,11 @@ impl Signals {
         Ok(watch)
     }
 
+    /// Whether Ctrl-C or SIGTERM came.
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupt.load(Ordering::Relaxed)
+    }
+
     /// The error that ends an interrupted run.
     pub fn error(&self) -> Error {
         match self.terminate.load(Ordering::Relaxed) {

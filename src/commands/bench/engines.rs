@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use ggml::llama::Context;
+use ggml::llama::{Context, DecodeError};
 
 use crate::engine::{Report, Timeline, are_usable};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::tokenizer::Token;
 
 /// What is timed: a prompt, then generated tokens, after `n_depth` tokens that are not timed.
@@ -184,10 +184,10 @@ impl Engine<'_> {
 /// Computes one batch of libllama's, whose tokens begin at position `first`.
 fn decode(context: &mut Context, tokens: &[Token], first: usize, wanted: impl Fn(usize) -> bool) -> Result<()> {
     let batch: Vec<_> = tokens.iter().enumerate().map(|(i, &t)| (t, (first + i) as i32, 0, wanted(i))).collect();
-    match context.decode(&batch) {
-        true => Ok(()),
-        false => Err(Error::failed("llama.cpp failed to compute")),
-    }
+    context.compute(&batch).map_err(|e| match e {
+        DecodeError::Interrupted => Error::new(Kind::Interrupted, "interrupted"),
+        DecodeError::Failed(_) => Error::failed("llama.cpp failed to compute"),
+    })
 }
 
 /// Refuses what no token can be drawn from: a time of it says nothing.

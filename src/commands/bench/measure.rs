@@ -133,7 +133,8 @@ impl Subject<'_> {
             let bytes = libllama::cells_bytes(self.model.gguf(), &context, n_ctx);
             memory::require(bytes, "llama.cpp's context", "use smaller tests, or leave out --baseline")?;
             let params = libllama::context_params(&context, n_ctx);
-            let context = Context::new(model, &params).map_err(|e| refused(&e))?;
+            let mut context = Context::new(model, &params).map_err(|e| refused(&e))?;
+            context.set_interrupt(self.signals.interrupt.clone());
             engines.push(Engine::Llama { context, n_batch: params.n_batch as usize, repack: *repack });
         }
         for pruned in &options.prune {

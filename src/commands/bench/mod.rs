@@ -47,7 +47,7 @@ pub fn run(options: &Options, signals: &Signals) -> Result<()> {
         let (model, _) = load(&model_options, &options.context, &options.prune, &log, signals)?;
         let n_gpu_layers = options.model.weights.gpu.n_layers.unwrap_or(u32::MAX);
         let baselines = match options.baseline {
-            true => Baseline::load(model.gguf(), n_gpu_layers, &log)?,
+            true => Baseline::load(model.gguf(), n_gpu_layers, &log, signals)?,
             false => Vec::new(),
         };
         for &n_threads in &options.n_threads {
