@@ -20,6 +20,8 @@ use crate::panel::{self, PanelRow};
 const INPUTS: usize = 256;
 const BYTES: usize = 136;
 const CODES: usize = 8;
+/// What makes values, bytes with sign, bytes without.
+const EXCESS: i32 = 128;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Iq4Xs;
@@ -141,7 +143,7 @@ impl Weight for Iq4Xs {
 
     #[inline(always)]
     fn codes_of_blocks<S: Simd>(self, s: S, b: &[u8]) -> [S::I; 4] {
-        let table = const { nibbles::with_offset(VALUES, 128) };
+        let table = const { nibbles::with_offset(VALUES, EXCESS) };
         let mut values = [s.splat_i(0); 4];
         for (values, words) in values.iter_mut().zip(&WORDS) {
             let codes = s.low_nibbles(s.rotate(s.words(&b[CODES..], words), &NIBBLES));
@@ -154,6 +156,6 @@ impl Weight for Iq4Xs {
     fn scales_of_blocks<S: Simd>(self, s: S, b: &[u8]) -> [S::F; 2] {
         let scales = s.sub(s.load_places(&integers(b), &by_block::OF_32), s.splat(32.0));
         let scales = s.mul(scales, s.splat(s.f16_at(b)));
-        [scales, s.mul(scales, s.splat(-128.0))]
+        [scales, s.mul(scales, s.splat(-EXCESS as f32))]
     }
 }

@@ -152,8 +152,8 @@ fn in_order<T: Copy>(of_blocks: &[T; N_BLOCKS]) -> [T; N_BLOCKS] {
     std::array::from_fn(|i| of_blocks[i % 4 / 2 * 8 + i / 4 * 2 + i % 2])
 }
 
-/// Activations for [`dot`]. A step is a half of a super-block, vector by vector of its bytes: of each the activations of the bytes' lowest two bits, then of the next. Sums are
-/// those of blocks, times a factor.
+/// Activations for [`dot`]. A step is a half of a super-block, vector by vector of its bytes: of each the activations of the bytes' lowest two bits,
+/// then of the next. Sums are those of blocks, times a factor.
 #[inline(always)]
 pub(crate) fn gemv_acts<S: Simd>(acts: Acts, factor: i32) -> GemvActs {
     let bytes = 4 * S::LANES;
