@@ -40,23 +40,37 @@ fn set(header: &mut [u8], key: &str, to: impl FnOnce([u8; 4]) -> [u8; 4]) {
     header[value..value + 4].copy_from_slice(&to(old));
 }
 
-/// What becomes of a tensor: inputs, rows, and of each row the row of the old tensor, if it is not zeros.
-fn widened(t: &TensorInfo, n_embd: usize, heads: [usize; 2]) -> (usize, usize, Box<dyn Fn(usize) -> Option<usize>>) {
-    let (n_in, n_out) = (t.ne[0] as usize, t.ne[1] as usize);
-    let same = move |row: usize| (row < n_out).then_some(row);
-    let group = heads[0] / heads[1];
-    let of_group = move |row: usize| {
-        let head = row / N_EMBD_HEAD;
-        (head < heads[0]).then(|| head / group * N_EMBD_HEAD + row % N_EMBD_HEAD)
-    };
-    match t.name.rsplit('.').nth(1).expect("a name of a weight") {
-        "token_embd" => (N_EMBD, n_out, Box::new(same)),
-        "attn_k" | "attn_v" => (N_EMBD, N_EMBD, Box::new(of_group)),
-        "ffn_gate" | "ffn_up" => (N_EMBD, N_FF, Box::new(same)),
-        "ffn_down" => (N_FF, N_EMBD, Box::new(same)),
-        "attn_q" | "attn_output" => (N_EMBD, N_EMBD, Box::new(same)),
-        _ if t.n_dims == 1 && n_in == n_embd => (N_EMBD, 1, Box::new(same)),
-        other => panic!("a tensor that such a model has not: {other}"),
+/// What becomes of a tensor.
+struct Wide {
+    n_in: usize,
+    n_out: usize,
+    /// Rows are of keys or values: each head gets those of its group
+    is_kv: bool,
+}
+
+impl Wide {
+    fn of(t: &TensorInfo, n_embd: usize) -> Wide {
+        let wide = |n_in, n_out| Wide { n_in, n_out, is_kv: false };
+        match t.name.rsplit('.').nth(1).expect("a name of a weight") {
+            "token_embd" => wide(N_EMBD, t.ne[1] as usize),
+            "attn_k" | "attn_v" => Wide { is_kv: true, ..wide(N_EMBD, N_EMBD) },
+            "ffn_gate" | "ffn_up" => wide(N_EMBD, N_FF),
+            "ffn_down" => wide(N_FF, N_EMBD),
+            "attn_q" | "attn_output" => wide(N_EMBD, N_EMBD),
+            _ if t.n_dims == 1 && t.ne[0] as usize == n_embd => wide(N_EMBD, 1),
+            other => panic!("a tensor that such a model has not: {other}"),
+        }
+    }
+
+    /// The old tensor's row that becomes row `row`, if it is not zeros; with so many heads of queries and of keys.
+    fn old_row(&self, t: &TensorInfo, row: usize, heads: [usize; 2]) -> Option<usize> {
+        match self.is_kv {
+            true => {
+                let head = row / N_EMBD_HEAD;
+                (head < heads[0]).then(|| head * heads[1] / heads[0] * N_EMBD_HEAD + row % N_EMBD_HEAD)
+            }
+            false => (row < t.ne[1] as usize).then_some(row),
+        }
     }
 }
 
@@ -92,12 +106,12 @@ fn main() {
     set(&mut header, epsilon, |old| (f32::from_le_bytes(old) * share).to_le_bytes());
     let type_of = |t: &TensorInfo| if t.n_dims == 1 { Type::F32 } else { ty };
     let bytes_of = |t: &TensorInfo| {
-        let (n_in, n_out, _) = widened(t, n_embd, heads);
+        let Wide { n_in, n_out, .. } = Wide::of(t, n_embd);
         type_of(t).row_bytes(n_in).expect("whole blocks") * n_out
     };
     let mut offset = 0;
     for t in gguf.tensors() {
-        let (n_in, n_out, _) = widened(t, n_embd, heads);
+        let Wide { n_in, n_out, .. } = Wide::of(t, n_embd);
         header.extend((t.name.len() as u64).to_le_bytes());
         header.extend(t.name.as_bytes());
         header.extend(t.n_dims.to_le_bytes());
@@ -111,14 +125,15 @@ fn main() {
     header.resize(header.len().next_multiple_of(ALIGNMENT), 0);
     file.write_all(&header).expect("room on the disk");
     for t in gguf.tensors() {
-        let (n_in, n_out, row_of) = widened(t, n_embd, heads);
+        let wide = Wide::of(t, n_embd);
+        let n_in = wide.n_in;
         let to = type_of(t);
         let zeros = ggml::quantize(to, &vec![0.0; n_in], n_in);
         let row_bytes = t.ty.row_bytes(t.ne[0] as usize).expect("whole blocks");
         let data = gguf.data(t);
         let mut values = vec![0.0f32; n_in];
-        for row in 0..n_out {
-            let Some(old) = row_of(row) else {
+        for row in 0..wide.n_out {
+            let Some(old) = wide.old_row(t, row, heads) else {
                 file.write_all(&zeros).expect("room on the disk");
                 continue;
             };
