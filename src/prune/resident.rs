@@ -116,8 +116,8 @@ pub fn copies(layers: &[Layer], placement: &Placement, options: &Options, n_ctx:
             let resident = if looks { columns + numbers } else { 0 };
             // What is kept is rounded up, to whole heads or to a multiple of channels.
             let most_more = options.multiple.max(unit_width(layer, kind));
-            let reduced = share(matrix.n_in(), most_more) * reducible_bytes(layer, kind) as f64;
-            needs.add(placement.device(il), resident as u64 + reduced as u64);
+            let in_advance = share(matrix.n_in(), most_more) * reducible_bytes(layer, kind) as f64;
+            needs.add(placement.device(il), resident as u64 + in_advance as u64);
         }
     }
     needs

@@ -85,7 +85,7 @@ fn main() {
     let (mut heads, mut n_embd) = ([0; 2], 0);
     let keys = ["llama.attention.head_count", "llama.attention.head_count_kv", "llama.embedding_length"];
     for (key, new) in keys.into_iter().zip([N_HEAD, N_HEAD, N_EMBD]) {
-        // The first of these begins as the second does: the type's number, for an integer, is part of what is looked for.
+        // The name of the second begins with that of the first. What follows a name, the number of its type (4: an integer), tells them apart.
         let mut found = 0;
         let typed = [key.as_bytes(), &4u32.to_le_bytes()].concat();
         let at = header.windows(typed.len()).position(|w| w == typed).unwrap_or_else(|| panic!("no {key}"));
