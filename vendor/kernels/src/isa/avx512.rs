@@ -1,6 +1,5 @@
 //! AVX-512 with VNNI: 16 lanes, 32 registers.
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd};
@@ -29,18 +28,6 @@ macro_rules! op {
         // SAFETY: `self` is a proof that the processor has the instruction; it touches no memory.
         unsafe { $e }
     };
-}
-
-/// See [`Simd::in_order`].
-///
-/// # Safety
-/// The processor has AVX-512 F.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn in_order(mut x: __m512i) -> __m512i {
-    // SAFETY: a comment in the assembly, and nothing else.
-    unsafe { asm!("/* {x} */", x = inout(zmm_reg) x, options(nomem, nostack, preserves_flags)) };
-    x
 }
 
 impl Simd for Avx512 {
@@ -85,16 +72,6 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn dot(self, acc: __m512i, weights: __m512i, x: __m512i) -> __m512i {
         op!(_mm512_dpbusd_epi32(acc, weights, x))
-    }
-
-    #[inline(always)]
-    fn in_order(self, x: __m512i) -> __m512i {
-        op!(in_order(x))
-    }
-
-    #[inline(always)]
-    fn add_pairs(self, acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
-        op!(_mm512_dpwssd_epi32(acc, a, b))
     }
 
     #[inline(always)]
