@@ -3,12 +3,17 @@
 use std::ffi::{CStr, c_char};
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
 
 use llama_cpp_sys_2 as sys;
 
 use crate::graph::init_context;
 use crate::llama::start;
 use crate::types::Type;
+
+/// Whoever asks a device for its memory holds this: the Vulkan backend makes a device ready when it is first asked, and a second thread that
+/// asks meanwhile would get a half-made one.
+static FIRST_USE: Mutex<()> = Mutex::new(());
 
 /// A CPU or GPU that ggml was built for and found. Devices live as long as the process.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -105,8 +110,9 @@ impl Device {
         (free, total)
     }
 
-    /// The device's own memory.
+    /// The device's own memory. Whatever else is done with a device comes after this was called once.
     pub fn buffer_type(self) -> BufferType {
+        let _alone = FIRST_USE.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the device is registered.
         let ptr = unsafe { sys::ggml_backend_dev_buffer_type(self.as_ptr()) };
         BufferType { ptr: NonNull::new(ptr).expect("every device has a buffer type") }

@@ -268,7 +268,8 @@ impl Executor {
         assert!(gpus.len() < MAX_BACKENDS, "an executor has up to {MAX_BACKENDS} devices");
         let mut list = Vec::new();
         for device in gpus.iter().copied().chain([Device::cpu()]) {
-            // SAFETY: the device is registered; no parameters.
+            device.buffer_type();
+            // SAFETY: the device is registered and, as it was asked for its memory, ready; no parameters.
             let ptr = unsafe { sys::ggml_backend_dev_init(device.as_ptr(), std::ptr::null()) };
             list.push(Backend { ptr: NonNull::new(ptr).ok_or(ComputeError::Failed)? });
         }

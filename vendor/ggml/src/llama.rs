@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, Once};
 
 use llama_cpp_sys_2 as sys;
 
+use crate::device::Device;
 use crate::exec::thread_count;
 use crate::types::Type;
 
@@ -310,7 +311,10 @@ impl Model {
             let progress = unsafe { &mut *data.cast::<&mut dyn FnMut(f32) -> ControlFlow<()>>() };
             progress(share).is_continue()
         }
-        start();
+        // libllama uses them all.
+        for gpu in Device::gpus() {
+            gpu.buffer_type();
+        }
         clear_error();
         let path =
             CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| LlamaError("NUL in the path".into()))?;
