@@ -58,7 +58,7 @@ fn usage_errors_are_one_line_with_a_suggestion() {
     fails(&output(&["-p", "x"]), 2, "no model");
     fails(&output(&["-m", "x.gguf", "-n", "many"]), 2, "many");
     fails(&output(&["-m", "x.gguf", "--mmproj", "g"]), 2, "yet");
-    fails(&output(&["-m", "x.gguf", "--draft", "8"]), 2, "ngram, off");
+    fails(&output(&["-m", "x.gguf", "--draft", "8"]), 2, "ngram, model:FILE, off");
     fails(&model_run(&[]), 2, "no prompt");
 }
 

@@ -12,7 +12,7 @@ use common::forge::{Arch, Doc, Forge, of_each_kind};
 use common::{load_for, nmse, session, smollm2, tokenizer, tokens_of, turn};
 use ggml::Type;
 use pp_run::engine::{Options as ContextOptions, Session};
-use pp_run::generate::{Drafts, Guide, Limits, Predict, Pull, StopReason};
+use pp_run::generate::{DraftModel, Drafts, Guide, Limits, Predict, Pull, StopReason};
 use pp_run::gguf::Gguf;
 use pp_run::graph::CacheType;
 use pp_run::model::{Model, RopeOptions};
@@ -154,8 +154,25 @@ impl<'a> Case<'a> {
     #[track_caller]
     fn check(&self) -> (Outcome, [usize; 2]) {
         let (without, _) = self.run(None);
-        let (with, drafted) = self.run(Some(Drafts::default()));
+        let (with, drafted) = self.run(Some(Drafts::by_ngrams()));
         assert_eq!(with, without);
+        (without, drafted)
+    }
+}
+
+impl Case<'_> {
+    /// [`Case::check`] with drafts by a model, a token of which is said to cost so much.
+    #[track_caller]
+    fn check_with(&self, drafts: &Model, cost: f64) -> (Outcome, [usize; 2]) {
+        let (without, _) = self.run(None);
+        let options = ContextOptions { n_ctx: Some(self.n_ctx), ..ContextOptions::new(1) };
+        let mut model = DraftModel::new(session(drafts, &options), cost);
+        let (with, drafted) = self.run(Some(Drafts::by_model(&mut model)));
+        assert_eq!(with, without);
+        // What it remembers of one answer serves the next one.
+        let (again, drafted_again) = self.run(Some(Drafts::by_model(&mut model)));
+        assert_eq!(again, without);
+        assert_eq!(drafted, drafted_again);
         (without, drafted)
     }
 }
@@ -230,6 +247,39 @@ fn draws_are_the_same() {
     assert!(n == 120_000 && 1000 < all[1] && all[1] + 1000 < all[0], "{all:?} of {n}");
 }
 
+/// A model drafts for itself and for another one, greedily and with draws.
+#[test]
+fn drafts_by_a_model_change_nothing() {
+    let _turn = turn();
+    let (dirs, prompt) = ([tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()], text(20));
+    let (model, tokenizer) = smallest(dirs[0].path(), |_| {});
+    let (other, _) = smallest(dirs[1].path(), |doc| {
+        // What this one says is another token.
+        let output = &mut doc.tensor("output.weight").data;
+        let row = output.len() / tokenizer.n_vocab();
+        output.rotate_left(row);
+    });
+    let mut all = [[0; 2]; 2];
+    let mut n = 0;
+    for seed in 0..16 {
+        let sampling = SamplingOptions {
+            seed: Some(seed),
+            temperature: [0.0, 0.05, 0.2, 1.0][seed as usize % 4],
+            ignore_eos: true,
+            ..with_state(seed as usize)
+        };
+        let case = Case { sampling, n_ctx: 2048, ..Case::new(&model, &tokenizer, &prompt, 2000) };
+        for (drafts, all) in [&model, &other].into_iter().zip(&mut all) {
+            let (answer, drafted) = case.check_with(drafts, 0.01);
+            n += answer.tokens.len();
+            *all = [all[0] + drafted[0], all[1] + drafted[1]];
+        }
+    }
+    let [itself, other] = all;
+    assert!(n == 64_000 && 500 < itself[1] && itself[1] < itself[0], "{all:?} of {n}");
+    assert!(100 < other[0] && other[1] < other[0] / 10, "{all:?}");
+}
+
 #[test]
 fn answers_end_where_they_would_without() {
     let _turn = turn();
@@ -277,7 +327,7 @@ fn an_interrupted_answer_is_a_beginning_of_it() {
     let (answer, _) = Case::new(&model, &tokenizer, &prompt, 200).check();
     for n in [1, 10, 30] {
         let case = Case { interrupt_after: n, ..Case::new(&model, &tokenizer, &prompt, 200) };
-        let (part, _) = case.run(Some(Drafts::default()));
+        let (part, _) = case.run(Some(Drafts::by_ngrams()));
         assert_eq!(part.stop, StopReason::Interrupted);
         assert!(part.tokens.len() < 200 && answer.tokens.starts_with(&part.tokens));
         // The last token was drawn, and is not decoded.
@@ -341,4 +391,70 @@ fn the_program_drafts_unless_told_otherwise() {
     let pruned = ["--prune", "0.3", "--prune-answer", "0.3", "--prune-min-tokens", "2"];
     assert!(json(&pruned)["draft"].is_null());
     assert!(json(&pruned[..2])["draft"].is_object());
+}
+
+#[test]
+fn the_program_drafts_by_a_small_model() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    // Layers add nothing, so that both say what the embeddings alone do.
+    let doc = |forge: Forge| {
+        let mut doc = forge.doc();
+        for (il, name) in (0..forge.n_layer).flat_map(|il| [(il, "attn_output"), (il, "ffn_down")]) {
+            doc.tensor(&format!("blk.{il}.{name}.weight")).data.fill(0);
+        }
+        doc
+    };
+    let mut small = doc(Forge::smallest());
+    let mut large = doc(Forge { n_layer: 8, n_ff: 4096, ..Forge::smallest() });
+    for name in ["token_embd.weight", "output_norm.weight", "output.weight"] {
+        large.tensor(name).data.clone_from(&small.tensor(name).data);
+    }
+    fs::write(path("small"), small.bytes()).unwrap();
+    fs::write(path("large"), large.bytes()).unwrap();
+    let json = |more: &[&str]| {
+        let mut command = common::pp_run();
+        command.args([
+            "-m",
+            &path("large"),
+            "-p",
+            "hello",
+            "-no-cnv",
+            "-n",
+            "60",
+            "--temp",
+            "0",
+            "--kernels",
+            "native",
+        ]);
+        command.args(["--ignore-eos", "--output-format", "json"]).args(more).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let (with, without) = (json(&["--draft", &format!("model:{}", path("small"))]), json(&["--draft", "off"]));
+    assert_eq!((&with["text"], &with["logits_hash"]), (&without["text"], &without["logits_hash"]));
+    let [drafted, accepted] = ["drafted", "accepted"].map(|n| with["draft"][n].as_u64().unwrap());
+    assert!(accepted > 4 && 10 * accepted >= 9 * drafted, "{with}");
+    assert_eq!(json(&["-md", &path("small")])["draft"], with["draft"], "llama.cpp's flag");
+}
+
+#[test]
+fn a_model_that_drafts_has_the_same_vocabulary() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    Forge::smallest().write(&path);
+    let fails = |draft: &str, code: i32, why: &str| {
+        let output = pp_run(&["-p", "x", "-n", "1", "--draft", draft]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(code) && stderr.contains(why), "{stderr}");
+    };
+    fails(
+        &format!("model:{}", path.display()),
+        2,
+        "model.gguf: --draft: this model's vocabulary is another than that of -m: ",
+    );
+    fails(&format!("model:{}", dir.path().join("none.gguf").display()), 66, "none.gguf");
+    fails("model:", 2, "--draft model:FILE");
 }

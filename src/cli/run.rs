@@ -41,14 +41,17 @@ pub struct RunArgs {
     pub file: Option<PathBuf>,
     #[command(flatten)]
     pub answer: AnswerArgs,
-    /// Guess what comes next from what came before: ngram, off [default: ngram where the answer stays the same]
+    /// Guess what comes next: ngram, model:FILE, off [default: ngram where the answer stays the same]
     ///
-    /// Where the last tokens of the text came before, those that followed them are computed along with the next one, up to 7 of them, and
-    /// count as far as the answer goes on with them: texts that repeat parts of their prompt are written faster. With pp-run's own kernels
-    /// the answer is the same, token for token, and ngram is the default. With ggml's, rounding depends on how many tokens are computed
-    /// together, so that ngram may change an answer. Answers that are pruned (--prune-answer), and those by libllama, have no drafts.
+    /// Up to 7 tokens are computed along with the next one, and count as far as the answer goes on with them. ngram: where the last tokens of
+    /// the text came before, those that followed them; texts that repeat parts of their prompt are written faster. model:FILE (-md FILE):
+    /// what a small model with the same vocabulary would say, as long as it is sure. With pp-run's own kernels the answer is the
+    /// same, token for token, and ngram is the default. With ggml's, rounding depends on how many tokens are computed together, so
+    /// that drafts may change an answer. Answers that are pruned (--prune-answer), and those by libllama, have no drafts.
     #[arg(long, value_name = "HOW", help_heading = "Sampling")]
     pub draft: Option<String>,
+    #[arg(long, hide = true, value_name = "FILE", allow_hyphen_values = true, conflicts_with = "draft")]
+    pub model_draft: Option<PathBuf>,
     #[arg(long, short = 'i', hide = true, alias = "interactive-first")]
     pub interactive: bool,
     /// One turn, then exit [-st]
@@ -268,7 +271,10 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
         },
         reasoning_budget,
         form: form(a.answer.json, a.answer.json_schema.as_deref(), a.answer.grammar.as_deref()),
-        draft: a.draft.as_deref().map(draft).transpose()?,
+        draft: match a.model_draft {
+            Some(path) => Some(Draft::Model(path)),
+            None => a.draft.as_deref().map(draft).transpose()?,
+        },
         conversation,
         single_turn: a.single_turn,
         template,
@@ -327,7 +333,11 @@ fn draft(how: &str) -> Result<Draft> {
     match how {
         "ngram" => Ok(Draft::Ngram),
         "off" => Ok(Draft::Off),
-        other => Err(not_one_of("--draft", other, "ngram, off")),
+        other => match other.strip_prefix("model:") {
+            Some("") => Err(Error::usage("--draft model: wants a file: --draft model:FILE")),
+            Some(path) => Ok(Draft::Model(path.into())),
+            None => Err(not_one_of("--draft", other, "ngram, model:FILE, off")),
+        },
     }
 }
 

@@ -1,17 +1,18 @@
 //! Prompt in, answer out: with a progress bar while the prompt is read, and with statistics.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use super::drafts::Drafter;
 use super::run::Options;
 use super::signals::Signals;
 use crate::chat::Template;
 use crate::constraint::{Constraint, Grammar};
 use crate::engine::{Loaded, Report, Session, Timeline};
 use crate::error::{Error, Kind, Result};
-use crate::generate::{Draft, Drafts, Guide, Predict, Pull, StopReason};
+use crate::generate::{Draft, DraftModel, Drafts, Guide, Predict, Pull, StopReason};
 use crate::log::Log;
 use crate::sampler::Sampler;
 use crate::stats::{Stats, logits_hash};
@@ -27,6 +28,8 @@ pub struct Run<'a> {
     pub signals: Signals,
     pub model: &'a Loaded,
     pub tokenizer: &'a Tokenizer,
+    /// The model that drafts, if one was loaded
+    pub drafter: Option<Drafter<'a>>,
     /// The form that answers are to have, if any
     pub grammar: Option<Grammar>,
     /// When the load began.
@@ -103,6 +106,7 @@ pub fn answer(
         run.log.note(&format!("the prompt has {} tokens; those in [brackets] are special:", prompt.len()));
         tokens_in_lines(run.tokenizer, prompt).iter().for_each(|line| run.log.status(line, false));
     }
+    let mut draft_model = draft_model(run, session)?;
     let start = Instant::now();
     let (synced, processed) = read(run, session, prompt);
     let mut stats = stats_of_prompt(session, prompt, processed, start.elapsed(), sampler.seed());
@@ -126,7 +130,11 @@ pub fn answer(
         Predict::Unlimited | Predict::FillContext => usize::MAX,
     });
     let mut text = String::new();
-    let (limits, drafts) = (run.options.limits.clone(), drafts(run, session));
+    let limits = run.options.limits.clone();
+    let drafts = match draft_model.as_deref_mut() {
+        Some(model) => Some(Drafts::by_model(model)),
+        None => drafts_by_ngrams(run, session).then(Drafts::by_ngrams),
+    };
     guide.budget = run.options.reasoning_budget;
     guide.answer_now = run.signals.answer_now.clone();
     guide.answer_now.store(false, Ordering::Relaxed);
@@ -190,13 +198,22 @@ pub fn tokens_in_lines(tokenizer: &Tokenizer, tokens: &[Token]) -> Vec<String> {
     tokens.iter().map(line).collect()
 }
 
-/// What makes drafts. Unless the user asks for them, they are made only where they change nothing but the time.
-fn drafts(run: &Run, session: &dyn Timeline) -> Option<Drafts> {
-    let wanted = match run.options.draft {
-        Some(draft) => draft == Draft::Ngram,
+/// The model that drafts answers of this session, if one does.
+fn draft_model<'r, 'a>(run: &'r Run<'a>, session: &dyn Timeline) -> Result<Option<RefMut<'r, DraftModel<'a>>>> {
+    let takes_any = session.own().is_some_and(|s| s.max_draft() > 0);
+    match (&run.options.draft, &run.drafter) {
+        (Some(Draft::Model(_)), Some(drafter)) if takes_any => drafter.with_context(session.n_ctx()).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Whether a text's own n-grams draft its answers. Unless the user asks for that, they do only where it changes nothing but the time.
+fn drafts_by_ngrams(run: &Run, session: &dyn Timeline) -> bool {
+    match run.options.draft {
+        Some(Draft::Ngram) => true,
+        Some(_) => false,
         None => session.own().is_some_and(Session::drafts_are_exact),
-    };
-    wanted.then(Drafts::default)
+    }
 }
 
 /// Processes the prompt with a progress bar. Returns how that went, and how many tokens were processed.

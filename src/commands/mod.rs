@@ -8,6 +8,7 @@ pub mod calibrate;
 mod chat;
 pub mod chats;
 mod doctor;
+mod drafts;
 pub mod eval;
 mod input;
 mod kld;

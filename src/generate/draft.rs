@@ -1,21 +1,27 @@
-//! Drafts: tokens that may come next, guessed from what the text has already. The model computes all of them in one step, and those count
-//! that the sampler draws as well.
+//! Drafts: tokens that may come next, guessed from what the text has already or by a small model. The model computes all of them in one step,
+//! and those count that the sampler draws as well.
 //!
-//! A guess is what came after the last tokens when they came before (prompt lookup decoding). Whether to guess is a matter of account: a
-//! draft costs time that is lost if it is wrong. The account is kept in steps of one token, by fixed costs,
+//! Without a small model a guess is what came after the last tokens when they came before (prompt lookup decoding). Whether to guess is a
+//! matter of account: a draft costs time that is lost if it is wrong. The account is kept in steps of one token, by fixed costs,
 //! somewhat more than what steps of several tokens were measured to cost (tests/bench/README.md, "Long contexts and steps"): without a clock,
 //! a run makes the same drafts every time.
 
+use std::path::PathBuf;
+
+use super::draft_model::DraftModel;
+use crate::error::Result;
 use crate::stats::Drafted;
 use crate::tokenizer::Token;
 
-/// Whether drafts are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What makes drafts.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Draft {
-    /// No
+    /// Nothing
     Off,
-    /// From n-grams of the text so far
+    /// N-grams of the text so far
     Ngram,
+    /// The model in this file, which has the vocabulary of the one that answers
+    Model(PathBuf),
 }
 
 /// Tokens that must have come before, the last ones of the text, for a draft to be made of what followed them then.
@@ -40,25 +46,48 @@ const ALLOWANCE_OF_STEP: f64 = 0.01;
 const MOST_CREDIT: f64 = 4.0;
 
 /// Makes the drafts of one answer.
-#[derive(Debug)]
-pub struct Drafts {
+pub struct Drafts<'d, 'm> {
+    /// What guesses, if it is not the text so far
+    model: Option<&'d mut DraftModel<'m>>,
     /// What may be lost yet, in steps
     credit: f64,
+    /// What the guesses for the step to come cost
+    guessing: f64,
     done: Drafted,
 }
 
-impl Default for Drafts {
-    fn default() -> Drafts {
-        Drafts { credit: ALLOWANCE, done: Drafted::default() }
+impl<'d, 'm> Drafts<'d, 'm> {
+    /// Drafts from n-grams of the text so far.
+    pub fn by_ngrams() -> Drafts<'d, 'm> {
+        Drafts { model: None, credit: ALLOWANCE, guessing: 0.0, done: Drafted::default() }
     }
-}
 
-impl Drafts {
+    /// Drafts by a model. As somebody chose it, it may lose some steps before it has been right.
+    pub fn by_model(model: &'d mut DraftModel<'m>) -> Drafts<'d, 'm> {
+        Drafts { model: Some(model), credit: MOST_CREDIT, ..Drafts::by_ngrams() }
+    }
+
+    /// Whether a model computes them.
+    pub fn are_computed(&self) -> bool {
+        self.model.is_some()
+    }
+
     /// A draft of at most `most` tokens after `tokens` and then `last`; empty if there is nothing to go by, or if drafts lost too much lately.
-    pub fn propose(&self, tokens: &[Token], last: Token, most: usize) -> Vec<Token> {
+    /// The errors are those of a model that drafts.
+    pub fn propose(&mut self, tokens: &[Token], last: Token, most: usize) -> Result<Vec<Token>> {
+        let cost_of_token = COST_OF_TOKEN + self.model.as_ref().map_or(0.0, |m| m.cost());
         // A little more, so that rounding takes no token away.
-        let affordable = ((self.credit - COST) / COST_OF_TOKEN + 1e-9).max(0.0) as usize;
-        followed(tokens, last, most.min(affordable))
+        let most = most.min(((self.credit - COST) / cost_of_token + 1e-9).max(0.0) as usize);
+        match &mut self.model {
+            _ if most == 0 => Ok(Vec::new()),
+            None => Ok(followed(tokens, last, most)),
+            Some(model) => {
+                // A token that is right with a chance below its cost would lose more than it gains.
+                let guess = model.guess(tokens, last, most, cost_of_token)?;
+                self.guessing = guess.n_steps as f64 * model.cost();
+                Ok(guess.tokens)
+            }
+        }
     }
 
     /// Hears that a step ran, with so many tokens of a draft, and how many of these the sampler drew.
@@ -66,7 +95,8 @@ impl Drafts {
         self.done.steps += 1;
         self.done.drafted += drafted;
         self.done.accepted += accepted;
-        let cost = if drafted == 0 { 0.0 } else { COST + COST_OF_TOKEN * drafted as f64 };
+        let checking = if drafted == 0 { 0.0 } else { COST + COST_OF_TOKEN * drafted as f64 };
+        let cost = checking + std::mem::take(&mut self.guessing);
         self.credit = (self.credit + ALLOWANCE_OF_STEP + accepted as f64 - cost).min(MOST_CREDIT);
     }
 
@@ -79,9 +109,6 @@ impl Drafts {
 /// The `most` tokens that followed where the longest end of `tokens` and `last` came before, the latest such place; empty if less than
 /// [`LEAST_MATCH`] tokens did. What followed may run into the end itself: then it goes on as a repetition.
 fn followed(tokens: &[Token], last: Token, most: usize) -> Vec<Token> {
-    if most == 0 {
-        return Vec::new();
-    }
     let before = |end: usize| {
         let back = tokens[..end].iter().rev().zip(tokens.iter().rev());
         back.take(MOST_MATCH - 1).take_while(|(a, b)| a == b).count()
@@ -116,7 +143,6 @@ mod tests {
         assert_eq!(followed(&[1, 2, 7, 2], 3, 4), [0; 0]);
         assert_eq!(followed(&[9, 2, 3, 4, 8, 2, 3], 4, 4), [0; 0], "three tokens are too few");
         assert_eq!(followed(&[], 1, 4), [0; 0]);
-        assert_eq!(followed(&text, 4, 0), [0; 0]);
     }
 
     #[test]
@@ -130,7 +156,7 @@ mod tests {
         let text = [7; 40];
         let (mut written, mut cost) = (0, 0.0);
         while written < n {
-            let drafted = drafts.propose(&text, 7, 7).len();
+            let drafted = drafts.propose(&text, 7, 7).unwrap().len();
             let accepted = right(drafted);
             drafts.learn(drafted, accepted);
             written += 1 + accepted;
@@ -142,11 +168,11 @@ mod tests {
     #[test]
     fn wrong_drafts_cost_next_to_nothing() {
         for n in [41, 100, 1000] {
-            let cost = cost(&mut Drafts::default(), n, |_| 0);
+            let cost = cost(&mut Drafts::by_ngrams(), n, |_| 0);
             assert!(cost <= 1.02 * n as f64 + 1e-6, "{cost} for {n}");
         }
         // After a part that was repeated, what was gained there is not lost again.
-        let mut drafts = Drafts::default();
+        let mut drafts = Drafts::by_ngrams();
         let gained = 40.0 - cost(&mut drafts, 40, |n| n);
         let lost = cost(&mut drafts, 1000, |_| 0) - 1000.0;
         assert!(gained > 20.0 && lost <= MOST_CREDIT + 10.0 + 1e-6, "{gained} and {lost}");
@@ -154,24 +180,24 @@ mod tests {
 
     #[test]
     fn right_drafts_grow_and_wrong_ones_shrink() {
-        let mut drafts = Drafts::default();
-        let length = |drafts: &Drafts| drafts.propose(&[7; 40], 7, 7).len();
-        assert_eq!(length(&drafts), 1);
+        let mut drafts = Drafts::by_ngrams();
+        let length = |drafts: &mut Drafts| drafts.propose(&[7; 40], 7, 7).unwrap().len();
+        assert_eq!(length(&mut drafts), 1);
         drafts.learn(1, 1);
-        assert_eq!(length(&drafts), 3);
+        assert_eq!(length(&mut drafts), 3);
         drafts.learn(3, 3);
-        assert_eq!(length(&drafts), 7);
+        assert_eq!(length(&mut drafts), 7);
         drafts.learn(7, 0);
-        assert_eq!(length(&drafts), 4);
+        assert_eq!(length(&mut drafts), 4);
         drafts.learn(4, 0);
-        assert_eq!(length(&drafts), 0);
+        assert_eq!(length(&mut drafts), 0);
         // Then one token is tried now and then.
         let waited = (0..).find(|_| {
             drafts.learn(0, 0);
-            length(&drafts) > 0
+            length(&mut drafts) > 0
         });
         assert!((1..60).contains(&waited.unwrap()));
-        assert_eq!(length(&drafts), 1);
+        assert_eq!(length(&mut drafts), 1);
         let done = drafts.done();
         assert_eq!((done.drafted, done.accepted), (15, 4));
     }

@@ -2,6 +2,7 @@
 
 mod answer;
 mod draft;
+mod draft_model;
 mod pull;
 mod stop;
 mod thoughts;
@@ -9,6 +10,7 @@ mod utf8;
 
 pub use answer::{Answer, Guide, Next, Step};
 pub use draft::{Draft, Drafts};
+pub use draft_model::DraftModel;
 pub use pull::Pull;
 pub use stop::{Limits, Predict, StopReason};
 pub use thoughts::{Part, Thoughts, parted};

@@ -14,17 +14,17 @@ use crate::stats::Drafted;
 use crate::tokenizer::{Token, Tokenizer};
 
 /// Decodes what an answer asks for: an iterator over pieces of its text.
-pub struct Pull<'a, 'm> {
+pub struct Pull<'a, 'm, 'd> {
     session: &'a mut dyn Timeline<'m>,
     answer: Answer<'a>,
     /// The token that was drawn last, if it is to be decoded
     pending: Option<Token>,
     /// What makes drafts, if there are any
-    drafts: Option<Drafts>,
+    drafts: Option<Drafts<'a, 'd>>,
     interrupt: Arc<AtomicBool>,
 }
 
-impl<'a, 'm> Pull<'a, 'm> {
+impl<'a, 'm, 'd> Pull<'a, 'm, 'd> {
     /// An answer to what the session has processed, with drafts if the session takes any. It ends soon after `interrupt` is set.
     pub fn new(
         session: &'a mut dyn Timeline<'m>,
@@ -32,9 +32,9 @@ impl<'a, 'm> Pull<'a, 'm> {
         sampler: Sampler,
         limits: Limits,
         guide: Guide,
-        drafts: Option<Drafts>,
+        drafts: Option<Drafts<'a, 'd>>,
         interrupt: Arc<AtomicBool>,
-    ) -> Pull<'a, 'm> {
+    ) -> Pull<'a, 'm, 'd> {
         let room = session.n_ctx() - session.n_past();
         let drafts = drafts.filter(|_| session.own().is_some_and(|s| s.max_draft() > 0));
         Pull { answer: Answer::new(limits, tokenizer, sampler, guide, room), session, pending: None, drafts, interrupt }
@@ -74,12 +74,7 @@ impl<'a, 'm> Pull<'a, 'm> {
             let step = self.answer.push(self.session.logits())?;
             return Ok(self.take(step));
         };
-        let draft = self.draft_after(token);
-        let decoded = match self.session.own_mut().filter(|_| !draft.is_empty()) {
-            Some(session) => session.decode_draft(token, &draft),
-            None => self.session.decode(token).map(|()| 0),
-        };
-        let n_draft = match decoded {
+        let (draft, n_draft) = match self.decode(token) {
             Err(e) if e.kind() == Kind::Interrupted => return Ok(self.answer.interrupt()),
             result => result?,
         };
@@ -116,16 +111,25 @@ impl<'a, 'm> Pull<'a, 'm> {
         step.text
     }
 
-    /// A draft of what comes after a token.
-    fn draft_after(&self, token: Token) -> Vec<Token> {
-        let (Some(drafts), Some(session)) = (&self.drafts, self.session.own()) else { return Vec::new() };
+    /// The token goes into the model, with a draft of what comes after it. Returns the draft, and how many tokens of it went in.
+    fn decode(&mut self, token: Token) -> Result<(Vec<Token>, usize)> {
+        let (Some(drafts), Some(session)) = (&mut self.drafts, self.session.own_mut()) else {
+            self.session.decode(token)?;
+            return Ok((Vec::new(), 0));
+        };
+        if drafts.are_computed() {
+            // The model that drafts has the processors meanwhile.
+            session.pause();
+        }
         // The last token that is drawn is not decoded.
         let most = session.max_draft().min(self.answer.most_left().saturating_sub(1));
-        drafts.propose(session.tokens(), token, most)
+        let draft = drafts.propose(session.tokens(), token, most)?;
+        let n_draft = session.decode_draft(token, &draft)?;
+        Ok((draft, n_draft))
     }
 }
 
-impl Iterator for Pull<'_, '_> {
+impl Iterator for Pull<'_, '_, '_> {
     type Item = Result<String>;
 
     fn next(&mut self) -> Option<Result<String>> {

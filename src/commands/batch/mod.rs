@@ -58,6 +58,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
         signals,
         model: &model,
         tokenizer: &tokenizer,
+        drafter: None,
         grammar,
         start,
         sampling: Cell::default(),

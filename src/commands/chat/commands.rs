@@ -278,7 +278,7 @@ impl Chat<'_> {
     fn why(&self) -> Result<()> {
         let (_, stats) = self.last.as_ref().ok_or_else(no_answer)?;
         let (options, own) = (&self.run.options, self.session.own());
-        let no_drafts = match (options.draft, own) {
+        let no_drafts = match (&options.draft, own) {
             (Some(Draft::Off), _) => "off (--draft off)",
             (_, None) => "none: libllama writes this model's answers",
             _ => "none: with these kernels and settings several tokens at once are not computed as one by one",

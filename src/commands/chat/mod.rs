@@ -33,7 +33,7 @@ pub struct Beginning<'a> {
 }
 
 /// Chats until the user leaves, or with `once` for one turn.
-pub fn chat(run: Run, template: &Template, beginning: Beginning, once: bool) -> Result<()> {
+pub fn chat<'a>(run: Run<'a>, template: &'a Template, beginning: Beginning, once: bool) -> Result<()> {
     let Beginning { system, first, resumed, watch, hush } = beginning;
     let options = &run.options;
     let mut session = run.model.timeline(&options.context, run.signals.interrupt.clone())?;

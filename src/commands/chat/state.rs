@@ -8,13 +8,14 @@ use super::keep::Keep;
 use super::parameters::how;
 use crate::chat::{Around, Conversation, Editor, Hush, Input, Style, Template, Watch};
 use crate::commands::answer::{Answer, Run, answer, constraint, marks, sampler};
+use crate::commands::drafts::Drafter;
 use crate::commands::output::Printer;
 use crate::commands::run::Options;
 use crate::commands::{prompt_cache, pruning};
 use crate::constraint::{Constraint, Grammar};
 use crate::engine::Timeline;
-use crate::error::Result;
-use crate::generate::Guide;
+use crate::error::{Error, Result};
+use crate::generate::{Draft, Guide};
 use crate::stats::Stats;
 use crate::tokenizer::Token;
 
@@ -146,6 +147,13 @@ impl<'a> Chat<'a> {
             self.constraint = constraint(&self.run)?;
         }
         let options = &self.run.options;
+        if before.is_some_and(|b| b.draft != options.draft)
+            && let Some(Draft::Model(path)) = &options.draft
+            && self.run.drafter.as_ref().map(Drafter::path) != Some(path)
+        {
+            let hint = "leave, and start with --draft model:FILE (--continue goes on with this chat)";
+            return Err(Error::usage(format!("a model that drafts is loaded at the start: {hint}")));
+        }
         if before.is_none_or(|b| b.prune != options.prune) {
             let n_threads = options.context.n_threads_batch;
             pruning::apply_to(self.session.as_mut(), self.run.model, options.prune.as_ref(), n_threads, &self.run.log)?;

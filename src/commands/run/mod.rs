@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use super::answer::Run;
 use super::chat::{self, Beginning};
+use super::drafts::{Drafter, load_draft_model};
 use super::input::Reader;
 use super::kv_types;
 use super::load::load;
@@ -20,7 +21,6 @@ use crate::chat::{Hush, Style, Template};
 use crate::constraint::Grammar;
 use crate::engine::Loaded;
 use crate::error::{Error, Result, shown};
-use crate::generate::Draft;
 use crate::gguf::{Gguf, Value};
 use crate::log::Log;
 use crate::tokenizer::{Token, Tokenizer};
@@ -67,9 +67,7 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
     let hush = screen.then(|| Hush::begin(true));
     let start = Instant::now();
     let (model, tokenizer) = load(&options.model, &options.context, slice::from_ref(&options.prune), &log, &signals)?;
-    if options.draft == Some(Draft::Ngram) && model.own().is_none() {
-        log.note("--draft has no effect: libllama writes this model's answers");
-    }
+    let draft_model = load_draft_model(options, &model, &tokenizer, &log, &signals)?;
     signals.catch_answer_now()?;
     let (options, sampling) = &sampling_of_file(options, model.gguf())?;
     let unknown = unknown_sampling(model.gguf());
@@ -77,12 +75,15 @@ pub fn run(options: &Options, signals: Signals) -> Result<()> {
         log.note(&format!("the file wants answers drawn by {} too, which pp-run does not have", unknown.join(", ")));
     }
     let template = template(options, &model, &tokenizer)?;
+    let interrupt = || signals.interrupt.clone();
+    let drafter = draft_model.as_ref().map(|drafts| Drafter::new(drafts, &model, &options.context, interrupt()));
     let run = Run {
         options: options.clone(),
         log,
         signals,
         model: &model,
         tokenizer: &tokenizer,
+        drafter,
         grammar,
         start,
         sampling: Cell::new(sampling.clone()),

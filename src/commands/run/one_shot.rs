@@ -18,7 +18,7 @@ use crate::system::memory;
 use crate::tokenizer::Token;
 
 /// One prompt, one answer.
-pub fn one_shot(run: &Run, template: Option<&Template>, system: Option<&str>, prompt: &str) -> Result<()> {
+pub fn one_shot<'a>(run: &Run<'a>, template: Option<&'a Template>, system: Option<&str>, prompt: &str) -> Result<()> {
     let options = &run.options;
     if template.is_none() && options.conversation != Tristate::Off {
         run.log.note(
