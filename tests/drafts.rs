@@ -154,7 +154,7 @@ impl<'a> Case<'a> {
     #[track_caller]
     fn check(&self) -> (Outcome, [usize; 2]) {
         let (without, _) = self.run(None);
-        let (with, drafted) = self.run(Some(Drafts::by_ngrams()));
+        let (with, drafted) = self.run(Some(Drafts::by_ngrams(0.25)));
         assert_eq!(with, without);
         (without, drafted)
     }
@@ -167,10 +167,10 @@ impl Case<'_> {
         let (without, _) = self.run(None);
         let options = ContextOptions { n_ctx: Some(self.n_ctx), ..ContextOptions::new(1) };
         let mut model = DraftModel::new(session(drafts, &options), cost);
-        let (with, drafted) = self.run(Some(Drafts::by_model(&mut model)));
+        let (with, drafted) = self.run(Some(Drafts::by_model(&mut model, 0.25)));
         assert_eq!(with, without);
         // What it remembers of one answer serves the next one.
-        let (again, drafted_again) = self.run(Some(Drafts::by_model(&mut model)));
+        let (again, drafted_again) = self.run(Some(Drafts::by_model(&mut model, 0.25)));
         assert_eq!(again, without);
         assert_eq!(drafted, drafted_again);
         (without, drafted)
@@ -327,7 +327,7 @@ fn an_interrupted_answer_is_a_beginning_of_it() {
     let (answer, _) = Case::new(&model, &tokenizer, &prompt, 200).check();
     for n in [1, 10, 30] {
         let case = Case { interrupt_after: n, ..Case::new(&model, &tokenizer, &prompt, 200) };
-        let (part, _) = case.run(Some(Drafts::by_ngrams()));
+        let (part, _) = case.run(Some(Drafts::by_ngrams(0.25)));
         assert_eq!(part.stop, StopReason::Interrupted);
         assert!(part.tokens.len() < 200 && answer.tokens.starts_with(&part.tokens));
         // The last token was drawn, and is not decoded.

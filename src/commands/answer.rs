@@ -131,9 +131,10 @@ pub fn answer(
     });
     let mut text = String::new();
     let limits = run.options.limits.clone();
+    let cost_of_token = session.own().map_or(0.0, Session::cost_of_draft_token);
     let drafts = match draft_model.as_deref_mut() {
-        Some(model) => Some(Drafts::by_model(model)),
-        None => drafts_by_ngrams(run, session).then(Drafts::by_ngrams),
+        Some(model) => Some(Drafts::by_model(model, cost_of_token)),
+        None => drafts_by_ngrams(run, session).then(|| Drafts::by_ngrams(cost_of_token)),
     };
     guide.budget = run.options.reasoning_budget;
     guide.answer_now = run.signals.answer_now.clone();

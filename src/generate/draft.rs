@@ -2,9 +2,8 @@
 //! and those count that the sampler draws as well.
 //!
 //! Without a small model a guess is what came after the last tokens when they came before (prompt lookup decoding). Whether to guess is a
-//! matter of account: a draft costs time that is lost if it is wrong. The account is kept in steps of one token, by fixed costs,
-//! somewhat more than what steps of several tokens were measured to cost (tests/bench/README.md, "Long contexts and steps"): without a clock,
-//! a run makes the same drafts every time.
+//! matter of account: a draft costs time that is lost if it is wrong. The account is kept in steps of one token, by costs that are fixed for a
+//! processor ([`crate::engine::Session::cost_of_draft_token`]): without a clock, a run makes the same drafts every time.
 
 use std::path::PathBuf;
 
@@ -33,12 +32,6 @@ const MOST_MATCH: usize = 16;
 /// What a draft costs, in steps of one token: its graph is built anew if the last draft had another length.
 const COST: f64 = 0.16;
 
-/// What each of its tokens costs.
-const COST_OF_TOKEN: f64 = 0.25;
-
-/// What drafts may lose before one has been right, in steps: a draft of one token.
-const ALLOWANCE: f64 = COST + COST_OF_TOKEN;
-
 /// What they may lose more with each step.
 const ALLOWANCE_OF_STEP: f64 = 0.01;
 
@@ -49,6 +42,8 @@ const MOST_CREDIT: f64 = 4.0;
 pub struct Drafts<'d, 'm> {
     /// What guesses, if it is not the text so far
     model: Option<&'d mut DraftModel<'m>>,
+    /// What each token of a draft costs the model that answers, in steps
+    cost_of_token: f64,
     /// What may be lost yet, in steps
     credit: f64,
     /// What the guesses for the step to come cost
@@ -57,14 +52,14 @@ pub struct Drafts<'d, 'm> {
 }
 
 impl<'d, 'm> Drafts<'d, 'm> {
-    /// Drafts from n-grams of the text so far.
-    pub fn by_ngrams() -> Drafts<'d, 'm> {
-        Drafts { model: None, credit: ALLOWANCE, guessing: 0.0, done: Drafted::default() }
+    /// Drafts from n-grams of the text so far, whose tokens cost so many steps each. Before one has been right, a draft of one token may be lost.
+    pub fn by_ngrams(cost_of_token: f64) -> Drafts<'d, 'm> {
+        Drafts { model: None, cost_of_token, credit: COST + cost_of_token, guessing: 0.0, done: Drafted::default() }
     }
 
     /// Drafts by a model. As somebody chose it, it may lose some steps before it has been right.
-    pub fn by_model(model: &'d mut DraftModel<'m>) -> Drafts<'d, 'm> {
-        Drafts { model: Some(model), credit: MOST_CREDIT, ..Drafts::by_ngrams() }
+    pub fn by_model(model: &'d mut DraftModel<'m>, cost_of_token: f64) -> Drafts<'d, 'm> {
+        Drafts { model: Some(model), credit: MOST_CREDIT, ..Drafts::by_ngrams(cost_of_token) }
     }
 
     /// Whether a model computes them.
@@ -75,7 +70,7 @@ impl<'d, 'm> Drafts<'d, 'm> {
     /// A draft of at most `most` tokens after `tokens` and then `last`; empty if there is nothing to go by, or if drafts lost too much lately.
     /// The errors are those of a model that drafts.
     pub fn propose(&mut self, tokens: &[Token], last: Token, most: usize) -> Result<Vec<Token>> {
-        let cost_of_token = COST_OF_TOKEN + self.model.as_ref().map_or(0.0, |m| m.cost());
+        let cost_of_token = self.cost_of_token + self.model.as_ref().map_or(0.0, |m| m.cost());
         // A little more, so that rounding takes no token away.
         let most = most.min(((self.credit - COST) / cost_of_token + 1e-9).max(0.0) as usize);
         match &mut self.model {
@@ -95,7 +90,7 @@ impl<'d, 'm> Drafts<'d, 'm> {
         self.done.steps += 1;
         self.done.drafted += drafted;
         self.done.accepted += accepted;
-        let checking = if drafted == 0 { 0.0 } else { COST + COST_OF_TOKEN * drafted as f64 };
+        let checking = if drafted == 0 { 0.0 } else { COST + self.cost_of_token * drafted as f64 };
         let cost = checking + std::mem::take(&mut self.guessing);
         self.credit = (self.credit + ALLOWANCE_OF_STEP + accepted as f64 - cost).min(MOST_CREDIT);
     }
@@ -135,6 +130,8 @@ fn followed(tokens: &[Token], last: Token, most: usize) -> Vec<Token> {
 mod tests {
     use super::*;
 
+    const COST_OF_TOKEN: f64 = 0.25;
+
     #[test]
     fn what_followed_the_longest_match_is_guessed() {
         let text = [1, 2, 3, 4, 50, 9, 2, 3, 4, 60, 9, 1, 2, 3];
@@ -168,11 +165,11 @@ mod tests {
     #[test]
     fn wrong_drafts_cost_next_to_nothing() {
         for n in [41, 100, 1000] {
-            let cost = cost(&mut Drafts::by_ngrams(), n, |_| 0);
+            let cost = cost(&mut Drafts::by_ngrams(COST_OF_TOKEN), n, |_| 0);
             assert!(cost <= 1.02 * n as f64 + 1e-6, "{cost} for {n}");
         }
         // After a part that was repeated, what was gained there is not lost again.
-        let mut drafts = Drafts::by_ngrams();
+        let mut drafts = Drafts::by_ngrams(COST_OF_TOKEN);
         let gained = 40.0 - cost(&mut drafts, 40, |n| n);
         let lost = cost(&mut drafts, 1000, |_| 0) - 1000.0;
         assert!(gained > 20.0 && lost <= MOST_CREDIT + 10.0 + 1e-6, "{gained} and {lost}");
@@ -180,7 +177,7 @@ mod tests {
 
     #[test]
     fn right_drafts_grow_and_wrong_ones_shrink() {
-        let mut drafts = Drafts::by_ngrams();
+        let mut drafts = Drafts::by_ngrams(COST_OF_TOKEN);
         let length = |drafts: &mut Drafts| drafts.propose(&[7; 40], 7, 7).unwrap().len();
         assert_eq!(length(&mut drafts), 1);
         drafts.learn(1, 1);

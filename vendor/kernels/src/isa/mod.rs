@@ -105,6 +105,17 @@ impl Isa {
         matches!(self.0, InstructionSet::Portable(_))
     }
 
+    /// What each token after the first adds to a step of few tokens, in steps of one token: somewhat more than was measured for models as wide
+    /// as one of 7B and less than for small ones (tests/bench/README.md, "Long contexts and steps"). One token waits for memory, and several
+    /// compute meanwhile, the more so with wide vectors.
+    pub fn cost_of_token(self) -> f64 {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512(_) => 0.17,
+            _ => 0.42,
+        }
+    }
+
     /// Runs a kernel with the instruction set.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
         self.0.run(kernel)
