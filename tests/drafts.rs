@@ -166,7 +166,7 @@ impl Case<'_> {
     fn check_with(&self, drafts: &Model, cost: f64) -> (Outcome, [usize; 2]) {
         let (without, _) = self.run(None);
         let options = ContextOptions { n_ctx: Some(self.n_ctx), ..ContextOptions::new(1) };
-        let mut model = DraftModel::new(session(drafts, &options), cost);
+        let mut model = DraftModel::new(session(drafts, &options), drafts.n_vocab().min(self.model.n_vocab()), cost);
         let (with, drafted) = self.run(Some(Drafts::by_model(&mut model, 0.25)));
         assert_eq!(with, without);
         // What it remembers of one answer serves the next one.
@@ -180,8 +180,11 @@ impl Case<'_> {
 /// A model as small as there can be, changed, and its tokenizer. Attention adds nothing, so that what comes next depends on the last token
 /// only: it soon repeats itself.
 fn smallest(dir: &Path, change: impl Fn(&mut Doc)) -> (Model, Tokenizer) {
+    without_attention(dir, Forge::smallest(), change)
+}
+
+fn without_attention(dir: &Path, forge: Forge, change: impl Fn(&mut Doc)) -> (Model, Tokenizer) {
     let path = dir.join("model.gguf");
-    let forge = Forge::smallest();
     let mut doc = forge.doc();
     for il in 0..forge.n_layer {
         doc.tensor(&format!("blk.{il}.attn_output.weight")).data.fill(0);
@@ -278,6 +281,30 @@ fn drafts_by_a_model_change_nothing() {
     let [itself, other] = all;
     assert!(n == 64_000 && 500 < itself[1] && itself[1] < itself[0], "{all:?} of {n}");
     assert!(100 < other[0] && other[1] < other[0] / 10, "{all:?}");
+}
+
+/// Some vocabularies are padded: tokens that one of the models does not have are neither read nor guessed by the other.
+#[test]
+fn tokens_that_one_model_lacks_are_not_drafted() {
+    let _turn = turn();
+    let (dirs, prompt) = ([tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()], text(20));
+    let (model, tokenizer) = smallest(dirs[0].path(), |_| {});
+    let (padded, padded_tokenizer) =
+        without_attention(dirs[1].path(), Forge { n_vocab: 420, ..Forge::smallest() }, |_| {});
+    let mut n = 0;
+    for seed in 0..8 {
+        let sampling = SamplingOptions {
+            seed: Some(seed),
+            temperature: seed as f32 / 7.0,
+            ignore_eos: true,
+            ..Default::default()
+        };
+        let case = |model, tokenizer| Case { sampling: sampling.clone(), ..Case::new(model, tokenizer, &prompt, 300) };
+        let (answer, _) = case(&padded, &padded_tokenizer).check_with(&model, 0.01);
+        n += answer.tokens.iter().filter(|&&t| t as usize >= tokenizer.n_vocab()).count();
+        case(&model, &tokenizer).check_with(&padded, 0.01);
+    }
+    assert!(n > 0, "some are drawn");
 }
 
 #[test]

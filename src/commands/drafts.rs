@@ -27,6 +27,8 @@ pub struct Drafter<'a> {
     model: &'a Loaded,
     context: engine::Options,
     interrupt: Arc<AtomicBool>,
+    /// Tokens that both models have
+    n_vocab: usize,
     /// What a token of it costs, in steps of the model that answers
     cost: f64,
     /// Its memory of the text, from the first answer on
@@ -98,7 +100,8 @@ impl<'a> Drafter<'a> {
         interrupt: Arc<AtomicBool>,
     ) -> Drafter<'a> {
         let cost = cost(drafts, answers);
-        Drafter { model: drafts, context: context.clone(), interrupt, cost, memory: RefCell::new(None) }
+        let n_vocab = drafts.n_vocab().min(answers.n_vocab());
+        Drafter { model: drafts, context: context.clone(), interrupt, n_vocab, cost, memory: RefCell::new(None) }
     }
 
     /// The file.
@@ -115,7 +118,7 @@ impl<'a> Drafter<'a> {
             let options = engine::Options { n_ctx: u32::try_from(n_ctx).ok(), ..self.context.clone() };
             let model = self.model.require_own("--draft")?;
             let session = Session::new(model, &options, 1, 1, self.interrupt.clone())?;
-            *memory = Some(DraftModel::new(session, self.cost));
+            *memory = Some(DraftModel::new(session, self.n_vocab, self.cost));
         }
         Ok(RefMut::map(memory, |m| m.as_mut().expect("made above")))
     }

@@ -7,6 +7,7 @@ use crate::tokenizer::Token;
 /// A model that drafts, and its own memory of the text.
 pub struct DraftModel<'m> {
     session: Session<'m>,
+    n_vocab: usize,
     cost: f64,
 }
 
@@ -18,9 +19,10 @@ pub struct Guess {
 }
 
 impl<'m> DraftModel<'m> {
-    /// A step of the small model takes `cost` steps of the large one. The session has as much context as the large model's.
-    pub fn new(session: Session<'m>, cost: f64) -> DraftModel<'m> {
-        DraftModel { session, cost }
+    /// Both models have the first `n_vocab` tokens. A step of the small one takes `cost` steps of the large one. The session has as much
+    /// context as the large model's.
+    pub fn new(session: Session<'m>, n_vocab: usize, cost: f64) -> DraftModel<'m> {
+        DraftModel { session, n_vocab, cost }
     }
 
     /// What a step costs, in steps of the large model.
@@ -37,13 +39,18 @@ impl<'m> DraftModel<'m> {
     /// `chance` by the small model's own account. What the text has in common with the last one is not read again.
     /// [`crate::error::Kind::Interrupted`] if the session is told so.
     pub fn guess(&mut self, tokens: &[Token], last: Token, most: usize, chance: f64) -> Result<Guess> {
-        let mut guess = Guess { tokens: Vec::new(), n_steps: 1 };
-        self.session.sync(&[tokens, &[last]].concat(), &mut |_, _| {})?;
+        let mut guess = Guess { tokens: Vec::new(), n_steps: 0 };
+        let text = [tokens, &[last]].concat();
+        if text.iter().any(|&token| token as usize >= self.n_vocab) {
+            return Ok(guess);
+        }
+        self.session.sync(&text, &mut |_, _| {})?;
         let mut all_right = 1.0;
         loop {
+            guess.n_steps += 1;
             let (token, ln_sum) = normaliser(self.session.logits());
             all_right *= (-ln_sum).exp();
-            if all_right < chance {
+            if all_right < chance || token >= self.n_vocab {
                 break;
             }
             guess.tokens.push(token as Token);
@@ -51,7 +58,6 @@ impl<'m> DraftModel<'m> {
                 break;
             }
             self.session.decode(token as Token)?;
-            guess.n_steps += 1;
         }
         // The large model has the processors now.
         self.session.pause();
