@@ -45,7 +45,7 @@ fn usage_errors_are_one_line_with_a_suggestion() {
     fails(&output(&["-m", "x", "--tempp", "1"]), 2, "did you mean '--temp'?");
     // Nothing is better than nonsense, and what llama.cpp has is named.
     fails(&output(&["-m", "x", "--zebra"]), 2, "unknown flag '--zebra': see --help");
-    for flag in ["--in-prefix-bos", "--prefill-assistant", "-md"] {
+    for flag in ["--in-prefix-bos", "--prefill-assistant", "--draft-max"] {
         fails(&output(&["-m", "x", flag]), 2, "does not have");
     }
     for flags in [["--poll", "50"], ["--cpu-mask", "f"], ["-Cr", "0-3"], ["--cpu-strict", "1"], ["-ot", "exps=CPU"]] {

@@ -182,6 +182,7 @@ fn every_command() {
     command(&mut t, "/set temp warm", &["error"]);
     command(&mut t, "/set temprature 1", &["did you mean 'temp'"]);
     command(&mut t, "/set num_ctx 1", &["start with it as a flag"]);
+    command(&mut t, "/set draft model:none.gguf", &["a model that drafts is loaded at the start"]);
     command(&mut t, "/set top-p", &["wants a value"]);
     command(&mut t, "/set ignore-eos maybe", &["on, off"]);
     command(&mut t, "/set samplers top_q", &["is not one of: penalties"]);
