@@ -281,6 +281,9 @@ impl Chat<'_> {
         let no_drafts = match (&options.draft, own) {
             (Some(Draft::Off), _) => "off (--draft off)",
             (_, None) => "none: libllama writes this model's answers",
+            (Some(Draft::Model(_)), _) if self.run.drafter.is_none() => {
+                "none: the model that drafts was not loaded (start with --draft model:FILE)"
+            }
             _ => "none: with these kernels and settings several tokens at once are not computed as one by one",
         };
         let context = &options.context;
