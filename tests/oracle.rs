@@ -145,6 +145,30 @@ fn smollm2_agrees_without_flash_attention_and_with_other_caches() {
     compare(&path, &mixed, &prompts, 32);
 }
 
+/// What earlier sessions left in memory, on a GPU above all, has no part in what later ones compute.
+#[test]
+fn smollm2_agrees_in_memory_that_others_left() {
+    let _turn = turn();
+    let path = smollm2();
+    let (model, llama) = (load(&path), LlamaModel::load(&path, n_gpu_layers()).unwrap());
+    // See `compare` for what a GPU rounds.
+    let most = if n_gpu_layers() > 0 { 1e-4 } else { MAX_NMSE };
+    let prompt = smollm2_prompts().swap_remove(6);
+    for _ in 0..2 {
+        for flash_attn in [false, true] {
+            for type_k in [CacheType::F16, CacheType::F32, CacheType::Q8_0] {
+                let o = ContextOptions { flash_attn, cache_type_k: type_k, ..options() };
+                let mut ours = session(&model, &o);
+                ours.sync(&prompt, &mut |_, _| {}).unwrap();
+                ours.pause();
+                let mut theirs = Context::new(&llama, &llama_params(&o, 1)).unwrap();
+                let error = nmse(ours.logits(), &logits(&mut theirs, &prompt, None, 0)[0]);
+                assert!(error < most, "flash attention {flash_attn}, keys in {type_k:?}: NMSE {error:e}");
+            }
+        }
+    }
+}
+
 /// Of a cache in few bits an element that lies between two codes may become one with us and the other with libllama, as sums round otherwise in their
 /// last bits. Such an element is wrong by a step of its type, as any quantised one may be: if one in `n` is, logits differ by an `n`-th of what the
 /// type costs at all, which is how far libllama's own logits are from those with a cache in f16. One in a hundred is allowed; that rotations,

@@ -401,6 +401,10 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
         if params.flash_attn && !params.exact {
             [k, v] = [k, v].map(|t| if t.ty() == Type::F32 { g.cast(t, Type::F16) } else { t });
         }
+        if is_stock && !params.flash_attn && k.ty().is_quantized() {
+            // ggml's Vulkan backend multiplies quantised matrices as if one followed right after the other; a cache has room between its heads.
+            k = g.cast(k, Type::F32);
+        }
         let out = self.softmax_attention(q, k, v, mask, kept.filter(|_| spread.is_none()), w);
         g.expand(out);
         self.name(out, "kqv_out", il);
