@@ -465,6 +465,8 @@ fn the_program_drafts_by_a_small_model() {
     let [drafted, accepted] = ["drafted", "accepted"].map(|n| with["draft"][n].as_u64().unwrap());
     assert!(accepted > 4 && 10 * accepted >= 9 * drafted, "{with}");
     assert_eq!(json(&["-md", &path("small")])["draft"], with["draft"], "llama.cpp's flag");
+    assert!(json(&["-md", &path("small"), "--draft", "off"])["draft"].is_null(), "the last flag counts");
+    assert!(json(&["-md", &path("large")])["draft"].is_null(), "it is as large as the one that answers");
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub struct RunArgs {
     /// that drafts may change an answer. Answers that are pruned (--prune-answer), and those by libllama, have no drafts.
     #[arg(long, value_name = "HOW", help_heading = "Sampling")]
     pub draft: Option<String>,
-    #[arg(long, hide = true, value_name = "FILE", allow_hyphen_values = true, conflicts_with = "draft")]
+    #[arg(long, hide = true, value_name = "FILE", allow_hyphen_values = true, overrides_with = "draft")]
     pub model_draft: Option<PathBuf>,
     #[arg(long, short = 'i', hide = true, alias = "interactive-first")]
     pub interactive: bool,

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use kernels::Isa;
+
 use super::load::load;
 use super::run::Options;
 use super::signals::Signals;
@@ -63,8 +65,9 @@ pub fn load_draft_model(
     let (drafts, vocabulary) = load(&of_model, &context, &[None], log, signals)?;
     drafts.require_own("--draft")?;
     check_vocabulary(tokenizer, &vocabulary).map_err(|e| e.in_file(path))?;
-    if cost(&drafts, model) >= 1.0 {
+    if cost(&drafts, model) + Isa::best().cost_of_token() >= 1.0 {
         log.note("--draft has no effect: the model that is to draft is not much smaller than the one that answers");
+        return Ok(None);
     }
     Ok(Some(drafts))
 }
