@@ -164,7 +164,7 @@ impl Stats {
         let drafts = match (self.drafted, self.drafts()) {
             (None, _) => facts.no_drafts.clone(),
             (_, Some(drafts)) => drafts.trim_start_matches("drafts ").to_owned(),
-            (_, None) => "none were tried: nothing came twice".to_owned(),
+            (_, None) => "none were tried: nothing was likely enough".to_owned(),
         };
         vec![
             ("prompt", format!("{} tokens: {} from the cache, {read}", self.prompt_tokens, self.cached_tokens)),

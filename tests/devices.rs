@@ -1,4 +1,5 @@
 //! Devices are made ready once, whichever thread comes first. The only test of this program: nothing has used a device before.
+//! Without a GPU there is only the CPU to start.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Barrier};

@@ -442,20 +442,8 @@ fn the_program_drafts_by_a_small_model() {
     fs::write(path("large"), large.bytes()).unwrap();
     let json = |more: &[&str]| {
         let mut command = common::pp_run();
-        command.args([
-            "-m",
-            &path("large"),
-            "-p",
-            "hello",
-            "-no-cnv",
-            "-n",
-            "60",
-            "--temp",
-            "0",
-            "--kernels",
-            "native",
-        ]);
-        command.args(["--ignore-eos", "--output-format", "json"]).args(more).stdin(Stdio::null());
+        command.args(["-m", &path("large"), "-p", "hello", "-no-cnv", "-n", "60", "--temp", "0", "--ignore-eos"]);
+        command.args(["--kernels", "native", "--output-format", "json"]).args(more).stdin(Stdio::null());
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice::<Value>(&output.stdout).unwrap()

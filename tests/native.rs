@@ -164,8 +164,8 @@ fn perplexity(kernels: &str, more: &[&str]) -> f64 {
     ppl(&String::from_utf8(out.stdout).unwrap())
 }
 
-/// (Where units are pruned some of those that are kept differ, and what that does to three windows is chance: with AVX2 5%. Over 60 and 90 windows the difference was
-/// within its standard error.)
+/// (Where units are pruned some of those that are kept differ, and what that does to three windows is chance: with AVX2 5%. Over 60 and 90
+/// windows the difference was within its standard error.)
 #[test]
 fn perplexities_are_nearly_the_same() {
     let _turn = turn();

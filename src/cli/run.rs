@@ -50,8 +50,6 @@ pub struct RunArgs {
     /// that drafts may change an answer. Answers that are pruned (--prune-answer), and those by libllama, have no drafts.
     #[arg(long, value_name = "HOW", help_heading = "Sampling")]
     pub draft: Option<String>,
-    #[arg(long, hide = true, value_name = "FILE", allow_hyphen_values = true, overrides_with = "draft")]
-    pub model_draft: Option<PathBuf>,
     #[arg(long, short = 'i', hide = true, alias = "interactive-first")]
     pub interactive: bool,
     /// One turn, then exit [-st]
@@ -271,10 +269,7 @@ pub fn options(model: PathBuf, a: RunArgs, settings: Settings) -> Result<Options
         },
         reasoning_budget,
         form: form(a.answer.json, a.answer.json_schema.as_deref(), a.answer.grammar.as_deref()),
-        draft: match a.model_draft {
-            Some(path) => Some(Draft::Model(path)),
-            None => a.draft.as_deref().map(draft).transpose()?,
-        },
+        draft: a.draft.as_deref().map(draft).transpose()?,
         conversation,
         single_turn: a.single_turn,
         template,

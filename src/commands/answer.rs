@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use kernels::Isa;
+
 use super::drafts::Drafter;
 use super::run::Options;
 use super::signals::Signals;
@@ -108,7 +110,11 @@ pub fn answer(
     }
     let mut draft_model = draft_model(run, session)?;
     let start = Instant::now();
-    let (synced, processed) = read(run, session, prompt);
+    let (mut synced, processed) = read(run, session, prompt);
+    if let Some(model) = draft_model.as_mut().filter(|m| synced.is_ok() && m.knows(prompt)) {
+        session.pause();
+        synced = read(run, model.session_mut(), prompt).0;
+    }
     let mut stats = stats_of_prompt(session, prompt, processed, start.elapsed(), sampler.seed());
     stats.sampling = run.sampling.take();
     match synced {
@@ -131,7 +137,7 @@ pub fn answer(
     });
     let mut text = String::new();
     let limits = run.options.limits.clone();
-    let cost_of_token = session.own().map_or(0.0, Session::cost_of_draft_token);
+    let cost_of_token = Isa::best().cost_of_token();
     let drafts = match draft_model.as_deref_mut() {
         Some(model) => Some(Drafts::by_model(model, cost_of_token)),
         None => drafts_by_ngrams(run, session).then(|| Drafts::by_ngrams(cost_of_token)),
@@ -199,8 +205,8 @@ pub fn tokens_in_lines(tokenizer: &Tokenizer, tokens: &[Token]) -> Vec<String> {
     tokens.iter().map(line).collect()
 }
 
-/// The model that drafts answers of this session, if one does.
-fn draft_model<'r, 'a>(run: &'r Run<'a>, session: &dyn Timeline) -> Result<Option<RefMut<'r, DraftModel<'a>>>> {
+/// The model that drafts answers of this session, if one does. [`Kind::Memory`] if there is no room for its memory of the text.
+pub fn draft_model<'r, 'a>(run: &'r Run<'a>, session: &dyn Timeline) -> Result<Option<RefMut<'r, DraftModel<'a>>>> {
     let takes_any = session.own().is_some_and(|s| s.max_draft() > 0);
     match (&run.options.draft, &run.drafter) {
         (Some(Draft::Model(_)), Some(drafter)) if takes_any => drafter.with_context(session.n_ctx()).map(Some),

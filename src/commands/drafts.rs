@@ -33,7 +33,7 @@ pub struct Drafter<'a> {
     n_vocab: usize,
     /// What a token of it costs, in steps of the model that answers
     cost: f64,
-    /// Its memory of the text, from the first answer on
+    /// Its memory of the text, once the context's size is known
     memory: RefCell<Option<DraftModel<'a>>>,
 }
 
@@ -120,7 +120,8 @@ impl<'a> Drafter<'a> {
             *memory = None;
             let options = engine::Options { n_ctx: u32::try_from(n_ctx).ok(), ..self.context.clone() };
             let model = self.model.require_own("--draft")?;
-            let session = Session::new(model, &options, 1, 1, self.interrupt.clone())?;
+            let session =
+                Session::new(model, &options, 1, 1, self.interrupt.clone()).map_err(|e| e.in_file(self.path()))?;
             *memory = Some(DraftModel::new(session, self.n_vocab, self.cost));
         }
         Ok(RefMut::map(memory, |m| m.as_mut().expect("made above")))

@@ -355,11 +355,6 @@ impl<'m> Session<'m> {
         }
     }
 
-    /// What each token of a draft is expected to cost, in steps of one token: a constant of the processor, so that runs are alike.
-    pub fn cost_of_draft_token(&self) -> f64 {
-        Isa::best().cost_of_token()
-    }
-
     /// Whether logits of a token and of those after it are the same bits if all are computed in one step.
     pub fn drafts_are_exact(&self) -> bool {
         self.engine.model.is_own_throughout() && self.engine.cache.params().flash_attn

@@ -3,7 +3,7 @@
 //!
 //! Without a small model a guess is what came after the last tokens when they came before (prompt lookup decoding). Whether to guess is a
 //! matter of account: a draft costs time that is lost if it is wrong. The account is kept in steps of one token, by costs that are fixed for a
-//! processor ([`crate::engine::Session::cost_of_draft_token`]): without a clock, a run makes the same drafts every time.
+//! processor ([`kernels::Isa::cost_of_token`]): without a clock, a run makes the same drafts every time.
 
 use std::path::PathBuf;
 
@@ -62,23 +62,32 @@ impl<'d, 'm> Drafts<'d, 'm> {
         Drafts { model: Some(model), credit: MOST_CREDIT, ..Drafts::by_ngrams(cost_of_token) }
     }
 
-    /// Whether a model computes them.
-    pub fn are_computed(&self) -> bool {
-        self.model.is_some()
+    /// Whether a model computes the next one.
+    pub fn is_next_computed(&self) -> bool {
+        self.model.is_some() && self.affordable() > 0
+    }
+
+    /// Tokens that the next draft can have, at most.
+    fn affordable(&self) -> usize {
+        // A little more, so that rounding takes no token away.
+        ((self.credit - COST) / self.cost_of_guess() + 1e-9).max(0.0) as usize
+    }
+
+    /// What a token of a draft costs, guessing it and checking it.
+    fn cost_of_guess(&self) -> f64 {
+        self.cost_of_token + self.model.as_ref().map_or(0.0, |m| m.cost())
     }
 
     /// A draft of at most `most` tokens after `tokens` and then `last`; empty if there is nothing to go by, or if drafts lost too much lately.
     /// The errors are those of a model that drafts.
     pub fn propose(&mut self, tokens: &[Token], last: Token, most: usize) -> Result<Vec<Token>> {
-        let cost_of_token = self.cost_of_token + self.model.as_ref().map_or(0.0, |m| m.cost());
-        // A little more, so that rounding takes no token away.
-        let most = most.min(((self.credit - COST) / cost_of_token + 1e-9).max(0.0) as usize);
+        let (most, cost) = (most.min(self.affordable()), self.cost_of_guess());
         match &mut self.model {
             _ if most == 0 => Ok(Vec::new()),
             None => Ok(followed(tokens, last, most)),
             Some(model) => {
                 // A token that is right with a chance below its cost would lose more than it gains.
-                let guess = model.guess(tokens, last, most, cost_of_token)?;
+                let guess = model.guess(tokens, last, most, cost)?;
                 self.guessing = guess.n_steps as f64 * model.cost();
                 Ok(guess.tokens)
             }

@@ -35,13 +35,23 @@ impl<'m> DraftModel<'m> {
         self.session.n_ctx()
     }
 
+    /// Whether it knows all of these tokens.
+    pub fn knows(&self, tokens: &[Token]) -> bool {
+        tokens.iter().all(|&token| (token as usize) < self.n_vocab)
+    }
+
+    /// Its memory of the text.
+    pub fn session_mut(&mut self) -> &mut Session<'m> {
+        &mut self.session
+    }
+
     /// The most likely tokens after `tokens` and then `last`, at most `most`, and only while all of them so far are right with at least this
     /// `chance` by the small model's own account. What the text has in common with the last one is not read again.
     /// [`crate::error::Kind::Interrupted`] if the session is told so.
     pub fn guess(&mut self, tokens: &[Token], last: Token, most: usize, chance: f64) -> Result<Guess> {
         let mut guess = Guess { tokens: Vec::new(), n_steps: 0 };
         let text = [tokens, &[last]].concat();
-        if text.iter().any(|&token| token as usize >= self.n_vocab) {
+        if !self.knows(&text) {
             return Ok(guess);
         }
         self.session.sync(&text, &mut |_, _| {})?;

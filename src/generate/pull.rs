@@ -117,7 +117,7 @@ impl<'a, 'm, 'd> Pull<'a, 'm, 'd> {
             self.session.decode(token)?;
             return Ok((Vec::new(), 0));
         };
-        if drafts.are_computed() {
+        if drafts.is_next_computed() {
             // The model that drafts has the processors meanwhile.
             session.pause();
         }

@@ -402,7 +402,8 @@ impl<'a, 'g> GraphBuilder<'a, 'g> {
             [k, v] = [k, v].map(|t| if t.ty() == Type::F32 { g.cast(t, Type::F16) } else { t });
         }
         if is_stock && !params.flash_attn && k.ty().is_quantized() {
-            // ggml's Vulkan backend multiplies quantised matrices as if one followed right after the other; a cache has room between its heads.
+            // ggml's Vulkan backend takes the quantised matrices of several heads as lying one right after the other. In a cache there is room
+            // between them, for the cells that are not used yet.
             k = g.cast(k, Type::F32);
         }
         let out = self.softmax_attention(q, k, v, mask, kept.filter(|_| spread.is_none()), w);

@@ -150,6 +150,11 @@ impl<'f> Walk<'f> {
                 _ => (text, None),
             };
             let name = self.long_name(name);
+            if let ("--model-draft", Some(draft)) = (name.as_str(), self.flags.get("--draft")) {
+                let file = value.map(Into::into).or_else(|| rest.next()).unwrap_or_default();
+                self.flag(draft, Some(format!("model:{}", file.to_string_lossy())), &mut rest)?;
+                continue;
+            }
             if let Some((_, takes_value)) = IGNORED.iter().find(|(n, _)| *n == name && !self.flags.contains_key(&name))
             {
                 if *takes_value && value.is_none() {

@@ -138,6 +138,7 @@ pub const NOT_YET: &[(&str, &str)] = &[
     ("--docker-repo", "downloads (it is always offline)"),
     ("--model-url", "downloads (it is always offline)"),
     ("--cache-list", "downloads (pp-run alone lists the models that it finds)"),
+    ("--model-draft", "drafts by a second model here (answers and chats do)"),
     ("--draft-*", "settings of drafts (--draft model:FILE has none: drafts are as long as pays)"),
     ("--spec-*", "settings of drafts (--draft model:FILE has none: drafts are as long as pays)"),
     ("--lookup-cache-*", "files of drafts (--draft ngram needs none)"),

@@ -282,7 +282,7 @@ impl Chat<'_> {
             (Some(Draft::Off), _) => "off (--draft off)",
             (_, None) => "none: libllama writes this model's answers",
             (Some(Draft::Model(_)), _) if self.run.drafter.is_none() => {
-                "none: the model that drafts was not loaded (start with --draft model:FILE)"
+                "none: the model that is to draft is not much smaller than the one that answers"
             }
             _ => "none: with these kernels and settings several tokens at once are not computed as one by one",
         };

@@ -11,7 +11,7 @@ mod room;
 mod state;
 mod turn;
 
-use super::answer::Run;
+use super::answer::{Run, draft_model};
 use super::output::write_conversation;
 use super::{prompt_cache, pruning};
 use crate::chat::{Hush, Input, Template, Watch};
@@ -38,6 +38,8 @@ pub fn chat<'a>(run: Run<'a>, template: &'a Template, beginning: Beginning, once
     let options = &run.options;
     let mut session = run.model.timeline(&options.context, run.signals.interrupt.clone())?;
     pruning::apply_to(session.as_mut(), run.model, options.prune.as_ref(), options.context.n_threads_batch, &run.log)?;
+    // If there is no room for both, that is said before the first question.
+    draft_model(&run, session.as_ref())?;
     let mut chat = Chat::new(run, session, watch, template, system, once)?;
     if !once {
         chat.make_editor(hush)?;

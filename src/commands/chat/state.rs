@@ -147,7 +147,7 @@ impl<'a> Chat<'a> {
             self.constraint = constraint(&self.run)?;
         }
         let options = &self.run.options;
-        if before.is_some_and(|b| b.draft != options.draft)
+        if options.draft != self.start.draft
             && let Some(Draft::Model(path)) = &options.draft
             && self.run.drafter.as_ref().map(Drafter::path) != Some(path)
         {

@@ -107,7 +107,7 @@ impl Isa {
 
     /// What each token after the first adds to a step of few tokens, in steps of one token: somewhat more than was measured for models as wide
     /// as one of 7B and less than for small ones (tests/bench/README.md, "Long contexts and steps"). One token waits for memory, and several
-    /// compute meanwhile, the more so with wide vectors.
+    /// compute meanwhile, the more so with wide vectors. AVX-512 and AVX2 were measured; the others count as AVX2.
     pub fn cost_of_token(self) -> f64 {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
