@@ -2,17 +2,20 @@
 
 use std::cell::{RefCell, RefMut};
 use std::path::Path;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use ggml::Device;
 use kernels::Isa;
 
 use super::load::load;
 use super::run::Options;
 use super::signals::Signals;
-use crate::engine::{self, Loaded, Session};
+use crate::engine::{self, Loaded, Session, context_needs, layers_that_fit};
 use crate::error::{Error, Result};
 use crate::generate::{Draft, DraftModel};
+use crate::gguf::Gguf;
 use crate::log::Log;
 use crate::model::{self, RopeOptions};
 use crate::tokenizer::{Token, Tokenizer};
@@ -46,8 +49,8 @@ pub fn load_draft_model(
     log: &Log,
     signals: &Signals,
 ) -> Result<Option<Loaded>> {
-    let path = match (&options.draft, model.own()) {
-        (Some(Draft::Model(path)), Some(_)) => path,
+    let (path, answers) = match (&options.draft, model.own()) {
+        (Some(Draft::Model(path)), Some(answers)) => (path, answers),
         (Some(Draft::Model(_) | Draft::Ngram), None) => {
             log.note("--draft has no effect: libllama writes this model's answers");
             return Ok(None);
@@ -55,13 +58,19 @@ pub fn load_draft_model(
         _ => return Ok(None),
     };
     // What is said of the model that answers is not said of this one.
-    let of_model = model::Options {
+    let mut of_model = model::Options {
         path: path.clone(),
         override_kv: Vec::new(),
         rope: RopeOptions::default(),
         ..options.model.clone()
     };
     let context = engine::Options { n_ctx: None, ..options.context.clone() };
+    // The other model's context is made later, and has the first right to the memory of GPUs.
+    if of_model.weights.gpu.n_layers.is_none() && !Device::gpus().is_empty() {
+        let will = context_needs(answers, &options.context, slice::from_ref(&options.prune))?;
+        let n = layers_that_fit(&Arc::new(Gguf::open(path)?), &of_model, &context, &[None], &will)?;
+        of_model.weights.gpu.n_layers = Some(n);
+    }
     let (drafts, vocabulary) = load(&of_model, &context, &[None], log, signals)?;
     drafts.require_own("--draft")?;
     check_vocabulary(tokenizer, &vocabulary).map_err(|e| e.in_file(path))?;

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::model::{self, Model, RunBy};
 use crate::prune;
+use crate::system::memory::Needs;
 
 /// Bytes of a GPU that are left to others where as many layers go there as fit, as llama.cpp leaves them.
 const LEFT_FREE: u64 = 1 << 30;
@@ -28,12 +29,13 @@ pub enum Loaded {
     Libllama(libllama::Model),
 }
 
-/// How many layers, with the output as one more, fit the GPUs beside the context.
-fn layers_that_fit(
+/// How many layers, with the output as one more, fit the GPUs beside the context and beside what others `will` take.
+pub fn layers_that_fit(
     gguf: &Arc<Gguf>,
     options: &model::Options,
     context: &Options,
     pruned: &[Option<prune::Options>],
+    will: &Needs,
 ) -> Result<u32> {
     if Device::gpus().is_empty() {
         return Ok(0);
@@ -46,6 +48,7 @@ fn layers_that_fit(
     let fits = |n: u32| {
         let (model, mut needs) = Model::sketch(gguf.clone(), &with(n))?;
         needs.extend(&context_needs(&model, context, pruned)?);
+        needs.extend(will);
         let room = |gpu: Device| (gpu.memory().0 as u64).saturating_sub(LEFT_FREE);
         let gpus: Vec<Device> = model.gpus();
         Ok(needs.iter().all(|(device, bytes)| !gpus.contains(&device) || bytes <= room(device)))
@@ -89,7 +92,8 @@ impl Loaded {
         if runs_on_own(&gguf, options.run_by) {
             let mut options = options.clone();
             if options.weights.gpu.n_layers.is_none() {
-                options.weights.gpu.n_layers = Some(layers_that_fit(&gguf, &options, context, pruned)?);
+                options.weights.gpu.n_layers =
+                    Some(layers_that_fit(&gguf, &options, context, pruned, &Needs::default())?);
             }
             return Ok(Loaded::Own(Box::new(Model::load(gguf, &options, context.n_threads_batch, progress)?)));
         }

@@ -39,7 +39,7 @@ pub use core::{Engine, OUTPUT_ROWS, context_needs};
 pub use divergence::divergences;
 pub use libllama::LlamaSession;
 pub use likelihood::{Likelihood, Request, normaliser};
-pub use loaded::{Loaded, runs_on_own};
+pub use loaded::{Loaded, layers_that_fit, runs_on_own};
 pub use options::Options;
 pub use pruning::READ_WHOLE;
 pub use report::Report;

@@ -1,5 +1,5 @@
 //! Our product of a matrix with tokens beside ggml's own: operations a second, their ratio, and how much of the processor's limit is
-//! reached: of dot products of bytes for many tokens, and for one token of the speed at which as many bytes are read.
+//! reached: for many tokens that of the products of bytes alone, see [`Isa::peak`], and for one token the speed at which as many bytes are read.
 //!
 //! `cargo bench --bench kernels`, or with `-- --isa AVX2 --type Q4_0 --tokens 64` parts of it. With `-- --table src/weights/kernels.csv` it
 //! measures every type that ggml has instead, or that of `--type`, and writes the table by which the program chooses kernels: its rows of the
@@ -257,10 +257,10 @@ fn spread(k: usize, n: usize) -> Vec<i32> {
     (0..n).filter(|i| (i + 1) * k / n > i * k / n).map(|i| i as i32).collect()
 }
 
-/// Operations a second of so many threads at best.
-fn peak(isa: Isa, n_threads: usize) -> f64 {
+/// Operations a second of so many threads at best, with rows of this format or kept columns of them.
+fn peak(isa: Isa, format: Format, is_kept: bool, n_threads: usize) -> f64 {
     std::thread::scope(|s| {
-        let threads: Vec<_> = (0..n_threads).map(|_| s.spawn(|| isa.peak())).collect();
+        let threads: Vec<_> = (0..n_threads).map(|_| s.spawn(|| isa.peak(format, is_kept))).collect();
         threads.into_iter().map(|t| t.join().expect("a measurement")).sum()
     })
 }
@@ -362,8 +362,7 @@ fn main() {
             panic!("this processor has {:?}", Isa::all().iter().map(Isa::to_string).collect::<Vec<_>>())
         }),
     };
-    let peaks = THREADS.map(|n| peak(isa, n));
-    println!("{isa}: at best {} GOP/s with 1 and 2 threads", peaks.map(|p| format!("{:.0}", p / 1e9)).join(", "));
+    println!("{isa}");
     println!("                                         GOP/s of one thread          of two");
     println!("   in x out   type   columns tokens    ours limit  ggml ratio    ours limit  ggml ratio");
     let mut random = Random(1);
@@ -375,6 +374,7 @@ fn main() {
             let bytes = Arc::new(random.matrix(ty, format, n_in, n_out));
             let bandwidths = THREADS.map(|n| bandwidth(&bytes, n));
             for keep in [false, true] {
+                let peaks = THREADS.map(|n| peak(isa, format, keep, n));
                 let k = if keep { n_in * 5 / 8 / ty.block_size() * ty.block_size() } else { n_in };
                 let columns = || Columns::new(&spread(k, n_in), 1, n_in);
                 let theirs = if keep { Arc::new(random.matrix(ty, format, k, n_out)) } else { bytes.clone() };

@@ -184,28 +184,36 @@ impl GemvActs {
         all
     }
 
+    /// Arranges activations in steps of 256 inputs, four by four: those number `i` of a step are the inputs from `first(i)` on, all of one group.
+    pub(crate) fn by_fours(acts: Acts, first: impl Fn(usize) -> usize) -> GemvActs {
+        let mut all = GemvActs::new(acts.n_tokens());
+        for step in (0..acts.n_groups()).step_by(2 * SHARING) {
+            for t in 0..acts.n_tokens() {
+                let token = acts.token(t);
+                let mut codes = [Codes([0; 64]); 2 * SHARING * GROUP / 64];
+                for (i, to) in codes.iter_mut().flat_map(|c| c.0.chunks_exact_mut(4)).enumerate() {
+                    let (g, at) = (step + first(i) / GROUP, first(i) % GROUP);
+                    to.copy_from_slice(&token.group(g).codes()[at..at + 4]);
+                }
+                all.codes.extend(&codes);
+            }
+        }
+        all
+    }
+
     /// Arranges the activations of super-blocks in lanes of their blocks: see [`by_block`].
     #[inline(always)]
     pub(crate) fn by_block<S: Simd>(s: S, acts: Acts) -> GemvActs {
-        let n_tokens = acts.n_tokens();
-        let mut all = GemvActs::new(n_tokens);
+        let mut all = GemvActs::by_fours(acts, by_block::first_input);
         for first in (0..acts.n_groups()).step_by(2 * SHARING) {
-            for t in 0..n_tokens {
+            for t in 0..all.n_tokens {
                 let token = acts.token(t);
-                let mut codes = [Codes([0; 64]); by_block::VECTORS];
                 let mut sums = [0.0; 16];
                 for g in 0..2 * SHARING {
-                    let group = token.group(first + g);
                     for half in [0, 1] {
-                        let lane = by_block::lane(2 * g + half);
-                        let words = group.codes()[PIECE * half..][..PIECE].chunks_exact(4);
-                        for (codes, word) in codes.iter_mut().zip(words) {
-                            codes.0[4 * lane..][..4].copy_from_slice(word);
-                        }
-                        sums[lane] = group.half(half) as f32;
+                        sums[by_block::lane(2 * g + half)] = token.group(first + g).half(half) as f32;
                     }
                 }
-                all.codes.extend(&codes);
                 all.scales.extend([0, SHARING].map(|g| token.group(first + g).scale()));
                 let mut bytes = [0; 32];
                 for i in (0..sums.len()).step_by(S::LANES) {
@@ -217,9 +225,14 @@ impl GemvActs {
         all
     }
 
-    /// Adds the scales of super-blocks, and of each group the sum.
-    pub(crate) fn add_groups(&mut self, acts: Acts) {
-        self.add_scales(acts);
+    /// Adds for each step of 256 inputs the scales of the two halves, each in two lanes of every four, and token by token of each group the sum.
+    pub(crate) fn add_groups<S: Simd>(&mut self, acts: Acts) {
+        for first in (0..acts.n_groups()).step_by(2 * SHARING) {
+            for t in 0..self.n_tokens {
+                let token = acts.token(t);
+                self.scales.extend((0..S::LANES).map(|lane| token.group(first + lane % 4 / 2 * SHARING).scale()));
+            }
+        }
         for t in 0..self.n_tokens {
             let token = acts.token(t);
             self.sums.extend((0..acts.n_groups()).map(|g| token.group(g).sum()));
@@ -269,6 +282,13 @@ impl GemvActs {
     pub(crate) fn by_lanes<const T: usize>(&self) -> impl Iterator<Item = BlockStep<'_, T>> {
         let steps = self.codes.as_chunks().0.as_chunks().0.iter().zip(self.scales.as_chunks().0.as_chunks().0);
         steps.zip(self.block_sums.as_chunks().0).map(|((codes, scales), sums)| BlockStep { codes, scales, sums })
+    }
+
+    /// Steps of 256 inputs: codes, and as many scales for each token as [`GemvActs::add_groups`] has added for it.
+    #[inline(always)]
+    pub(crate) fn fours<S: Simd, const T: usize>(&self) -> impl Iterator<Item = (&[[Codes; 4]; T], &[f32])> {
+        let codes = self.codes.as_chunks().0.as_chunks().0.iter();
+        codes.zip(self.scales.chunks_exact(S::LANES * T))
     }
 
     /// What tokens have in each super-block: `n_units` units of codes each.

@@ -62,9 +62,10 @@ pub fn aligned<T: Clone + Default>(room: &mut Vec<T>, n: usize) -> &mut [T] {
 
 impl Isa {
     /// Operations on bytes a second that one thread does at best; a multiplication and an addition are two. It is measured, for about a
-    /// tenth of a second, by dot products of what is in registers.
-    pub fn peak(self) -> f64 {
-        self.run(peak::Peak)
+    /// tenth of a second, by products of what is in registers: those by which [`Isa::gemm`] multiplies rows of this format, or kept columns of
+    /// them, without scales, minima and whatever else is read and added.
+    pub fn peak(self, format: Format, is_kept: bool) -> f64 {
+        self.run(peak::Peak { format, is_kept })
     }
 
     /// Tokens that [`Isa::gemm`] multiplies at once: activations for it lie in tiles of so many.

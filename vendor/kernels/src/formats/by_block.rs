@@ -23,6 +23,13 @@ pub(crate) const fn lane(block: usize) -> usize {
     block % (N_BLOCKS / 2) * 2 + block / (N_BLOCKS / 2)
 }
 
+/// The first of the four inputs that lie in a vector's lane, by the number of the lane in all vectors.
+pub(crate) fn first_input(i: usize) -> usize {
+    let (vector, lane) = (i / N_BLOCKS, i % N_BLOCKS);
+    let block = lane / 2 + lane % 2 * (N_BLOCKS / 2);
+    block * (INPUTS / N_BLOCKS) + 4 * vector
+}
+
 /// A number for each lane, of such for each block.
 pub(crate) const fn by_lane(of_blocks: [u32; N_BLOCKS]) -> [u32; N_BLOCKS] {
     let mut all = of_blocks;

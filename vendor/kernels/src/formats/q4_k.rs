@@ -10,10 +10,10 @@
 //! first block in its lower nibble. A weight is `scale * block's scale * code - minimum * block's minimum`.
 
 use super::by_block;
-use super::super_blocks::{self, HALF, Vectors};
+use super::super_blocks;
 use super::{BLOCK, Block, Weight, nibbles, q5_k};
 use crate::acts::{Acts, SHARING};
-use crate::gemv::{GemvActs, MAX_GEMV_TOKENS, PIECE, Rows, Sums};
+use crate::gemv::{GemvActs, Rows, Sums, vector};
 use crate::isa::{Simd, unroll};
 use crate::panel::{Codes, PanelRow};
 
@@ -177,63 +177,97 @@ pub(crate) fn scales_by_block<S: Simd>(s: S, b: &[u8]) -> [S::F; 2] {
     [s.mul(scales, d), s.mul(minima, m)]
 }
 
-/// Activations for [`dot`]. A step is a half of a super-block, vector by vector of its bytes of codes: of each the activations of the lower nibbles,
-/// then those of the upper ones. Sums are those of blocks, as they are multiplied with the minima of a super-block's eight at once.
+/// Vectors of the codes of either the even or the odd blocks of a super-block.
+const fn vectors<S: Simd>() -> usize {
+    INPUTS / 2 / (4 * S::LANES)
+}
+
+/// With vectors of 16 bytes.
+const MAX_VECTORS: usize = INPUTS / 2 / 16;
+
+/// Where the bytes of even and of odd blocks are, for each lane.
+const PLACES: [[u8; 16]; 2] = [[0, 2, 4, 6, 0, 2, 4, 6, 0, 2, 4, 6, 0, 2, 4, 6], [1, 3, 5, 7, 1, 3, 5, 7, 1, 3, 5, 7, 1, 3, 5, 7]];
+
+/// Activations for [`dot`], in the order of its vectors.
 #[inline(always)]
 pub(crate) fn gemv_acts<S: Simd>(acts: Acts) -> GemvActs {
-    let bytes = 4 * S::LANES;
-    let mut made = GemvActs::arrange(acts, HALF, None, |step, i| {
-        let (v, byte) = (i * PIECE / bytes, i * PIECE % bytes);
-        let byte = v / 2 * bytes + byte;
-        Some(step * HALF + byte / BLOCK * 2 * BLOCK + v % 2 * BLOCK + byte % BLOCK)
+    let mut made = GemvActs::by_fours(acts, |i| {
+        let (vector, lane) = (i / S::LANES, i % S::LANES);
+        let (is_odd, vector) = (vector / vectors::<S>(), vector % vectors::<S>());
+        let four = vector % 4 + (vector / 4 * S::LANES / 4 + lane / 4) * 4;
+        (2 * (lane % 4) + is_odd) * BLOCK + 4 * four
     });
-    made.add_groups(acts);
+    made.add_groups::<S>(acts);
     made
 }
 
 /// Products of rows of Q4_K or, with a fifth bit of each code, of [Q5_K](super::q5_k), in super-blocks of `N` bytes.
+///
+/// Of the bytes of codes, which blocks share two by two, fours are transposed, so that each lane has codes of one block: vectors of the lower nibbles
+/// have those of blocks 0, 2, 4 and 6 in turn, vectors of the upper ones those of the others. Products of either are added as integers, and then
+/// multiplied with the blocks' scales.
 #[inline(always)]
 pub(crate) fn dot<S: Simd, const T: usize, const R: usize, const N: usize>(
     s: S,
     mut rows: Rows<R>,
     acts: &GemvActs,
 ) -> Sums<S, T, R> {
-    let (is_fifth, codes_at) = if N == q5_k::BYTES { (true, q5_k::CODES) } else { (false, CODES) };
     let mut acc = [[s.splat(0.0); T]; R];
-    let bytes = 4 * S::LANES;
-    for (i, x) in acts.super_blocks::<T>(INPUTS / 64).enumerate() {
+    for (i, (x, x_scales)) in acts.fours::<S, T>().enumerate() {
         let blocks = rows.next_block::<S, N>(s);
-        let (mut scales, mut of_blocks) = ([[0.0; 2 * MAX_GEMV_TOKENS]; R], [[0u8; 8]; R]);
+        let mut codes = [[[s.splat_i(0); MAX_VECTORS]; 2]; R];
+        let (mut scales, mut minima) = ([[s.splat(0.0); 2]; R], [[0.0; 8]; R]);
         for r in 0..R {
-            let integers = integers(blocks[r]);
-            of_blocks[r] = integers[0];
-            scales[r] = super_blocks::scaled(s, s.f16_at(blocks[r]), acts.half_scales(i));
-            let minima = s.scale_bytes(integers[1], -s.f16_at(&blocks[r][2..]));
-            for t in 0..T {
-                acc[r][t] = s.in_order_f(s.fma_eight(acts.sums::<T, 8>(t, i), &minima, acc[r][t]));
+            codes[r] = codes_of_turns::<S, N>(s, blocks[r]);
+            let of_blocks = integers(blocks[r]);
+            for odd in [0, 1] {
+                let of_blocks = s.load_places(&of_blocks[0], &PLACES[odd]);
+                scales[r][odd] = s.mul(of_blocks, s.splat(s.f16_at(blocks[r])));
+            }
+            minima[r] = s.scale_bytes(of_blocks[1], -s.f16_at(&blocks[r][2..]));
+        }
+        for t in 0..T {
+            let x_scale = s.load_f(&x_scales[t * S::LANES..]);
+            for r in 0..R {
+                let mut values = [s.splat(0.0); 2];
+                for odd in [0, 1] {
+                    let mut sum = s.splat_i(0);
+                    for v in 0..vectors::<S>() {
+                        let x = vector(s, &x[t], (odd * vectors::<S>() + v) * 4 * S::LANES);
+                        sum = s.add_products(sum, codes[r][odd][v], x);
+                    }
+                    values[odd] = s.to_f(s.whole(sum));
+                }
+                let values = s.fma(values[1], scales[r][1], s.mul(values[0], scales[r][0]));
+                let sum = s.fma_eight(acts.sums::<T, 8>(t, i), &minima[r], acc[r][t]);
+                acc[r][t] = s.in_order_f(s.fma(values, x_scale, sum));
             }
         }
-        super_blocks::keep_in_memory::<T, R>(&scales);
-        unroll!(half in [0, 1] {
-            let x = &x[half * HALF / 64 * T..][..HALF / 64 * T];
-            let mut vectors = Vectors::new(s);
-            for step in 0..HALF / 2 / bytes {
-                let at = half * HALF / 2 + step * bytes;
-                let block = at / BLOCK * 2;
-                for r in 0..R {
-                    let c = s.load_i(&blocks[r][codes_at + at..]);
-                    let (mut low, mut high) = (s.low_nibbles(c), s.high_nibbles(c));
-                    if is_fifth {
-                        let bits = s.upper_bits::<2>(&blocks[r][q5_k::UPPER..], at);
-                        low = s.with_bits::<4, 0x10>(low, bits);
-                        high = s.with_bits::<3, 0x10>(high, bits);
-                    }
-                    vectors.set(r, 2 * step, low, s.splat_twice(of_blocks[r][block].into()));
-                    vectors.set(r, 2 * step + 1, high, s.splat_twice(of_blocks[r][block + 1].into()));
-                }
-            }
-            vectors.add_products(s, HALF / bytes, x, &scales, half, &mut acc);
-        });
     }
     acc
+}
+
+/// Codes as [`dot`] multiplies them: of even and of odd blocks.
+#[inline(always)]
+fn codes_of_turns<S: Simd, const N: usize>(s: S, b: &[u8; N]) -> [[S::I; MAX_VECTORS]; 2] {
+    let is_fifth = N == q5_k::BYTES;
+    let mut codes = [[s.splat_i(0); MAX_VECTORS]; 2];
+    for first in (0..vectors::<S>()).step_by(4) {
+        let at = first * S::LANES;
+        let mut pairs = [s.splat_i(0); 4];
+        for (i, pair) in pairs.iter_mut().enumerate() {
+            *pair = s.load_i(&b[if is_fifth { q5_k::CODES } else { CODES } + i * BLOCK + at..]);
+        }
+        s.transpose_fours(&mut pairs);
+        unroll!(v in [0, 1, 2, 3] {
+            let (mut low, mut high) = (s.low_nibbles(pairs[v]), s.high_nibbles(pairs[v]));
+            if is_fifth {
+                let bits = s.pairs_of_bits(s.load_i(&b[q5_k::UPPER + at..]), v);
+                low = s.with_bits::<4, 0x10>(low, bits);
+                high = s.with_bits::<3, 0x10>(high, bits);
+            }
+            (codes[0][first + v], codes[1][first + v]) = (low, high);
+        });
+    }
+    codes
 }

@@ -358,6 +358,18 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
+    fn load_places<const N: usize>(self, bytes: &[u8; N], places: &[u8; 16]) -> __m256 {
+        let mut all = [0u8; 16];
+        all[..N].copy_from_slice(bytes);
+        // SAFETY: 16 readable bytes each; the processor has the instructions.
+        unsafe {
+            let places = _mm_loadu_si128(places.as_ptr().cast());
+            let x = _mm_shuffle_epi8(_mm_loadu_si128(all.as_ptr().cast()), places);
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x))
+        }
+    }
+
+    #[inline(always)]
     fn add_i(self, a: __m256i, b: __m256i) -> __m256i {
         op!(_mm256_add_epi32(a, b))
     }
@@ -533,6 +545,26 @@ impl<D: Dot> Simd for Avx2<D> {
             r[i] = op!(_mm256_permute2x128_si256::<0x20>(a, b));
             r[i + 4] = op!(_mm256_permute2x128_si256::<0x31>(a, b));
         }
+    }
+
+    #[inline(always)]
+    fn transpose_fours(self, rows: &mut [__m256i; 4]) {
+        let [a, b, c, d] = *rows;
+        let [ab, cd] = op!([_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d)]);
+        (rows[0], rows[1]) = op!((_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd)));
+        let [ab, cd] = op!([_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d)]);
+        (rows[2], rows[3]) = op!((_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd)));
+    }
+
+    #[inline(always)]
+    fn pairs_of_bits(self, x: __m256i, k: usize) -> __m256i {
+        let word = match k {
+            0 => op!(_mm256_shuffle_epi32::<0x00>(x)),
+            1 => op!(_mm256_shuffle_epi32::<0x55>(x)),
+            2 => op!(_mm256_shuffle_epi32::<0xaa>(x)),
+            _ => op!(_mm256_shuffle_epi32::<0xff>(x)),
+        };
+        op!(_mm256_srlv_epi32(word, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6)))
     }
 
     #[inline(always)]

@@ -417,6 +417,34 @@ pub(crate) trait Simd: Copy + Send + Sync {
     }
     /// Transposes `LANES` vectors, which are the rows of a square.
     fn transpose(self, rows: &mut [Self::I]);
+    /// Transposes four vectors whose fours of lanes are the rows of squares, one beside the other.
+    #[inline(always)]
+    fn transpose_fours(self, rows: &mut [Self::I; 4]) {
+        let mut all = [[0u8; 64]; 4];
+        for (row, all) in rows.iter().zip(&mut all) {
+            self.store_i(*row, all);
+        }
+        for (i, row) in rows.iter_mut().enumerate() {
+            let mut transposed = [0u8; 64];
+            for (lane, to) in transposed.chunks_exact_mut(4).enumerate().take(Self::LANES) {
+                to.copy_from_slice(&all[lane % 4][4 * (lane / 4 * 4 + i)..][..4]);
+            }
+            *row = self.load_i(&transposed);
+        }
+    }
+    /// In every four lanes what lane `k` of them has, shifted to the right by 0, 2, 4 and 6 bits.
+    #[inline(always)]
+    fn pairs_of_bits(self, x: Self::I, k: usize) -> Self::I {
+        let mut all = [0u8; 64];
+        self.store_i(x, &mut all);
+        for four in all.chunks_exact_mut(16) {
+            let word: [u8; 4] = *four[4 * k..].first_chunk().expect("a word of four");
+            for (i, to) in four.chunks_exact_mut(4).enumerate() {
+                to.copy_from_slice(&(u32::from_le_bytes(word) >> (2 * i)).to_le_bytes());
+            }
+        }
+        self.load_i(&all)
+    }
 
     /// Reads a 16-bit float, little-endian.
     #[inline(always)]

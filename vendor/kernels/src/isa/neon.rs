@@ -290,6 +290,11 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn transpose_fours(self, rows: &mut [int32x4_t; 4]) {
+        self.transpose(rows);
+    }
+
+    #[inline(always)]
     fn store_f16(self, x: float32x4_t, out: &mut [u8]) {
         let bits: uint16x4_t;
         // SAFETY: one instruction on registers, which `self` is a proof of.
