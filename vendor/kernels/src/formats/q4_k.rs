@@ -216,31 +216,29 @@ pub(crate) fn dot<S: Simd, const T: usize, const R: usize, const N: usize>(
     for (i, (x, x_scales)) in acts.fours::<S, T>().enumerate() {
         let blocks = rows.next_block::<S, N>(s);
         let mut codes = [[[s.splat_i(0); MAX_VECTORS]; 2]; R];
-        let (mut scales, mut minima) = ([[s.splat(0.0); 2]; R], [[0.0; 8]; R]);
+        let (mut scales, mut factors, mut minima) = ([s.splat(0.0); R], [[s.splat_i(0); 2]; R], [[0.0; 8]; R]);
         for r in 0..R {
             codes[r] = codes_of_turns::<S, N>(s, blocks[r]);
             let of_blocks = integers(blocks[r]);
+            scales[r] = s.splat(s.f16_at(blocks[r]));
             for odd in [0, 1] {
-                let of_blocks = s.load_places(&of_blocks[0], &PLACES[odd]);
-                scales[r][odd] = s.mul(of_blocks, s.splat(s.f16_at(blocks[r])));
+                factors[r][odd] = s.factors_at(&of_blocks[0], &PLACES[odd]);
             }
             minima[r] = s.scale_bytes(of_blocks[1], -s.f16_at(&blocks[r][2..]));
         }
         for t in 0..T {
             let x_scale = s.load_f(&x_scales[t * S::LANES..]);
             for r in 0..R {
-                let mut values = [s.splat(0.0); 2];
+                let mut sums = [s.splat_i(0); 2];
                 for odd in [0, 1] {
-                    let mut sum = s.splat_i(0);
                     for v in 0..vectors::<S>() {
                         let x = vector(s, &x[t], (odd * vectors::<S>() + v) * 4 * S::LANES);
-                        sum = s.add_products(sum, codes[r][odd][v], x);
+                        sums[odd] = s.add_products(sums[odd], codes[r][odd][v], x);
                     }
-                    values[odd] = s.to_f(s.whole(sum));
                 }
-                let values = s.fma(values[1], scales[r][1], s.mul(values[0], scales[r][0]));
+                let values = s.scaled_sums(sums, factors[r]);
                 let sum = s.fma_eight(acts.sums::<T, 8>(t, i), &minima[r], acc[r][t]);
-                acc[r][t] = s.in_order_f(s.fma(values, x_scale, sum));
+                acc[r][t] = s.in_order_f(s.fma(values, s.mul(scales[r], x_scale), sum));
             }
         }
     }

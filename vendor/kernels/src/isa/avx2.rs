@@ -340,8 +340,28 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn splat_twice(self, x: i16) -> __m256i {
-        op!(_mm256_set1_epi16(x))
+    fn factors_at(self, bytes: &[u8; 8], places: &[u8; 16]) -> __m256i {
+        if !D::SMALL_SUMS {
+            return self.as_i(self.load_places(bytes, places));
+        }
+        // Integers of 16 bits, one for either sum of a lane.
+        // SAFETY: 16 readable bytes; the processor has the instructions.
+        unsafe {
+            let places = _mm256_cvtepu8_epi32(_mm_loadl_epi64(places.as_ptr().cast()));
+            let twice = _mm256_or_si256(places, _mm256_slli_epi32::<16>(places));
+            let all = _mm256_set1_epi64x(i64::from_le_bytes(*bytes));
+            _mm256_shuffle_epi8(all, _mm256_or_si256(twice, _mm256_set1_epi16(0x8000_u16 as i16)))
+        }
+    }
+
+    #[inline(always)]
+    fn scaled_sums(self, sums: [__m256i; 2], factors: [__m256i; 2]) -> __m256 {
+        if D::SMALL_SUMS {
+            let sum = op!(_mm256_madd_epi16(sums[0], factors[0]));
+            return self.to_f(self.add_pairs(sum, sums[1], factors[1]));
+        }
+        let first = self.mul(self.to_f(sums[0]), self.as_f(factors[0]));
+        self.fma(self.to_f(sums[1]), self.as_f(factors[1]), first)
     }
 
     #[inline(always)]

@@ -276,11 +276,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn add_scaled_products(self, acc: Self::I, codes: Self::I, x: Self::I, factors: Self::I) -> Self::I {
         self.add_scaled::<false>(acc, self.add_products(self.splat_i(0), codes, x), factors)
     }
-    /// An integer as both the lower and the upper 16 bits of every lane.
-    #[inline(always)]
-    fn splat_twice(self, x: i16) -> Self::I {
-        self.splat_i(i32::from(x as u16) | i32::from(x) << 16)
-    }
     /// Factors for [`Simd::add_scaled_products`]: `LANES / 4` bytes with sign, from byte `first` on, each in four lanes.
     #[inline(always)]
     fn factors_of_fours(self, bytes: &[u8; 16], first: usize) -> Self::I {
@@ -289,6 +284,17 @@ pub(crate) trait Simd: Copy + Send + Sync {
             x.copy_from_slice(&i16::from(bytes[first + i / 8] as i8).to_le_bytes());
         }
         self.load_i(&all)
+    }
+    /// Factors for [`Simd::scaled_sums`]: in each lane the byte, which is below 128, at the place that is said of it.
+    #[inline(always)]
+    fn factors_at(self, bytes: &[u8; 8], places: &[u8; 16]) -> Self::I {
+        self.as_i(self.load_places(bytes, places))
+    }
+    /// The lanes of two small sums as floats, each times its factor, added.
+    #[inline(always)]
+    fn scaled_sums(self, sums: [Self::I; 2], factors: [Self::I; 2]) -> Self::F {
+        let first = self.mul(self.to_f(self.whole(sums[0])), self.as_f(factors[0]));
+        self.fma(self.to_f(self.whole(sums[1])), self.as_f(factors[1]), first)
     }
     /// In each lane the four bytes whose number, in fours, is said of it. `bytes` are 64, or at least 128 of which 128 are read.
     #[inline(always)]
