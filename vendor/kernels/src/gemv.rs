@@ -6,7 +6,7 @@
 
 use crate::RowFn;
 use crate::acts::{Acts, GROUP, SHARING};
-use crate::formats::{Format, Weight, by_block, shares_scales, with_weight};
+use crate::formats::{Format, Weight, by_block, shares_scales, super_blocks, with_weight};
 use crate::isa::{Kernel, Simd};
 
 /// The most tokens that [`crate::Isa::gemv`] multiplies at once.
@@ -184,27 +184,50 @@ impl GemvActs {
         all
     }
 
-    /// Arranges activations in steps of 256 inputs, four by four: those number `i` of a step are the inputs from `first(i)` on, all of one group.
-    pub(crate) fn by_fours(acts: Acts, first: impl Fn(usize) -> usize) -> GemvActs {
+    /// Arranges activations in steps of `n_inputs`, four by four. Those number `i` of a step are the inputs from `first(step, i)` on, all of one
+    /// group; without a first input they are zeros.
+    pub(crate) fn by_fours(acts: Acts, n_inputs: usize, first: impl Fn(usize, usize) -> Option<usize>) -> GemvActs {
         let mut all = GemvActs::new(acts.n_tokens());
-        for step in (0..acts.n_groups()).step_by(2 * SHARING) {
+        for step in 0..acts.k().div_ceil(n_inputs) {
             for t in 0..acts.n_tokens() {
                 let token = acts.token(t);
-                let mut codes = [Codes([0; 64]); 2 * SHARING * GROUP / 64];
-                for (i, to) in codes.iter_mut().flat_map(|c| c.0.chunks_exact_mut(4)).enumerate() {
-                    let (g, at) = (step + first(i) / GROUP, first(i) % GROUP);
-                    to.copy_from_slice(&token.group(g).codes()[at..at + 4]);
+                let mut codes = [Codes([0; 64]); 8];
+                for (i, to) in codes.iter_mut().flat_map(|c| c.0.chunks_exact_mut(4)).enumerate().take(n_inputs / 4) {
+                    if let Some(first) = first(step, i) {
+                        let at = first % GROUP;
+                        to.copy_from_slice(&token.group(first / GROUP).codes()[at..at + 4]);
+                    }
                 }
-                all.codes.extend(&codes);
+                all.codes.extend(&codes[..n_inputs / 64]);
             }
         }
         all
     }
 
+    /// Adds for each step, token and lane the scale and the sum of the group that the lane has, or zeros.
+    pub(crate) fn add_lanes<S: Simd>(
+        &mut self,
+        acts: Acts,
+        n_steps: usize,
+        group: impl Fn(usize, usize) -> Option<usize>,
+    ) {
+        for step in 0..n_steps {
+            for t in 0..self.n_tokens {
+                let token = acts.token(t);
+                for lane in 0..S::LANES {
+                    let group = group(step, lane).map(|g| token.group(g));
+                    self.scales.push(group.map_or(0.0, |g| g.scale()));
+                    self.sums.push(group.map_or(0.0, |g| g.sum()));
+                }
+            }
+        }
+    }
+
     /// Arranges the activations of super-blocks in lanes of their blocks: see [`by_block`].
     #[inline(always)]
     pub(crate) fn by_block<S: Simd>(s: S, acts: Acts) -> GemvActs {
-        let mut all = GemvActs::by_fours(acts, by_block::first_input);
+        let first = |step, i| Some(step * super_blocks::INPUTS + by_block::first_input(i));
+        let mut all = GemvActs::by_fours(acts, super_blocks::INPUTS, first);
         for first in (0..acts.n_groups()).step_by(2 * SHARING) {
             for t in 0..all.n_tokens {
                 let token = acts.token(t);

@@ -63,7 +63,7 @@ impl Weight for Iq4Nl {
 
     #[inline(always)]
     fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
-        nibbles::gemv_acts::<S>(acts, Some(S::OFFSET))
+        nibbles::gemv_acts::<S>(acts)
     }
 
     #[inline(always)]
@@ -74,19 +74,18 @@ impl Weight for Iq4Nl {
 
 impl Nibbles for Iq4Nl {
     const BYTES: usize = BYTES;
-    const MINIMA: bool = false;
-    const ARE_CODES: bool = false;
+    const BITS: u32 = 8;
 
     #[inline(always)]
-    fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {
-        s.spread::<BYTES, false>(blocks)
+    fn scales<S: Simd>(s: S, blocks: &[u8]) -> (S::F, Option<S::F>) {
+        let scale = s.half_f16::<false>(s.load_words(blocks, BYTES));
+        (scale, nibbles::offset(s, scale))
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2] {
-        let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
+    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; nibbles::VECTORS] {
         let table = const { nibbles::with_offset(VALUES, S::OFFSET) };
-        [s.look_up_bytes(&table, s.low_nibbles(c)), s.look_up_bytes(&table, s.high_nibbles(c))]
+        nibbles::step_values(s, &table, &blocks[BYTES - 16..], BYTES)
     }
 }
 

@@ -112,13 +112,12 @@ impl Weight for Iq4Xs {
 
     #[inline(always)]
     fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
-        nibbles::gemv_acts::<S>(acts, Some(S::OFFSET))
+        nibbles::gemv_acts::<S>(acts)
     }
 
     #[inline(always)]
     fn dot<S: Simd, const T: usize, const R: usize>(self, s: S, mut rows: Rows<R>, acts: &GemvActs) -> Sums<S, T, R> {
         let mut acc = [[s.splat(0.0); T]; R];
-        let (bytes, n_blocks) = (4 * S::LANES, nibbles::step_blocks::<S>());
         let table = const { nibbles::with_offset(VALUES, S::OFFSET) };
         let mut steps = nibbles::steps::<S, T>(acts);
         while rows.len() > 0 {
@@ -127,15 +126,16 @@ impl Weight for Iq4Xs {
             for r in 0..R {
                 d[r] = scales(s, blocks[r]);
             }
-            for (step, x) in (0..INPUTS / 2 / bytes).zip(&mut steps) {
-                let mut values = [[s.splat_i(0); 2]; R];
-                let mut factors = [[s.splat(0.0); 2]; R];
+            for (step, x) in (0..8 / S::LANES).zip(&mut steps) {
+                let mut values = [[s.splat_i(0); nibbles::VECTORS]; R];
+                let mut factors = [(s.splat(0.0), None); R];
                 for r in 0..R {
-                    let c = s.load_i(&blocks[r][CODES + step * bytes..]);
-                    values[r] = [s.look_up_bytes(&table, s.low_nibbles(c)), s.look_up_bytes(&table, s.high_nibbles(c))];
-                    factors[r][0] = s.each_four(&d[r][step * n_blocks..]);
+                    let first = step * S::LANES;
+                    values[r] = nibbles::step_values(s, &table, &blocks[r][CODES + first * BLOCK / 2..], BLOCK / 2);
+                    let scale = s.load_f(&d[r][first..]);
+                    factors[r] = (scale, nibbles::offset(s, scale));
                 }
-                nibbles::add_products::<S, T, R>(s, &values, false, &factors, false, x, &mut acc);
+                nibbles::add_products::<S, T, R>(s, &values, 8, &factors, x, &mut acc);
             }
         }
         acc

@@ -33,7 +33,7 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
-mod super_blocks;
+pub(crate) mod super_blocks;
 #[cfg(test)]
 mod tests;
 

@@ -92,7 +92,7 @@ impl Weight for Mxfp4 {
 
     #[inline(always)]
     fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
-        nibbles::gemv_acts::<S>(acts, Some(ZERO))
+        nibbles::gemv_acts::<S>(acts)
     }
 
     #[inline(always)]
@@ -103,23 +103,22 @@ impl Weight for Mxfp4 {
 
 impl Nibbles for Mxfp4 {
     const BYTES: usize = BYTES;
-    const MINIMA: bool = false;
-    const ARE_CODES: bool = true;
+    const BITS: u32 = 5;
 
     #[inline(always)]
-    fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {
-        let mut d = [0.0; 4];
-        for (d, b) in d.iter_mut().zip(blocks.chunks_exact(BYTES)) {
+    fn scales<S: Simd>(s: S, blocks: &[u8]) -> (S::F, Option<S::F>) {
+        let mut d = [0.0; 16];
+        for (d, b) in d.iter_mut().zip(blocks.chunks_exact(BYTES)).take(S::LANES) {
             *d = scale(b[0]);
         }
-        [s.each_four(&d), s.splat(0.0)]
+        let scale = s.load_f(&d);
+        (scale, Some(s.mul(scale, s.splat(-ZERO as f32))))
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2] {
-        let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
+    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; nibbles::VECTORS] {
         let table = const { nibbles::with_offset(VALUES, ZERO) };
-        [s.look_up_bytes(&table, s.low_nibbles(c)), s.look_up_bytes(&table, s.high_nibbles(c))]
+        nibbles::step_values(s, &table, &blocks[BYTES - 16..], BYTES)
     }
 }
 

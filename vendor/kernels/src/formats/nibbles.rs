@@ -6,7 +6,7 @@
 
 use super::BLOCK;
 use crate::acts::Acts;
-use crate::gemv::{GemvActs, Lanes, PIECE, Rows, Step, Sums, vector};
+use crate::gemv::{GemvActs, Rows, Step, Sums, vector};
 use crate::isa::Simd;
 use crate::panel::{PanelRow, scales_of, share};
 
@@ -150,36 +150,69 @@ pub(crate) fn panel_row<S: Simd, W: Table>(s: S, row: &[u8], out: PanelRow) {
     }
 }
 
-/// A type with such blocks. The first methods read `S::LANES / 4` of them, each into four lanes.
+/// A type with such blocks. The methods read `S::LANES` of them, a lane for each.
 pub(crate) trait Nibbles {
     /// Of a block
     const BYTES: usize;
-    /// Blocks have a minimum, which is added to each weight
-    const MINIMA: bool;
-    /// What [`Nibbles::codes`] gives are the codes themselves, of 4 or 5 bits
-    const ARE_CODES: bool;
+    /// Bits of what [`Nibbles::codes`] gives: codes without sign of 4 or 5 bits, or bytes as [`Simd::dot`] takes them
+    const BITS: u32;
 
-    /// Scales and, with [`Nibbles::MINIMA`], minima.
-    fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2];
+    /// Scales, and what is added to a scale times what [`Nibbles::codes`] gives: a minimum, or what those have too much, or `None` if nothing is.
+    fn scales<S: Simd>(s: S, blocks: &[u8]) -> (S::F, Option<S::F>);
 
-    /// What [`Simd::dot`] takes as weights, for the lower and for the upper nibbles.
-    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2];
+    /// The codes: of their block vector `i` has those from `4 * i` on.
+    #[inline(always)]
+    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; VECTORS] {
+        step_codes::<S>(s, &blocks[Self::BYTES - 16..], Self::BYTES)
+    }
 }
+
+/// Vectors of codes of as many blocks as there are lanes.
+pub(crate) const VECTORS: usize = BLOCK / 4;
 
 /// The largest block of any of these types.
 const MAX_BYTES: usize = 24;
 
-/// The codes of 5 bits of blocks of `BYTES` bytes, for the lower and for the upper nibbles.
+/// Codes of 4 bits, see [`Nibbles::codes`]: each block's are 16 bytes, and from those of one to those of the next it is `stride` bytes.
 #[inline(always)]
-pub(crate) fn step_codes_of_five<S: Simd, const BYTES: usize>(s: S, blocks: &[u8]) -> [S::I; 2] {
-    let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
-    let (mut low, mut high) = (0, 0);
-    for (i, b) in blocks.chunks_exact(BYTES).enumerate().take(step_blocks::<S>()) {
-        let bits = fifth_bits(b);
-        low |= u64::from(bits & 0xffff) << (16 * i);
-        high |= u64::from(bits >> 16) << (16 * i);
+pub(crate) fn step_codes<S: Simd>(s: S, bytes: &[u8], stride: usize) -> [S::I; VECTORS] {
+    let mut pieces = [s.splat_i(0); 4];
+    for (i, piece) in pieces.iter_mut().enumerate() {
+        *piece = s.load_pieces(&bytes[i * stride..], 4 * stride);
     }
-    [s.add_bytes(s.low_nibbles(c), s.sixteens(low)), s.add_bytes(s.high_nibbles(c), s.sixteens(high))]
+    s.transpose_fours(&mut pieces);
+    let mut codes = [s.splat_i(0); VECTORS];
+    for i in 0..4 {
+        (codes[i], codes[4 + i]) = (s.low_nibbles(pieces[i]), s.high_nibbles(pieces[i]));
+    }
+    codes
+}
+
+/// The same looked up in a table.
+#[inline(always)]
+pub(crate) fn step_values<S: Simd>(s: S, table: &[u8; 16], bytes: &[u8], stride: usize) -> [S::I; VECTORS] {
+    let mut codes = step_codes(s, bytes, stride);
+    for code in &mut codes {
+        *code = s.look_up_bytes(table, *code);
+    }
+    codes
+}
+
+/// What is added to scales times bytes that have the offset of [`Simd::dot`].
+#[inline(always)]
+pub(crate) fn offset<S: Simd>(s: S, scales: S::F) -> Option<S::F> {
+    if S::OFFSET == 0 { None } else { Some(s.mul(scales, s.splat(-S::OFFSET as f32))) }
+}
+
+/// The codes of 5 bits of blocks of `BYTES` bytes.
+#[inline(always)]
+pub(crate) fn step_codes_of_five<S: Simd, const BYTES: usize>(s: S, blocks: &[u8]) -> [S::I; VECTORS] {
+    let mut codes = step_codes(s, &blocks[BYTES - 16..], BYTES);
+    let bits = s.load_words(&blocks[BYTES - 20..], BYTES);
+    for (i, code) in codes.iter_mut().enumerate() {
+        *code = s.add_bytes(*code, s.sixteens_of_four(bits, i));
+    }
+    codes
 }
 
 /// The fifth bits of a block's codes.
@@ -226,26 +259,23 @@ pub(crate) fn codes_of_five(block: &[u8]) -> [u8; BLOCK] {
     all
 }
 
-/// Blocks of a step of [`dot`]: as many as a vector has fours of lanes.
-pub(crate) const fn step_blocks<S: Simd>() -> usize {
-    S::LANES / 4
-}
-
-/// Activations for [`dot`]. In each step come those of the blocks' lower nibbles, block by block, then those of the upper ones.
+/// Activations for [`dot`]. A step is as many blocks as there are lanes.
 ///
-/// If the last step is not full, it takes the row's last blocks, so that a whole vector can be read: the activations of blocks that the
-/// step before it has had already are zeros. Codes have `excess` too much, or blocks a minimum.
+/// If the last step is not full, it takes the row's last blocks, so that it can be read as a whole: the activations of blocks that the step before
+/// it has had already are zeros, and those of blocks that a short row lacks.
 #[inline(always)]
-pub(crate) fn gemv_acts<S: Simd>(acts: Acts, excess: Option<i32>) -> GemvActs {
-    let (n_blocks, n_inputs) = (step_blocks::<S>(), step_blocks::<S>() * BLOCK);
-    let lanes = Lanes { fours: n_blocks, per_block: 4, excess };
-    GemvActs::arrange(acts, n_inputs, Some(lanes), |step, i| {
-        let (first, end) = (step * n_inputs, (step + 1) * n_inputs);
-        let (upper, block) = (i / n_blocks, i % n_blocks);
-        let at = first + block * BLOCK + upper * PIECE;
-        let back = if acts.k() >= n_inputs { end.saturating_sub(acts.k()) } else { 0 };
-        (at >= first + back).then(|| at - back)
-    })
+pub(crate) fn gemv_acts<S: Simd>(acts: Acts) -> GemvActs {
+    let (n_groups, n_steps) = (acts.k() / BLOCK, acts.k().div_ceil(S::LANES * BLOCK));
+    let group = |step: usize, lane: usize| {
+        let first = step * S::LANES;
+        let back = (first + S::LANES).saturating_sub(n_groups).min(first);
+        (lane >= back && first + lane - back < n_groups).then(|| first + lane - back)
+    };
+    let mut made = GemvActs::by_fours(acts, S::LANES * BLOCK, |step, i| {
+        group(step, i % S::LANES).map(|g| g * BLOCK + i / S::LANES * 4)
+    });
+    made.add_lanes::<S>(acts, n_steps, group);
+    made
 }
 
 /// Products of some rows.
@@ -256,14 +286,14 @@ pub(crate) fn dot<S: Simd, W: Nibbles, const T: usize, const R: usize>(
     acts: &GemvActs,
 ) -> Sums<S, T, R> {
     let mut acc = [[s.splat(0.0); T]; R];
-    let n = step_blocks::<S>() * W::BYTES;
+    let n = S::LANES * W::BYTES;
     for x in steps::<S, T>(acts) {
         if rows.len() >= n {
             let blocks = rows.next(s, n);
             add_step::<S, W, T, R>(s, blocks, x, &mut acc);
         } else {
-            // See `gemv_acts`. A row that is shorter than a step is filled up with zeros; a step is at most four blocks.
-            let mut filled = [[0u8; 4 * MAX_BYTES]; R];
+            // See `gemv_acts`. A row that is shorter than a step is filled up with zeros.
+            let mut filled = [[0u8; 16 * MAX_BYTES]; R];
             let mut blocks = rows.whole;
             for (blocks, filled) in blocks.iter_mut().zip(&mut filled) {
                 *blocks = match blocks.len().checked_sub(n) {
@@ -283,12 +313,7 @@ pub(crate) fn dot<S: Simd, W: Nibbles, const T: usize, const R: usize>(
 /// The steps of [`gemv_acts`], in order.
 #[inline(always)]
 pub(crate) fn steps<S: Simd, const T: usize>(acts: &GemvActs) -> impl Iterator<Item = Step<'_>> {
-    acts.steps::<T>(step_units::<S>(), step_blocks::<S>())
-}
-
-/// Units of a token's codes in a step.
-const fn step_units<S: Simd>() -> usize {
-    (step_blocks::<S>() * BLOCK).div_ceil(64)
+    acts.steps::<T>(S::LANES * BLOCK / 64, S::LANES)
 }
 
 /// Adds the products with the rows' blocks of a step to their sums.
@@ -299,48 +324,50 @@ fn add_step<S: Simd, W: Nibbles, const T: usize, const R: usize>(
     x: Step,
     acc: &mut Sums<S, T, R>,
 ) {
-    let mut codes = [[s.splat_i(0); 2]; R];
-    let mut scales = [[s.splat(0.0); 2]; R];
+    let mut codes = [[s.splat_i(0); VECTORS]; R];
+    let mut scales = [(s.splat(0.0), None); R];
     for r in 0..R {
         codes[r] = W::codes(s, blocks[r]);
         scales[r] = W::scales(s, blocks[r]);
     }
-    add_products::<S, T, R>(s, &codes, W::ARE_CODES, &scales, W::MINIMA, x, acc);
+    add_products::<S, T, R>(s, &codes, W::BITS, &scales, x, acc);
 }
 
-/// The same with codes of the blocks' lower and upper nibbles, that are [codes](Nibbles::ARE_CODES) or not, and their scales and, if they have
-/// some, minima, each in four lanes.
+/// The same with the blocks' codes, of so many [`Nibbles::BITS`], and their scales.
 #[inline(always)]
 pub(crate) fn add_products<S: Simd, const T: usize, const R: usize>(
     s: S,
-    codes: &[[S::I; 2]; R],
-    are_codes: bool,
-    scales: &[[S::F; 2]; R],
-    minima: bool,
+    codes: &[[S::I; VECTORS]; R],
+    bits: u32,
+    scales: &[(S::F, Option<S::F>); R],
     x: Step,
     acc: &mut Sums<S, T, R>,
 ) {
-    let n_blocks = step_blocks::<S>();
+    let bytes = 4 * S::LANES;
     for t in 0..T {
-        let scale = s.each_four(&x.scales[t * n_blocks..]);
-        let sum = s.each_four(&x.sums[t * n_blocks..]);
-        // With minima, codes have no excess.
-        let start = if minima { s.splat_i(0) } else { s.round(sum) };
-        let at = t * step_units::<S>() * 64;
-        let (lower, upper) = (vector(s, x.codes, at), vector(s, x.codes, at + 4 * S::LANES));
+        let (x_scale, x_sum) = (s.load_f(&x.scales[t * S::LANES..]), s.load_f(&x.sums[t * S::LANES..]));
         for r in 0..R {
-            let [low, high] = codes[r];
-            let dots = match S::SMALL_SUMS && are_codes {
-                true => {
-                    let small = s.add_products(s.add_products(s.splat_i(0), low, lower), high, upper);
-                    s.add_i(start, s.whole(small))
+            // A small sum has room for all products of codes of 4 bits, for half of those of 5 bits.
+            let mut sums = [s.splat_i(0); 2];
+            for i in 0..VECTORS {
+                let (half, x) = (i * 2 / VECTORS, vector(s, x.codes, (t * VECTORS + i) * bytes));
+                match (S::SMALL_SUMS, bits) {
+                    (true, 4) => sums[0] = s.add_products(sums[0], codes[r][i], x),
+                    (true, 5) => sums[half] = s.add_products(sums[half], codes[r][i], x),
+                    _ => sums[0] = s.dot(sums[0], codes[r][i], x),
                 }
-                false => s.dot(s.dot(start, low, lower), high, upper),
-            };
-            acc[r][t] = s.fma(s.to_f(dots), s.mul(scales[r][0], scale), acc[r][t]);
-            if minima {
-                acc[r][t] = s.fma(sum, scales[r][1], acc[r][t]);
             }
+            let dots = match (S::SMALL_SUMS, bits) {
+                (true, 4) => s.whole(sums[0]),
+                (true, 5) => s.add_i(s.whole(sums[0]), s.whole(sums[1])),
+                _ => sums[0],
+            };
+            let (scale, minimum) = scales[r];
+            acc[r][t] = s.fma(s.to_f(dots), s.mul(scale, x_scale), acc[r][t]);
+            if let Some(minimum) = minimum {
+                acc[r][t] = s.fma(minimum, x_sum, acc[r][t]);
+            }
+            acc[r][t] = s.in_order_f(acc[r][t]);
         }
     }
 }

@@ -68,7 +68,7 @@ impl Weight for Q4_0 {
 
     #[inline(always)]
     fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
-        nibbles::gemv_acts::<S>(acts, Some(Self::ZERO))
+        nibbles::gemv_acts::<S>(acts)
     }
 
     #[inline(always)]
@@ -79,18 +79,12 @@ impl Weight for Q4_0 {
 
 impl Nibbles for Q4_0 {
     const BYTES: usize = BYTES;
-    const MINIMA: bool = false;
-    const ARE_CODES: bool = true;
+    const BITS: u32 = 4;
 
     #[inline(always)]
-    fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {
-        s.spread::<BYTES, false>(blocks)
-    }
-
-    #[inline(always)]
-    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2] {
-        let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
-        [s.low_nibbles(c), s.high_nibbles(c)]
+    fn scales<S: Simd>(s: S, blocks: &[u8]) -> (S::F, Option<S::F>) {
+        let scale = s.half_f16::<false>(s.load_words(blocks, BYTES));
+        (scale, Some(s.mul(scale, s.splat(-(Self::ZERO as f32)))))
     }
 }
 

@@ -82,7 +82,7 @@ impl Weight for Q4_1 {
 
     #[inline(always)]
     fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
-        nibbles::gemv_acts::<S>(acts, None)
+        nibbles::gemv_acts::<S>(acts)
     }
 
     #[inline(always)]
@@ -93,17 +93,11 @@ impl Weight for Q4_1 {
 
 impl Nibbles for Q4_1 {
     const BYTES: usize = BYTES;
-    const MINIMA: bool = true;
-    const ARE_CODES: bool = true;
+    const BITS: u32 = 4;
 
     #[inline(always)]
-    fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {
-        s.spread::<BYTES, true>(blocks)
-    }
-
-    #[inline(always)]
-    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2] {
-        let c = s.load_pieces::<BYTES>(&blocks[BYTES - 16..]);
-        [s.low_nibbles(c), s.high_nibbles(c)]
+    fn scales<S: Simd>(s: S, blocks: &[u8]) -> (S::F, Option<S::F>) {
+        let both = s.load_words(blocks, BYTES);
+        (s.half_f16::<false>(both), Some(s.half_f16::<true>(both)))
     }
 }

@@ -186,16 +186,17 @@ const fn vectors<S: Simd>() -> usize {
 const MAX_VECTORS: usize = INPUTS / 2 / 16;
 
 /// Where the bytes of even and of odd blocks are, for each lane.
-const PLACES: [[u8; 16]; 2] = [[0, 2, 4, 6, 0, 2, 4, 6, 0, 2, 4, 6, 0, 2, 4, 6], [1, 3, 5, 7, 1, 3, 5, 7, 1, 3, 5, 7, 1, 3, 5, 7]];
+const PLACES: [[u8; 16]; 2] =
+    [[0, 2, 4, 6, 0, 2, 4, 6, 0, 2, 4, 6, 0, 2, 4, 6], [1, 3, 5, 7, 1, 3, 5, 7, 1, 3, 5, 7, 1, 3, 5, 7]];
 
 /// Activations for [`dot`], in the order of its vectors.
 #[inline(always)]
 pub(crate) fn gemv_acts<S: Simd>(acts: Acts) -> GemvActs {
-    let mut made = GemvActs::by_fours(acts, |i| {
+    let mut made = GemvActs::by_fours(acts, INPUTS, |step, i| {
         let (vector, lane) = (i / S::LANES, i % S::LANES);
         let (is_odd, vector) = (vector / vectors::<S>(), vector % vectors::<S>());
         let four = vector % 4 + (vector / 4 * S::LANES / 4 + lane / 4) * 4;
-        (2 * (lane % 4) + is_odd) * BLOCK + 4 * four
+        Some(step * INPUTS + (2 * (lane % 4) + is_odd) * BLOCK + 4 * four)
     });
     made.add_groups::<S>(acts);
     made

@@ -70,7 +70,7 @@ impl Weight for Q5_0 {
 
     #[inline(always)]
     fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
-        nibbles::gemv_acts::<S>(acts, Some(Self::ZERO))
+        nibbles::gemv_acts::<S>(acts)
     }
 
     #[inline(always)]
@@ -81,16 +81,16 @@ impl Weight for Q5_0 {
 
 impl Nibbles for Q5_0 {
     const BYTES: usize = BYTES;
-    const MINIMA: bool = false;
-    const ARE_CODES: bool = true;
+    const BITS: u32 = 5;
 
     #[inline(always)]
-    fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {
-        s.spread::<BYTES, false>(blocks)
+    fn scales<S: Simd>(s: S, blocks: &[u8]) -> (S::F, Option<S::F>) {
+        let scale = s.half_f16::<false>(s.load_words(blocks, BYTES));
+        (scale, Some(s.mul(scale, s.splat(-(Self::ZERO as f32)))))
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2] {
+    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; nibbles::VECTORS] {
         nibbles::step_codes_of_five::<S, BYTES>(s, blocks)
     }
 }

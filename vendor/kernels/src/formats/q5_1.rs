@@ -58,7 +58,7 @@ impl Weight for Q5_1 {
 
     #[inline(always)]
     fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
-        nibbles::gemv_acts::<S>(acts, None)
+        nibbles::gemv_acts::<S>(acts)
     }
 
     #[inline(always)]
@@ -69,16 +69,16 @@ impl Weight for Q5_1 {
 
 impl Nibbles for Q5_1 {
     const BYTES: usize = BYTES;
-    const MINIMA: bool = true;
-    const ARE_CODES: bool = true;
+    const BITS: u32 = 5;
 
     #[inline(always)]
-    fn scales<S: Simd>(s: S, blocks: &[u8]) -> [S::F; 2] {
-        s.spread::<BYTES, true>(blocks)
+    fn scales<S: Simd>(s: S, blocks: &[u8]) -> (S::F, Option<S::F>) {
+        let both = s.load_words(blocks, BYTES);
+        (s.half_f16::<false>(both), Some(s.half_f16::<true>(both)))
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; 2] {
+    fn codes<S: Simd>(s: S, blocks: &[u8]) -> [S::I; nibbles::VECTORS] {
         nibbles::step_codes_of_five::<S, BYTES>(s, blocks)
     }
 }

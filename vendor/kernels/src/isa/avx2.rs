@@ -502,26 +502,6 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn spread<const BYTES: usize, const MINIMA: bool>(self, blocks: &[u8]) -> [__m256; 2] {
-        let b = &blocks[..2 * BYTES];
-        let lanes = op!(_mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
-        if MINIMA {
-            // The floats are scales and minima in turn.
-            let word = |i: usize| u64::from(u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]));
-            let all = word(0) | word(BYTES) << 32;
-            let x = op!(_mm256_castps128_ps256(_mm_cvtph_ps(_mm_cvtsi64_si128(all as i64))));
-            let evens = op!(_mm256_add_epi32(lanes, lanes));
-            let odds = op!(_mm256_add_epi32(evens, _mm256_set1_epi32(1)));
-            return op!([_mm256_permutevar8x32_ps(x, evens), _mm256_permutevar8x32_ps(x, odds)]);
-        }
-        let word = |i: usize| u32::from(u16::from_le_bytes([b[i], b[i + 1]]));
-        let all = word(0) | word(BYTES) << 16;
-        let x = op!(_mm256_castps128_ps256(_mm_cvtph_ps(_mm_cvtsi32_si128(all as i32))));
-        let d = op!(_mm256_permutevar8x32_ps(x, lanes));
-        [d, d]
-    }
-
-    #[inline(always)]
     fn each_four(self, x: &[f32]) -> __m256 {
         let x: &[f32; 2] = x[..2].try_into().expect("2 floats");
         // SAFETY: 8 readable bytes; the processor has the instructions.
@@ -532,10 +512,41 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn load_pieces<const STRIDE: usize>(self, bytes: &[u8]) -> __m256i {
-        let b = &bytes[..STRIDE + 16];
+    fn load_pieces(self, bytes: &[u8], stride: usize) -> __m256i {
+        let b = &bytes[..stride + 16];
         // SAFETY: both pieces of 16 bytes are within `b`; the processor has the instructions.
-        unsafe { _mm256_loadu2_m128i(b.as_ptr().add(STRIDE).cast(), b.as_ptr().cast()) }
+        unsafe { _mm256_loadu2_m128i(b.as_ptr().add(stride).cast(), b.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn load_words(self, bytes: &[u8], stride: usize) -> __m256i {
+        let b = &bytes[..7 * stride + 4];
+        let word = |i: usize| i32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
+        let first = [word(0), word(stride), word(2 * stride), word(3 * stride)];
+        let second = [word(4 * stride), word(5 * stride), word(6 * stride), word(7 * stride)];
+        op!(_mm256_setr_epi32(first[0], first[1], first[2], first[3], second[0], second[1], second[2], second[3]))
+    }
+
+    #[inline(always)]
+    fn half_f16<const UPPER: bool>(self, x: __m256i) -> __m256 {
+        let half = match UPPER {
+            true => op!(_mm256_srli_epi32::<16>(x)),
+            false => op!(_mm256_and_si256(x, _mm256_set1_epi32(0xffff))),
+        };
+        op!(_mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half))))
+    }
+
+    #[inline(always)]
+    fn sixteens_of_four(self, bits: __m256i, four: usize) -> __m256i {
+        // Of each lane the byte that has these bits, four times.
+        let byte = op!(_mm256_add_epi8(
+            _mm256_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c, 0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c),
+            _mm256_set1_epi8((four / 2) as i8)
+        ));
+        let bytes = op!(_mm256_shuffle_epi8(bits, byte));
+        let bit = op!(_mm256_set1_epi32(if four % 2 == 1 { 0x8040_2010_u32 as i32 } else { 0x0804_0201 }));
+        let is_set = op!(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit));
+        op!(_mm256_and_si256(is_set, _mm256_set1_epi8(16)))
     }
 
     #[inline(always)]

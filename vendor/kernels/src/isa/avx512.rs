@@ -247,26 +247,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn spread<const BYTES: usize, const MINIMA: bool>(self, blocks: &[u8]) -> [__m512; 2] {
-        let b = &blocks[..4 * BYTES];
-        let lanes = op!(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3));
-        if MINIMA {
-            // The floats are scales and minima in turn.
-            let word = |i: usize| u64::from(u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]));
-            let (low, high) = (word(0) | word(BYTES) << 32, word(2 * BYTES) | word(3 * BYTES) << 32);
-            let x = op!(_mm512_castps256_ps512(_mm256_cvtph_ps(_mm_set_epi64x(high as i64, low as i64))));
-            let evens = op!(_mm512_add_epi32(lanes, lanes));
-            let odds = op!(_mm512_add_epi32(evens, _mm512_set1_epi32(1)));
-            return op!([_mm512_permutexvar_ps(evens, x), _mm512_permutexvar_ps(odds, x)]);
-        }
-        let word = |i: usize| u64::from(u16::from_le_bytes([b[i], b[i + 1]]));
-        let all = word(0) | word(BYTES) << 16 | word(2 * BYTES) << 32 | word(3 * BYTES) << 48;
-        let x = op!(_mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi64_si128(all as i64))));
-        let d = op!(_mm512_permutexvar_ps(lanes, x));
-        [d, d]
-    }
-
-    #[inline(always)]
     fn each_four(self, x: &[f32]) -> __m512 {
         let x = &x[..4];
         // SAFETY: 4 readable floats; the processor has the instructions.
@@ -275,15 +255,69 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn load_pieces<const STRIDE: usize>(self, bytes: &[u8]) -> __m512i {
-        let b = &bytes[..3 * STRIDE + 16];
+    fn load_pieces(self, bytes: &[u8], stride: usize) -> __m512i {
+        let b = &bytes[..3 * stride + 16];
         // SAFETY: the four pieces are within `b`; the processor has the instructions.
         unsafe {
-            let load = |i: usize| _mm_loadu_si128(b.as_ptr().add(i * STRIDE).cast());
+            let load = |i: usize| _mm_loadu_si128(b.as_ptr().add(i * stride).cast());
             let low = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(0)), load(1));
             let high = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(2)), load(3));
             _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
         }
+    }
+
+    #[inline(always)]
+    fn load_words(self, bytes: &[u8], stride: usize) -> __m512i {
+        let b = &bytes[..15 * stride + 4];
+        let word = |i: usize| {
+            let i = i * stride;
+            i32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]])
+        };
+        op!(_mm512_setr_epi32(
+            word(0),
+            word(1),
+            word(2),
+            word(3),
+            word(4),
+            word(5),
+            word(6),
+            word(7),
+            word(8),
+            word(9),
+            word(10),
+            word(11),
+            word(12),
+            word(13),
+            word(14),
+            word(15),
+        ))
+    }
+
+    #[inline(always)]
+    fn half_f16<const UPPER: bool>(self, x: __m512i) -> __m512 {
+        let x = if UPPER { op!(_mm512_srli_epi32::<16>(x)) } else { x };
+        op!(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(x)))
+    }
+
+    #[inline(always)]
+    fn sixteens_of_four(self, bits: __m512i, four: usize) -> __m512i {
+        // Of each lane the byte that has these bits, four times.
+        let bytes = op!(_mm512_add_epi8(
+            _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c)),
+            _mm512_set1_epi8((four / 2) as i8)
+        ));
+        let bytes = op!(_mm512_shuffle_epi8(bits, bytes));
+        let bit = op!(_mm512_set1_epi32(if four % 2 == 1 { 0x8040_2010_u32 as i32 } else { 0x0804_0201 }));
+        op!(_mm512_maskz_set1_epi8(_mm512_test_epi8_mask(bytes, bit), 16))
+    }
+
+    #[inline(always)]
+    fn transpose_fours(self, rows: &mut [__m512i; 4]) {
+        let [a, b, c, d] = *rows;
+        let [ab, cd] = op!([_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d)]);
+        (rows[0], rows[1]) = op!((_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd)));
+        let [ab, cd] = op!([_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d)]);
+        (rows[2], rows[3]) = op!((_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd)));
     }
 
     #[inline(always)]

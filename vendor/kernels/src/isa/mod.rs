@@ -391,18 +391,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// The scales that belong to vector `v` of [`Simd::unpack_bytes`]: in lanes of the first block the 16-bit float at the start of `a`,
     /// in lanes of the second that of `b`.
     fn pair_f16(self, a: &[u8], b: &[u8], v: usize) -> Self::F;
-    /// The scales of `LANES / 4` blocks of `BYTES` bytes, each in four lanes: the 16-bit float at the block's start. If blocks have
-    /// `MINIMA`, the second vector holds the 16-bit floats that follow.
-    #[inline(always)]
-    fn spread<const BYTES: usize, const MINIMA: bool>(self, blocks: &[u8]) -> [Self::F; 2] {
-        let mut floats = [[0.0f32; 16]; 2];
-        for (i, b) in blocks.chunks_exact(BYTES).enumerate().take(Self::LANES / 4) {
-            for (which, floats) in floats.iter_mut().enumerate().take(if MINIMA { 2 } else { 1 }) {
-                floats[4 * i..4 * i + 4].fill(self.f16_at(&b[2 * which..]));
-            }
-        }
-        [self.load_f(&floats[0]), self.load_f(&floats[1])]
-    }
     /// Reads `LANES / 4` floats, each into four lanes.
     #[inline(always)]
     fn each_four(self, x: &[f32]) -> Self::F {
@@ -412,12 +400,42 @@ pub(crate) trait Simd: Copy + Send + Sync {
         }
         self.load_f(&lanes)
     }
-    /// Reads `LANES / 4` pieces of 16 bytes, each into four lanes; from one piece to the next it is `STRIDE` bytes.
+    /// Reads `LANES / 4` pieces of 16 bytes, each into four lanes; from one piece to the next it is `stride` bytes.
     #[inline(always)]
-    fn load_pieces<const STRIDE: usize>(self, bytes: &[u8]) -> Self::I {
+    fn load_pieces(self, bytes: &[u8], stride: usize) -> Self::I {
         let mut all = [0u8; 64];
         for i in 0..Self::LANES / 4 {
-            all[16 * i..16 * i + 16].copy_from_slice(&bytes[STRIDE * i..STRIDE * i + 16]);
+            all[16 * i..16 * i + 16].copy_from_slice(&bytes[stride * i..stride * i + 16]);
+        }
+        self.load_i(&all)
+    }
+    /// Reads four bytes for each lane; from those of one lane to those of the next it is `stride` bytes.
+    #[inline(always)]
+    fn load_words(self, bytes: &[u8], stride: usize) -> Self::I {
+        let mut all = [0u8; 64];
+        for (i, to) in all.chunks_exact_mut(4).enumerate().take(Self::LANES) {
+            to.copy_from_slice(&bytes[stride * i..stride * i + 4]);
+        }
+        self.load_i(&all)
+    }
+    /// The 16-bit floats that are the lower or the upper half of each lane.
+    #[inline(always)]
+    fn half_f16<const UPPER: bool>(self, x: Self::I) -> Self::F {
+        let (mut all, mut floats) = ([0u8; 64], [0.0; 16]);
+        self.store_i(x, &mut all);
+        for (float, x) in floats.iter_mut().zip(all.chunks_exact(4)).take(Self::LANES) {
+            *float = self.f16_at(&x[if UPPER { 2 } else { 0 }..]);
+        }
+        self.load_f(&floats)
+    }
+    /// In each lane a byte of 16 for each of the lane's bits `4 * four` to `4 * four + 3` that is set, else of 0.
+    #[inline(always)]
+    fn sixteens_of_four(self, bits: Self::I, four: usize) -> Self::I {
+        let mut all = [0u8; 64];
+        self.store_i(bits, &mut all);
+        for x in all.chunks_exact_mut(4) {
+            let bits = u32::from_le_bytes([x[0], x[1], x[2], x[3]]) >> (4 * four);
+            x.iter_mut().enumerate().for_each(|(i, x)| *x = (bits >> i & 1) as u8 * 16);
         }
         self.load_i(&all)
     }

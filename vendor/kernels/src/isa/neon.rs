@@ -259,14 +259,27 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn spread<const BYTES: usize, const MINIMA: bool>(self, blocks: &[u8]) -> [float32x4_t; 2] {
-        let half = |i: usize| self.convert_f16(op!(vdup_n_u16(u16::from_le_bytes([blocks[i], blocks[i + 1]]))));
-        [half(0), if MINIMA { half(2) } else { self.splat(0.0) }]
+    fn load_pieces(self, bytes: &[u8], _stride: usize) -> int32x4_t {
+        self.load_i(bytes)
     }
 
     #[inline(always)]
-    fn load_pieces<const STRIDE: usize>(self, bytes: &[u8]) -> int32x4_t {
-        self.load_i(bytes)
+    fn half_f16<const UPPER: bool>(self, x: int32x4_t) -> float32x4_t {
+        let x = op!(vreinterpretq_u32_s32(x));
+        self.convert_f16(if UPPER { op!(vshrn_n_u32::<16>(x)) } else { op!(vmovn_u32(x)) })
+    }
+
+    #[inline(always)]
+    fn sixteens_of_four(self, bits: int32x4_t, four: usize) -> int32x4_t {
+        // Of each lane the byte that has these bits, four times.
+        let first = op!(vreinterpretq_u8_u64(vcombine_u64(
+            vcreate_u64(0x0404_0404_0000_0000),
+            vcreate_u64(0x0c0c_0c0c_0808_0808)
+        )));
+        let byte = op!(vaddq_u8(first, vdupq_n_u8((four / 2) as u8)));
+        let bytes = op!(vqtbl1q_u8(vreinterpretq_u8_s32(bits), byte));
+        let bit = op!(vreinterpretq_u8_u32(vdupq_n_u32(if four % 2 == 1 { 0x8040_2010 } else { 0x0804_0201 })));
+        op!(vreinterpretq_s32_u8(vandq_u8(vtstq_u8(bytes, bit), vdupq_n_u8(16))))
     }
 
     #[inline(always)]

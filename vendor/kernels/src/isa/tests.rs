@@ -205,6 +205,12 @@ impl Check {
         for (i, row) in square.iter().enumerate() {
             assert_eq!(lanes(s, *row), (0..n).map(|j| (j * n + i) as i32).collect::<Vec<_>>());
         }
+        let row = |i: usize| from_lanes(s, &(0..n).map(|j| (i * n + j) as i32).collect::<Vec<_>>());
+        let mut fours: [S::I; 4] = std::array::from_fn(row);
+        s.transpose_fours(&mut fours);
+        for (i, row) in fours.iter().enumerate() {
+            assert_eq!(lanes(s, *row), (0..n).map(|j| (j % 4 * n + j / 4 * 4 + i) as i32).collect::<Vec<_>>());
+        }
     }
 
     fn codes<S: Simd>(&self, s: S, rng: &mut Rng) {
@@ -248,23 +254,31 @@ impl Check {
         let in_turn: Vec<f32> = (0..n).map(|i| x[3 + i % 2]).collect();
         assert_same(&floats(s, s.splat_two(&[x[3], x[4]])), &in_turn);
         let both = |x: i16| i32::from(x as u16) | i32::from(x) << 16;
-        assert_eq!(lanes(s, s.splat_twice(-3)), vec![both(-3); n]);
         let places: [u8; 16] = std::array::from_fn(|_| rng.u8(..8));
         let expected: Vec<f32> = places[..n].iter().map(|&p| f32::from(eight[usize::from(p)] as i8)).collect();
         assert_same(&floats(s, s.load_places(&eight, &places)), &expected);
         let signed: Vec<i32> = (0..n).map(|i| both((a[8 + i / 4] as i8).into())).collect();
         assert_eq!(lanes(s, s.factors_of_fours(a.first_chunk().unwrap(), 8)), signed);
-        let blocks = bytes(rng, 80);
-        let first = |of: usize, at: usize| (0..n).map(|i| h(&blocks[i / 4 * of + at..])).collect::<Vec<f32>>();
+        let blocks = bytes(rng, 320);
         let whole: [f32; 4] = std::array::from_fn(|_| rng.f32());
         let fours: Vec<f32> = (0..n).map(|i| whole[i / 4]).collect();
         assert_same(&floats(s, s.each_four(&whole)), &fours);
-        assert_same(&floats(s, s.spread::<18, false>(&blocks)[0]), &first(18, 0));
-        let [d, m] = s.spread::<20, true>(&blocks).map(|x| floats(s, x));
-        assert_same(&d, &first(20, 0));
-        assert_same(&m, &first(20, 2));
+        let apart = s.load_words(&blocks, 18);
+        let word = |i: usize| i32::from_le_bytes(blocks[18 * i..][..4].try_into().unwrap());
+        assert_eq!(lanes(s, apart), (0..n).map(word).collect::<Vec<_>>());
+        let halves = |at: usize| (0..n).map(|i| h(&blocks[18 * i + at..])).collect::<Vec<f32>>();
+        assert_same(&floats(s, s.half_f16::<false>(apart)), &halves(0));
+        assert_same(&floats(s, s.half_f16::<true>(apart)), &halves(2));
         let mut out = vec![0; 4 * n];
-        s.store_i(s.load_pieces::<18>(&blocks[2..]), &mut out);
+        for four in 0..8 {
+            s.store_i(s.sixteens_of_four(apart, four), &mut out);
+            assert!((0..4 * n).all(|i| i32::from(out[i]) == 16 * (word(i / 4) >> (4 * four + i % 4) & 1)));
+        }
+        for k in 0..4 {
+            let expected: Vec<i32> = (0..n).map(|i| (word(i / 4 * 4 + k) as u32 >> (2 * (i % 4))) as i32).collect();
+            assert_eq!(lanes(s, s.pairs_of_bits(apart, k)), expected);
+        }
+        s.store_i(s.load_pieces(&blocks[2..], 18), &mut out);
         assert!((0..4 * n).all(|i| out[i] == blocks[2 + i / 16 * 18 + i % 16]));
     }
 
