@@ -6,8 +6,9 @@
 
 use crate::RowFn;
 use crate::acts::{Acts, GROUP, SHARING};
-use crate::formats::{Format, Weight, by_block, shares_scales, super_blocks, with_weight};
+use crate::formats::{Format, Weight, by_block, super_blocks, with_weight};
 use crate::isa::{Kernel, Simd};
+use crate::panel;
 
 /// The most tokens that [`crate::Isa::gemv`] multiplies at once.
 pub const MAX_GEMV_TOKENS: usize = 8;
@@ -30,10 +31,10 @@ pub struct GemvActs {
     n_tokens: usize,
     /// Step by step, in each token by token
     codes: Vec<Codes>,
-    /// In the same order, the scale of each four of [`Lanes`]; or of super-blocks, one by one, [`HalfScales`]
+    /// In the same order, the scale of each four of [`Lanes`] or of each lane; or of super-blocks, one by one, [`HalfScales`]
     scales: Vec<f32>,
-    /// In the order of the scales, for each four of [`Lanes`] what [`Lanes::excess`] asks for; or of super-blocks, token by token, the sums of the
-    /// activations of each group or of each half of one, times a factor
+    /// In the order of the scales, for each four of [`Lanes`] what [`Lanes::excess`] asks for, or for each lane the sum of its group's activations; or
+    /// of super-blocks, token by token, such sums of each group or of each half of one, times a factor
     sums: Vec<f32>,
     /// For products by lanes of blocks, step by step, in each token by token: of each lane the sum of the codes, as a 16-bit float, which such a sum
     /// is exactly
@@ -63,9 +64,8 @@ pub(crate) struct Lanes {
     pub fours: usize,
     /// Lanes that a block of 32 inputs is spread over
     pub per_block: i32,
-    /// What weights' codes have too much, see [`crate::formats::excess`]: sums are then the integers that the lanes' dot products begin with. `None` of
-    /// blocks with a minimum, which is added to each weight: sums are then the lanes' shares of those of the blocks' activations
-    pub excess: Option<i32>,
+    /// What weights' codes have too much, see [`crate::formats::excess`]: sums are the integers that the lanes' dot products begin with
+    pub excess: i32,
 }
 
 /// A vector of codes, from byte `at` on.
@@ -168,10 +168,7 @@ impl GemvActs {
                     if let Some(lanes) = lanes {
                         let four = i % lanes.fours;
                         scales[four] = group.scale();
-                        sums[four] = match lanes.excess {
-                            Some(excess) => (-excess * group.codes_sum() / lanes.per_block) as f32,
-                            None => group.sum() / lanes.per_block as f32,
-                        };
+                        sums[four] = (-lanes.excess * group.codes_sum() / lanes.per_block) as f32;
                     }
                 }
                 all.codes.extend(&codes[..n_inputs.div_ceil(64)]);
@@ -184,18 +181,28 @@ impl GemvActs {
         all
     }
 
-    /// Arranges activations in steps of `n_inputs`, four by four. Those number `i` of a step are the inputs from `first(step, i)` on, all of one
-    /// group; without a first input they are zeros.
-    pub(crate) fn by_fours(acts: Acts, n_inputs: usize, first: impl Fn(usize, usize) -> Option<usize>) -> GemvActs {
+    /// Where step `step` of `n_inputs` begins, and how many of its inputs the step before it has had already: the last one is of the last inputs, if
+    /// they do not fill it. Of fewer inputs than a step has it is the only one.
+    fn step(k: usize, n_inputs: usize, step: usize) -> (usize, usize) {
+        let begin = step * n_inputs;
+        let had = (begin + n_inputs).saturating_sub(k).min(begin);
+        (begin - had, had)
+    }
+
+    /// Arranges activations in [steps](GemvActs::step) of `n_inputs`, four by four: those number `i` are a step's inputs from `first(i)` on, all of one
+    /// group. Those that a step before has had, or that are missing, are zeros.
+    pub(crate) fn by_fours(acts: Acts, n_inputs: usize, first: impl Fn(usize) -> usize) -> GemvActs {
         let mut all = GemvActs::new(acts.n_tokens());
+        let firsts: Vec<usize> = (0..n_inputs / 4).map(first).collect();
         for step in 0..acts.k().div_ceil(n_inputs) {
+            let (begin, had) = GemvActs::step(acts.k(), n_inputs, step);
             for t in 0..acts.n_tokens() {
                 let token = acts.token(t);
                 let mut codes = [Codes([0; 64]); 8];
-                for (i, to) in codes.iter_mut().flat_map(|c| c.0.chunks_exact_mut(4)).enumerate().take(n_inputs / 4) {
-                    if let Some(first) = first(step, i) {
-                        let at = first % GROUP;
-                        to.copy_from_slice(&token.group(first / GROUP).codes()[at..at + 4]);
+                for (to, &first) in codes.iter_mut().flat_map(|c| c.0.as_chunks_mut::<4>().0).zip(&firsts) {
+                    let (input, at) = (begin + first, (begin + first) % GROUP);
+                    if first >= had && input < acts.k() {
+                        to.copy_from_slice(&token.group(input / GROUP).codes()[at..at + 4]);
                     }
                 }
                 all.codes.extend(&codes[..n_inputs / 64]);
@@ -204,18 +211,16 @@ impl GemvActs {
         all
     }
 
-    /// Adds for each step, token and lane the scale and the sum of the group that the lane has, or zeros.
-    pub(crate) fn add_lanes<S: Simd>(
-        &mut self,
-        acts: Acts,
-        n_steps: usize,
-        group: impl Fn(usize, usize) -> Option<usize>,
-    ) {
-        for step in 0..n_steps {
+    /// Adds for each step, token and lane the scale and the sum of a group: one group for each lane.
+    pub(crate) fn add_lanes<S: Simd>(&mut self, acts: Acts) {
+        let n_inputs = S::LANES * GROUP;
+        for step in 0..acts.k().div_ceil(n_inputs) {
+            let (begin, had) = GemvActs::step(acts.k(), n_inputs, step);
             for t in 0..self.n_tokens {
                 let token = acts.token(t);
-                for lane in 0..S::LANES {
-                    let group = group(step, lane).map(|g| token.group(g));
+                for first in (0..n_inputs).step_by(GROUP) {
+                    let is_there = first >= had && begin + first < acts.k();
+                    let group = is_there.then(|| token.group((begin + first) / GROUP));
                     self.scales.push(group.map_or(0.0, |g| g.scale()));
                     self.sums.push(group.map_or(0.0, |g| g.sum()));
                 }
@@ -226,8 +231,7 @@ impl GemvActs {
     /// Arranges the activations of super-blocks in lanes of their blocks: see [`by_block`].
     #[inline(always)]
     pub(crate) fn by_block<S: Simd>(s: S, acts: Acts) -> GemvActs {
-        let first = |step, i| Some(step * super_blocks::INPUTS + by_block::first_input(i));
-        let mut all = GemvActs::by_fours(acts, super_blocks::INPUTS, first);
+        let mut all = GemvActs::by_fours(acts, super_blocks::INPUTS, by_block::first_input);
         for first in (0..acts.n_groups()).step_by(2 * SHARING) {
             for t in 0..all.n_tokens {
                 let token = acts.token(t);
@@ -404,11 +408,11 @@ impl Kernel for Gemv<'_, '_> {
 }
 
 /// How many rows are multiplied with `n_tokens` tokens at once. With two of them what is read of the activations serves both; but each is one more
-/// place that memory is read from, which is what most time goes to with one or two tokens. Rows of super-blocks have the scales of their blocks in
-/// registers, too: only instruction sets with 32 of these, which keep 16 sums, have room for two such rows.
+/// place that memory is read from, which is what most time goes to with one or two tokens. Only instruction sets with 32 registers, which keep 16
+/// sums, have room for the codes of two rows; where the codes of a row take many instructions, as fifth bits do, two rows were not faster either.
 const fn rows_at_once<S: Simd, W: Weight>(n_tokens: usize) -> usize {
-    let is_room = 2 * n_tokens <= S::GEMV_SUMS && (S::GEMV_SUMS >= 16 || !shares_scales::<W>());
-    if n_tokens > 2 && is_room { 2 } else { 1 }
+    let is_room = S::GEMV_SUMS >= 16 && 2 * n_tokens <= S::GEMV_SUMS;
+    if n_tokens > 2 && is_room && !matches!(W::SMALL_CODES, panel::Codes::Five) { 2 } else { 1 }
 }
 
 /// How many bytes before it is read a row is to be fetched: from 2 to 32 KiB it makes little difference.

@@ -265,16 +265,8 @@ pub(crate) fn codes_of_five(block: &[u8]) -> [u8; BLOCK] {
 /// it has had already are zeros, and those of blocks that a short row lacks.
 #[inline(always)]
 pub(crate) fn gemv_acts<S: Simd>(acts: Acts) -> GemvActs {
-    let (n_groups, n_steps) = (acts.k() / BLOCK, acts.k().div_ceil(S::LANES * BLOCK));
-    let group = |step: usize, lane: usize| {
-        let first = step * S::LANES;
-        let back = (first + S::LANES).saturating_sub(n_groups).min(first);
-        (lane >= back && first + lane - back < n_groups).then(|| first + lane - back)
-    };
-    let mut made = GemvActs::by_fours(acts, S::LANES * BLOCK, |step, i| {
-        group(step, i % S::LANES).map(|g| g * BLOCK + i / S::LANES * 4)
-    });
-    made.add_lanes::<S>(acts, n_steps, group);
+    let mut made = GemvActs::by_fours(acts, S::LANES * BLOCK, |i| i % S::LANES * BLOCK + i / S::LANES * 4);
+    made.add_lanes::<S>(acts);
     made
 }
 

@@ -192,11 +192,11 @@ const PLACES: [[u8; 16]; 2] =
 /// Activations for [`dot`], in the order of its vectors.
 #[inline(always)]
 pub(crate) fn gemv_acts<S: Simd>(acts: Acts) -> GemvActs {
-    let mut made = GemvActs::by_fours(acts, INPUTS, |step, i| {
+    let mut made = GemvActs::by_fours(acts, INPUTS, |i| {
         let (vector, lane) = (i / S::LANES, i % S::LANES);
         let (is_odd, vector) = (vector / vectors::<S>(), vector % vectors::<S>());
         let four = vector % 4 + (vector / 4 * S::LANES / 4 + lane / 4) * 4;
-        Some(step * INPUTS + (2 * (lane % 4) + is_odd) * BLOCK + 4 * four)
+        (2 * (lane % 4) + is_odd) * BLOCK + 4 * four
     });
     made.add_groups::<S>(acts);
     made

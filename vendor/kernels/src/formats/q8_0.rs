@@ -52,7 +52,7 @@ impl Weight for Q8_0 {
     /// A step is two blocks, in the order of inputs.
     #[inline(always)]
     fn gemv_acts<S: Simd>(self, _s: S, acts: Acts) -> GemvActs {
-        let lanes = Lanes { fours: 4, per_block: 8, excess: Some(excess::<S, Q8_0>()) };
+        let lanes = Lanes { fours: 4, per_block: 8, excess: excess::<S, Q8_0>() };
         GemvActs::arrange(acts, 2 * BLOCK, Some(lanes), |step, i| Some(step * 2 * BLOCK + i * PIECE))
     }
 

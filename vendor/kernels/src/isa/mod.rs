@@ -112,7 +112,7 @@ impl Isa {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512(_) => 0.17,
-            _ => 0.42,
+            _ => 0.3,
         }
     }
 

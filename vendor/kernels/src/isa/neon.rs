@@ -152,8 +152,12 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn splat_twice(self, x: i16) -> int32x4_t {
-        op!(vreinterpretq_s32_s16(vdupq_n_s16(x)))
+    fn load_places<const N: usize>(self, bytes: &[u8; N], places: &[u8; 16]) -> float32x4_t {
+        let mut all = [0u8; 16];
+        all[..N].copy_from_slice(bytes);
+        // SAFETY: 16 readable bytes each; the processor has the instructions.
+        let x = unsafe { vqtbl1q_u8(vld1q_u8(all.as_ptr()), vld1q_u8(places.as_ptr())) };
+        op!(vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vget_low_s8(vreinterpretq_s8_u8(x)))))))
     }
 
     #[inline(always)]
@@ -305,6 +309,19 @@ impl Simd for Neon {
     #[inline(always)]
     fn transpose_fours(self, rows: &mut [int32x4_t; 4]) {
         self.transpose(rows);
+    }
+
+    #[inline(always)]
+    fn pairs_of_bits(self, x: int32x4_t, k: usize) -> int32x4_t {
+        let word = match k {
+            0 => op!(vdupq_laneq_s32::<0>(x)),
+            1 => op!(vdupq_laneq_s32::<1>(x)),
+            2 => op!(vdupq_laneq_s32::<2>(x)),
+            _ => op!(vdupq_laneq_s32::<3>(x)),
+        };
+        // A shift to the left by less than 0 is one to the right.
+        let by = op!(vcombine_s32(vcreate_s32(0xffff_fffe_0000_0000), vcreate_s32(0xffff_fffa_ffff_fffc)));
+        op!(vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(word), by)))
     }
 
     #[inline(always)]
