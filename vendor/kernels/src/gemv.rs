@@ -4,11 +4,10 @@
 //! The activations are arranged beforehand, once for all rows, in the order in which a weight type's codes come out of a row's bytes. How a
 //! type does both is in its file in `formats/`.
 
-use crate::RowFn;
 use crate::acts::{Acts, GROUP, SHARING};
 use crate::formats::{Format, Weight, by_block, super_blocks, with_weight};
 use crate::isa::{Kernel, Simd};
-use crate::panel;
+use crate::{Isa, RowFn, panel};
 
 /// The most tokens that [`crate::Isa::gemv`] multiplies at once.
 pub const MAX_GEMV_TOKENS: usize = 8;
@@ -28,6 +27,8 @@ pub(crate) struct Codes(pub [u8; 64]);
 pub struct GemvActs {
     /// Name of the format
     format: &'static str,
+    /// Whose lanes they are arranged for
+    pub(crate) isa: Isa,
     n_tokens: usize,
     /// Step by step, in each token by token
     codes: Vec<Codes>,
@@ -132,6 +133,7 @@ impl GemvActs {
         );
         GemvActs {
             format: "",
+            isa: Isa::best(),
             n_tokens,
             codes: Vec::new(),
             scales: Vec::new(),
@@ -342,6 +344,7 @@ pub(crate) type HalfScales = [f32; 2 * MAX_GEMV_TOKENS];
 
 /// See [`crate::Isa::gemv_acts`].
 pub(crate) struct MakeGemvActs<'a> {
+    pub isa: Isa,
     pub acts: Acts<'a>,
     pub format: Format<'a>,
 }
@@ -353,7 +356,7 @@ impl Kernel for MakeGemvActs<'_> {
     fn call<S: Simd>(self, s: S) -> GemvActs {
         assert!(self.acts.shares_scales() || !self.format.shares_scales(), "activations that share scales");
         let acts = with_weight!(self.format, w => s.run(ActsOf { weight: w, acts: self.acts }));
-        GemvActs { format: self.format.name(), ..acts }
+        GemvActs { format: self.format.name(), isa: self.isa, ..acts }
     }
 }
 

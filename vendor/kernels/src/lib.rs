@@ -165,16 +165,17 @@ impl Isa {
     /// # Panics
     /// If there are more tokens, or none, or the format is none of those of [`Format::has_gemv`].
     pub fn gemv_acts(self, acts: Acts, format: Format) -> GemvActs {
-        self.run(gemv::MakeGemvActs { acts, format })
+        let isa = self.of_short_rows(acts.k(), format);
+        isa.run(gemv::MakeGemvActs { isa, acts, format })
     }
 
-    /// Multiplies the rows `row(0)..row(n_rows)`, which have the activations' format, with few tokens. Each row is read once, where it is;
-    /// then `done(i, products)` gets the products of row `i` with all tokens, in their order.
+    /// Multiplies the rows `row(0)..row(n_rows)`, which have the activations' format, with few tokens, on the vectors that these are arranged for.
+    /// Each row is read once, where it is; then `done(i, products)` gets the products of row `i` with all tokens, in their order.
     ///
     /// # Panics
     /// If a row's format is none of those of [`Format::has_gemv`].
     pub fn gemv<'r>(self, acts: &GemvActs, row: RowFn<'_, 'r>, n_rows: usize, done: &mut dyn FnMut(usize, &[f32])) {
-        self.run(gemv::Gemv { acts, row, n_rows, done });
+        acts.isa.run(gemv::Gemv { acts, row, n_rows, done });
     }
 
     /// The layout of the kept columns of a matrix of `n_out` rows.

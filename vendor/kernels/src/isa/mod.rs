@@ -27,6 +27,8 @@ mod tests;
 use std::fmt;
 use std::sync::OnceLock;
 
+use crate::formats::Format;
+
 /// An instruction set that the processor has.
 #[derive(Debug, Clone, Copy)]
 pub struct Isa(InstructionSet);
@@ -74,7 +76,7 @@ instruction_sets! {
     Avx512(avx512::Avx512), "AVX-512", cfg!(target_feature = "avx512f");
     #[cfg(target_arch = "x86_64")]
     AvxVnni(avx2::Avx2<avx2::AvxVnni>), "AVX-VNNI", cfg!(target_feature = "avxvnni");
-    // This set is never the best one. It tests the code of AVX-VNNI on processors that have AVX-512 only.
+    // This set is never the best one: see `Isa::of_short_rows`. It tests the code of AVX-VNNI, too, on processors that have AVX-512 only.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(avx2::Avx2<avx2::Avx512Vnni>), "AVX-512 VNNI of 256 bits", cfg!(target_feature = "avx512f");
     #[cfg(target_arch = "x86_64")]
@@ -113,6 +115,19 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512(_) => 0.17,
             _ => 0.3,
+        }
+    }
+
+    /// The instruction set for few tokens with rows of `k` inputs: AVX-512 on vectors of 256 bits, where a step is eight blocks instead of sixteen, if
+    /// rows are short and their last step would else be half empty. Answers of SmolLM2, whose rows are 18 blocks, are faster so.
+    pub(crate) fn of_short_rows(self, k: usize, format: Format) -> Isa {
+        let has_steps = !format.shares_scales() && !matches!(format, Format::Q8_0);
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512(_) if has_steps && k < 1024 && (1..=256).contains(&(k % 512)) => {
+                avx2::Avx2::<avx2::Avx512Vnni>::detect().map_or(self, |set| Isa(InstructionSet::Avx512Vnni(set)))
+            }
+            _ => self,
         }
     }
 
